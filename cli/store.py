@@ -1,0 +1,125 @@
+"""`msft sql`, `status`: the store asked; and (in cli.store_upkeep) verified, merged, archived, traced."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import diagnostics, render
+from cli.command import Context, command
+from cli.render import Format
+
+if TYPE_CHECKING:
+    from labelstore.store import LabelStore
+
+DEFAULT_LIMIT = 1000
+STATUS_WAIT = 5.0  # seconds; then what lies beside the store is shown without it
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    command(
+        app,
+        "sql",
+        example="msft sql \"SELECT first_stage, regime, value FROM results WHERE measure = 'nDCG@10'\"",
+        lists=True,
+    )(sql)
+    command(app, "status", example="msft status", lists=True)(status)
+
+
+def sql(
+    context: Context,
+    query: Annotated[
+        str | None,
+        typer.Argument(help="SQL, or @NAME for an analysis that comes with msft.", show_default=False),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Allow it to change the store.")] = False,
+    limit: Annotated[int, typer.Option("--limit", help="Rows at most; 0 prints all.")] = DEFAULT_LIMIT,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", help="NAME=VALUE, read with getvariable('NAME').")
+    ] = None,
+    list_queries: Annotated[
+        bool, typer.Option("--list", help="List the analyses that come with msft.")
+    ] = False,
+) -> None:
+    """Ask the store in SQL; read-only unless --write."""
+    from labelstore import query as queries
+    from labelstore.errors import UsageError
+
+    if list_queries:
+        rows = [{"name": f"@{name}", "answers": about} for name, about in queries.shipped().items()]
+        render.rows(rows, context.format, ["name", "answers"])
+        return
+    if not query:
+        raise UsageError("there is no query", hint='msft sql "SELECT * FROM results", or --list')
+    parameters = {}
+    for item in param or []:
+        name, sign, value = item.partition("=")
+        if not sign:
+            raise UsageError(f"--param {item}: not NAME=VALUE", hint="--param dataset=dl19")
+        parameters[name] = value
+    names, found, cut = queries.run(context.store, query, write=write, limit=limit, parameters=parameters)
+    if names or not write:
+        render.rows(found, context.format, names)
+    if cut:
+        diagnostics.warn(f"only the first {limit:,} rows are shown; --limit 0 prints all")
+
+
+def status(context: Context) -> None:
+    """What is in the store, and what is under way beside it (calls in journals, trainings)."""
+    from labelstore import overview
+    from labelstore.errors import StoreError
+    from labelstore.store import LabelStore
+    from teachers import journal
+
+    store = LabelStore(context.store.path, lock_wait=min(context.store.lock_wait, STATUS_WAIT))
+    rows: list[dict[str, Any]] = []
+    try:
+        with store.read() as con:
+            rows += overview.rows(con)
+    except StoreError as error:
+        if "held by" not in str(error):
+            raise
+        diagnostics.warn(f"{error}; only what lies beside it is shown")
+    for segment in journal.summary(store.files / "journal"):
+        calls = ", ".join(f"{n:,} {name}" for name, n in sorted(segment["statuses"].items()))
+        damage = [f"{segment['torn_bytes']} bytes torn"] if segment["torn_bytes"] else []
+        damage += [f"{segment['damaged_lines']} lines damaged"] if segment["damaged_lines"] else []
+        rows.append(
+            {
+                "what": "journal",
+                "name": segment["segment"],
+                "of": segment["labels"],
+                "size": segment["calls"],
+                "detail": ", ".join([part for part in (calls, *damage) if part]) or None,
+                "state": "being written" if segment["being_written"] else "waits to be merged",
+            }
+        )
+    rows += _trainings(store)
+    if context.format is Format.table:
+        size = store.path.stat().st_size / 2**20
+        diagnostics.note(f"{store.path}: {size:,.1f} MiB, files in {store.files}")
+    render.rows(rows, context.format, overview.COLUMNS)
+
+
+def _trainings(store: "LabelStore") -> list[dict[str, Any]]:
+    """Trainings that have a working folder: under way, or interrupted."""
+    rows = []
+    for log in sorted((store.files / "students").glob(".*/training_log.jsonl")):
+        last: dict[str, Any] = {}
+        for line in log.read_text("utf-8", errors="replace").splitlines():
+            try:
+                last = json.loads(line)
+            except json.JSONDecodeError:  # the line that is just being written
+                continue
+        rows.append(
+            {
+                "what": "training",
+                "name": log.parent.name.lstrip(".").rsplit(".", 1)[0],
+                "of": f"stage {last.get('stage', 1)}",
+                "size": last.get("pairs", 0),
+                "detail": f"step {last.get('step', 0):,}",
+                "state": "under way or interrupted",
+            }
+        )
+    return rows

@@ -1,0 +1,320 @@
+"""`msft negatives` and `msft views`: hard negatives and training views, with counts of what was left out."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import diagnostics, render
+from cli.command import Context, command, group
+
+if TYPE_CHECKING:
+    from labelstore.views import Filter
+
+negatives_app = group("Hard negatives: mined from runs, with evidence.")
+views_app = group("Training views: built from the store, content-addressed folders.")
+
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="The dataset; the only one where there is one.")
+]
+DatasetsOption = Annotated[
+    list[str] | None, typer.Option("--dataset", help="May be given several times; default: the sources' own.")
+]
+RunsOption = Annotated[
+    list[str] | None,
+    typer.Option("--run", help="May be given several times; the only first stage where there is one."),
+]
+NegativesOption = Annotated[
+    list[str] | None, typer.Option("--negatives", help="Mined negatives (contrastive).")
+]
+LabelsOption = Annotated[list[str] | None, typer.Option("--labels", help="Labelings (distillation).")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of the sample.")]
+OverlapOption = Annotated[
+    bool, typer.Option("--allow-overlap", help="Train on queries that stand in a test set all the same.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(negatives_app, name="negatives")
+    app.add_typer(views_app, name="views")
+
+
+@command(
+    negatives_app,
+    "mine",
+    example="msft negatives mine --dataset nfcorpus/train --run bm25s --depth 200 --per-query 99",
+    lists=True,
+)
+def mine(
+    context: Context,
+    dataset: DatasetOption = None,
+    run: RunsOption = None,
+    name: Annotated[str | None, typer.Option("--name", help="How commands call the negatives.")] = None,
+    strategy: Annotated[str, typer.Option(help="uniform: drawn; top: the best ranked.")] = "uniform",
+    depth: Annotated[int, typer.Option(help="Worst rank that is taken.")] = 200,
+    min_rank: Annotated[int, typer.Option(help="Best rank that is taken: 11 skips the first ten.")] = 1,
+    per_query: Annotated[int, typer.Option(help="Negatives per query at most.")] = 99,
+    at_least: Annotated[int, typer.Option(help="Leave out queries with fewer.")] = 1,
+    share: Annotated[
+        list[float] | None,
+        typer.Option("--share", help="Share of each --run, in their order; equal by default."),
+    ] = None,
+    min_relevance: Annotated[int, typer.Option(help="Lowest grade that counts as positive.")] = 1,
+    reference: Annotated[
+        str, typer.Option(help="With several positives, compare with the best or the worst of them.")
+    ] = "best",
+    absolute_margin: Annotated[
+        float | None, typer.Option(help="A negative scores at least so much below the positive.")
+    ] = None,
+    relative_margin: Annotated[
+        float | None, typer.Option(help="… at least this share of the positive's score below it.")
+    ] = None,
+    max_score: Annotated[float | None, typer.Option(help="Highest score of a negative.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Lowest score of a negative.")] = None,
+    scores: Annotated[
+        str | None, typer.Option("--scores", help="Margins and limits by this run's scores (a re-ranker's).")
+    ] = None,
+    denoise: Annotated[
+        str | None,
+        typer.Option("--denoise", help="A labeling: what it ranks above the positive is no negative."),
+    ] = None,
+    denoise_action: Annotated[
+        str, typer.Option("--denoise-action", help="drop, relabel (as positive) or downweight.")
+    ] = "drop",
+    denoise_weight: Annotated[float, typer.Option(help="The weight under downweight.")] = 0.1,
+    max_repairs: Annotated[int, typer.Option(help="Do not denoise by permutations with more repairs.")] = 10,
+    include_positives: Annotated[
+        bool, typer.Option("--include-positives", help="Keep ranked positives too, as label 1.")
+    ] = False,
+    seed: SeedOption = 42,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Overwrite negatives of that name that differ.")
+    ] = False,
+) -> None:
+    """Mine hard negatives for judged queries; each is stored with its rank, score and the teacher's rank."""
+    from labelstore import negatives
+
+    mined = negatives.mine(
+        context.store,
+        dataset=dataset,
+        runs=run or (),
+        name=name,
+        seed=seed,
+        denoise_labels=denoise,
+        scores=scores,
+        replace=replace,
+        note=diagnostics.note,
+        strategy=strategy,
+        depth=depth,
+        min_rank=min_rank,
+        per_query=per_query,
+        at_least=at_least,
+        shares=tuple(share) if share else None,
+        min_relevance=min_relevance,
+        reference=reference,
+        absolute_margin=absolute_margin,
+        relative_margin=relative_margin,
+        max_score=max_score,
+        min_score=min_score,
+        denoise=denoise_action,
+        denoise_weight=denoise_weight,
+        max_repairs=max_repairs,
+        include_positives=include_positives,
+    )
+    diagnostics.note(
+        f"negatives {mined.mining.name}: {mined.mining.n_negatives:,}"
+        + ("" if mined.new else ", the same as are there already")
+    )
+    render.rows(_count_rows("negatives", mined.mining.name, mined.counts), context.format)
+
+
+def _count_rows(what: str, name: str, counts: Iterable["Filter"]) -> list[dict[str, Any]]:
+    return [
+        {
+            what: name,
+            "step": count.step,
+            "in": count.n_in,
+            "kept": count.kept,
+            "left_out": count.n_in - count.kept,
+            "reasons": "; ".join(f"{reason}: {n:,}" for reason, (n, _) in count.drops.items()) or None,
+        }
+        for count in counts
+    ]
+
+
+@command(negatives_app, "list", example="msft negatives list --format json", lists=True)
+def list_negatives(context: Context) -> None:
+    """All minings, newest first."""
+    from labelstore import negatives
+
+    with context.store.read() as con:
+        rows = negatives.listed(con)
+    render.rows(rows, context.format)
+
+
+@command(negatives_app, "show", example="msft negatives show NEG --query 1037798", lists=True)
+def show_negatives(
+    context: Context,
+    name: Annotated[str, typer.Argument(help="The negatives' name.")],
+    query: Annotated[str | None, typer.Option("--query", help="Only this query_id.")] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Rows at most.")] = 20,
+) -> None:
+    """Negatives with the evidence for each: source, rank, score, the teacher's rank."""
+    from labelstore import lookup, negatives
+
+    with context.store.read() as con:
+        mining = lookup.mining(con, name)
+        rows = negatives.shown(con, mining, query, limit)
+    if len(rows) < mining.n_negatives and query is None:
+        diagnostics.note(f"{len(rows):,} of {mining.n_negatives:,} rows; --limit shows more")
+    render.rows(rows, context.format)
+
+
+@command(
+    views_app,
+    "build",
+    example="msft views build --kind distillation --labels rankzephyr-7b@bm25 --name kd",
+    lists=True,
+)
+def build(
+    context: Context,
+    kind: Annotated[str, typer.Option("--kind", help="contrastive, distillation or rerank.")],
+    dataset: DatasetsOption = None,
+    run: RunsOption = None,
+    negatives: NegativesOption = None,
+    labels: LabelsOption = None,
+    name: Annotated[str | None, typer.Option("--name", help="How commands call the view.")] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Deepest rank taken [contrastive from a run: 200].")
+    ] = None,
+    per_query: Annotated[
+        int | None, typer.Option(help="Negatives per list [99]; 0 takes all (contrastive).")
+    ] = None,
+    positives: Annotated[
+        str | None, typer.Option(help="each makes a list of its own, one is drawn, or all stand in one list.")
+    ] = None,
+    max_positives: Annotated[int | None, typer.Option(help="Lists per query at most (contrastive).")] = None,
+    min_relevance: Annotated[int | None, typer.Option(help="Lowest grade that counts as positive.")] = None,
+    max_repairs: Annotated[
+        int | None, typer.Option(help="Take repaired permutations up to so many repairs [10] (distillation).")
+    ] = None,
+    min_passages: Annotated[
+        int | None, typer.Option(help="Leave out shorter lists [2] (distillation).")
+    ] = None,
+    max_lists: Annotated[int | None, typer.Option(help="Lists at most, drawn by the seed.")] = None,
+    valid_fraction: Annotated[
+        float | None, typer.Option(help="Queries held out for validation [0.01].")
+    ] = None,
+    seed: SeedOption = 42,
+    allow_overlap: OverlapOption = False,
+) -> None:
+    """Build a training view; the same parameters over the same content give the view that is there."""
+    from labelstore import export, views
+
+    given: dict[str, Any] = {
+        "depth": depth,
+        "positives": positives,
+        "max_positives": max_positives,
+        "min_relevance": min_relevance,
+        "max_repairs": max_repairs,
+        "min_passages": min_passages,
+        "max_lists": max_lists,
+        "valid_fraction": valid_fraction,
+        "per_query": per_query,
+        "allow_overlap": allow_overlap or None,
+    }
+    parameters = {key: value for key, value in given.items() if value is not None}
+    if per_query == 0:
+        parameters["per_query"] = None
+    with diagnostics.progress("lists", unit="lists") as tick:
+        view = views.build(
+            context.store,
+            kind,
+            datasets=dataset or (),
+            runs=run or (),
+            negatives=negatives or (),
+            labels=labels or (),
+            name=name,
+            seed=seed,
+            progress=tick,
+            note=diagnostics.note,
+            **parameters,
+        )
+    folder = views.folder_of(context.store, view)
+    manifest = export.read_manifest(folder)
+    diagnostics.note(f"view {view.name}: {folder}")
+    render.rows([_view_row(manifest, str(folder))], context.format)
+
+
+def _view_row(manifest: dict[str, Any], folder: str) -> dict[str, Any]:
+    counts = manifest["counts"]
+    return {
+        "view": manifest["name"],
+        "kind": manifest["kind"],
+        "lists": manifest["n_lists"],
+        "pairs": manifest["n_pairs"],
+        "queries": manifest["n_queries"],
+        "passages": manifest["n_passages"],
+        "in": counts["in"],
+        "left_out": "; ".join(f"{reason}: {n:,}" for reason, n in counts["dropped"].items()) or None,
+        "view_hash": manifest["view_hash"],
+        "folder": folder,
+    }
+
+
+@command(views_app, "list", example="msft views list --format json", lists=True)
+def list_views(context: Context) -> None:
+    """All views, newest first."""
+    from labelstore import views
+
+    with context.store.read() as con:
+        rows = views.listed(con)
+    render.rows(rows, context.format)
+
+
+@command(views_app, "show", example="msft views show kd", lists=True)
+def show_view(
+    context: Context,
+    view: Annotated[str, typer.Argument(help="The view's name or hash.")],
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that made it instead.")] = False,
+) -> None:
+    """What each step of a view took and left out, with reasons; --sql prints the SQL that made it."""
+    from labelstore import lookup, views
+
+    with context.store.read() as con:
+        found = lookup.view(con, view)
+        text = con.execute("SELECT sql FROM views WHERE view = ?", [found.view]).fetchall()[0][0]
+        rows = views.counted(con, found)
+    if sql:
+        render.text(text)
+        return
+    diagnostics.note(
+        f"{found.name}: {found.kind}, {found.n_lists:,} lists, {found.n_pairs:,} pairs, {found.view_hash}"
+    )
+    render.rows(rows, context.format)
+
+
+@command(views_app, "export", example="msft views export kd -o kd-view")
+def export_view(
+    context: Context,
+    view: Annotated[str, typer.Argument(help="The view's name or hash.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder, or a file for --layout.")],
+    layout: Annotated[
+        str, typer.Option(help="folder, or JSONL rows: triplet, n-tuple, labeled-pair, labeled-list.")
+    ] = "folder",
+    scores: Annotated[bool, typer.Option("--scores", help="Put the teacher's scores in the rows.")] = False,
+) -> None:
+    """Copy a view's folder (Parquet; Hugging Face reads it), or write its lists in a sentence-transformers layout."""
+    from labelstore import export, layouts, lookup, views
+
+    with context.store.read() as con:
+        found = lookup.view(con, view)
+    folder = views.folder_of(context.store, found)
+    if layout == "folder":
+        export.copy_folder(folder, output)
+        diagnostics.note(f"{found.name}: copied to {output}")
+        return
+    n = layouts.write(folder, layout, output, scores=scores)
+    diagnostics.note(f"{found.name}: {n:,} rows to {output}")

@@ -1,0 +1,161 @@
+"""Datasets by their short names: id in ir_datasets, collection, role, and the measures that the literature reports.
+
+Any other id that ir_datasets knows works too; what it lacks here follows from its name.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+TREC_DL: Final = ("nDCG@10", "AP(rel=2)", "RR(rel=2)@10", "R(rel=2)@100")
+MARCO: Final = ("RR@10", "nDCG@10", "R@100")
+BEIR: Final = ("nDCG@10", "R@100")
+CLASSIC: Final = ("nDCG@10", "AP", "P@10", "R@100")
+OTHER: Final = ("nDCG@10", "AP", "RR@10", "R@100")
+
+ROLES: Final = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A known dataset.
+
+    Attributes:
+        name: how commands call it.
+        ir_datasets_id: its id in ir_datasets; None where that has none.
+        collection: the corpus it shares with others.
+        role: train, dev or test; the leakage guard protects test.
+        measures: in ir-measures' names, the first is the headline.
+        licence: terms of its texts, where they restrict use.
+    """
+
+    name: str
+    ir_datasets_id: str | None
+    collection: str
+    role: str
+    measures: tuple[str, ...]
+    licence: str | None = None
+
+
+_MARCO_TERMS = "MS MARCO: non-commercial research"
+
+
+def _marco(name: str, path: str, role: str, measures: tuple[str, ...]) -> Entry:
+    return Entry(name, f"msmarco-passage/{path}", "msmarco-passage", role, measures, _MARCO_TERMS)
+
+
+def _marco_v2(name: str, path: str, role: str, measures: tuple[str, ...]) -> Entry:
+    return Entry(name, f"msmarco-passage-v2/{path}", "msmarco-passage-v2", role, measures, _MARCO_TERMS)
+
+
+_MARCO_ENTRIES = [
+    _marco("dl19", "trec-dl-2019/judged", "test", TREC_DL),
+    _marco("dl20", "trec-dl-2020/judged", "test", TREC_DL),
+    _marco("dlhard", "trec-dl-hard", "test", TREC_DL),
+    _marco(
+        "dev", "dev/small", "test", MARCO
+    ),  # the literature tests on it; training queries must not meet it
+    _marco("train", "train/judged", "train", MARCO),
+    _marco_v2("dl21", "trec-dl-2021/judged", "test", TREC_DL),
+    _marco_v2("dl22", "trec-dl-2022/judged", "test", TREC_DL),
+    _marco_v2("dl23", "trec-dl-2023/judged", "test", TREC_DL),
+    _marco_v2("dev-v2", "dev1", "test", MARCO),
+    _marco_v2("train-v2", "train", "train", MARCO),
+]
+
+_CQADUPSTACK = (
+    "android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",
+    "webmasters", "wordpress",
+)  # fmt: skip
+# BEIR's test set, and the train and dev sets it has; "" where ir_datasets keeps the test set without a suffix.
+_BEIR_SETS = {
+    "arguana": ("",), "climate-fever": ("",), "nq": ("",), "scidocs": ("",), "trec-covid": ("",),
+    "dbpedia-entity": ("test", "dev"), "quora": ("test", "dev"),
+    "fever": ("test", "dev", "train"), "fiqa": ("test", "dev", "train"), "hotpotqa": ("test", "dev", "train"),
+    "nfcorpus": ("test", "dev", "train"), "scifact": ("test", "train"),
+    **{f"cqadupstack/{forum}": ("",) for forum in _CQADUPSTACK},
+}  # fmt: skip
+
+
+def _beir() -> list[Entry]:
+    entries = [
+        Entry("touche-2020", "beir/webis-touche2020/v2", "webis-touche2020-v2", "test", BEIR),
+        Entry("webis-touche2020", "beir/webis-touche2020", "webis-touche2020", "test", BEIR),
+    ]
+    for name, splits in _BEIR_SETS.items():
+        for split in splits:
+            short = f"{name}/{split}" if split in ("train", "dev") else name
+            path = f"beir/{name}/{split}" if split else f"beir/{name}"
+            role = split if split in ("train", "dev") else "test"
+            entries.append(Entry(short, path, name, role, BEIR))
+    return entries
+
+
+_CLASSIC = [
+    Entry("cranfield", "cranfield", "cranfield", "test", CLASSIC),
+    Entry("vaswani", "vaswani", "vaswani", "test", CLASSIC),
+    Entry("cisi", None, "cisi", "test", CLASSIC),
+    Entry("noveleval", None, "noveleval", "test", ("nDCG@10", "nDCG@5", "nDCG@1")),
+    Entry("antique", "antique/test", "antique", "test", ("nDCG@10", "RR(rel=3)@10", "AP(rel=3)", "R(rel=3)@100")),
+    Entry("antique/train", "antique/train", "antique", "train", ("nDCG@10", "RR(rel=3)@10")),
+    Entry("robust04", "disks45/nocr/trec-robust-2004", "disks45-nocr", "test", ("nDCG@20", "AP", "P@20", "R@1000")),
+]  # fmt: skip
+
+ENTRIES: Final[dict[str, Entry]] = {e.name: e for e in [*_MARCO_ENTRIES, *_beir(), *_CLASSIC]}
+_BY_ID = {e.ir_datasets_id: e for e in ENTRIES.values() if e.ir_datasets_id}
+
+# The datasets of BEIR that anybody can fetch, for `eval --suite beir`.
+SUITES: Final[dict[str, tuple[str, ...]]] = {
+    "dl": ("dl19", "dl20", "dlhard"),
+    "beir": (
+        "arguana", "climate-fever", "dbpedia-entity", "fever", "fiqa", "hotpotqa", "nfcorpus", "nq", "quora",
+        "scidocs", "scifact", "touche-2020", "trec-covid", *(f"cqadupstack/{forum}" for forum in _CQADUPSTACK),
+    ),
+}  # fmt: skip
+
+
+def find(name: str) -> Entry | None:
+    """The entry of a short name or of an ir_datasets id; None for an own name."""
+    return ENTRIES.get(name) or _BY_ID.get(name)
+
+
+def measures(name: str) -> tuple[str, ...]:
+    """The measures that the literature reports on a dataset; a general set for an own name.
+
+    A name below a known one (``nfcorpus/validation``) takes its measures.
+    """
+    entry = find(name)
+    if entry:
+        return entry.measures
+    if "/trec-dl-" in name:
+        return TREC_DL
+    for prefix, usual in (("msmarco-", MARCO), ("beir/", BEIR)):
+        if name.startswith(prefix):
+            return usual
+    parent = find(name.rpartition("/")[0]) if "/" in name else None
+    return parent.measures if parent else OTHER
+
+
+def role(name: str, has_judgments: bool) -> str:
+    """train, dev or test: the catalog's, else by the name (…/train, msmarco-train-x), else test if there are judgments."""
+    entry = find(name)
+    if entry:
+        return entry.role
+    words = re.split(r"[/_.-]", name.lower())
+    by_ending = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "test": "test"}
+    if len(words) > 1 and words[-1] in by_ending:
+        return by_ending[words[-1]]
+    if "train" in words:
+        return "train"
+    return "test" if has_judgments else "train"
+
+
+def collection(name: str) -> str:
+    """The collection of a dataset: the catalog's, else what stands before its split, else its own name."""
+    entry = find(name)
+    if entry:
+        return entry.collection
+    head, slash, tail = name.rpartition("/")
+    if slash and tail in ("train", "dev", "validation", "valid", "test", "judged"):
+        return collection(head)
+    return name

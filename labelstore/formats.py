@@ -1,0 +1,419 @@
+"""Readers and writers of files that others use: TREC runs and qrels, JSONL documents, TSV queries; gz and zst as they are.
+
+Every reader splits on ``\\n`` alone (passages hold U+0085 and U+2028), wants UTF-8, and names ``file:line`` in what it
+refuses. The readers here are the reference; `labelstore.runs` lets DuckDB read large runs and comes here for the
+line number when DuckDB refuses one.
+"""
+
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from labelstore.errors import BadInput, DataMissing
+
+MAX_LINE = 64 * 2**20  # bytes; a longer line is not text that anybody ranks
+GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+_FLOAT32_MAX = 3.4028235677973366e38  # what lies above rounds to infinity
+DOC_KEYS = ("doc_id", "_id", "docid", "docno", "id", "pid")
+QUERY_KEYS = ("query_id", "_id", "qid", "id")
+BEIR_HEADER = (b"query-id", b"corpus-id", b"score")
+
+
+@dataclass(frozen=True)
+class Document:
+    line: int
+    doc_id: str
+    title: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Query:
+    line: int
+    query_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Judgment:
+    line: int
+    query_id: str
+    doc_id: str
+    relevance: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One line of a TREC run."""
+
+    line: int
+    query_id: str
+    doc_id: str
+    rank: int
+    score: float
+    tag: str
+
+
+def compression(path: Path) -> str:
+    """none, gzip or zstd, by the file's first bytes rather than its name.
+
+    Raises:
+        DataMissing: if there is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        raise DataMissing(f"no file {path}", hint="check the path") from None
+    except OSError as error:
+        raise DataMissing(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
+    if magic[:2] == GZIP_MAGIC:
+        return "gzip"
+    return "zstd" if magic == ZSTD_MAGIC else "none"
+
+
+class _ZstdFrames(io.RawIOBase):
+    """All frames of a zstd file; unlike the library's reader it notices a file cut short."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._frame: Any = zstandard.ZstdDecompressor().decompressobj()
+        self._fresh = True  # nothing of the current frame was read
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if self._frame.eof:
+                rest, self._frame = self._frame.unused_data, zstandard.ZstdDecompressor().decompressobj()
+                self._fresh = True
+            else:
+                rest = b""
+            block = rest or self._file.read(1 << 17)
+            if not block:
+                if not self._fresh:
+                    raise EOFError("the last zstd frame is cut short")
+                return 0
+            self._fresh = False
+            self._ready = self._frame.decompress(block)
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file's bytes, decompressed.
+
+    Raises:
+        DataMissing: if there is no such file. Damage shows while reading: wrap that in :func:`lines`.
+    """
+    kind = compression(path)
+    if kind == "gzip":
+        return io.BufferedReader(gzip.GzipFile(path, "rb"), 1 << 20)  # type: ignore[type-var]
+    if kind == "zstd":
+        return io.BufferedReader(_ZstdFrames(path.open("rb")), 1 << 20)
+    return path.open("rb", buffering=1 << 20)
+
+
+def check_intact(path: Path) -> None:
+    """Read a compressed file to its end, checksums included; nothing to do for a plain one.
+
+    Raises:
+        BadInput: if it is cut short or damaged.
+    """
+    if compression(path) == "none":
+        return
+    try:
+        with open_bytes(path) as file:
+            while file.read(1 << 20):
+                pass
+    except _DAMAGED as error:
+        raise BadInput(
+            f"{path}: cut short or damaged: {error}", hint="fetch or make the file again"
+        ) from error
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line without its end) of a text file, plain or compressed.
+
+    Raises:
+        DataMissing: if there is no such file.
+        BadInput: if it is cut short or damaged, not UTF-8 text, or has a line beyond MAX_LINE.
+    """
+    number = 0
+    try:
+        with open_bytes(path) as file:
+            while line := file.readline(MAX_LINE + 1):
+                number += 1
+                if len(line) > MAX_LINE:
+                    raise BadInput(
+                        f"{path}:{number}: the line is longer than {MAX_LINE >> 20} MiB",
+                        hint="lines end with \\n; is this the right file?",
+                    )
+                line = line.rstrip(b"\r\n")
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if b"\x00" in line:
+                    raise BadInput(
+                        f"{path}:{number}: a NUL byte; this is no text file or a damaged one",
+                        hint="text is wanted in UTF-8, without NUL bytes",
+                    )
+                yield number, line
+    except _DAMAGED as error:
+        raise BadInput(
+            f"{path}: cut short or damaged after line {number}: {error}", hint="fetch or make the file again"
+        ) from error
+
+
+def decode(path: Path, number: int, line: bytes) -> str:
+    """A line as text.
+
+    Raises:
+        BadInput: naming file:line, if it is not UTF-8.
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start})",
+            hint="convert it, e.g. iconv -f latin1 -t utf-8",
+        ) from error
+
+
+def _id(path: Path, number: int, value: Any, what: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise BadInput(
+            f"{path}:{number}: {what} is missing or no text",
+            hint=f'each line is {{"{what}": "…", "text": "…"}}',
+        )
+    if len(value.split(None, 1)) != 1 or value != value.strip() or "\x00" in value:
+        raise BadInput(
+            f"{path}:{number}: {what} {value!r} holds white space", hint="TREC files cannot name it"
+        )
+    return value
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Documents of a JSONL file: ``doc_id`` (or ``_id``, ``docid``, ``docno``, ``id``), ``text`` (or ``contents``), ``title``.
+
+    Empty texts are yielded as they are: the caller counts them.
+
+    Raises:
+        BadInput: naming the line that is no such object.
+    """
+    for number, line in lines(path):
+        if not line.strip():
+            continue
+        row = _object(path, number, line)
+        doc_id = _id(path, number, next((row[k] for k in DOC_KEYS if k in row), None), "doc_id")
+        text, title = row.get("text", row.get("contents")), row.get("title")
+        for name, value in (("text", text), ("title", title)):
+            if value is not None and not isinstance(value, str):
+                raise BadInput(f"{path}:{number}: {name} is no text", hint="it must be a JSON string")
+        if text is None and "text" not in row and "contents" not in row:
+            raise BadInput(
+                f"{path}:{number}: no field text", hint='each line is {"doc_id": "…", "text": "…"}'
+            )
+        yield Document(
+            number, doc_id, _sound(path, number, title or "") or None, _sound(path, number, text or "")
+        )
+
+
+def _sound(path: Path, number: int, text: str) -> str:
+    """Text as stored: no NUL, no half of a surrogate pair (JSON's escapes can write both)."""
+    if "\x00" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise BadInput(
+            f"{path}:{number}: the text holds a NUL or a lone surrogate escape", hint="repair the passage"
+        )
+    return text
+
+
+def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(decode(path, number, line))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(f"{path}:{number}: not JSON: {error}", hint="one JSON object per line") from error
+    if not isinstance(row, dict):
+        raise BadInput(f"{path}:{number}: not a JSON object", hint="one JSON object per line")
+    return row
+
+
+def read_queries(path: Path) -> Iterator[Query]:
+    """Queries of a TSV (``query_id<TAB>text``; further tabs belong to the text) or, where the name says so, a JSONL file.
+
+    Text is stripped of white space around it; an empty one is yielded: the caller counts it.
+
+    Raises:
+        BadInput: naming the line that is neither.
+    """
+    if ".jsonl" in path.name:
+        for number, line in lines(path):
+            if not line.strip():
+                continue
+            row = _object(path, number, line)
+            query_id = _id(path, number, next((row[k] for k in QUERY_KEYS if k in row), None), "query_id")
+            text = row.get("text", row.get("query"))
+            if not isinstance(text, str):
+                raise BadInput(
+                    f"{path}:{number}: no field text", hint='each line is {"query_id": "…", "text": "…"}'
+                )
+            yield Query(number, query_id, _sound(path, number, text).strip())
+        return
+    for number, line in lines(path):
+        if not line.strip():
+            continue
+        query_id, tab, text = decode(path, number, line).partition("\t")
+        if not tab:
+            raise BadInput(
+                f"{path}:{number}: no tab between query_id and text", hint="each line is query_id<TAB>text"
+            )
+        yield Query(number, _id(path, number, query_id.strip(), "query_id"), text.strip())
+
+
+def read_qrels(path: Path) -> Iterator[Judgment]:
+    """Judgments of TREC qrels (``query_id 0 doc_id relevance``) or of BEIR's three columns under their header.
+
+    Raises:
+        BadInput: naming the line that is neither.
+    """
+    beir = False
+    for number, line in lines(path):
+        fields = line.split()
+        if not fields:
+            continue
+        if number == 1 and tuple(fields) == BEIR_HEADER:
+            beir = True
+            continue
+        if len(fields) != (3 if beir else 4):
+            raise BadInput(
+                f"{path}:{number}: {len(fields)} fields, not {3 if beir else 4}",
+                hint="TREC qrels: query_id 0 doc_id relevance",
+            )
+        try:
+            relevance = int(fields[-1])
+        except ValueError:
+            relevance = 1 << 20
+        if not -(2**15) <= relevance < 2**15:
+            raise BadInput(
+                f"{path}:{number}: relevance {decode(path, number, fields[-1])!r} is no small whole number",
+                hint="TREC qrels: query_id 0 doc_id relevance",
+            )
+        yield Judgment(number, decode(path, number, fields[0]), decode(path, number, fields[-2]), relevance)
+
+
+def read_run(path: Path) -> Iterator[Candidate]:
+    """Lines of a TREC run: ``query_id Q0 doc_id rank score tag``, fields apart by any ASCII white space.
+
+    Comment lines (an ir_metadata header begins each line with ``# ``) and blank lines are passed over.
+
+    Raises:
+        BadInput: naming the line whose fields are not six, whose rank is no whole number, or whose score is not finite.
+    """
+    for number, line in lines(path):
+        fields = line.split()
+        if not fields or fields[0] == b"#":
+            continue
+        if len(fields) != 6:
+            raise BadInput(
+                f"{path}:{number}: {len(fields)} fields, not 6",
+                hint="TREC runs: query_id Q0 doc_id rank score tag",
+            )
+        try:
+            rank = float(fields[3])
+            whole = rank.is_integer() and abs(rank) < 2**31
+        except ValueError:
+            whole = False
+        if not whole:
+            raise BadInput(
+                f"{path}:{number}: rank {decode(path, number, fields[3])!r} is no whole number",
+                hint="TREC runs: query_id Q0 doc_id rank score tag",
+            )
+        try:
+            score = float(fields[4])
+        except ValueError:
+            score = math.nan
+        if not abs(score) < _FLOAT32_MAX:
+            raise BadInput(
+                f"{path}:{number}: score {decode(path, number, fields[4])!r} is no finite number",
+                hint="every candidate needs a finite score; take out the line or mend the system that wrote it",
+            )
+        query_id, doc_id, tag = (decode(path, number, fields[k]) for k in (0, 2, 5))
+        yield Candidate(number, query_id, doc_id, int(rank), score, tag)
+
+
+def format_score(score: float) -> str:
+    """The shortest text that reads back as the same float32."""
+    import numpy
+
+    return numpy.format_float_positional(numpy.float32(score), unique=True, trim="0")
+
+
+@contextmanager
+def create(path: Path) -> Iterator[IO[str]]:
+    """A text file to write, compressed as its name says (.gz, .zst); it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            packed: Any = file
+            if path.suffix == ".gz":
+                packed = gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0)
+            elif path.suffix == ".zst":
+                packed = zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False)
+            text = io.TextIOWrapper(packed, "utf-8", newline="\n")
+            yield text
+            text.flush()
+            if packed is not file:
+                text.close()
+            else:
+                text.detach()
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_run(
+    out: IO[str], rows: Iterable[tuple[str, str, int, float]], tag: str, header: Iterable[str] = ()
+) -> int:
+    """Write a TREC run and return its number of lines.
+
+    Args:
+        rows: (query_id, doc_id, rank, score).
+        tag: the run's name; its white space becomes ``-``.
+        header: lines of an ir_metadata header, without the leading ``# ``.
+    """
+    for line in header:
+        out.write(f"# {line}".rstrip() + "\n")
+    tag = "-".join(tag.split()) or "msft"
+    n = 0
+    for query_id, doc_id, rank, score in rows:
+        out.write(f"{query_id} Q0 {doc_id} {rank} {format_score(score)} {tag}\n")
+        n += 1
+    return n
+
+
+def write_qrels(out: IO[str], rows: Iterable[tuple[str, str, int]]) -> int:
+    """Write TREC qrels from (query_id, doc_id, relevance) and return the number of lines."""
+    n = 0
+    for query_id, doc_id, relevance in rows:
+        out.write(f"{query_id} 0 {doc_id} {relevance}\n")
+        n += 1
+    return n

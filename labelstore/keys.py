@@ -1,0 +1,62 @@
+"""Content keys: tagged hashes of canonical JSON, the same on every machine and in every store.
+
+Surrogate keys and times never enter a content key, so equal content has equal keys in two stores.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+_MASK64 = (1 << 64) - 1
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: one value has one text.
+
+    Raises:
+        ValueError: if ``value`` holds NaN or an infinity.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_key(tag: str, value: Any) -> str:
+    """128-bit hex key of ``value`` under ``tag`` (request, call, teacher, view …), so that kinds never collide."""
+    return hashlib.blake2b(f"msft:{tag}:{canonical_json(value)}".encode(), digest_size=16).hexdigest()
+
+
+def text_hash(title: str | None, text: str) -> int:
+    """Unsigned 64-bit hash of a passage's title and text (of a query: ``text_hash(None, text)``)."""
+    data = ((title or "") + "\x00" + text).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") & _MASK64
+
+
+def normalise_query(text: str) -> str:
+    """The form in which the leakage guard compares queries: NFKC, case folded, letters and digits alone."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join("".join(c if c.isalnum() else " " for c in folded).split())
+
+
+def normal_hash(text: str) -> int:
+    """Unsigned 64-bit hash of :func:`normalise_query`."""
+    return text_hash(None, normalise_query(text))
+
+
+def file_hash(path: Path) -> str:
+    """128-bit hex hash of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def rows_key(tag: str, rows: Iterable[Any]) -> str:
+    """128-bit hex key of a sequence of rows without holding them: for what is too long for one JSON text."""
+    digest = hashlib.blake2b(f"msft:{tag}:".encode(), digest_size=16)
+    for row in rows:
+        digest.update(canonical_json(row).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,259 @@
+"""Names to rows: datasets, runs, labelings, minings, students, views; a clear error with near names where none fits."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from labelstore.errors import DataMissing, UsageError
+
+# A passage as retrieval and students read it (teachers render title and text apart). Over columns title, text.
+FULL_TEXT = "concat_ws(' ', nullif(trim(title), ''), text)"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    dataset: int
+    name: str
+    collection: int
+    collection_name: str
+    role: str
+    ir_datasets_id: str | None
+    qrels_hash: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    run: int
+    name: str
+    dataset: int
+    kind: str
+    system: str
+    source_run: int | None
+    student: int | None
+    parameters: dict[str, Any]
+    depth: int
+    n_queries: int
+    n_candidates: int
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class Labeling:
+    labeling: int
+    name: str
+    teacher: int
+    teacher_name: str
+    dataset: int
+    run: int | None
+    first_stage: str | None
+    strategy: str
+    depth: int
+    reliable_depth: int | None
+    licence: str | None
+
+
+@dataclass(frozen=True)
+class Mining:
+    mining: int
+    name: str
+    dataset: int
+    parameters: dict[str, Any]
+    seed: int
+    n_negatives: int
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class Student:
+    student: int
+    name: str
+    base: str
+    architecture: str
+    regime: str
+    folder: str
+    weights_hash: str
+    max_length: int
+    licence: str | None
+
+
+@dataclass(frozen=True)
+class View:
+    view: int
+    name: str
+    kind: str
+    view_hash: str
+    folder: str
+    n_lists: int
+    n_pairs: int
+    licence: str | None
+
+
+def missing(what: str, name: str, known: list[str], command: str) -> DataMissing:
+    """The error for a name that is not there, with the nearest names that are."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        hint = f"did you mean {', '.join(near)}? `{command}` lists them"
+    elif known:
+        hint = f"known: {', '.join(sorted(known)[:8])}{' …' if len(known) > 8 else ''}"
+    else:
+        hint = f"the store has none yet: `{command}`"
+    return DataMissing(f"no {what} named {name!r}", hint=hint)
+
+
+def dataset(con: duckdb.DuckDBPyConnection, name: str) -> Dataset:
+    """The dataset of that name (or alias's name, or ir_datasets id).
+
+    Raises:
+        DataMissing: if the store has none such.
+    """
+    found = con.execute(
+        """SELECT d.dataset, d.name, d.collection, c.name, d.role, d.ir_datasets_id, d.qrels_hash
+           FROM datasets d JOIN collections c USING (collection)
+           WHERE d.name = ? OR d.ir_datasets_id = ? ORDER BY (d.name = ?) DESC LIMIT 1""",
+        [name, name, name],
+    ).fetchall()
+    if not found:
+        known = [n for (n,) in con.execute("SELECT name FROM datasets").fetchall()]
+        raise missing("dataset", name, known, f"msft data add {name}")
+    return Dataset(*found[0])
+
+
+def pick_dataset(con: duckdb.DuckDBPyConnection, name: str | None) -> Dataset:
+    """`dataset`, or the only one when no name is given.
+
+    Raises:
+        UsageError: if there are several and none was named.
+    """
+    if name is not None:
+        return dataset(con, name)
+    known = [n for (n,) in con.execute("SELECT name FROM datasets ORDER BY name").fetchall()]
+    if len(known) == 1:
+        return dataset(con, known[0])
+    if not known:
+        raise DataMissing("the store has no dataset", hint="msft data add DATASET")
+    raise UsageError("several datasets fit", hint=f"--dataset {' | '.join(known[:8])}")
+
+
+_RUN = """SELECT run, name, dataset, kind, system, source_run, student, parameters, depth, n_queries, n_candidates,
+          content_hash FROM runs"""
+
+
+def _as_run(row: tuple[Any, ...]) -> Run:
+    run, name, of, kind, system, source, student_key, parameters, *counts = row
+    return Run(run, name, of, kind, system, source, student_key, json.loads(parameters), *counts)
+
+
+def run(con: duckdb.DuckDBPyConnection, of: Dataset, name: str) -> Run:
+    """The run of that name over a dataset.
+
+    Raises:
+        DataMissing: if there is none.
+    """
+    found = con.execute(f"{_RUN} WHERE dataset = ? AND name = ?", [of.dataset, name]).fetchall()
+    if not found:
+        known = [r.name for r in runs(con, of)]
+        raise missing(
+            f"run over {of.name}", name, known, f"msft retrieve --dataset {of.name} --retriever bm25s"
+        )
+    return _as_run(found[0])
+
+
+def run_by_id(con: duckdb.DuckDBPyConnection, key: int) -> Run:
+    """The run with that surrogate key."""
+    return _as_run(con.execute(f"{_RUN} WHERE run = ?", [key]).fetchall()[0])
+
+
+def runs(con: duckdb.DuckDBPyConnection, of: Dataset, kinds: tuple[str, ...] = ()) -> list[Run]:
+    """All runs over a dataset, oldest first; `kinds` narrows them."""
+    found = con.execute(f"{_RUN} WHERE dataset = ? ORDER BY run", [of.dataset]).fetchall()
+    return [r for r in map(_as_run, found) if not kinds or r.kind in kinds]
+
+
+def pick_run(con: duckdb.DuckDBPyConnection, of: Dataset, name: str | None) -> Run:
+    """`run`, or the only first stage when no name is given.
+
+    Raises:
+        UsageError: if there are several and none was named.
+    """
+    if name is not None:
+        return run(con, of, name)
+    first = runs(con, of, ("first_stage", "imported"))
+    if len(first) == 1:
+        return first[0]
+    if not first:
+        raise DataMissing(
+            f"{of.name} has no run", hint=f"msft retrieve --dataset {of.name} --retriever bm25s --depth 100"
+        )
+    raise UsageError(f"{of.name} has several runs", hint=f"--run {' | '.join(r.name for r in first[:8])}")
+
+
+def labeling(con: duckdb.DuckDBPyConnection, name: str) -> Labeling:
+    """The labeling of that name.
+
+    Raises:
+        DataMissing: if there is none.
+    """
+    found = con.execute(
+        """SELECT l.labeling, l.name, l.teacher, t.name, l.dataset, l.run, l.first_stage, l.strategy, l.depth,
+                  l.reliable_depth, l.licence
+           FROM labelings l JOIN teachers t USING (teacher) WHERE l.name = ?""",
+        [name],
+    ).fetchall()
+    if not found:
+        known = [n for (n,) in con.execute("SELECT name FROM labelings").fetchall()]
+        raise missing("labeling", name, known, "msft teachers generate --model MODEL --dataset DATASET")
+    return Labeling(*found[0])
+
+
+def mining(con: duckdb.DuckDBPyConnection, name: str) -> Mining:
+    """The mining of that name.
+
+    Raises:
+        DataMissing: if there is none.
+    """
+    found = con.execute(
+        "SELECT mining, name, dataset, parameters, seed, n_negatives, content_hash FROM minings WHERE name = ?",
+        [name],
+    ).fetchall()
+    if not found:
+        known = [n for (n,) in con.execute("SELECT name FROM minings").fetchall()]
+        raise missing("negatives", name, known, "msft negatives mine --dataset DATASET --run RUN")
+    key, own_name, of, parameters, *rest = found[0]
+    return Mining(key, own_name, of, json.loads(parameters), *rest)
+
+
+def student(con: duckdb.DuckDBPyConnection, name: str) -> Student:
+    """The student of that name.
+
+    Raises:
+        DataMissing: if there is none.
+    """
+    found = con.execute(
+        """SELECT student, name, base, architecture, regime, folder, weights_hash, max_length, licence
+           FROM students WHERE name = ?""",
+        [name],
+    ).fetchall()
+    if not found:
+        known = [n for (n,) in con.execute("SELECT name FROM students").fetchall()]
+        raise missing("student", name, known, "msft students train --regime cl --dataset DATASET")
+    return Student(*found[0])
+
+
+def view(con: duckdb.DuckDBPyConnection, name: str) -> View:
+    """The newest view of that name, or the one with that hash.
+
+    Raises:
+        DataMissing: if there is none.
+    """
+    found = con.execute(
+        """SELECT view, name, kind, view_hash, folder, n_lists, n_pairs, licence FROM views
+           WHERE name = ? OR view_hash = ? ORDER BY view DESC LIMIT 1""",
+        [name, name],
+    ).fetchall()
+    if not found:
+        known = [n for (n,) in con.execute("SELECT DISTINCT name FROM views").fetchall()]
+        raise missing("view", name, known, "msft views build --kind contrastive --dataset DATASET")
+    return View(*found[0])

@@ -1,0 +1,113 @@
+"""One SQL statement of the user's over the store, or one of the analyses in ``queries/``."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import duckdb
+
+from labelstore import lookup, provenance
+from labelstore.errors import BadInput, UsageError
+from labelstore.store import LabelStore
+
+Row = dict[str, Any]
+
+
+def shipped() -> dict[str, str]:
+    """The analyses that come with msft: name -> first comment line."""
+    found = {}
+    for file in files("labelstore").joinpath("queries").iterdir():
+        if file.name.endswith(".sql"):
+            found[file.name.removesuffix(".sql")] = file.read_text("utf-8").splitlines()[0].lstrip("- ")
+    return dict(sorted(found.items()))
+
+
+def text_of(query: str) -> str:
+    """The SQL itself, or that of ``@NAME``.
+
+    Raises:
+        DataMissing: no analysis of that name.
+    """
+    if not query.startswith("@"):
+        return query
+    name = query[1:]
+    if name not in shipped():
+        raise lookup.missing("analysis", name, list(shipped()), "msft sql --list")
+    return files("labelstore").joinpath("queries", f"{name}.sql").read_text("utf-8")
+
+
+def run(
+    store: LabelStore,
+    query: str,
+    *,
+    write: bool = False,
+    limit: int = 0,
+    parameters: Mapping[str, str] | None = None,
+) -> tuple[list[str], list[Row], bool]:
+    """Run a statement.
+
+    Args:
+        write: allow it to change the store; it is then one transaction and a job in `provenance`.
+        limit: rows at most; 0 is all.
+        parameters: what ``getvariable('NAME')`` gives in it.
+
+    Returns:
+        Column names, rows, and whether rows were cut off.
+
+    Raises:
+        BadInput: what DuckDB says is wrong, in one line.
+    """
+    sql = text_of(query)
+    try:
+        if write:
+            with store.write() as con, provenance.recorded_in(con, "sql"):
+                return _fetch(con, sql, limit, parameters or {})
+        with store.read() as con:
+            return _fetch(con, sql, limit, parameters or {})
+    except duckdb.Error as error:
+        raise _explained(error) from error
+
+
+def _fetch(
+    con: duckdb.DuckDBPyConnection, sql: str, limit: int, parameters: Mapping[str, str]
+) -> tuple[list[str], list[Row], bool]:
+    for key, value in parameters.items():
+        if not key.isidentifier():
+            raise UsageError(f"--param {key}: not a name", hint="--param dataset=dl19")
+        con.execute(f"SET VARIABLE {key} = ?", [_value(value)])
+    cursor = con.execute(sql)
+    names = _unique([column[0] for column in cursor.description or []])
+    if not names:
+        return [], [], False
+    found = cursor.fetchmany(limit + 1) if limit else cursor.fetchall()
+    cut = bool(limit) and len(found) > limit
+    return names, [dict(zip(names, row, strict=True)) for row in (found[:limit] if cut else found)], cut
+
+
+def _value(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Column names without repeats: a second ``name`` is ``name_2``."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return result
+
+
+def _explained(error: duckdb.Error) -> BadInput:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = lines[0] if lines else type(error).__name__
+    more = next((line for line in lines[1:] if line.startswith(("Did you mean", "Candidate"))), None)
+    if "read-only" in message:
+        return BadInput("this statement would change the store", hint="--write allows it")
+    hint = 'msft sql "SHOW TABLES" and "DESCRIBE TABLE" tell the names; labelstore/schema.sql says what they hold'
+    return BadInput(f"SQL: {message}", hint=f"{more} {hint}" if more else hint)

@@ -1,0 +1,98 @@
+"""First stages: from a dataset to a run of candidates.
+
+``bm25s`` runs in this process, ``bm25`` is Anserini, ``colbert`` is PyLate in an environment of its own.
+"""
+
+from labelstore import lookup, provenance
+from labelstore.errors import BadInput, UsageError
+from labelstore.retrieval.common import Note, Progress, Retriever, read_corpus, silent
+from labelstore.store import LabelStore
+
+RETRIEVERS = ("bm25s", "bm25", "colbert")
+
+
+def retrieve(
+    store: LabelStore,
+    dataset: str | None,
+    retriever: Retriever,
+    depth: int = 100,
+    name: str | None = None,
+    replace: bool = False,
+    progress: Progress = silent,
+    note: Note = silent,
+) -> lookup.Run:
+    """Rank a dataset's queries over its collection and store the run.
+
+    The store is read, left alone while the retriever works, and written in one transaction. A run of that name that
+    was made by the same retriever with the same parameters over the same texts and queries is returned as it is.
+
+    Args:
+        dataset: its name; None picks the only one.
+        depth: passages per query, at least 1.
+        name: of the run; default: the retriever's system.
+        replace: overwrite a run of that name that differs.
+
+    Raises:
+        UsageError: if the depth is not positive.
+        DataMissing: if the dataset, passages, queries or what the retriever needs are not there.
+        BadInput: if a run of that name is there and differs.
+    """
+    from labelstore import runs
+
+    if depth < 1:
+        raise UsageError(f"depth is {depth}", hint="--depth takes a number from 1 up, e.g. 100")
+    with store.read() as con:
+        of = lookup.pick_dataset(con, dataset)
+        if dataset is None:
+            note(f"dataset {of.name}: the only one")
+        corpus = read_corpus(con, store, of)
+        existing = {run.name: run for run in lookup.runs(con, of)}
+    name = name or ("bm25" if retriever.system == "anserini" else retriever.system)
+    wanted = {
+        **retriever.parameters,
+        "depth": depth,
+        "collection_hash": corpus.content,
+        "queries_hash": corpus.queries_hash,
+    }
+    if name in existing:
+        old = existing[name]
+        if old.system == retriever.system and wanted.items() <= old.parameters.items():
+            note(f"run {name} over {of.name} is there already")
+            return old
+        if not replace:
+            raise BadInput(
+                f"{of.name} has another run named {name!r} ({old.system}, depth {old.depth})",
+                hint="--name RUN gives this one a name of its own; --replace overwrites",
+            )
+    clock = provenance.Clock()
+    ranking = retriever.search(corpus, depth, progress, note)
+    answered = set(ranking.rows["query"].unique().to_list())
+    without = [text for query, text in corpus.queries if query not in answered]
+    if not answered:
+        raise BadInput(
+            f"none of the {len(without)} queries of {of.name} found a passage, e.g. {without[0]!r}",
+            hint=f"are the queries and {of.collection_name} in one language? `msft data show {of.name}`",
+        )
+    with store.write() as con, provenance.recorded_in(con, "retrieve", clock) as job:
+        n_rows = len(ranking.rows) + sum(n for n, _ in ranking.drops.values())
+        job.count(
+            con, "queries", name, len(corpus.queries),
+            {"no passage found": (len(without), without[0] if without else None)},
+        )  # fmt: skip
+        job.count(con, "run", name, n_rows, ranking.drops)
+        con.register("retrieved", ranking.rows.to_arrow())
+        run = runs.store_run(
+            con,
+            job,
+            dataset=of.dataset,
+            name=name,
+            kind="first_stage",
+            system=retriever.system,
+            relation="retrieved",
+            parameters={**wanted, **ranking.parameters},
+            replace=replace,
+        )
+        con.unregister("retrieved")
+    if without:
+        note(f"{len(without)} of {len(corpus.queries)} queries found no passage, e.g. {without[0]!r}")
+    return run

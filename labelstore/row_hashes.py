@@ -1,0 +1,69 @@
+"""Content hashes of large tables, in SQL: independent of surrogate keys and of row order, the same on every DuckDB.
+
+DuckDB's own hash() may change between its versions and md5 of 50 million rows takes a minute. So ids are hashed once
+per id, a row mixes integers (products of 32-bit halves, which never overflow 64 bits), a query sums its rows exactly,
+and the whole is the exact sum of one md5 per query. `python -m benchmarks.store` times it.
+"""
+
+import duckdb
+
+from labelstore.keys import content_key
+
+_LOW = 0xFFFFFFFF
+_A, _B, _RANK, _SCORE = 2654435769, 2246822519, 3266489917, 668265263
+
+
+def id_hash(column: str) -> str:
+    """SQL for the 64-bit hash of a text id. A canonical whole number mixes its value; any other text takes md5."""
+    value = f"try_cast({column} AS UBIGINT)"
+    canonical = f"length({column}) < 18 AND {value} IS NOT NULL AND {value}::VARCHAR = {column}"
+    return f"CASE WHEN {canonical} THEN {_mix(f'({value} + 1)')} ELSE md5_number_lower({column}) END"
+
+
+def _mix(x: str) -> str:
+    """One round: both 32-bit halves of `x` times odd constants, folded."""
+    return f"xor(({x} & {_LOW}) * {_A}, ({x} >> 32) * {_B})"
+
+
+def row_sum(relation: str, key: str = "query") -> str:
+    """SQL that gives (`key`, total HUGEINT, n) of a relation with columns `key`, id_hash UBIGINT, rank, score FLOAT."""
+    return f"""
+        SELECT {key}, sum(xor(h, h >> 29)) AS total, count(*) AS n FROM (
+          SELECT {key}, {_mix("h")} AS h FROM (
+            SELECT {key}, {_mix("h")} AS h FROM (
+              SELECT {key}, xor({_mix("h")}, (score::FLOAT::BIT::INTEGER::BIGINT & {_LOW})::UBIGINT * {_SCORE}) AS h FROM (
+                SELECT {key}, score, xor(id_hash, rank::UBIGINT * {_RANK}) AS h FROM {relation}))))
+        GROUP BY {key}"""
+
+
+def ranking_hash(con: duckdb.DuckDBPyConnection, sums: str, queries: str) -> tuple[str, int, int]:
+    """(content hash, queries, rows) of a ranking.
+
+    Args:
+        sums: a relation (query, total, n) as :func:`row_sum` gives.
+        queries: a relation (query, query_id).
+    """
+    total, n_queries, n_rows = con.execute(
+        f"""SELECT coalesce(sum(md5_number_lower(q.query_id || ' ' || s.total::VARCHAR || ' ' || s.n::VARCHAR)), 0),
+                   count(*), coalesce(sum(s.n), 0)
+            FROM {sums} s JOIN {queries} q USING (query)"""
+    ).fetchall()[0]
+    return content_key("ranking", [f"{int(total):x}", int(n_queries), int(n_rows)]), n_queries, n_rows
+
+
+def run_hash(con: duckdb.DuckDBPyConnection, run: int) -> str:
+    """The content hash of a stored run, re-derived from its rows: what `runs.content_hash` must be."""
+    relation = f"""(SELECT c.query, c.rank, c.score, {id_hash("d.doc_id")} AS id_hash
+                    FROM candidates c JOIN documents d USING (document) WHERE c.run = {int(run)})"""
+    return ranking_hash(con, f"({row_sum(relation)})", "queries")[0]
+
+
+def qrels_hash(con: duckdb.DuckDBPyConnection, dataset: int) -> str | None:
+    """The content hash of a dataset's judgments by text ids; None without judgments."""
+    total, n = con.execute(
+        """SELECT sum(md5_number_lower(q.query_id || ' ' || d.doc_id || ' ' || r.relevance::VARCHAR)), count(*)
+           FROM qrels r JOIN queries q USING (query) JOIN documents d ON d.document = r.document
+           WHERE r.dataset = ?""",
+        [dataset],
+    ).fetchall()[0]
+    return content_key("qrels", [f"{int(total):x}", n]) if n else None

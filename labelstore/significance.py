@@ -1,0 +1,236 @@
+"""Paired statistics on per-query scores: tests, intervals, effect sizes, power, corrections. Pure functions.
+
+`a` and `b` are arrays of one length in one query order; a difference is ``a - b``. scipy and statsmodels do the
+tests; what is added here is what happens at their edges (no variance, one query) and the power of the equivalence
+test, which neither has.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import integrate, optimize, stats
+
+ALPHA = 0.05
+POWER = 0.8
+TIE = 1e-9  # differences below this are ties: float noise of a measure
+
+
+@dataclass(frozen=True)
+class Test:
+    """A two-sided test: its statistic and p-value; NaN where the sample is too small to say."""
+
+    statistic: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    low: float
+    high: float
+
+    @property
+    def reach(self) -> float:
+        """The end farther from 0: the smallest margin that the interval lies within."""
+        return max(abs(self.low), abs(self.high))
+
+
+def paired_t(a: np.ndarray, b: np.ndarray) -> Test:
+    """Two-sided paired t-test (scipy's ttest_rel).
+
+    Differences that are all 0 give p = 1; differences all equal but not 0 give p = 0 (the limit of no variance).
+    """
+    difference = np.asarray(a, float) - np.asarray(b, float)
+    if len(difference) < 2:
+        return Test(math.nan, math.nan)
+    if _constant(difference):
+        mean = float(difference.mean())
+        return Test(0.0, 1.0) if abs(mean) <= TIE else Test(math.copysign(math.inf, mean), 0.0)
+    result = stats.ttest_rel(a, b)
+    return Test(float(result.statistic), float(result.pvalue))
+
+
+def randomisation(a: np.ndarray, b: np.ndarray, resamples: int = 9999, seed: int = 42) -> Test:
+    """Two-sided randomisation test of the mean difference: signs of the differences flipped at random.
+
+    scipy's permutation_test over swapped pairs: all 2^n swaps where they are fewer than `resamples`.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if len(a) < 2:
+        return Test(math.nan, math.nan)
+    if np.all(np.abs(a - b) <= TIE):
+        return Test(0.0, 1.0)
+    result = stats.permutation_test(
+        (a, b),
+        mean_difference,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, 2_000_000 // len(a)),
+        rng=np.random.default_rng(seed),
+    )
+    return Test(float(result.statistic), float(result.pvalue))
+
+
+def mean_difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The statistic of the randomisation test."""
+    return np.mean(a, axis=axis) - np.mean(b, axis=axis)
+
+
+def equivalence(a: np.ndarray, b: np.ndarray, margin: float) -> float:
+    """p-value of the paired equivalence test (TOST, statsmodels' ttost_paired) within ± margin."""
+    from statsmodels.stats.weightstats import ttost_paired
+
+    difference = np.asarray(a, float) - np.asarray(b, float)
+    if len(difference) < 2:
+        return math.nan
+    if _constant(difference):
+        return 0.0 if abs(float(difference.mean())) < margin else 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        p_value, _, _ = ttost_paired(np.asarray(a, float), np.asarray(b, float), -margin, margin)
+    return float(p_value)
+
+
+def interval(difference: np.ndarray, level: float) -> Interval:
+    """The t interval of the mean difference."""
+    n = len(difference)
+    mean = float(np.mean(difference))
+    if n < 2:
+        return Interval(math.nan, math.nan)
+    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * _deviation(difference) / math.sqrt(n)
+    return Interval(mean - half, mean + half)
+
+
+def effect_size(difference: np.ndarray) -> float:
+    """Cohen's d for paired samples (d_z): mean difference over the differences' standard deviation.
+
+    0 where all differences are 0; infinite where they are equal but not 0.
+    """
+    if len(difference) < 2:
+        return math.nan
+    mean, deviation = float(np.mean(difference)), _deviation(difference)
+    if deviation == 0.0:
+        return 0.0 if abs(mean) <= TIE else math.copysign(math.inf, mean)
+    return mean / deviation
+
+
+def wins_ties_losses(difference: np.ndarray) -> tuple[int, int, int]:
+    """Queries on which the first is better, equal (within 1e-9), worse."""
+    wins, losses = int(np.sum(difference > TIE)), int(np.sum(difference < -TIE))
+    return wins, len(difference) - wins - losses, losses
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction over one family; NaN stays NaN and does not count."""
+    return _corrected(p_values, "holm")
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Benjamini and Hochberg's false-discovery-rate correction over one family."""
+    return _corrected(p_values, "fdr_bh")
+
+
+def _corrected(p_values: Sequence[float], method: str) -> list[float]:
+    from statsmodels.stats.multitest import multipletests
+
+    values = np.asarray(p_values, float)
+    known = ~np.isnan(values)
+    corrected = np.full(len(values), math.nan)
+    if known.any():
+        corrected[known] = multipletests(values[known], alpha=ALPHA, method=method)[1]
+    return [float(p) for p in corrected]
+
+
+# ---------------------------------------------------------------------------------------------------------- power
+def smallest_difference(difference: np.ndarray, power: float = POWER, alpha: float = ALPHA) -> float:
+    """The true mean difference that a two-sided paired t-test on as many queries of this spread finds with `power`."""
+    from statsmodels.stats.power import TTestPower
+
+    n, deviation = len(difference), _deviation(difference)
+    if n < 3:
+        return math.nan
+    if deviation == 0.0:
+        return 0.0
+    effect = TTestPower().solve_power(
+        effect_size=None, nobs=n, alpha=alpha, power=power, alternative="two-sided"
+    )
+    return float(np.squeeze(effect)) * deviation
+
+
+def smallest_margin(difference: np.ndarray, power: float = POWER, alpha: float = ALPHA) -> float:
+    """The margin within which TOST on as many queries of this spread shows two equal systems with `power`."""
+    n, deviation = len(difference), _deviation(difference)
+    if n < 3:
+        return math.nan
+    if deviation == 0.0:
+        return 0.0
+    error = deviation / math.sqrt(n)
+    scaled = optimize.brentq(
+        lambda margin: equivalence_power(margin, n, alpha) - power, 1e-6, 1000.0, xtol=1e-10
+    )
+    return float(scaled) * error
+
+
+def equivalence_power(margin: float, n: int, alpha: float = ALPHA) -> float:
+    """Power of the paired TOST when the true difference is 0, exact under normal differences.
+
+    TOST rejects when |mean| < margin - t·s/√n. In units of the standard error, mean ~ N(0, 1) and independently
+    s²(n-1)/σ² ~ χ²(n-1); the inner probability is 2Φ(margin - t·u) - 1 and u = s/σ is integrated out.
+
+    Args:
+        margin: in standard errors of the mean difference.
+        n: number of queries.
+    """
+    freedom = n - 1
+    critical = float(stats.t.ppf(1 - alpha, freedom))
+    chi = stats.chi(freedom)
+    root = math.sqrt(freedom)
+
+    def integrand(u: float) -> float:
+        return float((2 * stats.norm.cdf(margin - critical * u) - 1) * chi.pdf(u * root) * root)
+
+    low, high = float(chi.ppf(1e-12)) / root, min(margin / critical, float(chi.ppf(1 - 1e-12)) / root)
+    if high <= low:
+        return 0.0
+    value, _ = integrate.quad(integrand, low, high, limit=200)
+    return float(min(max(value, 0.0), 1.0))
+
+
+# ------------------------------------------------------------------------------------------------------ bootstrap
+def bootstrap(
+    a: np.ndarray,
+    b: np.ndarray,
+    levels: Sequence[float] = (0.9, 0.95),
+    resamples: int = 10_000,
+    seed: int = 42,
+) -> list[Interval]:
+    """Percentile intervals of the mean difference, resampling seeds within each system and queries in both.
+
+    Args:
+        a: (seeds of a, queries) scores; one row is one training.
+        b: (seeds of b, queries).
+    """
+    generator = np.random.default_rng(seed)
+    n = a.shape[1]
+    means = np.empty(resamples)
+    for start in range(0, resamples, size := max(1, 4_000_000 // n)):
+        count = min(size, resamples - start)
+        # a resampled mean over seeds and queries is a bilinear form: seed weights × scores × query weights
+        of_queries = generator.multinomial(n, np.full(n, 1 / n), count) / n
+        of_a = generator.multinomial(len(a), np.full(len(a), 1 / len(a)), count) / len(a)
+        of_b = generator.multinomial(len(b), np.full(len(b), 1 / len(b)), count) / len(b)
+        means[start : start + count] = np.einsum("rq,rq->r", of_a @ a - of_b @ b, of_queries)
+    return [Interval(*map(float, np.quantile(means, [0.5 - level / 2, 0.5 + level / 2]))) for level in levels]
+
+
+def _deviation(difference: np.ndarray) -> float:
+    if _constant(difference):
+        return 0.0
+    return float(np.std(difference, ddof=1))
+
+
+def _constant(difference: np.ndarray) -> bool:
+    return bool(np.ptp(difference) <= TIE)

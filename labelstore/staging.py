@@ -1,0 +1,203 @@
+"""Staging: what a source holds, read line by line and hashed, in a DuckDB file of its own until it is merged.
+
+Nothing of the store is touched or held meanwhile; memory is bounded by one batch.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from labelstore import keys
+from labelstore.errors import BadInput
+from labelstore.formats import Document, Judgment, Query
+from labelstore.store import LabelStore
+
+Progress = Callable[[int, int | None], None]
+Drops = dict[str, tuple[int, str | None]]
+
+BATCH = 20_000
+EMPTY_PASSAGE = "empty passage"
+EMPTY_QUERY = "empty query"
+REPEATED = "same id and text again"
+SUPERSEDED = "an earlier text of the same id"
+UNJUDGED = "query without a judgment in the given qrels"
+NO_TEXT = "judgment of a query without text"
+REPEATED_JUDGMENT = "same judgment again"
+
+_TABLES = {
+    "docs": pa.schema([("line", pa.int64()), ("doc_id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("text_hash", pa.uint64())]),
+    "queries": pa.schema([("line", pa.int64()), ("query_id", pa.string()), ("text", pa.string()), ("text_hash", pa.uint64()), ("normal_hash", pa.uint64())]),
+    "judgments": pa.schema([("line", pa.int64()), ("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int16())]),
+}  # fmt: skip
+
+
+@dataclass
+class Step:
+    """Counts of one step: read = kept + rejected; of the kept, `new` were not in the store yet."""
+
+    step: str
+    source: str
+    n_read: int = 0
+    n_new: int = 0
+    n_updated: int = 0
+    drops: Drops = field(default_factory=dict)
+
+    @property
+    def n_kept(self) -> int:
+        return self.n_read - sum(n for n, _ in self.drops.values())
+
+    def drop(self, reason: str, n: int, example: str | None = None) -> None:
+        if n:
+            before, first = self.drops.get(reason, (0, None))
+            self.drops[reason] = (before + n, first or example)
+
+
+class Staging:
+    """What a source holds, read and hashed, in a DuckDB file of its own until it is merged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.con = duckdb.connect(str(path), config={"storage_compatibility_version": "v1.5.0"})
+        self.con.execute("SET memory_limit = '1GB'")
+        self.con.execute("SET preserve_insertion_order = false")
+        self.con.execute(
+            """CREATE TABLE docs (line BIGINT, doc_id VARCHAR, title VARCHAR, text VARCHAR, text_hash UBIGINT);
+               CREATE TABLE queries (line BIGINT, query_id VARCHAR, text VARCHAR, text_hash UBIGINT,
+                                     normal_hash UBIGINT);
+               CREATE TABLE judgments (line BIGINT, query_id VARCHAR, doc_id VARCHAR, relevance SMALLINT)"""
+        )
+        self.steps: dict[str, Step] = {}
+
+    def _append(
+        self, table: str, rows: Iterable[tuple[Any, ...] | None], step: Step, progress: Progress | None
+    ) -> None:
+        """Append rows in batches; None counts as read (its reason was dropped by the caller)."""
+        schema = _TABLES[table]
+        batch: list[tuple[Any, ...]] = []
+        self.con.execute("BEGIN")
+        for row in rows:
+            step.n_read += 1
+            if row is not None:
+                batch.append(row)
+                if len(batch) == BATCH:
+                    self._flush(table, batch, schema)
+                    if progress:
+                        progress(step.n_read, None)
+        self._flush(table, batch, schema)
+        if progress:
+            progress(step.n_read, None)
+        self.con.execute("COMMIT")
+
+    def _flush(self, table: str, batch: list[tuple[Any, ...]], schema: pa.Schema) -> None:
+        if batch:
+            columns = [
+                pa.array(c, type=f.type) for c, f in zip(zip(*batch, strict=True), schema, strict=True)
+            ]
+            self.con.register("batch", pa.table(columns, schema=schema))
+            self.con.execute(f"INSERT INTO {table} SELECT * FROM batch")
+            self.con.unregister("batch")
+            batch.clear()
+
+    def add_documents(
+        self, documents: Iterable[Document], source: str, progress: Progress | None = None
+    ) -> None:
+        """Read documents; passages without title and text are rejected with a count."""
+        step = self.steps.setdefault("documents", Step("documents", source))
+
+        def rows() -> Iterator[tuple[Any, ...] | None]:
+            for d in documents:
+                if not d.text.strip() and not (d.title or "").strip():
+                    step.drop(EMPTY_PASSAGE, 1, f"{source}:{d.line} ({d.doc_id})")
+                    yield None
+                else:
+                    yield d.line, d.doc_id, d.title, d.text, keys.text_hash(d.title, d.text)
+
+        self._append("docs", rows(), step, progress)
+
+    def add_queries(self, queries: Iterable[Query], source: str) -> None:
+        """Read queries; empty ones are rejected with a count."""
+        step = self.steps.setdefault("queries", Step("queries", source))
+
+        def rows() -> Iterator[tuple[Any, ...] | None]:
+            for q in queries:
+                if q.text:
+                    yield q.line, q.query_id, q.text, keys.text_hash(None, q.text), keys.normal_hash(q.text)
+                else:
+                    step.drop(EMPTY_QUERY, 1, f"{source}:{q.line} ({q.query_id})")
+                    yield None
+
+        self._append("queries", rows(), step, None)
+
+    def add_judgments(self, judgments: Iterable[Judgment], source: str) -> None:
+        """Read judgments."""
+        step = self.steps.setdefault("qrels", Step("qrels", source))
+        self._append(
+            "judgments", ((j.line, j.query_id, j.doc_id, j.relevance) for j in judgments), step, None
+        )
+
+    def finish(self, update: bool) -> None:
+        """Refuse contradictions within the source, count repeats once, and make the file ready to be attached.
+
+        Raises:
+            BadInput: naming file:line of an id that comes again with another text, or a pair with another grade.
+        """
+        for step, table, key, value in (
+            ("documents", "docs", "doc_id", "text_hash"),
+            ("queries", "queries", "query_id", "text_hash"),
+            ("qrels", "judgments", "query_id, doc_id", "relevance"),
+        ):
+            if step in self.steps:
+                self._unique(self.steps[step], table, key, value, update and step != "qrels")
+        self.con.close()
+
+    def _unique(self, step: Step, table: str, key: str, value: str, last_wins: bool) -> None:
+        clashes = self.con.execute(
+            f"""SELECT count(*), min(first), arg_min(again, again), arg_min(ids, again), arg_min(first, again) FROM (
+                  SELECT concat_ws(' ', {key}) AS ids, min(line) AS first,
+                         min(line) FILTER (v <> head) AS again FROM (
+                    SELECT {key}, line, {value} AS v,
+                           first_value({value}) OVER (PARTITION BY {key} ORDER BY line) AS head
+                    FROM {table} SEMI JOIN (SELECT {key} FROM {table} GROUP BY {key} HAVING count(*) > 1)
+                         USING ({key}))
+                  GROUP BY {key}) WHERE again IS NOT NULL"""
+        ).fetchall()[0]
+        n, _, again, ids, first = clashes
+        if n and not last_wins:
+            what = "judgment" if table == "judgments" else "text"
+            raise BadInput(
+                f"{step.source}:{again}: {ids} again with another {what} (first on line {first})"
+                + (f"; {n} ids in all" if n > 1 else ""),
+                hint="keep one line for each"
+                + ("" if table == "judgments" else ", or --update takes the last one"),
+            )
+        before = self._count(table)
+        order = "DESC" if n else "ASC"
+        repeats = f"SELECT {key} FROM {table} GROUP BY {key} HAVING count(*) > 1"
+        self.con.execute(
+            f"""DELETE FROM {table} WHERE rowid IN (
+                  SELECT rowid FROM {table} SEMI JOIN ({repeats}) USING ({key})
+                  QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY line {order}) > 1)"""
+        )
+        reason = REPEATED_JUDGMENT if table == "judgments" else SUPERSEDED if n else REPEATED
+        step.drop(reason, before - self._count(table), f"{step.source}:{again}" if n else None)
+
+    def _count(self, table: str) -> int:
+        return int(self.con.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+
+
+@contextmanager
+def staging(store: LabelStore) -> Iterator[Staging]:
+    """A staging file beside the store, gone afterwards."""
+    store.path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".msft-add-", dir=store.path.parent) as folder:
+        stage = Staging(Path(folder) / "staging.duckdb")
+        try:
+            yield stage
+        finally:
+            stage.con.close()

@@ -1,0 +1,169 @@
+"""LabelStore: the one way to the DuckDB file. Open late, close early, wait for a lock, name its holder.
+
+While one process holds the file for writing no other can open it, even to read, and the reverse. So nobody keeps it
+open during long work: ``with store.read() as con`` and ``with store.write() as con`` around the few statements that
+need it, and each ``write`` is one transaction.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from labelstore import migrations
+from labelstore.errors import DataMissing, StoreError
+
+DEFAULT_LOCK_WAIT = 60.0
+
+_HOLDER = re.compile(r"held in (?P<program>.*?) \(PID (?P<pid>\d+)\)")
+_CONFIG: dict[str, Any] = {
+    "storage_compatibility_version": "v1.5.0",  # DuckDB 1.5 can open what 2 wrote
+    "autoinstall_known_extensions": "false",  # nothing is fetched behind the user's back
+    "autoload_known_extensions": "false",
+}
+
+
+class LabelStore:
+    """A store by its path; holds no connection between uses.
+
+    Args:
+        path: the DuckDB file. Its companion folder is ``<name>.files/`` beside it.
+        lock_wait: seconds to wait for another process's lock (default: ``MSFT_LOCK_WAIT`` or 60).
+    """
+
+    def __init__(self, path: str | Path, lock_wait: float | None = None) -> None:
+        self.path = Path(path)
+        if lock_wait is None:
+            lock_wait = float(os.environ.get("MSFT_LOCK_WAIT", DEFAULT_LOCK_WAIT))
+        self.lock_wait = lock_wait
+
+    @property
+    def files(self) -> Path:
+        """The companion folder: ``journal/``, ``views/``, ``tokens/``, ``students/``."""
+        name = self.path.name.removesuffix(".duckdb")
+        return self.path.with_name(name + ".files")
+
+    def folder(self, name: str) -> Path:
+        """A subfolder of :attr:`files`, made if absent."""
+        folder = self.files / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+    @contextmanager
+    def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A read-only connection; many readers can hold one at a time.
+
+        An older store is migrated first (that takes the write lock for a moment).
+
+        Raises:
+            DataMissing: if there is no store yet.
+            StoreError: if it stays locked, is from a newer version, or is no store.
+        """
+        if not self.exists:
+            raise DataMissing(
+                f"there is no store at {self.path}",
+                hint="`msft data add DATASET` makes one; --store PATH or MSFT_STORE names another",
+            )
+        con = self._connect(read_only=True)
+        try:
+            version = migrations.schema_version(con)
+            if version is None or version < migrations.CURRENT_VERSION:
+                con.close()
+                with self.write():
+                    pass
+                con = self._connect(read_only=True)
+                version = migrations.CURRENT_VERSION
+            migrations.check_not_newer(version, self.path)
+            yield con
+        finally:
+            con.close()
+
+    @contextmanager
+    def write(self, transaction: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The one writing connection, in one transaction: all of it is stored, or nothing.
+
+        A store is made by the first command that writes.
+
+        Args:
+            transaction: False leaves BEGIN and COMMIT to the caller (bulk loads that checkpoint in between).
+
+        Raises:
+            StoreError: if the store stays locked, is from a newer version, or is no store.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        con = self._connect(read_only=False)
+        try:
+            version = migrations.schema_version(con)
+            if version is not None:
+                migrations.check_not_newer(version, self.path)
+            migrations.migrate(con)
+            if not transaction:
+                yield con
+                return
+            with in_transaction(con):
+                yield con
+        finally:
+            con.close()
+
+    def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
+        deadline = time.monotonic() + self.lock_wait
+        pause = 0.02
+        while True:
+            try:
+                con = duckdb.connect(str(self.path), read_only=read_only, config=_CONFIG)
+                con.execute("SET enable_progress_bar = false")
+                return con
+            except duckdb.Error as error:
+                holder = _HOLDER.search(str(error))
+                if holder is None:
+                    raise self._explain(error) from error
+                if time.monotonic() >= deadline:
+                    raise StoreError(
+                        f"{self.path} is held by {Path(holder['program']).name} (PID {holder['pid']})"
+                        f" and was not released in {self.lock_wait:.0f} s",
+                        hint=f"wait for it or end it (ps {holder['pid']}); MSFT_LOCK_WAIT sets the seconds to wait",
+                    ) from error
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+
+    def _explain(self, error: duckdb.Error) -> StoreError:
+        text = str(error).splitlines()[0]
+        if "not a valid DuckDB database" in text:
+            return StoreError(
+                f"{self.path} is not a DuckDB file", hint="name the store with --store or MSFT_STORE"
+            )
+        if "newer version" in text or "storage version" in text:
+            return StoreError(
+                f"{self.path} was written by a newer DuckDB: {text}", hint="pip install -U duckdb"
+            )
+        return StoreError(
+            f"{self.path} cannot be opened: {text}",
+            hint="`msft verify` tells what is damaged; restore a copy if it is",
+        )
+
+
+@contextmanager
+def in_transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """One transaction around the enclosed statements: all of it is stored, or nothing."""
+    con.execute("BEGIN")
+    try:
+        yield
+    except BaseException:
+        con.execute("ROLLBACK")
+        raise
+    con.execute("COMMIT")
+
+
+def next_id(con: duckdb.DuckDBPyConnection, table: str, column: str) -> int:
+    """The first free surrogate key of a table (one writer at a time, so this is safe inside a transaction)."""
+    (value,) = con.execute(f"SELECT coalesce(max({column}), 0) + 1 FROM {table}").fetchall()[0]
+    return int(value)

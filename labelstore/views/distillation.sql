@@ -1,0 +1,51 @@
+-- distillation: the permutations of one or more labelings, with the teacher's scores where it gives any.
+--
+-- In   chosen_datasets(dataset), chosen_labelings(labeling), protected(normal_hash) and the variables
+--      statuses (list), max_repairs, depth.
+-- Out  lists, pairs, tally as views/finish.sql takes them.
+-- Left out with counts: permutations whose status or number of repairs is not taken, passages whose text the store
+-- does not hold, passages whose text is no longer the one that the teacher judged.
+
+CREATE OR REPLACE TEMP TABLE judged AS
+SELECT dataset, query, document, relevance FROM qrels JOIN chosen_datasets USING (dataset);
+
+CREATE OR REPLACE TEMP TABLE offered AS
+SELECT row_number() OVER (ORDER BY p.query, p.content_hash, p.permutation)::INTEGER AS list, p.permutation, p.query,
+       q.query_id, l.dataset, p.content_hash AS variant,
+       CASE WHEN q.normal_hash IN (SELECT normal_hash FROM protected) THEN 'stands in a test set'
+            WHEN NOT list_contains(getvariable('statuses'), p.status) THEN 'status ' || p.status
+            WHEN p.repairs > getvariable('max_repairs') THEN 'too many repairs'
+            WHEN row_number() OVER (PARTITION BY p.query, p.content_hash ORDER BY p.permutation) > 1
+            THEN 'same permutation twice' END AS reason
+FROM permutations p JOIN chosen_labelings USING (labeling) JOIN labelings l USING (labeling)
+JOIN queries q ON q.query = p.query
+WHERE l.dataset IN (SELECT dataset FROM chosen_datasets);
+
+CREATE OR REPLACE TEMP TABLE items AS
+SELECT o.list, o.query, i.document, i.rank, i.grade, i.score, coalesce(j.relevance, -1) AS relevance,
+       CASE WHEN i.rank > getvariable('depth') THEN 'below the depth'
+            WHEN d.text_hash IS NULL THEN 'passage not held'
+            WHEN i.text_hash IS NULL AND d.version > 1 THEN 'text has changed'
+            WHEN i.text_hash IS NOT NULL AND i.text_hash <> d.text_hash THEN 'text has changed' END AS reason
+FROM permutation_items i JOIN offered o USING (permutation) JOIN documents d USING (document)
+LEFT JOIN judged j ON j.dataset = o.dataset AND j.query = o.query AND j.document = i.document
+WHERE o.reason IS NULL;
+
+CREATE OR REPLACE TEMP TABLE lists AS
+SELECT list, query, variant FROM offered
+WHERE reason IS NULL AND list IN (SELECT list FROM items WHERE reason IS NULL);
+
+CREATE OR REPLACE TEMP TABLE pairs AS
+SELECT list, document, rank::INTEGER AS place, grade::SMALLINT AS label, rank::SMALLINT AS rank, score::FLOAT AS score,
+       1::FLOAT AS weight, relevance::SMALLINT AS relevance
+FROM items WHERE reason IS NULL;
+
+CREATE OR REPLACE TEMP TABLE tally AS
+SELECT 'lists' AS step, NULL::VARCHAR AS reason, count(*) AS n, NULL::VARCHAR AS example FROM offered
+UNION ALL SELECT 'lists', reason, count(*), min(query_id) FROM offered WHERE reason IS NOT NULL GROUP BY reason
+UNION ALL SELECT 'lists', 'no passage held with the judged text', count(*), min(query_id) FROM offered
+          WHERE reason IS NULL AND list NOT IN (SELECT list FROM lists)
+UNION ALL SELECT 'passages', NULL, count(*), NULL FROM items
+UNION ALL SELECT 'passages', reason, count(*), min(query_id || ' ' || doc_id)
+          FROM items JOIN queries USING (query) JOIN documents d USING (document)
+          WHERE reason IS NOT NULL GROUP BY reason;

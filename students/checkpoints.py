@@ -1,0 +1,145 @@
+"""Checkpoints: everything that a stage needs to go on as if it had not stopped, replaced atomically.
+
+A checkpoint is a folder ``checkpoint-STAGE-STEP`` with ``weights.safetensors``, ``state.pt`` (read back as plain tensors
+and values only) and one ``random-RANK.pt`` per process. It is written beside, flushed to disk and renamed; only then is
+the one before it removed.
+"""
+
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+_NAME = re.compile(r"checkpoint-(\d+)-(\d+)$")
+
+
+@dataclass
+class StageState:
+    """How far a stage is."""
+
+    stage: int  # from 1
+    step: int = 0  # optimiser steps taken
+    pairs: int = 0
+    seconds: float = 0.0
+    lists_skipped: int = 0
+    truncated_pairs: int = 0
+    first_value: float | None = None  # validation before the first step
+    best_value: float | None = None
+    best_step: int | None = None
+    worse: int = 0  # validations since the best one
+    stopped_by: str | None = None  # set when the stage has ended
+    log_bytes: int = 0  # length of training_log.jsonl
+    sums: dict[str, float] = field(default_factory=dict)  # of the log interval that is open
+    warned: list[str] = field(default_factory=list)  # diagnostics given already
+
+
+def save(
+    folder: Path,
+    state: StageState,
+    model: torch.nn.Module,
+    optimiser: Any,
+    *,
+    rank: int,
+    wait: Any,
+) -> Path:
+    """Write a checkpoint into ``folder`` and remove the ones before it; every process calls this.
+
+    Args:
+        wait: a barrier between processes.
+    """
+    name = f"checkpoint-{state.stage}-{state.step}"
+    beside = folder / f".{name}"
+    if rank == 0:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_weights(model, beside / "weights.safetensors")
+        torch.save({"state": asdict(state), "optimiser": optimiser.state_dict()}, beside / "state.pt")
+    wait()
+    torch.save(random_state(), beside / f"random-{rank}.pt")
+    wait()
+    if rank == 0:
+        for path in beside.iterdir():
+            _flush(path)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        beside.rename(folder / name)
+        _flush(folder)
+        for path in _all(folder):
+            if path.name != name:
+                shutil.rmtree(path)
+    wait()
+    return folder / name
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint to go on from."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def stage_of(checkpoint: Path) -> int:
+    """The stage that a checkpoint is of."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def read_state(checkpoint: Path) -> tuple[StageState, dict[str, Any]]:
+    """The stage's state and the optimiser's."""
+    held = torch.load(checkpoint / "state.pt", weights_only=True)
+    return StageState(**held["state"]), held["optimiser"]
+
+
+def restore_random(checkpoint: Path, rank: int) -> bool:
+    """Put the generators back; False where the checkpoint knows no such process."""
+    path = checkpoint / f"random-{rank}.pt"
+    if not path.exists():
+        return False
+    states = torch.load(path, weights_only=True)
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    return True
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """The state of torch's generators in this process."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Write a model's weights, whole or not at all: the same bytes as transformers' ``save_pretrained``."""
+    beside = path.with_name(f".{path.name}")
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, beside, metadata={"format": "pt"})
+    _flush(beside)
+    beside.rename(path)
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Read weights back into a model."""
+    model.load_state_dict(load_file(path))
+
+
+def clear(folder: Path) -> None:
+    """Remove all checkpoints."""
+    for path in _all(folder):
+        shutil.rmtree(path)
+
+
+def _all(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.match(path.name)]
+    return sorted(found, key=lambda path: [int(x) for x in _NAME.match(path.name).groups()])  # type: ignore[union-attr]
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

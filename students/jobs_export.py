@@ -1,0 +1,71 @@
+"""A student out of the store: as a Hugging Face folder, as ONNX, or as int8 ONNX with its measured loss of quality."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from labelstore import lookup
+from labelstore.errors import BadInput, UsageError
+from labelstore.store import LabelStore
+from students.card import write_card
+from students.jobs import Note, Tick, student_folder
+from students.jobs_check import compare, sample
+from students.jobs_register import card_facts
+
+FORMS = ("hf", "onnx", "int8")
+
+
+def export_student(
+    store: LabelStore,
+    name: str,
+    folder: Path,
+    *,
+    form: str = "hf",
+    check: bool = True,
+    dataset: str | None = None,
+    run: str | None = None,
+    progress: Tick | None = None,
+    note: Note | None = None,
+) -> list[dict[str, Any]]:
+    """Write a student as a folder of its own, with a card that carries the measures recorded so far.
+
+    Args:
+        form: ``hf``, ``onnx`` (model.onnx, fp32) or ``int8`` (model.onnx, dynamically quantised).
+        check: score candidates of the store with both and report the difference; nDCG@10 too where judged.
+        dataset, run: what the check scores; the only ones where not given; no check where nothing fits.
+
+    Returns:
+        One row: what was written, and what the check measured.
+
+    Raises:
+        UsageError: an unknown form. BadInput: the folder is not empty. DataMissing: no such student.
+    """
+    if form not in FORMS:
+        raise UsageError(f"no format {form!r}", hint=f"--format {' | '.join(FORMS)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"{folder} is there and not empty", hint="-o names a folder to make")
+    with store.read() as con:
+        student = lookup.student(con, name)
+        facts = card_facts(con, student)
+        on = sample(con, dataset, run, note) if check and form != "hf" else None
+    source = student_folder(store, student)
+    staged = folder.with_name(f".{folder.name}.exporting")
+    shutil.rmtree(staged, ignore_errors=True)
+    row: dict[str, Any] = {"student": name, "format": form, "folder": str(folder)}
+    try:
+        if form == "hf":
+            shutil.copytree(source, staged, ignore=shutil.ignore_patterns("checkpoint*", "*.jsonl"))
+        else:
+            from students.onnx import export_onnx
+
+            export_onnx(source, staged, max_length=student.max_length, int8=form == "int8")
+            if on is not None:
+                row |= compare(source, staged, student.max_length, on, progress)
+        write_card(staged, facts)
+        row["megabytes"] = round(sum(f.stat().st_size for f in staged.rglob("*") if f.is_file()) / 1e6, 1)
+        if folder.exists():
+            folder.rmdir()
+        staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return [row]

@@ -1,0 +1,251 @@
+"""Students in the store: registering a model, the rows that list and show print, and the card's facts from the store."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labelstore import keys, lookup, provenance
+from labelstore.errors import DataMissing, UsageError
+from labelstore.store import LabelStore, next_id
+from students.card import CardFacts, Measured, StageFacts, write_card
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from students.encoder import CrossEncoder
+
+
+def add_student(
+    store: LabelStore,
+    model: str,
+    *,
+    name: str | None = None,
+    regime: str = "none",
+    max_length: int | None = None,
+    seed: int = 42,
+    licence: str | None = None,
+) -> lookup.Student:
+    """Register a model as a student: its weights are copied beside the store, so that later they are what they were.
+
+    An untrained base (regime none) gets a new head from `seed`: what training would start from, so that `eval` can
+    show it. The same weights under the same name again are a no-op.
+
+    Args:
+        model: a folder, a Hugging Face id, or an alias such as ``minilm``.
+        name: default the model's last path component.
+        regime: how it was trained elsewhere, if it was.
+
+    Raises:
+        StudentError: no such model (exit code 4).
+        UsageError: the name is taken by another model.
+    """
+    from students.encoder import CrossEncoder
+
+    clock = provenance.Clock()
+    name = check_name(name or Path(model.rstrip("/")).name.lower())
+    encoder = CrossEncoder.load(model, max_length=max_length, precision="fp32", device="cpu", seed=seed)
+    folder = store.folder("students") / name
+    staged = folder.with_name(f".{name}.adding")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        encoder.save(staged)
+        hash_ = keys.file_hash(staged / "model.safetensors")
+        if store.exists and (taken := _named(store, name)) is not None:
+            if taken.weights_hash == hash_:
+                return taken
+            raise UsageError(f"there is a student {name!r} with other weights", hint="--name NAME")
+        with store.write() as con, provenance.recorded_in(con, "students.add", clock) as job:
+            student = insert_student(
+                con,
+                job.job,
+                name=name,
+                base=model,
+                base_revision=base_revision(model, encoder),
+                encoder=encoder,
+                regime=regime,
+                weights_hash=hash_,
+                seed=seed,
+                recipe=None,
+                licence=licence,
+            )
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # weights of an earlier add that never reached the store
+            staged.rename(folder)
+            write_card(folder, card_facts(con, student))
+        return student
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def insert_student(
+    con: "duckdb.DuckDBPyConnection",
+    job: int,
+    *,
+    name: str,
+    base: str,
+    base_revision: str | None,
+    encoder: "CrossEncoder",
+    regime: str,
+    weights_hash: str,
+    seed: int,
+    recipe: dict[str, Any] | None,
+    licence: str | None,
+) -> lookup.Student:
+    """One row of `students`, its folder ``students/NAME``, inside the caller's transaction."""
+    con.execute(
+        """INSERT INTO students (student, name, base, base_revision, architecture, regime, folder, weights_hash,
+                                 max_length, seed, recipe, licence, job)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        [
+            next_id(con, "students", "student"),
+            name,
+            base,
+            base_revision,
+            encoder.architecture,
+            regime,
+            f"students/{name}",
+            weights_hash,
+            encoder.max_length,
+            seed,
+            None if recipe is None else json.dumps(recipe),
+            licence,
+            job,
+        ],
+    )
+    return lookup.student(con, name)
+
+
+def base_revision(model: str, encoder: "CrossEncoder | None" = None) -> str | None:
+    """A hub model's commit, or the hash of a folder's weights; None where neither is known."""
+    from students.encoder import resolve_base
+
+    weights = Path(resolve_base(model)) / "model.safetensors"
+    if weights.is_file():
+        return keys.file_hash(weights)
+    commit = getattr(encoder.model.config, "_commit_hash", None) if encoder is not None else None
+    return None if commit is None else str(commit)
+
+
+def check_name(name: str) -> str:
+    """A student's name: it is a folder too.
+
+    Raises:
+        UsageError: if it cannot be one.
+    """
+    if not name or name != Path(name).name or name.startswith(".") or any(c in name for c in "\\:\0\n"):
+        raise UsageError(
+            f"{name!r} cannot be a student's name", hint="letters, digits, '-', '_', '.' and ','"
+        )
+    return name
+
+
+def _named(store: LabelStore, name: str) -> lookup.Student | None:
+    with store.read() as con:
+        try:
+            return lookup.student(con, name)
+        except DataMissing:
+            return None
+
+
+def student_rows(store: LabelStore) -> list[dict[str, Any]]:
+    """One flat row per student, oldest first."""
+    return _query(
+        store,
+        """SELECT s.name AS student, s.base, s.architecture, s.regime, s.max_length, s.seed,
+                  count(g.stage) AS stages, coalesce(sum(g.steps), 0)::BIGINT AS steps,
+                  coalesce(sum(g.pairs), 0)::BIGINT AS pairs, round(coalesce(sum(g.seconds), 0), 1) AS seconds,
+                  s.weights_hash, s.licence
+           FROM students s LEFT JOIN stages g USING (student)
+           GROUP BY ALL ORDER BY any_value(s.student)""",
+        [],
+    )
+
+
+def stage_rows(store: LabelStore, name: str) -> list[dict[str, Any]]:
+    """One flat row per stage of a student; one row with stage NULL for an untrained model.
+
+    Raises:
+        DataMissing: no such student.
+    """
+    with store.read() as con:
+        key = lookup.student(con, name).student
+    return _query(
+        store,
+        """SELECT s.name AS student, s.base, s.base_revision, s.regime, g.stage, g.objective, g.loss,
+                  v.name AS view, g.view_hash, g.steps, g.pairs, round(g.seconds, 1) AS seconds, g.weights_moved,
+                  g.best_step, g.best_value, g.stopped_by, g.lists_skipped, g.truncated_pairs,
+                  g.hyperparameters, s.weights_hash, s.licence, p.command
+           FROM students s LEFT JOIN stages g USING (student) LEFT JOIN views v USING (view)
+           LEFT JOIN provenance p ON p.job = s.job
+           WHERE s.student = ? ORDER BY g.stage""",
+        [key],
+    )
+
+
+def log_rows(store: LabelStore, name: str) -> list[dict[str, Any]]:
+    """What training measured, in the order it did.
+
+    Raises:
+        DataMissing: no such student.
+    """
+    with store.read() as con:
+        key = lookup.student(con, name).student
+    return _query(
+        store,
+        """SELECT stage, step, pairs, round(seconds, 2) AS seconds, measure, value FROM training_log
+           WHERE student = ? ORDER BY stage, step, measure""",
+        [key],
+    )
+
+
+def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> CardFacts:
+    """All that the card says, from the store."""
+    (revision, seed) = con.execute(
+        "SELECT base_revision, seed FROM students WHERE student = ?", [student.student]
+    ).fetchall()[0]
+    stages = con.execute(
+        """SELECT g.objective, g.loss, v.name, g.view_hash, g.steps, g.pairs, g.weights_moved, g.hyperparameters,
+                  v.n_lists, v.licence,
+                  (SELECT list(DISTINCT coalesce(d.name, m.name, l.name, r.name) ORDER BY 1)
+                   FROM view_sources o
+                   LEFT JOIN datasets d ON o.kind = 'dataset' AND d.dataset = o.source
+                   LEFT JOIN minings m ON o.kind = 'mining' AND m.mining = o.source
+                   LEFT JOIN labelings l ON o.kind = 'labeling' AND l.labeling = o.source
+                   LEFT JOIN runs r ON o.kind = 'run' AND r.run = o.source
+                   WHERE o.view = g.view)
+           FROM stages g LEFT JOIN views v USING (view) WHERE g.student = ? ORDER BY g.stage""",
+        [student.student],
+    ).fetchall()
+    measured = con.execute(
+        """SELECT dataset, first_stage, measure, value, n_queries FROM results
+           WHERE student = ? ORDER BY dataset, first_stage, measure""",
+        [student.name],
+    ).fetchall()
+    return CardFacts(
+        name=student.name,
+        base=student.base,
+        base_revision=revision,
+        architecture=student.architecture,
+        regime=student.regime,
+        max_length=student.max_length,
+        seed=seed,
+        licence=student.licence,
+        weights_hash=student.weights_hash,
+        stages=[
+            StageFacts(
+                objective, loss, view, view_hash, steps, pairs, moved, json.loads(settings or "{}"), n_lists,
+                licence, list(sources or []),
+            )
+            for objective, loss, view, view_hash, steps, pairs, moved, settings, n_lists, licence, sources in stages
+        ],
+        measured=[Measured(*row) for row in measured],
+    )  # fmt: skip
+
+
+def _query(store: LabelStore, sql: str, parameters: list[Any]) -> list[dict[str, Any]]:
+    with store.read() as con:
+        cursor = con.execute(sql, parameters)
+        names = [column[0] for column in cursor.description or []]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

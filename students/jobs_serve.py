@@ -1,0 +1,89 @@
+"""A student of the store, or any model, behind HTTP: what `msft students serve` does."""
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from labelstore import lookup
+from labelstore.errors import DataMissing
+from labelstore.store import LabelStore
+from students.errors import StudentError
+from students.jobs import Note, student_folder
+
+
+def serve_student(
+    store: LabelStore,
+    name: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    precision: str = "auto",
+    max_texts: int = 1000,
+    max_body: int = 16_000_000,
+    max_waiting: int = 20_000,
+    note: Note | None = None,
+) -> None:
+    """Serve until interrupted; the store is closed before the first request.
+
+    Args:
+        name: a student's name, a model's folder, or a Hugging Face id.
+
+    Raises:
+        StudentError: the extra is not installed, or there is no such model (exit code 4).
+        DataMissing: no such student.
+    """
+    try:
+        import uvicorn
+
+        from students.serve import Limits, create_app
+    except ImportError as error:
+        raise StudentError(
+            f"{error.name} is not installed", hint="pip install 'msft[serve]'", exit_code=4
+        ) from error
+    from students.rerank import Reranker
+
+    folder, max_length, facts = _find(store, name)
+    reranker = Reranker.load(folder, precision=precision, max_length=max_length)
+    info = {
+        "model_id": name,
+        "model_sha": facts.get("weights_hash"),
+        "model_dtype": reranker.precision,
+        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "max_input_length": reranker.encoder.max_length,
+        "version": metadata.version("msft"),
+        **facts,
+    }
+    app = create_app(
+        reranker, info, Limits(texts=max_texts, body=max_body, bodies=4 * max_body, waiting=max_waiting)
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            h11_max_incomplete_event_size=1 << 16,
+        )
+    )
+    sockets = [server.config.bind_socket()]
+    if note is not None:
+        address, bound = sockets[0].getsockname()[:2]
+        note(f"serving {name} ({reranker.precision}) at http://{address}:{bound}/rerank; Ctrl-C ends it")
+    server.run(sockets=sockets)
+
+
+def _find(store: LabelStore, name: str) -> tuple[str | Path, int | None, dict[str, Any]]:
+    """A model's folder or id, tokens per pair, and what the store knows of it."""
+    if store.exists:
+        with store.read() as con:
+            try:
+                student = lookup.student(con, name.removeprefix("student:"))
+            except DataMissing:
+                if not ("/" in name or Path(name).exists()):
+                    raise
+            else:
+                facts = {"regime": student.regime, "base": student.base, "weights_hash": student.weights_hash}
+                return student_folder(store, student), student.max_length, facts
+    return name, None, {}

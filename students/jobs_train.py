@@ -1,0 +1,330 @@
+"""Training from the store and back into it: views built and exported, the store closed, stages trained, rows merged.
+
+The same command again continues an interrupted training where its last checkpoint stands, and returns the student that
+is there when it was completed. Diagnostics in plain words go to `note`.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labelstore import keys, lookup, provenance, views
+from labelstore.errors import DataMissing, UsageError
+from labelstore.store import LabelStore
+from students.card import write_card
+from students.jobs import Note, Tick, student_folder
+from students.jobs_register import base_revision, card_facts, check_name, insert_student
+from students.regime import KINDS, Recipe, load_recipe, make_recipe, parse_regime
+
+if TYPE_CHECKING:
+    import duckdb
+
+_STAGE_COLUMNS = (
+    "stage", "objective", "loss", "view_hash", "parent_hash", "weights_hash", "hyperparameters", "steps", "pairs",
+    "lists_skipped", "truncated_pairs", "seconds", "weights_moved", "best_step", "best_value", "stopped_by",
+)  # fmt: skip
+_LOG_COLUMNS = ("stage", "step", "pairs", "seconds", "measure", "value")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the views are made from, by name, and their own parameters.
+
+    Attributes:
+        view_parameters: valid_fraction, allow_overlap, max_lists …; each view takes those that its kind knows.
+    """
+
+    datasets: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    negatives: Sequence[str] = ()
+    labels: Sequence[str] = ()
+    view_parameters: Mapping[str, Any] | None = None
+
+
+def train_student(
+    store: LabelStore,
+    *,
+    regime: str | None = None,
+    base: str | None = None,
+    sources: Sources = Sources(),
+    name: str | None = None,
+    recipe: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Tick | None = None,
+    note: Note | None = None,
+) -> lookup.Student:
+    """Train a student in a regime and store it with its stages and log.
+
+    Args:
+        regime: ``cl``, ``kd``, ``cl,kd``, ``kd,cl``, longer ones, ``cl+kd``; default the recipe's.
+        base: Hugging Face id, folder, alias, or ``student:NAME`` to go on from one.
+        name: default BASE-REGIME-KEY, the key over recipe and views.
+        recipe: a TOML file or the name of a shipped one; `settings` replace its top-level settings.
+        progress: called with (pairs, total pairs or None) and figures such as loss.
+
+    Raises:
+        StudentError: an unknown regime, recipe setting or base model, a loss that the views do not fit.
+        UsageError: the name is another training's; a source that the regime has no use for.
+        DataMissing: negatives, labels or a dataset that are not there.
+    """
+    chosen = _recipe(regime, base, recipe, settings)
+    _check_sources(store, chosen, sources)
+    folder_of_base = _base_folder(store, chosen.base)
+    revision = _revision(folder_of_base or chosen.base)
+    clock = provenance.Clock()
+    built = build_views(store, chosen, sources, note)
+    identity = {
+        "recipe": {k: v for k, v in chosen.flat().items() if k not in ("name", "description")},
+        "views": {kind: view.view_hash for kind, view in sorted(built.items())},
+        "base": revision,
+    }
+    key = keys.content_key("training", identity)
+    name = check_name(name or _default_name(chosen, key))
+    known = _known(store, name, identity)
+    if known is not None:
+        if note is not None:
+            note(f"student {name} is trained already, with this recipe and these views")
+        return known
+    folder = store.folder("students") / name
+    work = store.folder("students") / f".{name}.{key[:12]}"
+    stages, log = _train(chosen, folder_of_base, built, store, work, progress, note)
+    student = _merge(store, name, chosen, identity, built, stages, log, work, folder, clock)
+    shutil.rmtree(work, ignore_errors=True)
+    return student
+
+
+def build_views(
+    store: LabelStore, recipe: Recipe, sources: Sources, note: Note | None
+) -> dict[str, lookup.View]:
+    """The views that a recipe's regime learns from, by kind; those that are there already are taken as they are."""
+    made: dict[str, lookup.View] = {}
+    for kind in _kinds(recipe):
+        named, parameters = _named_sources(store, kind, sources, note)
+        made[kind] = views.build(store, kind, seed=recipe.seed, note=note, **named, **parameters)  # type: ignore[arg-type]
+    return made
+
+
+def _check_sources(store: LabelStore, recipe: Recipe, sources: Sources) -> None:
+    """Refuse what a look into the store can refuse, before a model is loaded or a view is built.
+
+    Raises:
+        UsageError: labels or negatives without an objective that takes them, a test set to train on.
+        DataMissing: a name that is not there.
+    """
+    wanted = _kinds(recipe)
+    for given, option, kind in (
+        (sources.negatives, "negatives", "contrastive"),
+        (sources.labels, "labels", "distillation"),
+    ):
+        if given and kind not in wanted:
+            raise UsageError(
+                f"regime {recipe.regime} makes no use of --{option}",
+                hint=f"leave it out, or --regime {'cl,kd' if kind == 'distillation' else 'kd,cl'}",
+            )
+    for kind in wanted:
+        named, parameters = _named_sources(store, kind, sources, None)
+        views.check(store, kind, **named, **parameters)  # type: ignore[arg-type]
+
+
+def _kinds(recipe: Recipe) -> list[str]:
+    """The kinds of view that a regime learns from, in its order."""
+    return list(dict.fromkeys(KINDS[o] for stage in parse_regime(recipe.regime) for o in stage))
+
+
+def _named_sources(
+    store: LabelStore, kind: str, sources: Sources, note: Note | None
+) -> tuple[dict[str, Sequence[str]], dict[str, Any]]:
+    """What a kind of view is made from, and its parameters, among those given."""
+    known = {field.name for field in fields(views.KINDS[kind])}
+    parameters = {k: v for k, v in (sources.view_parameters or {}).items() if k in known}
+    if kind == "distillation":
+        return {"datasets": () if sources.labels else sources.datasets, "labels": sources.labels}, parameters
+    negatives = list(sources.negatives) or ([] if sources.runs else _only_minings(store, sources, note))
+    return {"datasets": sources.datasets, "runs": sources.runs, "negatives": negatives}, parameters
+
+
+def _only_minings(store: LabelStore, sources: Sources, note: Note | None) -> list[str]:
+    """The minings over the datasets, where each has one; none where none has (a run gives negatives then)."""
+    with store.read() as con:
+        chosen = [lookup.dataset(con, name) for name in sources.datasets] or [lookup.pick_dataset(con, None)]
+        found: list[str] = []
+        for dataset in chosen:
+            names = [
+                n
+                for (n,) in con.execute(
+                    "SELECT name FROM minings WHERE dataset = ? ORDER BY name", [dataset.dataset]
+                ).fetchall()
+            ]
+            if len(names) > 1:
+                raise UsageError(
+                    f"{dataset.name} has several minings", hint=f"--negatives {' | '.join(names[:8])}"
+                )
+            if not names and not lookup.runs(con, dataset):
+                raise DataMissing(
+                    f"{dataset.name} has no negatives to contrast with",
+                    hint=f"msft retrieve --dataset {dataset.name} --retriever bm25s, then"
+                    f" msft negatives mine --dataset {dataset.name} --run RUN",
+                )
+            found += names
+    if found and note is not None:
+        note(f"negatives: {', '.join(found)} (the only ones)")
+    return found
+
+
+def _recipe(
+    regime: str | None, base: str | None, recipe: str | Path | None, settings: Mapping[str, Any] | None
+) -> Recipe:
+    overrides = dict(settings or {})
+    overrides |= {key: value for key, value in (("regime", regime), ("base", base)) if value is not None}
+    if regime is not None:
+        parse_regime(regime)  # its own error, before those of the recipe
+    if recipe is not None:
+        return load_recipe(recipe, overrides)
+    if regime is None:
+        raise UsageError("no regime", hint="--regime cl | kd | cl,kd | kd,cl, or --recipe FILE")
+    return make_recipe(overrides, where="options")
+
+
+def _base_folder(store: LabelStore, base: str) -> Path | None:
+    """The folder of ``student:NAME``; None for any other base."""
+    if not base.startswith("student:"):
+        return None
+    with store.read() as con:
+        return student_folder(store, lookup.student(con, base.removeprefix("student:")))
+
+
+def _revision(base: str | Path) -> str | None:
+    """Load the base once, so that one that is not there fails before anything is built; its commit or weights' hash.
+
+    Raises:
+        StudentError: there is no such model (exit code 4).
+    """
+    from students.encoder import CrossEncoder
+
+    encoder = CrossEncoder.load(base, precision="fp32", device="cpu")
+    return base_revision(str(base), encoder)
+
+
+def _default_name(recipe: Recipe, key: str) -> str:
+    stem = Path(recipe.base.removeprefix("student:").rstrip("/")).name.lower()
+    return f"{stem}-{recipe.regime.replace(',', '-')}-{key[:6]}"
+
+
+def _known(store: LabelStore, name: str, identity: dict[str, Any]) -> lookup.Student | None:
+    """The student of that name if this very training made it.
+
+    Raises:
+        UsageError: another training, or none, made it.
+    """
+    with store.read() as con:
+        found = con.execute("SELECT recipe FROM students WHERE name = ?", [name]).fetchall()
+        if not found:
+            return None
+        if found[0][0] is not None and json.loads(found[0][0]) == json.loads(json.dumps(identity)):
+            return lookup.student(con, name)
+    raise UsageError(
+        f"there is a student {name!r} of another recipe or other views", hint="--name NAME for the new one"
+    )
+
+
+def _train(
+    recipe: Recipe,
+    base: Path | None,
+    built: Mapping[str, lookup.View],
+    store: LabelStore,
+    work: Path,
+    progress: Tick | None,
+    note: Note | None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run the stages in `work`; rows of stages and training_log."""
+    from dataclasses import replace
+
+    from students.train import train
+
+    folders = {kind: views.folder_of(store, view) for kind, view in built.items()}
+    if base is not None:
+        recipe = replace(recipe, base=str(base))
+    train(
+        recipe,
+        {objective: folders[kind] for objective, kind in KINDS.items() if kind in folders},
+        work,
+        tokens=store.folder("tokens"),
+        progress=progress,
+        note=note,
+    )
+    stages = json.loads((work / "stages.json").read_text("utf-8"))
+    log = [json.loads(line) for line in (work / "training_log.jsonl").read_text("utf-8").splitlines()]
+    return stages, log
+
+
+def _merge(
+    store: LabelStore,
+    name: str,
+    recipe: Recipe,
+    identity: dict[str, Any],
+    built: Mapping[str, lookup.View],
+    stages: list[dict[str, Any]],
+    log: list[dict[str, Any]],
+    work: Path,
+    folder: Path,
+    clock: provenance.Clock,
+) -> lookup.Student:
+    """The trained folder in its place, and the student with its stages and log in one transaction."""
+    from students.encoder import CrossEncoder
+
+    trained = work / "model"
+    encoder = CrossEncoder.load(trained, max_length=recipe.max_length, precision="fp32", device="cpu")
+    hash_ = keys.file_hash(trained / "model.safetensors")
+    licences = sorted({view.licence for view in built.values() if view.licence})
+    by_hash = {view.view_hash: view.view for view in built.values()}
+    with store.write() as con, provenance.recorded_in(con, "students.train", clock) as job:
+        student = insert_student(
+            con,
+            job.job,
+            name=name,
+            base=recipe.base,
+            base_revision=identity["base"],
+            encoder=encoder,
+            regime=recipe.regime,
+            weights_hash=hash_,
+            seed=recipe.seed,
+            recipe=identity,
+            licence="; ".join(licences) or None,
+        )
+        _insert_stages(con, student.student, stages, by_hash)
+        _insert_log(con, student.student, log)
+        if folder.exists():
+            shutil.rmtree(folder)  # of a training that never reached the store
+        shutil.copytree(trained, folder)
+        write_card(folder, card_facts(con, student))
+    return student
+
+
+def _insert_stages(
+    con: "duckdb.DuckDBPyConnection", student: int, stages: list[dict[str, Any]], by_hash: Mapping[str, int]
+) -> None:
+    for row in stages:
+        values = {column: row.get(column) for column in _STAGE_COLUMNS}
+        values["hyperparameters"] = json.dumps(values["hyperparameters"])
+        names = ["student", "view", *values]
+        con.execute(
+            f"INSERT INTO stages ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
+            [student, by_hash.get(str(row["view_hash"])), *values.values()],
+        )
+
+
+def _insert_log(con: "duckdb.DuckDBPyConnection", student: int, log: list[dict[str, Any]]) -> None:
+    import polars as pl
+
+    if not log:
+        return
+    rows = pl.DataFrame({column: [row[column] for row in log] for column in _LOG_COLUMNS})
+    con.register("log_rows", rows.to_arrow())
+    con.execute(
+        f"INSERT INTO training_log (student, {', '.join(_LOG_COLUMNS)}) SELECT ?, {', '.join(_LOG_COLUMNS)} FROM log_rows",
+        [student],
+    )
+    con.unregister("log_rows")

@@ -1,0 +1,383 @@
+"""Ranking losses as small pure functions on ragged, masked lists.
+
+A batch is (L, n): L lists, padded to the longest. Every loss returns, per list, the sum of its terms and their count
+(or total weight); `reduce` makes one number of them. Counts follow from the targets alone, never from the scores, so a
+batch cut into pieces gives exactly the loss and the gradient of the whole. Scores are raw logits, computed with in fp32
+(fp64 stays fp64). A list without a valid term has count 0: it adds nothing, and the trainer counts it as skipped.
+
+Words: s student scores, y graded target (higher is better, equal is a tie), π rank by y (1 best, ties share their mean
+rank), t teacher scores, σ the logistic function.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from students.errors import StudentError
+
+Reduction = Literal["list", "pair", "batch"]
+REDUCTIONS: tuple[Reduction, ...] = ("list", "pair", "batch")
+
+_FAR = -1e9  # in place of -inf: the same in a softmax, and its gradient is 0 instead of NaN
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the lists of a batch are trained towards; all tensors are (L, n).
+
+    Attributes:
+        mask: True at passages, False at padding.
+        labels: y. A contrastive list has 1 for positives and 0 for negatives.
+        scores: t, NaN where the teacher gave none.
+        weights: how much a passage counts, 1 or less (denoised negatives).
+        places: 1..n by y with ties broken at random by the trainer's seed: the order that ListMLE reads.
+    """
+
+    mask: torch.Tensor
+    labels: torch.Tensor
+    scores: torch.Tensor
+    weights: torch.Tensor
+    places: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        labels: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        scores: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        tiebreak: torch.Tensor | None = None,
+    ) -> "Targets":
+        """Fill in what is not given; ``tiebreak`` (L, n) orders equal labels, smaller first (default: as listed)."""
+        mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
+        if tiebreak is None:
+            tiebreak = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+        by_tiebreak = tiebreak.argsort(dim=1, stable=True)
+        keys = torch.where(mask, labels.double(), torch.full_like(labels, -math.inf, dtype=torch.float64))
+        order = by_tiebreak.gather(
+            1, keys.gather(1, by_tiebreak).argsort(dim=1, descending=True, stable=True)
+        )
+        places = torch.empty_like(order).scatter_(
+            1, order, torch.arange(1, labels.shape[1] + 1, device=labels.device).expand_as(order)
+        )
+        return cls(
+            mask=mask,
+            labels=labels,
+            scores=torch.full_like(labels, math.nan, dtype=torch.float32) if scores is None else scores,
+            weights=torch.ones_like(labels, dtype=torch.float32) if weights is None else weights,
+            places=places,
+        )
+
+    def ranks(self) -> torch.Tensor:
+        """π: mean rank by label within the list, (L, n) float; 1 at padding."""
+        other = self.mask.unsqueeze(1)
+        higher = ((self.labels.unsqueeze(1) > self.labels.unsqueeze(2)) & other).sum(2)
+        equal = ((self.labels.unsqueeze(1) == self.labels.unsqueeze(2)) & other).sum(2)
+        ranks = higher + (equal + 1) / 2
+        return torch.where(self.mask, ranks, torch.ones_like(ranks))
+
+    def positives(self) -> torch.Tensor:
+        """Passages with a label above 0, (L, n) bool."""
+        return self.mask & (self.labels > 0)
+
+    def pairs(self) -> torch.Tensor:
+        """(L, n, n) bool: entry [l, i, j] is True where y_i > y_j."""
+        both = self.mask.unsqueeze(2) & self.mask.unsqueeze(1)
+        return both & (self.labels.unsqueeze(2) > self.labels.unsqueeze(1))
+
+    def pair_weights(self) -> torch.Tensor:
+        """(L, n, n): the product of the two passages' weights."""
+        return self.weights.unsqueeze(2) * self.weights.unsqueeze(1)
+
+    def to(self, device: torch.device | str) -> "Targets":
+        """The same targets on a device."""
+        return Targets(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+class ListLoss(NamedTuple):
+    """Per list, (L,): the sum of its terms, and their number or total weight (0: no valid term)."""
+
+    sums: torch.Tensor
+    counts: torch.Tensor
+
+
+LossFunction = Callable[..., ListLoss]
+
+
+def total(loss: ListLoss, reduction: Reduction) -> torch.Tensor:
+    """The numerator of a reduction: additive over any split of a batch into lists."""
+    if reduction == "list":
+        return (loss.sums / loss.counts.clamp(min=1e-12)).where(loss.counts > 0, 0.0).sum()
+    return loss.sums.where(loss.counts > 0, 0.0).sum()
+
+
+def normaliser(counts: torch.Tensor, reduction: Reduction) -> torch.Tensor:
+    """The denominator of a reduction, likewise additive: lists (list, batch) or terms (pair)."""
+    return counts.sum() if reduction == "pair" else (counts > 0).sum().to(counts.dtype)
+
+
+def reduce(loss: ListLoss, reduction: Reduction) -> torch.Tensor:
+    """One number: ``list`` the mean of lists' means, ``pair`` the mean of all terms, ``batch`` lists' sums, averaged.
+
+    0 (not NaN) where no list has a valid term.
+    """
+    return total(loss, reduction) / normaliser(loss.counts, reduction).clamp(min=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ the losses
+def lce(scores: torch.Tensor, targets: Targets, *, temperature: float = 1.0) -> ListLoss:
+    """Localized contrastive estimation (InfoNCE): mean over positives of −s₊ + logsumexp over the group.
+
+    Several positives share the target uniformly. A group without a positive, or without a negative, has no term. A
+    negative of weight w counts w times in the sum.
+    """
+    s = _exact(scores) / temperature
+    positive = targets.positives()
+    negative = targets.mask & ~positive
+    n_positive = positive.sum(1)
+    valid = (n_positive > 0) & negative.any(1)
+    logits = s + torch.where(negative, targets.weights.clamp(min=1e-12).log(), 0.0).to(s.dtype)
+    every = torch.logsumexp(logits.masked_fill(~targets.mask, _FAR), dim=1)
+    chosen = s.where(positive, 0.0).sum(1) / n_positive.clamp(min=1)
+    return ListLoss((every - chosen).where(valid, 0.0), valid.to(s.dtype))
+
+
+def ranknet(scores: torch.Tensor, targets: Targets) -> ListLoss:
+    """RankNet (Burges et al. 2005): softplus(−(s_i − s_j)) over pairs with y_i > y_j; ties are no pairs."""
+    s = _exact(scores)
+    weights = targets.pair_weights().to(s.dtype).where(targets.pairs(), 0.0)
+    terms = functional.softplus(-_differences(s, targets)) * weights
+    return ListLoss(terms.sum((1, 2)), weights.sum((1, 2)))
+
+
+def weighted_ranknet(scores: torch.Tensor, targets: Targets) -> ListLoss:
+    """RankNet with weights 1/(π_i + π_j) by the *teacher's* ranks (FIRST, arXiv 2406.15657)."""
+    s = _exact(scores)
+    ranks = targets.ranks().to(s.dtype)
+    weights = targets.pair_weights().to(s.dtype) / (ranks.unsqueeze(2) + ranks.unsqueeze(1))
+    weights = weights.where(targets.pairs(), 0.0)
+    terms = functional.softplus(-_differences(s, targets)) * weights
+    return ListLoss(terms.sum((1, 2)), weights.sum((1, 2)))
+
+
+def listmle(scores: torch.Tensor, targets: Targets) -> ListLoss:
+    """ListMLE (Xia et al. 2008): −Σ_i [s_o(i) − logsumexp_{k≥i} s_o(k)], o(i) the passage at place i."""
+    terms, present = _plackett_luce(_exact(scores), targets)
+    return _where_ordered(terms, present.to(terms.dtype), targets)
+
+
+def p_listmle(scores: torch.Tensor, targets: Targets) -> ListLoss:
+    """Position-aware ListMLE (Lan et al. 2014) with weights 1/log2(i + 1): bounded, where 2^(n−i) overflows."""
+    terms, present = _plackett_luce(_exact(scores), targets)
+    place = torch.arange(1, terms.shape[1] + 1, device=terms.device, dtype=terms.dtype)
+    weights = present / torch.log2(place + 1)
+    return _where_ordered(terms * weights, weights, targets)
+
+
+def kl(
+    scores: torch.Tensor, targets: Targets, *, temperature: float = 1.0, teacher_temperature: float = 1.0
+) -> ListLoss:
+    """KL(softmax(t/τ_t) ‖ softmax(s/τ_s)): ListNet's top-one distribution.
+
+    Lists without teacher scores use t = −log2(1 + π): log-discounts, as raw ranks would make it very peaked.
+    """
+    s = _exact(scores)
+    known = (torch.isfinite(targets.scores) | ~targets.mask).all(1, keepdim=True)
+    t = torch.where(
+        known, torch.nan_to_num(targets.scores).to(s.dtype), -torch.log2(1 + targets.ranks()).to(s.dtype)
+    )
+    teacher = torch.log_softmax((t / teacher_temperature).masked_fill(~targets.mask, _FAR), dim=1)
+    student = torch.log_softmax((s / temperature).masked_fill(~targets.mask, _FAR), dim=1)
+    terms = (teacher.exp() * (teacher - student)).where(targets.mask, 0.0)
+    valid = targets.mask.sum(1) > 1
+    valid = valid & torch.where(known.squeeze(1), valid, targets.pairs().any(2).any(1))
+    return ListLoss(terms.sum(1).where(valid, 0.0), valid.to(s.dtype))
+
+
+def margin_mse(scores: torch.Tensor, targets: Targets) -> ListLoss:
+    """MarginMSE (arXiv 2010.02666): ((s_i − s_j) − (t_i − t_j))² over pairs with y_i > y_j; needs teacher scores."""
+    s = _exact(scores)
+    t = targets.scores.to(s.dtype)
+    known = torch.isfinite(t)
+    weights = targets.pair_weights().to(s.dtype)
+    weights = weights.where(targets.pairs() & known.unsqueeze(2) & known.unsqueeze(1), 0.0)
+    margin = _differences(torch.nan_to_num(t), targets)
+    terms = (_differences(s, targets) - margin).square() * weights
+    return ListLoss(terms.sum((1, 2)), weights.sum((1, 2)))
+
+
+def adr_mse(scores: torch.Tensor, targets: Targets, *, alpha: float = 1.0) -> ListLoss:
+    """ADR-MSE (Rank-DistiLLM, arXiv 2405.07920): (1/n) Σ_i (π_i − π̂_i)² / log2(π_i + 1), π̂_i = 1 + Σ_{j≠i} σ(α(s_j − s_i))."""
+    s = _exact(scores)
+    both = targets.mask.unsqueeze(2) & targets.mask.unsqueeze(1)
+    itself = torch.eye(s.shape[1], dtype=torch.bool, device=s.device)
+    above = torch.sigmoid(-alpha * _differences(s, targets)).where(both & ~itself, 0.0)
+    soft = 1 + above.sum(2)
+    ranks = targets.ranks().to(s.dtype)
+    terms = ((ranks - soft).square() / torch.log2(ranks + 1)).where(targets.mask, 0.0)
+    return _where_ordered(terms, targets.mask.to(s.dtype), targets)
+
+
+def lambda_loss(scores: torch.Tensor, targets: Targets, *, mu: float = 10.0) -> ListLoss:
+    """NDCG-Loss2++ (Wang et al. 2018): pairs y_i > y_j weighted by μ·|1/D_d − 1/D_{d+1}| + |1/D_i − 1/D_j|, times |G_i − G_j|.
+
+    Ranks are the student's, detached; d is their distance, D_k = log2(1 + k). Gains are (2^y − 1)/maxDCG; for grades
+    above 8, such as list positions, where 2^y would overflow and leave the first passage alone, they are y/maxDCG.
+    """
+    s = _exact(scores)
+    pairs = targets.pairs()
+    gains = _gains(targets).to(s.dtype)
+    place = targets.places.to(s.dtype)
+    ideal = (gains / torch.log2(1 + place)).sum(1, keepdim=True)
+    gains = gains / ideal.clamp(min=1e-12)
+    order = s.detach().masked_fill(~targets.mask, -math.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(s).scatter_(
+        1, order, torch.arange(1, s.shape[1] + 1, device=s.device, dtype=s.dtype).expand_as(s)
+    )
+    inverse = 1 / torch.log2(1 + rank)
+    distance = (rank.unsqueeze(2) - rank.unsqueeze(1)).abs()
+    apart = (1 / torch.log2(1 + distance.clamp(min=1)) - 1 / torch.log2(2 + distance.clamp(min=1))).abs()
+    swap = (inverse.unsqueeze(2) - inverse.unsqueeze(1)).abs()
+    weights = (mu * apart + swap) * (gains.unsqueeze(2) - gains.unsqueeze(1)).abs()
+    weights = (weights * targets.pair_weights().to(s.dtype)).where(pairs, 0.0)
+    terms = functional.softplus(-_differences(s, targets)) / math.log(2) * weights
+    return ListLoss(terms.sum((1, 2)), pairs.sum((1, 2)).to(s.dtype))
+
+
+def hinge(scores: torch.Tensor, targets: Targets, *, margin: float = 1.0) -> ListLoss:
+    """max(0, m − (s_i − s_j)) over pairs with y_i > y_j."""
+    s = _exact(scores)
+    weights = targets.pair_weights().to(s.dtype).where(targets.pairs(), 0.0)
+    terms = functional.relu(margin - _differences(s, targets)) * weights
+    return ListLoss(terms.sum((1, 2)), weights.sum((1, 2)))
+
+
+def bce(scores: torch.Tensor, targets: Targets, *, positive_weight: float = 1.0) -> ListLoss:
+    """Pointwise binary cross-entropy; positives count ``positive_weight`` times."""
+    s = _exact(scores)
+    positive = targets.positives()
+    weights = torch.where(positive, positive_weight * targets.weights, targets.weights).to(s.dtype)
+    weights = weights.where(targets.mask, 0.0)
+    terms = functional.softplus(torch.where(positive, -s, s).where(targets.mask, 0.0)) * weights
+    return ListLoss(terms.sum(1), weights.sum(1))
+
+
+# ------------------------------------------------------------------------------------------- shared pieces
+def _exact(scores: torch.Tensor) -> torch.Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def _differences(s: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """(L, n, n): s_i − s_j, 0 where i or j is padding (whatever the padding holds)."""
+    clean = s.where(targets.mask, 0.0)
+    return (clean.unsqueeze(2) - clean.unsqueeze(1)).where(
+        targets.mask.unsqueeze(2) & targets.mask.unsqueeze(1), 0.0
+    )
+
+
+def _plackett_luce(s: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+    """Terms of ListMLE by place, (L, n), and which places hold a passage."""
+    by_place = targets.places.argsort(dim=1)
+    present = targets.mask.gather(1, by_place)
+    ordered = s.gather(1, by_place).masked_fill(~present, _FAR)
+    rest = torch.logcumsumexp(ordered.flip(1), dim=1).flip(1)
+    return (rest - ordered).where(present, 0.0), present
+
+
+def _where_ordered(terms: torch.Tensor, counts: torch.Tensor, targets: Targets) -> ListLoss:
+    """Sum over lists that have an order at all: a single passage, or ties throughout, teach nothing."""
+    valid = targets.pairs().any(2).any(1)
+    return ListLoss(terms.sum(1).where(valid, 0.0), counts.sum(1).where(valid, 0.0))
+
+
+def _gains(targets: Targets) -> torch.Tensor:
+    grades = targets.labels.clamp(min=0).to(torch.float64).where(targets.mask, 0.0)
+    large = grades.amax(1, keepdim=True) > 8
+    return torch.where(large, grades, torch.exp2(grades.clamp(max=8)) - 1)
+
+
+# -------------------------------------------------------------------------------------------- the registry
+Need = Literal["order", "scores", "binary"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss by name: what its targets must hold, and its parameters with their defaults.
+
+    ``weighted``: whether it honours passages' weights.
+    """
+
+    name: str
+    function: LossFunction
+    needs: Need
+    weighted: bool = True
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, scores: torch.Tensor, targets: Targets, **parameters: float) -> ListLoss:
+        return self.function(scores, targets, **{**self.parameters, **parameters})
+
+
+LOSSES: dict[str, Loss] = {
+    loss.name: loss
+    for loss in (
+        Loss("lce", lce, "binary", parameters={"temperature": 1.0}),
+        Loss("ranknet", ranknet, "order"),
+        Loss("weighted_ranknet", weighted_ranknet, "order"),
+        Loss("listmle", listmle, "order", weighted=False),
+        Loss("p_listmle", p_listmle, "order", weighted=False),
+        Loss("kl", kl, "order", weighted=False, parameters={"temperature": 1.0, "teacher_temperature": 1.0}),
+        Loss("margin_mse", margin_mse, "scores"),
+        Loss("adr_mse", adr_mse, "order", weighted=False, parameters={"alpha": 1.0}),
+        Loss("lambda", lambda_loss, "order", parameters={"mu": 10.0}),
+        Loss("hinge", hinge, "order", parameters={"margin": 1.0}),
+        Loss("bce", bce, "binary", parameters={"positive_weight": 1.0}),
+    )
+}
+
+_WHY: dict[Need, str] = {
+    "binary": "positives and negatives (a contrastive view)",
+    "order": "graded labels",
+    "scores": "a teacher score for every passage",
+}
+
+
+def get(name: str) -> Loss:
+    """A loss by name.
+
+    Raises:
+        StudentError: no such loss (exit code 2).
+    """
+    if name not in LOSSES:
+        raise StudentError(f"unknown loss {name!r}", hint=f"one of {', '.join(LOSSES)}", exit_code=2)
+    return LOSSES[name]
+
+
+def check_pairing(loss: Loss, *, kind: str, has_scores: bool, where: str) -> None:
+    """Refuse a loss whose targets the view does not hold.
+
+    Args:
+        kind: the view's kind, contrastive or distillation. has_scores: whether every passage has a teacher score.
+        where: how to name the view in the message.
+
+    Raises:
+        StudentError: with what the loss needs, what the view holds, and losses that fit (exit code 2).
+    """
+    holds: set[Any] = {"order"}
+    if kind == "contrastive":
+        holds.add("binary")
+    if has_scores:
+        holds.add("scores")
+    if loss.needs in holds:
+        return
+    has = "binary labels" if kind == "contrastive" else "permutations"
+    has += " with teacher scores" if has_scores else " without teacher scores"
+    fitting = [name for name, other in LOSSES.items() if other.needs in holds]
+    raise StudentError(
+        f"loss {loss.name} needs {_WHY[loss.needs]}, and {where} holds {has}",
+        hint=f"losses that fit: {', '.join(fitting)}",
+        exit_code=2,
+    )

@@ -1,0 +1,124 @@
+"""What a stage optimises and how fast: parameter groups, frozen parts, and the learning rate as a function of progress."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from students.errors import StudentError
+from students.regime import Stage
+
+_LAYER = re.compile(r"\.layers?\.(\d+)\.")
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Let only what no part names learn; returns the frozen parameters' names.
+
+    A part is ``position_embeddings``, ``embeddings``, ``layers:0-5``, or any piece of parameters' names. A model with
+    rotary positions has no position embeddings, and nothing to freeze there.
+
+    Raises:
+        StudentError: a part that names no parameter, or parts that leave none to learn (exit code 2).
+    """
+    frozen = set()
+    names = [name for name, _ in model.named_parameters()]
+    for part in parts:
+        matched = [name for name in names if _names(part, name)]
+        if not matched and part != "position_embeddings":
+            raise StudentError(
+                f"freeze: no parameter of this model is called {part!r}",
+                hint="position_embeddings, embeddings, layers:0-5, or a piece of a name such as "
+                + ", ".join(names[:2]),
+                exit_code=2,
+            )
+        frozen.update(matched)
+    if len(frozen) == len(names):
+        raise StudentError("freeze leaves nothing to learn", hint="freeze less", exit_code=2)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return sorted(frozen)
+
+
+def _names(part: str, name: str) -> bool:
+    if part.startswith("layers:"):
+        low, _, high = part.removeprefix("layers:").partition("-")
+        layer = _LAYER.search(name)
+        try:
+            return layer is not None and int(low) <= int(layer[1]) <= int(high or low)
+        except ValueError as error:
+            raise StudentError(
+                f"freeze: {part!r} is no range of layers", hint="layers:0-5", exit_code=2
+            ) from error
+    return part in name
+
+
+def make(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
+    """AdamW over what learns; no weight decay on biases and norms."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": stage.weight_decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=stage.lr, fused=True)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """When a stage ends: whichever comes first. 0 is no bound."""
+
+    steps: int
+    pairs: int
+    seconds: float
+
+    @classmethod
+    def of(cls, stage: Stage, steps_per_epoch: int) -> "Bounds":
+        """The stage's bounds with epochs counted in steps."""
+        by_epochs = math.ceil(stage.epochs * steps_per_epoch) if stage.epochs else 0
+        steps = [s for s in (by_epochs, stage.max_steps) if s]
+        return cls(min(steps, default=0), stage.max_pairs, 60 * stage.max_minutes)
+
+    def progress(self, steps: int, pairs: int, seconds: float) -> float:
+        """How much of the stage is done, 0 to 1, by the nearest bound.
+
+        Time counts only where it is the only bound: else a learning rate would follow the machine's moods.
+        """
+        parts: list[tuple[float, float]] = [(steps, self.steps), (pairs, self.pairs)]
+        if not self.steps and not self.pairs:
+            parts = [(seconds, self.seconds)]
+        return min(1.0, max((done / bound for done, bound in parts if bound), default=0.0))
+
+    def reached(self, steps: int, pairs: int, seconds: float, stage: Stage) -> str | None:
+        """What ended the stage, in the words of the `stages` table, or None."""
+        if self.seconds and seconds >= self.seconds:
+            return "max_minutes"
+        if self.pairs and pairs >= self.pairs:
+            return "max_pairs"
+        if self.steps and steps >= self.steps:
+            return "max_steps" if self.steps == stage.max_steps else "end"
+        return None
+
+
+def learning_rate(stage: Stage, progress: float, step: int) -> float:
+    """The rate of step ``step`` (from 0) when ``progress`` of the stage is done: linear warm-up, then the schedule."""
+    if stage.warmup >= 1:
+        warm = (step + 1) / stage.warmup
+        rest = progress
+    else:
+        warm = progress / stage.warmup if stage.warmup else 1.0
+        warm = max(warm, 0.01)  # the first step is not for nothing
+        rest = (progress - stage.warmup) / (1 - stage.warmup)
+    rest = min(max(rest, 0.0), 1.0)
+    shape = {"linear": 1 - rest, "cosine": 0.5 * (1 + math.cos(math.pi * rest)), "constant": 1.0}[
+        stage.schedule
+    ]
+    return stage.lr * (min(warm, 1.0) if warm < 1 else shape)
+
+
+def set_rate(optimiser: Any, rate: float) -> None:
+    """Give all parameter groups a learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate

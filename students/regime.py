@@ -1,0 +1,406 @@
+"""Regimes and recipes: what a training consists of, as typed values.
+
+A regime is an ordered list of stages, ``cl``, ``kd``, ``cl,kd``, ``kd,cl`` or longer; ``cl+kd`` is one stage with both
+objectives. A recipe is a flat TOML file: settings for every stage at the top, then tables ``[cl]``, ``[kd]``,
+``["cl+kd"]`` for an objective's stages and ``[stage-2]`` for one stage. Unknown keys fail, and all errors come at once.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from students.errors import StudentError
+from students.losses import LOSSES, REDUCTIONS
+
+OBJECTIVES = ("cl", "kd")
+KINDS = {"cl": "contrastive", "kd": "distillation"}  # the kind of view that an objective learns from
+DEFAULT_LOSS = {"cl": "lce", "kd": "ranknet"}
+RECIPES = Path(__file__).parent / "recipes"
+
+Schedule = Literal["linear", "cosine", "constant"]
+Measure = Literal["loss", "nDCG@10", "tau"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One objective of a stage: what it learns from which lists."""
+
+    name: str  # cl or kd
+    loss: str = ""  # see students.losses; "" is lce for cl, ranknet for kd
+    reduction: Literal["list", "pair", "batch"] = "list"  # what the loss is the mean of
+    weight: float = 1.0  # of this objective in a joint stage
+    lists: int = 16  # lists (queries) per optimiser step, over all processes
+    group_size: int = (
+        0  # passages sampled per list and epoch; cl: one of them positive. 0: 8 for cl, all for kd
+    )
+    depth: int = 100  # kd: the teacher's top passages used
+    temperature: float | None = None  # lce, kl: of the student's scores
+    teacher_temperature: float | None = None  # kl
+    alpha: float | None = None  # adr_mse: steepness
+    mu: float | None = None  # lambda: weight of the distance term
+    margin: float | None = None  # hinge
+    positive_weight: float | None = None  # bce
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The loss's parameters that are set."""
+        values = {name: getattr(self, name) for name in _PARAMETERS}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+_PARAMETERS = ("temperature", "teacher_temperature", "alpha", "mu", "margin", "positive_weight")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its objectives, and how it optimises."""
+
+    number: int  # place in the regime, from 1
+    objectives: tuple[Objective, ...]
+    lr: float = 1e-5  # peak learning rate
+    schedule: Schedule = "linear"  # after the warm-up: to 0 (linear, cosine) or constant
+    warmup: float = 0.1  # of the stage if below 1, else in steps
+    weight_decay: float = 0.01  # AdamW; not on biases and norms
+    clip: float = 1.0  # gradient norm; 0: none
+    epochs: float = 1.0  # over the training lists (of the larger view in a joint stage); 0: no bound
+    max_steps: int = 0  # 0: no bound
+    max_pairs: int = 0  # 0: no bound
+    max_minutes: float = 0.0  # 0: no bound
+    freeze: tuple[
+        str, ...
+    ] = ()  # position_embeddings, embeddings, layers:0-5, or a part of a parameter's name
+    batch_tokens: int = 0  # tokens per forward; 0: by the device
+    memory_tokens: int = (
+        0  # tokens whose activations are held at once; beyond, gradients are cached. 0: by the device
+    )
+    gradient_cache: Literal["auto", "always", "never"] = "auto"
+    valid_every: int = 0  # steps between validations; 0: ten times a stage
+    valid_lists: int = 500  # at most that many validation lists
+    stop_on: Measure = "loss"  # what early stopping and the best checkpoint go by
+    patience: int = 10  # validations without a better value before the stage ends; 0: never
+    keep: Literal["best", "last"] = "best"  # which weights the stage ends with
+    checkpoint_every: int = 0  # steps between checkpoints; 0: with each validation
+    log_every: int = 10  # steps whose mean loss is one row of the log
+
+    @property
+    def objective(self) -> str:
+        """cl, kd or cl+kd."""
+        return "+".join(o.name for o in self.objectives)
+
+    @property
+    def loss(self) -> str:
+        """The losses' names."""
+        return "+".join(o.loss for o in self.objectives)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training."""
+
+    name: str = "default"
+    description: str = ""
+    base: str = "electra"  # Hugging Face id, folder or alias
+    regime: str = "cl"
+    seed: int = 42  # of data order, samples, a new head and dropout
+    max_length: int = 256  # tokens per pair
+    layers: int = 0  # keep only the base's first layers; 0: all
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    layout: Literal["auto", "padded", "packed"] = "auto"
+    attention_dropout: float | None = None  # instead of the base's; packed on a GPU needs 0
+    hidden_dropout: float | None = None  # instead of the base's
+    stages: tuple[Stage, ...] = ()
+
+    def flat(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A recipe file that may name several bases, regimes and seeds, and how its students are to be evaluated.
+
+    Attributes:
+        recipes: every combination, in the file's order.
+        evaluate: the file's ``[evaluate]`` table: first_stages, datasets, measures, depth; what `msft reproduce` runs.
+        published: the file's ``[[published]]`` rows: base, regime, first_stage, dataset, measure, value.
+    """
+
+    recipes: tuple[Recipe, ...]
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    published: tuple[dict[str, Any], ...] = ()
+
+
+def parse_regime(text: str) -> tuple[tuple[str, ...], ...]:
+    """``"cl,kd"`` -> (("cl",), ("kd",)); ``"cl+kd"`` -> (("cl", "kd"),).
+
+    Raises:
+        StudentError: an unknown or repeated objective (exit code 2).
+    """
+    stages = []
+    for part in text.replace("->", ",").replace("→", ",").split(","):
+        names = tuple(name.strip().lower() for name in part.split("+"))
+        wrong = [name for name in names if name not in OBJECTIVES]
+        if wrong or len(set(names)) < len(names):
+            what = f"{wrong[0]!r} is no objective" if wrong else f"{part.strip()!r} repeats an objective"
+            raise StudentError(
+                f"regime {text!r}: {what}",
+                hint="cl, kd, cl,kd, kd,cl, longer ones, or cl+kd for both in one stage",
+                exit_code=2,
+            )
+        stages.append(tuple(sorted(names, key=OBJECTIVES.index)))
+    return tuple(stages)
+
+
+def make_recipe(settings: Mapping[str, Any] | None = None, *, where: str = "recipe") -> Recipe:
+    """A recipe from plain settings, as a TOML file would hold them.
+
+    Raises:
+        StudentError: every unknown key, wrong type and impossible value, one per line (exit code 2).
+    """
+    grid = _build(dict(settings or {}), where)
+    if len(grid.recipes) != 1:
+        raise StudentError(
+            f"{where} is a grid of {len(grid.recipes)} trainings",
+            hint="msft reproduce runs a grid; for one training give a single base, regime and seed",
+            exit_code=2,
+        )
+    return grid.recipes[0]
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe by shipped name (``small``) or path; ``overrides`` replace its top-level settings."""
+    path, settings = _read(name_or_path)
+    return make_recipe({**settings, **(overrides or {})}, where=str(path))
+
+
+def load_grid(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Grid:
+    """All trainings of a recipe file, and how they are to be evaluated."""
+    path, settings = _read(name_or_path)
+    return _build({**settings, **(overrides or {})}, str(path))
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = Path(name_or_path)
+    if not path.suffix and not path.is_file():
+        path = RECIPES / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise StudentError(
+            f"there is no recipe {name_or_path}",
+            hint=f"a TOML file, or one of {', '.join(shipped())}",
+            exit_code=4,
+        )
+    try:
+        return path, {"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))}
+    except tomllib.TOMLDecodeError as error:
+        raise StudentError(f"{path}: {error}", hint="a recipe is a TOML file", exit_code=2) from error
+
+
+_GRID_KEYS = {"bases": "base", "regimes": "regime", "seeds": "seed"}
+
+
+def _build(settings: dict[str, Any], where: str) -> Grid:
+    errors: list[str] = []
+    evaluate, published = settings.pop("evaluate", {}), settings.pop("published", [])
+    axes = {}
+    for many, one in _GRID_KEYS.items():
+        values = settings.pop(many, None)
+        if values is None:
+            continue
+        if one in settings:
+            errors.append(f"{one} and {many} exclude each other")
+        if not isinstance(values, list) or not values:
+            errors.append(f"{many} must be a list of at least one value")
+        else:
+            axes[one] = values
+    recipes = []
+    for combination in product(*axes.values()):
+        recipe = _one({**settings, **dict(zip(axes, combination, strict=True))}, errors)
+        if recipe is not None:
+            recipes.append(recipe)
+    if errors:
+        unique = list(dict.fromkeys(errors))
+        raise StudentError(
+            f"{where}: {len(unique)} error{'s' if len(unique) > 1 else ''}\n"
+            + "\n".join(f"  {e}" for e in unique),
+            hint="students/regime.py lists every setting",
+            exit_code=2,
+        )
+    return Grid(tuple(recipes), evaluate, tuple(published))
+
+
+def _one(settings: dict[str, Any], errors: list[str]) -> Recipe | None:
+    own, stage_wide, tables = _split(settings, errors)
+    try:
+        regime = parse_regime(str(own.get("regime", Recipe.regime)))
+    except StudentError as error:
+        errors.append(error.message)
+        return None
+    for name in tables:
+        number = name.removeprefix("stage-")
+        is_stage = name.startswith("stage-") and number.isdigit() and 1 <= int(number) <= len(regime)
+        if name.startswith("stage-") and not is_stage:
+            errors.append(f"[{name}]: the regime has {len(regime)} stage(s)")
+    stages = tuple(_stage(i, names, stage_wide, tables, errors) for i, names in enumerate(regime, 1))
+    recipe = Recipe(**{**own, "stages": stages}) if not errors else None
+    if recipe is not None:
+        _check_recipe(recipe, errors)
+    return recipe
+
+
+def _split(
+    settings: dict[str, Any], errors: list[str]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
+    """The recipe's own settings, those of every stage, and the tables; types checked."""
+    own: dict[str, Any] = {}
+    stage_wide: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        if not isinstance(value, dict):
+            known, into = (_RECIPE_TYPES, own) if key in _RECIPE_TYPES else (_STAGE_TYPES, stage_wide)
+            into |= _typed(known, key, value, "", errors)
+        elif key in OBJECTIVES or key == "cl+kd" or key.startswith("stage-"):
+            tables[key] = {}
+            for inner, setting in value.items():
+                tables[key] |= _typed(_STAGE_TYPES, inner, setting, f"[{key}] ", errors)
+        else:
+            errors.append(f"[{key}]: unknown table (cl, kd, cl+kd, stage-N, evaluate)")
+    return own, stage_wide, tables
+
+
+def _stage(
+    number: int,
+    names: tuple[str, ...],
+    stage_wide: dict[str, Any],
+    tables: dict[str, dict[str, Any]],
+    errors: list[str],
+) -> Stage:
+    """Defaults, then the file's top, then [cl] or [kd], then ["cl+kd"], then [stage-N]."""
+    joint = "+".join(names)
+    last = {**(tables.get(joint, {}) if len(names) > 1 else {}), **tables.get(f"stage-{number}", {})}
+    objectives = []
+    for name in names:
+        merged = {**stage_wide, **tables.get(name, {}), **last}
+        chosen = {k: v for k, v in merged.items() if k in _OBJECTIVE_FIELDS}
+        objective = Objective(name, **chosen)
+        objective = replace(
+            objective,
+            loss=objective.loss or DEFAULT_LOSS[name],
+            group_size=objective.group_size or (8 if name == "cl" else 0),
+        )
+        _check_objective(objective, errors)
+        objectives.append(objective)
+    settings = {**stage_wide, **(tables.get(names[0], {}) if len(names) == 1 else {}), **last}
+    stage = Stage(number, tuple(objectives), **{k: v for k, v in settings.items() if k in _STAGE_FIELDS})
+    _check_stage(stage, errors)
+    return stage
+
+
+def _check_objective(objective: Objective, errors: list[str]) -> None:
+    where = f"[{objective.name}]"
+    if objective.loss not in LOSSES:
+        errors.append(f"{where} unknown loss {objective.loss!r}: one of {', '.join(LOSSES)}")
+        return
+    takes = LOSSES[objective.loss].parameters
+    for name in objective.parameters:
+        if name not in takes:
+            takers = ", ".join(loss for loss in LOSSES if name in LOSSES[loss].parameters)
+            errors.append(f"{where} {name} is no parameter of {objective.loss} (of: {takers})")
+    for name in ("temperature", "teacher_temperature", "alpha", "positive_weight"):
+        value = getattr(objective, name)
+        if value is not None and value <= 0:
+            errors.append(f"{where} {name} must be above 0, not {value}")
+    if objective.lists < 1:
+        errors.append(f"{where} lists must be at least 1, not {objective.lists}")
+    if objective.group_size == 1 or objective.group_size < 0 or objective.depth < 2:
+        errors.append(f"{where} group_size and depth must be at least 2")
+    if objective.weight < 0:
+        errors.append(f"{where} weight must not be negative")
+
+
+def _check_stage(stage: Stage, errors: list[str]) -> None:
+    where = f"stage {stage.number}:"
+    bounds = (stage.epochs, stage.max_steps, stage.max_pairs, stage.max_minutes)
+    if any(bound < 0 for bound in bounds) or not any(bounds):
+        errors.append(f"{where} one of epochs, max_steps, max_pairs, max_minutes must be above 0, none below")
+    if stage.lr <= 0:
+        errors.append(f"{where} lr must be above 0, not {stage.lr}")
+    for name in (
+        "warmup",
+        "weight_decay",
+        "clip",
+        "valid_every",
+        "patience",
+        "checkpoint_every",
+        "batch_tokens",
+    ):
+        if getattr(stage, name) < 0:
+            errors.append(f"{where} {name} must not be negative")
+    if stage.log_every < 1:
+        errors.append(f"{where} log_every must be at least 1")
+
+
+def _check_recipe(recipe: Recipe, errors: list[str]) -> None:
+    if recipe.max_length < 8:
+        errors.append(f"max_length must be at least 8, not {recipe.max_length}")
+    if recipe.layers < 0:
+        errors.append("layers must not be negative")
+    for name in ("attention_dropout", "hidden_dropout"):
+        value = getattr(recipe, name)
+        if value is not None and not 0 <= value < 1:
+            errors.append(f"{name} must be in [0, 1), not {value}")
+
+
+def _types(kind: type, leave_out: Iterable[str]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in fields(kind) if f.name not in leave_out}
+
+
+_OBJECTIVE_FIELDS = _types(Objective, ("name",))
+_STAGE_FIELDS = _types(Stage, ("number", "objectives"))
+_STAGE_TYPES = {**_OBJECTIVE_FIELDS, **_STAGE_FIELDS}
+_RECIPE_TYPES = _types(Recipe, ("stages",))
+
+
+def _typed(known: Mapping[str, Any], key: str, value: Any, where: str, errors: list[str]) -> dict[str, Any]:
+    """{key: value}, numbers widened, if the key is known and the type fits; else an error is noted, and {} returned."""
+    if key not in known:
+        near = difflib.get_close_matches(key, [*known, *_RECIPE_TYPES, *_GRID_KEYS], 1)
+        errors.append(f"{where}unknown setting {key!r}" + (f" (did you mean {near[0]}?)" if near else ""))
+        return {}
+    kind = known[key]
+    options = [a for a in get_args(kind) if a is not type(None)] if get_origin(kind) is not None else [kind]
+    if get_origin(kind) is Literal:
+        if value not in options:
+            errors.append(f"{where}{key} must be one of {', '.join(map(str, options))}, not {value!r}")
+            return {}
+        return {key: value}
+    if get_origin(kind) is tuple:
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            errors.append(f"{where}{key} must be a list of strings, not {value!r}")
+            return {}
+        return {key: tuple(value)}
+    wanted = options[0]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        errors.append(f"{where}{key} must be {_named(wanted)}, not {value!r}")
+        return {}
+    return {key: value}
+
+
+def _named(kind: Any) -> str:
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(kind, str(kind))
+
+
+if set(REDUCTIONS) != set(get_args(get_type_hints(Objective)["reduction"])):
+    raise ImportError("Objective.reduction and students.losses.REDUCTIONS differ")

@@ -1,0 +1,257 @@
+"""Lists of passages to scores: each text tokenised once, length-sorted batches across queries, one copy to the host.
+
+    reranker = Reranker.load("students/kd", precision="auto")
+    reranker.scores([("query", ["a passage", "another"])])  # -> [array([…, …], dtype=float32)]
+
+A score is the model's raw logit. Which batch a pair falls into changes it by rounding alone (1e-6 in fp32), and the
+batches depend on the lengths alone, so that the same call gives the same scores.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from students.batches import PairBatch, budget_batches
+from students.encoder import CrossEncoder, choose_precision
+from students.errors import StudentError
+from students.fused import FusedEncoder, Precision
+from students.tokens import Ints, Tokens
+
+Scores = NDArray[np.float32]
+Lists = Sequence[tuple[str, Sequence[str]]]
+Progress = Callable[[int, int | None], None]
+
+CPU_BATCH_TOKENS = 2048  # of one core's batch: what a layer makes of it stays in its cache
+CUDA_BATCH_TOKENS = 65536
+MAX_WORKERS = 16  # beyond that Python's own lock is what they wait for; they get several cores each instead
+
+
+def resolve_precision(precision: str, device: torch.device | str | None = None) -> Precision:
+    """What ``auto`` is on this machine: bf16 where the hardware multiplies it, else fp32; never int8 unasked.
+
+    Raises:
+        StudentError: an unknown precision, or int8 elsewhere than on a CPU (exit code 2).
+    """
+    if precision not in ("auto", "fp32", "bf16", "int8"):
+        raise StudentError(
+            f"precision {precision!r} is not known", hint="--precision auto | fp32 | bf16 | int8", exit_code=2
+        )
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if precision == "int8":
+        if where.type != "cpu":
+            raise StudentError("int8 is for CPUs", hint="--precision auto", exit_code=2)
+        return "int8"
+    return choose_precision(cast(Literal["auto", "fp32", "bf16"], precision), where)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """All pairs of a call by the numbers of their texts."""
+
+    queries: Tokens
+    passages: Tokens
+    query: Ints  # (n_pairs,)
+    passage: Ints  # (n_pairs,)
+
+
+class Reranker:
+    """A student ready to score; safe to call from one thread at a time.
+
+    Args:
+        encoder: the student, already on its device.
+        batch_tokens: tokens of a batch, padding counted; default by device.
+        workers: CPU threads that score batches side by side, each with its share of the cores; default all cores.
+        int8: quantise the matrix products (`students.fused`); the encoder is then on the CPU, in fp32.
+
+    Raises:
+        StudentError: int8 is asked of an architecture that has no fused forward.
+    """
+
+    def __init__(
+        self,
+        encoder: CrossEncoder,
+        *,
+        batch_tokens: int | None = None,
+        workers: int | None = None,
+        int8: bool = False,
+    ) -> None:
+        self.encoder = encoder.eval()
+        self._cuda = encoder.device.type == "cuda"
+        self._batch_tokens = batch_tokens or (CUDA_BATCH_TOKENS if self._cuda else CPU_BATCH_TOKENS)
+        self._forward: Callable[[PairBatch], torch.Tensor] = encoder
+        self.precision: Precision = "int8" if int8 else encoder.precision
+        on_cpu = encoder.device.type == "cpu"
+        if on_cpu and encoder.layout == "padded" and FusedEncoder.supports(encoder.model):
+            self._forward = FusedEncoder(encoder.model, self.precision)
+        elif int8:
+            raise StudentError(
+                f"{encoder.architecture} cannot be scored in int8", hint="--precision auto", exit_code=2
+            )
+        cores = torch.get_num_threads()
+        self._workers = 1 if self._cuda else max(1, min(workers or cores, cores, MAX_WORKERS))
+        self._pool: ThreadPoolExecutor | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        precision: str = "auto",
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        device: str | None = None,
+        workers: int | None = None,
+    ) -> "Reranker":
+        """A student's folder, a Hugging Face id, or an alias.
+
+        Raises:
+            StudentError: no such model (exit code 4), an unknown precision (exit code 2).
+        """
+        chosen = resolve_precision(precision, device)
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        packed = _packed_name(path) if where.type == "cuda" and chosen == "bf16" else None
+        encoder = CrossEncoder.load(
+            path,
+            max_length=max_length,
+            precision="fp32" if chosen == "int8" else chosen,
+            device=device,
+            attention=packed,
+            attention_dropout=0.0 if packed else None,
+        )
+        return cls(encoder, batch_tokens=batch_tokens, workers=workers, int8=chosen == "int8")
+
+    def scores(self, lists: Lists, progress: Progress | None = None) -> list[Scores]:
+        """Raw logits of each list's passages, in the order given; an empty list has an empty array.
+
+        Args:
+            lists: (query, passages) each. Equal texts are tokenised once, wherever they stand.
+            progress: called with (pairs scored, pairs).
+        """
+        sizes = [len(passages) for _, passages in lists]
+        total = sum(sizes)
+        if total == 0:
+            return [np.empty(0, dtype=np.float32) for _ in lists]
+        pairs = self._tokenise(lists)
+        lengths = self.encoder.form.lengths(
+            pairs.queries.lengths[pairs.query], pairs.passages.lengths[pairs.passage]
+        )
+        batches = budget_batches(lengths, self._budget(lengths), padded=self.encoder.layout == "padded")
+        scored = (
+            self._on_device(pairs, batches, progress)
+            if self._cuda
+            else self._on_cpu(pairs, batches, progress)
+        )
+        return [part.copy() for part in np.split(scored, np.cumsum(sizes)[:-1])]
+
+    def pair_lengths(self, query: str, texts: Sequence[str]) -> Ints:
+        """Tokens of each pair, special tokens counted, before any truncation."""
+        n_query = len(self.encoder.tokenise([query])[0])
+        return n_query + self.encoder.tokenise(list(texts)).lengths + self.encoder.form.n_special
+
+    def _budget(self, lengths: Ints) -> int:
+        """The batch's tokens; less when there is so little to do that some workers would stay idle."""
+        share = -(-int(lengths.sum()) // self._workers)
+        return max(min(self._batch_tokens, share), int(lengths.max()))
+
+    def _tokenise(self, lists: Lists) -> _Pairs:
+        query_numbers: dict[str, int] = {}
+        passage_numbers: dict[str, int] = {}
+        query: list[int] = []
+        passage: list[int] = []
+        for text, passages in lists:
+            number = query_numbers.setdefault(text, len(query_numbers))
+            query += [number] * len(passages)
+            passage += [passage_numbers.setdefault(p, len(passage_numbers)) for p in passages]
+        return _Pairs(
+            self.encoder.tokenise(list(query_numbers)),
+            self.encoder.tokenise(list(passage_numbers)),
+            np.array(query, dtype=np.int64),
+            np.array(passage, dtype=np.int64),
+        )
+
+    def _collate(self, pairs: _Pairs, batch: NDArray[np.intp]) -> PairBatch:
+        return self.encoder.collate(pairs.queries, pairs.passages, pairs.query[batch], pairs.passage[batch])
+
+    def _on_cpu(self, pairs: _Pairs, batches: list[NDArray[np.intp]], progress: Progress | None) -> Scores:
+        scored = np.empty(len(pairs.query), dtype=np.float32)
+
+        def work(batch: NDArray[np.intp]) -> int:
+            with torch.inference_mode():
+                scored[batch] = self._forward(self._collate(pairs, batch)).numpy()
+            return len(batch)
+
+        done = 0
+        for n in _each(self._threads(), work, batches) if self._workers > 1 else map(work, batches):
+            done += n
+            if progress is not None:
+                progress(done, len(scored))
+        return scored
+
+    def _on_device(self, pairs: _Pairs, batches: list[NDArray[np.intp]], progress: Progress | None) -> Scores:
+        """Collating runs ahead in a thread; scores stay on the device until all are there."""
+        parts: list[torch.Tensor] = []
+        done = 0
+        with ThreadPoolExecutor(1) as ahead, torch.inference_mode():
+            waiting: list[Future[PairBatch]] = []
+            for step, batch in enumerate(batches):
+                for later in batches[step + len(waiting) : step + 3]:
+                    waiting.append(ahead.submit(lambda rows: self._collate(pairs, rows).pin(), later))
+                parts.append(self.encoder(waiting.pop(0).result().to(self.encoder.device)))
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(pairs.query))
+            together = torch.cat(parts).float().cpu().numpy()
+        scored = np.empty(len(pairs.query), dtype=np.float32)
+        scored[np.concatenate(batches)] = together
+        return scored
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """Worker threads with their share of the cores each; the caller's own thread count stays as it was."""
+        if self._pool is None:
+            cores = torch.get_num_threads()
+            share = max(1, cores // self._workers)
+            gate = threading.Barrier(self._workers)
+            self._pool = ThreadPoolExecutor(
+                self._workers,
+                thread_name_prefix="rerank",
+                initializer=torch.set_num_threads,
+                initargs=(share,),
+            )
+            for started in [self._pool.submit(gate.wait) for _ in range(self._workers)]:
+                started.result()
+            torch.set_num_threads(cores)  # torch keeps the last value for threads that others start
+        return self._pool
+
+
+def _packed_name(path: str | Path) -> str | None:
+    """The packed attention's name where the model of that path runs packed, else None."""
+    from transformers import AutoConfig
+
+    from students import attention
+    from students.encoder import resolve_base
+
+    try:
+        config = AutoConfig.from_pretrained(resolve_base(str(path)), trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None  # CrossEncoder.load says what is wrong with it
+    return attention.NAME if attention.supports(config.model_type) else None
+
+
+def _each(pool: ThreadPoolExecutor, work: Callable[[Any], int], items: Sequence[Any]) -> Iterator[int]:
+    """Results of work(item) as they come; on an error or an interrupt what has not begun is not begun."""
+    futures = {pool.submit(work, item) for item in items}
+    try:
+        while futures:
+            ready, futures = wait(futures, return_when=FIRST_COMPLETED)
+            for future in ready:
+                yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()

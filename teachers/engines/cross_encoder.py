@@ -1,0 +1,66 @@
+"""Any Hugging Face re-ranker, or a student, as a teacher: a score for each pair of query and passage."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from teachers.engines.base import Completion, Request
+from teachers.errors import TeacherError
+
+CHUNK_PAIRS = 2000  # scored between two looks at the journal
+
+
+class CrossEncoderEngine:
+    """Scores lists chunk by chunk; each list that was scored is a completed call.
+
+    Args:
+        model: Hugging Face id or folder of a sequence classifier with one output.
+        precision: auto, fp32 or bf16.
+
+    Raises:
+        TeacherError: if there is no such model (exit code 4).
+    """
+
+    name = "cross-encoder"
+    tokenizer: Any = None  # texts go in as they are; there is no prompt to render
+    context: int | None = None
+
+    def __init__(self, model: str, *, precision: str = "auto", capacity: int = 64) -> None:
+        from students.errors import StudentError
+        from students.rerank import Reranker
+
+        self.capacity = capacity
+        try:
+            self._reranker = Reranker.load(model, precision=precision)
+        except StudentError as error:
+            raise TeacherError(error.message, hint=error.hint, exit_code=error.exit_code) from error
+        self._waiting: deque[Request] = deque()
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._waiting.extend(requests)
+
+    def poll(self, timeout: float) -> list[Completion]:
+        chunk: list[Request] = []
+        pairs = 0
+        while self._waiting and (not chunk or pairs + len(self._waiting[0].passages) <= CHUNK_PAIRS):
+            chunk.append(self._waiting.popleft())
+            pairs += len(chunk[-1].passages)
+        if not chunk:
+            return []
+        began = time.monotonic()
+        scores = self._reranker.scores([(request.query, request.passages) for request in chunk])
+        seconds = time.monotonic() - began
+        return [
+            Completion(
+                ticket=request.ticket,
+                finish_reason="scored",
+                tokens_in=request.n_prompt_tokens,
+                seconds=seconds * len(request.passages) / max(pairs, 1),
+                scores=own.tolist(),
+            )
+            for request, own in zip(chunk, scores, strict=True)
+        ]
+
+    def close(self) -> None:
+        self._waiting.clear()

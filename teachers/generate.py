@@ -1,0 +1,227 @@
+"""`msft teachers generate`: a teacher labels the candidates of a run. The one job here that knows the store.
+
+The store is open at three moments: to read what the job needs, to note that it began, and for short merges of the
+journal. In between the job lives from its working file and the journal, so it can be killed at any point and started
+again: every completed call is found on record and none is asked twice.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from labelstore import provenance
+from labelstore.errors import PartlyDone, StoreError
+from labelstore.store import LabelStore
+from teachers import generate_canary, generate_engines, generate_merge
+from teachers.budget import Budget
+from teachers.engines.base import Engine
+from teachers.generate_calls import Labelling, Rendering
+from teachers.generate_plan import Plan, Settings, plan
+from teachers.generate_work import Task, Work
+from teachers.generate_work_fill import fill
+from teachers.journal import Journal
+from teachers.scheduler import Figures, Scheduler
+
+Note = Callable[[str], None]
+Progress = Callable[[int, int, Figures, float | None], None]  # queries done, in all, figures, cost so far
+MERGE_SECONDS = 30.0  # between merges while the job runs
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a job did, and how its labeling stands now."""
+
+    plan: Plan
+    figures: Figures
+    queries: int  # that the job was asked to label
+    labelled: int  # of them, with a permutation now
+    quarantined: int  # of them, without one after bounded retries
+    statuses: dict[str, int]  # of this labeling's permutations
+    cost: float | None
+    drifted: int = 0  # canaries answered otherwise than the first time
+
+    @property
+    def left(self) -> int:
+        return self.queries - self.labelled - self.quarantined
+
+    def partly_done(self) -> PartlyDone | None:
+        """What to end with (exit code 6) where queries are left: by the budget, or in quarantine."""
+        name = self.plan.name
+        if self.left and self.figures.stopped:
+            return PartlyDone(
+                f"{self.figures.stopped} ended the job: {self.labelled:,} of {self.queries:,} queries of {name}"
+                " are labelled and can be used",
+                hint="the same command goes on from here",
+            )
+        if self.quarantined:
+            return PartlyDone(
+                f"{self.quarantined:,} of {self.queries:,} queries of {name} are in quarantine,"
+                f" {self.labelled:,} are labelled",
+                hint=f"msft teachers show {name} says why; --retry-quarantined tries them again",
+            )
+        return None
+
+
+def generate(
+    store: LabelStore,
+    settings: Settings,
+    *,
+    engine: Engine | None = None,
+    note: Note = lambda message: None,
+    progress: Progress | None = None,
+) -> Labelled:
+    """Label until every query has its permutation, is in quarantine, or the budget ends.
+
+    Args:
+        engine: used in place of the one that the settings name (tests, benchmarks).
+        progress: called with queries done, queries in all, figures and the cost so far.
+
+    Raises:
+        MsftError, TeacherError: bad settings (nothing is written), or an engine that failed (what was completed is
+            kept; the same command goes on from there).
+    """
+    made = plan(store, settings, engine_name=engine.name if engine is not None else None)
+    if settings.dataset is None or settings.run is None:
+        note(f"labelling {made.run.name} over {made.dataset.name}")
+    folder = store.folder("journal")
+    before = generate_merge.merge(store, folder, note)
+    if before.calls:
+        note(f"merged {before.calls:,} calls that an earlier job left in the journal")
+    budget = Budget(
+        settings.max_calls,
+        settings.max_tokens,
+        settings.max_cost,
+        made.row.input_price,
+        made.row.output_price,
+    )
+    result: Labelled | None = None
+    with suppress(PartlyDone), provenance.recorded(store, generate_merge.KIND) as job:
+        result = _run(_Running(store, made, job, folder, note, progress, budget, Figures()), engine)
+        if (partly := result.partly_done()) is not None:
+            raise partly  # so that the job is recorded as partial; the caller reads it off the result
+    if result is None:
+        raise RuntimeError("a job that does not raise has a result")
+    return result
+
+
+@dataclass
+class _Running:
+    """A job under way."""
+
+    store: LabelStore
+    plan: Plan
+    job: provenance.Job
+    folder: Path  # of the journal
+    note: Note
+    progress: Progress | None
+    budget: Budget
+    figures: Figures
+    drifted: int = 0
+
+
+def _run(running: _Running, engine: Engine | None) -> Labelled:
+    store, made, folder = running.store, running.plan, running.folder
+    with store.write() as con:
+        generate_merge.store_labeling(con, running.job, made.header())
+    with _work(running, folder / f"{running.job.job_key}.{os.getpid()}.work") as (work, queries, sung):
+        if pending := len(work.lengths()):
+            if done := queries - pending:
+                running.note(f"{done:,} of {queries:,} queries are done or in quarantine already")
+            own = engine if engine is not None else generate_engines.build(made)
+            try:
+                _label(running, own, work, sung)
+            finally:
+                if engine is None:
+                    own.close()
+                generate_merge.merge(store, folder, running.note)
+    return _result(running, queries)
+
+
+def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str]) -> None:
+    """Canaries, then every task through the scheduler, the journal open all the while."""
+    made, settings = running.plan, running.plan.settings
+    rendering = Rendering(made.teacher, engine.tokenizer, engine.context)
+    with Journal(running.folder, running.job.job_key, made.header()) as journal:
+        job = Labelling(running.job.job_key, rendering, made.strategy, journal, work, settings.fuse)
+        if settings.canaries:
+            running.drifted = generate_canary.sing(
+                engine, job, settings.canaries, sung, running.budget, running.note
+            )
+        work.begin()
+        scheduler: Scheduler[Task] = Scheduler(
+            engine,
+            job,
+            budget=running.budget,
+            max_attempts=settings.max_attempts,
+            retry_quarantined=settings.retry_quarantined,
+            progress=_ticker(running, journal, len(work.lengths())),
+        )
+        running.figures = scheduler.figures
+        scheduler.run(work.tasks())
+
+
+def _ticker(running: _Running, journal: Journal, total: int) -> Callable[[Figures], None]:
+    """What happens after each answer: the progress line, and now and then a merge, if nobody holds the store."""
+    priced = running.plan.row.input_price is not None
+    store = LabelStore(running.store.path, lock_wait=0.0)
+    merged_at = time.monotonic()
+
+    def tick(figures: Figures) -> None:
+        nonlocal merged_at
+        if running.progress is not None:
+            running.progress(figures.queries, total, figures, running.budget.cost() if priced else None)
+        if time.monotonic() - merged_at >= MERGE_SECONDS:
+            journal.rotate()
+            with suppress(StoreError):  # someone reads it: the journal keeps everything until the next time
+                generate_merge.merge(store, running.folder)
+            merged_at = time.monotonic()
+
+    return tick
+
+
+@contextmanager
+def _work(running: _Running, path: Path) -> Iterator[tuple[Work, int, dict[str, str]]]:
+    """The working file with what is left to do, how many queries the job has in all, and the first canaries."""
+    _remove_stale(path.parent)
+    work = Work(path)
+    try:
+        with running.store.read() as con:
+            queries = fill(con, running.plan, work)
+            sung = generate_canary.first_answers(con, running.plan.row.teacher_key)
+        yield work, queries, sung
+    finally:
+        work.close()
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove the working files of killed jobs; their names end in the process that made them."""
+    for path in folder.glob("*.work"):
+        pid = path.stem.rpartition(".")[2]
+        if not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)
+
+
+def _result(running: _Running, queries: int) -> Labelled:
+    made, figures, row = running.plan, running.figures, running.plan.row
+    limit = "" if made.settings.limit is None else f"LIMIT {int(made.settings.limit)}"
+    asked = f"(SELECT DISTINCT query FROM candidates WHERE run = ? ORDER BY query {limit})"
+    with running.store.read() as con:
+        statuses = dict(
+            con.execute(
+                f"""SELECT p.status, count(*) FROM permutations p JOIN labelings l USING (labeling)
+                    WHERE l.name = ? AND p.query IN {asked} GROUP BY 1 ORDER BY 1""",
+                [made.name, made.run.run],
+            ).fetchall()
+        )
+        (quarantined,) = con.execute(
+            f"""SELECT count(DISTINCT z.query) FROM quarantine z JOIN labelings l USING (labeling)
+                WHERE l.name = ? AND z.query IN {asked}""",
+            [made.name, made.run.run],
+        ).fetchall()[0]
+    cost = running.budget.cost() if row.input_price is not None and row.output_price is not None else None
+    return Labelled(
+        made, figures, queries, sum(statuses.values()), quarantined, statuses, cost, running.drifted
+    )

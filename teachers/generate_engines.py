@@ -1,0 +1,68 @@
+"""A plan's engine, made only when a call has to be asked."""
+
+from typing import Any
+
+from teachers.engines.base import Engine
+from teachers.errors import TeacherError
+from teachers.generate_plan import Plan
+
+
+def build(plan: Plan) -> Engine:
+    """The engine of a plan, its model loaded.
+
+    Raises:
+        TeacherError: if an extra is missing, or the model or server cannot be reached.
+    """
+    settings = plan.settings
+    if plan.engine == "vllm":
+        from teachers.engines.vllm import VllmEngine
+
+        return VllmEngine(
+            plan.location,
+            plan.teacher.sampling,
+            context=plan.context,
+            max_num_seqs=settings.max_in_flight,
+            options=settings.engine_arguments,
+        )
+    if plan.engine == "openai":
+        from teachers.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(
+            plan.location,
+            settings.base_urls,
+            plan.teacher.sampling,
+            in_flight=settings.max_in_flight or 32,
+            timeout=settings.timeout,
+            tokenizer=tokenizer(plan),
+        )
+    if plan.engine == "cross-encoder":
+        from teachers.engines.cross_encoder import CrossEncoderEngine
+
+        return CrossEncoderEngine(plan.location)
+    if plan.engine == "bi-encoder":
+        from teachers.engines.bi_encoder import BiEncoderEngine
+
+        return BiEncoderEngine(plan.location)
+    raise TeacherError(f"the engine {plan.engine} does not run in this process", exit_code=5)
+
+
+def tokenizer(plan: Plan) -> Any:
+    """The model's tokenizer where it is on this machine (or named by ``--tokenizer``); None where it is not.
+
+    Raises:
+        TeacherError: if the one that was named cannot be loaded (exit code 4).
+    """
+    if plan.pointwise:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(plan.settings.tokenizer or plan.location, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if plan.settings.tokenizer is None:
+            return None
+        raise TeacherError(
+            f"no tokenizer at {plan.settings.tokenizer}: {str(error).splitlines()[0]}",
+            hint="--tokenizer FOLDER or a Hugging Face id that is in the local cache",
+            exit_code=4,
+        ) from error

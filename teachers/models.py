@@ -1,0 +1,228 @@
+"""Teachers by name: what is asked, how, within which context, at which price, under which terms.
+
+`--model` takes a name from this registry, a Hugging Face id, a folder, or ``student:NAME``. An id or folder that the
+registry does not know is asked with the generic listwise prompt if it can chat, and scored pointwise if it is a
+sequence classifier or an embedding model; ``--prompt`` overrides the choice.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from teachers import prompts
+from teachers.errors import TeacherError
+
+_OPENAI_TERMS = "OpenAI terms of use: outputs not for models that compete with OpenAI's"
+
+
+@dataclass(frozen=True)
+class TeacherModel:
+    """A teacher as it will be asked.
+
+    Attributes:
+        name: registry name, or the last part of an id or folder.
+        model: Hugging Face id, folder or ``student:NAME``; None where only a prompt is registered.
+        kind: ``listwise`` (an LLM that orders windows), ``cross-encoder`` or ``bi-encoder`` (pointwise scores).
+        prompt: template as ``NAME@VERSION``; None for pointwise models.
+        scoring: ``generation``, or ``first-token`` (FIRST: identifiers' log-probabilities at the first position).
+        context: tokens of prompt and reply together; None: ask the model's own configuration.
+        engine: what runs it unless ``--engine`` says otherwise.
+        window: passages per call that it was trained for.
+        input_price, output_price: currency units (USD) per million tokens; None for models run at home or unknown.
+        licence: terms that its labels carry, where known.
+        note: one line for `msft teachers list`.
+    """
+
+    name: str
+    model: str | None
+    kind: str = "listwise"
+    prompt: str | None = None
+    scoring: str = "generation"
+    context: int | None = None
+    engine: str = "vllm"
+    window: int = 20
+    input_price: float | None = None
+    output_price: float | None = None
+    licence: str | None = None
+    note: str = ""
+
+    @property
+    def template(self) -> prompts.Template:
+        """The prompt.
+
+        Raises:
+            TeacherError: for a pointwise model, which has none.
+        """
+        if self.prompt is None:
+            raise TeacherError(f"{self.name} is a {self.kind} and takes no prompt")
+        return prompts.template(self.prompt)
+
+    @property
+    def identifiers(self) -> str:
+        """``numbers`` or ``letters``, as the prompt names passages."""
+        return self.template.identifiers
+
+
+_ALL = (
+    TeacherModel(
+        "rankzephyr",
+        "castorini/rank_zephyr_7b_v1_full",
+        prompt="rankzephyr@1",
+        context=4096,
+        licence="MIT (model); distilled from RankGPT-3.5 and RankGPT-4 permutations",
+        note="Mistral-7B tuned to rank 20; nDCG@10 .737/.708 on DL19/DL20 over BM25",
+    ),
+    TeacherModel(
+        "rankvicuna",
+        "castorini/rank_vicuna_7b_v1",
+        prompt="rankvicuna@1",
+        context=4096,
+        licence="Llama 2 community licence; distilled from RankGPT-3.5 permutations",
+        note="Vicuna-7B tuned to rank 20; nDCG@10 .679/.658 on DL19/DL20 over BM25",
+    ),
+    TeacherModel(
+        "first",
+        "castorini/first_mistral",
+        prompt="first@1",
+        scoring="first-token",
+        context=4096,
+        note="one token per window, its log-probabilities are scores; nDCG@10 .729/.704",
+    ),
+    TeacherModel(
+        "rankgpt",
+        "gpt-3.5-turbo",
+        prompt="rankgpt@1",
+        context=16_385,
+        engine="openai",
+        input_price=0.5,
+        output_price=1.5,
+        licence=_OPENAI_TERMS,
+        note="RankGPT's turns for any chat model (--engine openai --base-url …); nDCG@10 .67-.69/.62-.64",
+    ),
+    TeacherModel(
+        "gpt-4o",
+        "gpt-4o",
+        prompt="rankgpt@1",
+        context=128_000,
+        engine="openai",
+        input_price=2.5,
+        output_price=10.0,
+        licence=_OPENAI_TERMS,
+        note="RankGPT's turns; GPT-4 stands at nDCG@10 .75/.70",
+    ),
+    TeacherModel(
+        "gpt-4o-mini",
+        "gpt-4o-mini",
+        prompt="rankgpt@1",
+        context=128_000,
+        engine="openai",
+        input_price=0.15,
+        output_price=0.6,
+        licence=_OPENAI_TERMS,
+        note="RankGPT's turns",
+    ),
+    TeacherModel(
+        "listwise",
+        None,
+        prompt="listwise@1",
+        note="the generic prompt for any chat model: --model HF_ID_OR_FOLDER takes it by itself",
+    ),
+)
+REGISTRY: Mapping[str, TeacherModel] = {teacher.name: teacher for teacher in _ALL}
+
+
+def resolve(
+    name: str,
+    *,
+    prompt: str | None = None,
+    engine: str | None = None,
+    context: int | None = None,
+    input_price: float | None = None,
+    output_price: float | None = None,
+) -> TeacherModel:
+    """The teacher that `--model` names; what is given beside it replaces what the registry says.
+
+    Raises:
+        TeacherError: for an unknown name, a folder that is no model, or a prompt that does not exist.
+    """
+    found = _find(name, engine)
+    if prompt is not None:
+        template = prompts.template(prompt)
+        scoring = "first-token" if template.name == "first" else "generation"
+        found = replace(found, kind="listwise", prompt=template.ident, scoring=scoring)
+    if found.model is None:
+        raise TeacherError(
+            f"{name} is a prompt without a model",
+            hint=f"--model HF_ID_OR_FOLDER --prompt {name}",
+            exit_code=2,
+        )
+    given: dict[str, Any] = {
+        "engine": engine,
+        "context": context,
+        "input_price": input_price,
+        "output_price": output_price,
+    }
+    return replace(found, **{key: value for key, value in given.items() if value is not None})
+
+
+def _find(name: str, engine: str | None) -> TeacherModel:
+    if name in REGISTRY:
+        return REGISTRY[name]
+    for teacher in _ALL:
+        if teacher.model == name:
+            return teacher
+    if name.startswith("student:"):
+        if not name.removeprefix("student:"):
+            raise TeacherError("student: needs a name", hint="msft students list", exit_code=2)
+        return TeacherModel(name, name, kind="cross-encoder", engine="cross-encoder")
+    folder = Path(name)
+    if folder.is_dir():
+        return _from_folder(folder, engine)
+    if engine == "openai":  # servers name their models as they like
+        return TeacherModel(name.rsplit("/", 1)[-1], name, prompt="listwise@1", engine="openai")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _pointwise_or_chat(name.rsplit("/", 1)[-1], name, engine)
+    near = difflib.get_close_matches(name, REGISTRY, n=2)
+    raise TeacherError(
+        f"no teacher named {name!r}, and no such folder",
+        hint=(f"did you mean {' or '.join(near)}? " if near else "")
+        + "`msft teachers list` shows the registry; a Hugging Face id is OWNER/NAME; --engine openai takes any name",
+        exit_code=4,
+    )
+
+
+def _pointwise_or_chat(short: str, model: str, engine: str | None) -> TeacherModel:
+    if engine in ("cross-encoder", "bi-encoder"):
+        return TeacherModel(short, model, kind=engine, engine=engine)
+    return TeacherModel(short, model, prompt="listwise@1", engine=engine or "vllm")
+
+
+def _from_folder(folder: Path, engine: str | None) -> TeacherModel:
+    """What a model folder says about itself in ``config.json`` and ``modules.json``."""
+    short = folder.resolve().name
+    if engine in ("cross-encoder", "bi-encoder"):
+        return _pointwise_or_chat(short, str(folder), engine)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise TeacherError(
+            f"{folder} holds no config.json, so it is no model folder",
+            hint="save_pretrained writes one; `msft students list` names students for student:NAME",
+            exit_code=4,
+        )
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise TeacherError(f"{file}: not JSON: {error}") from error
+    architectures = " ".join(config.get("architectures") or [])
+    if "ForSequenceClassification" in architectures:
+        return TeacherModel(short, str(folder), kind="cross-encoder", engine="cross-encoder")
+    if (folder / "modules.json").is_file():
+        return TeacherModel(short, str(folder), kind="bi-encoder", engine="bi-encoder")
+    context = config.get("max_position_embeddings")
+    known = next((t for t in _ALL if t.model and t.model.rsplit("/", 1)[-1] == short), None)
+    if known is not None:  # a local copy under its own name keeps its prompt
+        return replace(known, model=str(folder))
+    return TeacherModel(short, str(folder), prompt="listwise@1", context=context, engine=engine or "vllm")

@@ -1,0 +1,1 @@
+"""Window strategies as plug-ins: each a pure generator; `teachers.windows` names them."""

@@ -1,0 +1,66 @@
+"""One call per query: the first window alone, or the whole list at once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from teachers.strategies.base import Bounds, Ranked, Steps, apply, checked
+
+
+@dataclass(frozen=True)
+class Single:
+    """The first w passages in one call; what lies below keeps its prior order and is not settled."""
+
+    window: int = 20
+
+    def __post_init__(self) -> None:
+        checked("window", self.window, 2)
+
+    @property
+    def name(self) -> str:
+        return "single"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {"window": self.window}
+
+    def steps(self, n: int) -> Steps:
+        shown = min(self.window, n)
+        if n < 2:
+            return Ranked(tuple(range(n)))
+        window = tuple(range(shown))
+        (reply,) = yield [window]
+        return Ranked((*apply(window, reply), *range(shown, n)), settled=shown if shown < n else None)
+
+    def calls(self, n: int) -> Bounds:
+        number = int(n >= 2)
+        return Bounds(number, number)
+
+    def reliable_depth(self, n: int) -> int:
+        return min(self.window, n)
+
+
+@dataclass(frozen=True)
+class Full:
+    """The whole list in one call: half the input tokens of sliding, weaker for teachers not trained on long lists."""
+
+    @property
+    def name(self) -> str:
+        return "full"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {}
+
+    def steps(self, n: int) -> Steps:
+        if n < 2:
+            return Ranked(tuple(range(n)))
+        window = tuple(range(n))
+        (reply,) = yield [window]
+        return Ranked(tuple(apply(window, reply)))
+
+    def calls(self, n: int) -> Bounds:
+        number = int(n >= 2)
+        return Bounds(number, number)
+
+    def reliable_depth(self, n: int) -> int:
+        return n

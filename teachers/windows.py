@@ -1,0 +1,101 @@
+"""Strategies by name. `teachers.strategies.base` says what a strategy is; each is a file beside it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from teachers.errors import TeacherError
+from teachers.strategies.base import Bounds, Order, Ranked, Steps, Strategy, Window, apply, run
+from teachers.strategies.consistent import Consistent
+from teachers.strategies.sliding import Sliding
+from teachers.strategies.top_down import TopDown
+from teachers.strategies.tournament import Tournament
+from teachers.strategies.whole import Full, Single
+
+__all__ = [
+    "STRATEGIES",
+    "Bounds",
+    "Consistent",
+    "Full",
+    "Order",
+    "Ranked",
+    "Single",
+    "Sliding",
+    "Steps",
+    "Strategy",
+    "TopDown",
+    "Tournament",
+    "Window",
+    "apply",
+    "describe",
+    "run",
+    "strategy",
+    "window_sizes",
+]
+
+_BUILDERS: Mapping[str, Callable[..., Strategy]] = {
+    "sliding": Sliding,
+    "single": Single,
+    "full": Full,
+    "top-down": TopDown,
+    "tournament": Tournament,
+}
+_TAKES = {
+    "sliding": ("window", "stride", "passes"),
+    "single": ("window",),
+    "full": (),
+    "top-down": ("window", "pivot"),
+    "tournament": ("window", "keep"),
+}
+STRATEGIES = tuple(_BUILDERS)
+
+
+def strategy(
+    name: str, *, samples: int = 1, seed: int = 0, merge: str = "borda", **parameters: Any
+) -> Strategy:
+    """The strategy of that name; parameters that are None take their defaults.
+
+    A stride, pivot or keep that is not given follows the window: half, half and a quarter of it.
+
+    Args:
+        samples: more than one wraps it in self-consistency over that many shuffled orders.
+
+    Raises:
+        TeacherError: for an unknown name, or a parameter that it does not take.
+    """
+    if name not in _BUILDERS:
+        raise TeacherError(f"no strategy named {name!r}", hint=f"known: {', '.join(STRATEGIES)}", exit_code=2)
+    given = {key: value for key, value in parameters.items() if value is not None}
+    foreign = sorted(set(given) - set(_TAKES[name]))
+    if foreign:
+        raise TeacherError(
+            f"the strategy {name} takes no {', '.join(foreign)}",
+            hint=f"it takes: {', '.join(_TAKES[name]) or 'nothing'}",
+            exit_code=2,
+        )
+    if "window" in given:
+        follow = {"stride": given["window"] // 2, "pivot": given["window"] // 2, "keep": given["window"] // 4}
+        given |= {
+            key: max(value, 1) for key, value in follow.items() if key in _TAKES[name] and key not in given
+        }
+    inner = _BUILDERS[name](**given)
+    return Consistent(inner, samples, seed, merge) if samples > 1 else inner
+
+
+def window_sizes(chosen: Strategy, n: int) -> list[int]:
+    """Sizes of the windows that a list of n takes when each reply keeps its order: exact for all but top-down."""
+    _, asked = run(chosen, n, lambda window: range(len(window)))
+    return [len(window) for window in asked]
+
+
+def describe(chosen: Strategy, n: int) -> dict[str, Any]:
+    """What a strategy says before it runs: calls, passages shown (at least) and the ranks that it settles."""
+    calls = chosen.calls(n)
+    return {
+        "strategy": chosen.name,
+        **chosen.parameters,
+        "depth": n,
+        "calls_least": calls.least,
+        "calls_most": calls.most,
+        "passages_shown": sum(window_sizes(chosen, n)),
+        "reliable_depth": chosen.reliable_depth(n),
+    }

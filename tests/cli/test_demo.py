@@ -1,0 +1,107 @@
+"""`msft demo --profile short`: the whole path in a process of its own, as a newcomer runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labelstore.store import LabelStore
+
+
+def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MSFT_STORE": str(folder / "not-used.duckdb")}
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", "demo", "--folder", str(folder / "demo"), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=580,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, demo(folder, "--profile", "short", "--format", "json")
+
+
+def test_the_short_demo_ends_with_an_honest_table(
+    done: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, ran = done
+    assert ran.returncode == 0, ran.stderr
+    rows: list[dict[str, Any]] = json.loads(ran.stdout)
+    kinds = [row["kind"] for row in rows]
+    assert sorted(kinds) == ["first_stage"] + ["fused"] * 3 + ["student"] * 3
+    assert {row["system"] for row in rows if row["kind"] == "student"} == {
+        "minilm-cl",
+        "minilm-kd",
+        "minilm-cl-kd",
+    }
+    assert all(row["dataset"] == "docstrings/test" and row["n_queries"] == 60 for row in rows)
+    assert all(0 < row["RR@10"] < 1 for row in rows)
+    assert [row["RR@10"] for row in rows] == sorted((row["RR@10"] for row in rows), reverse=True)
+    assert all((row["p_value"] is None) == (row["kind"] == "first_stage") for row in rows)
+    assert not (folder / "not-used.duckdb").exists(), "the demo keeps to its own store"
+    # Each step is a command that a user can type, and the talk says how each student alone stands.
+    assert "$ msft data add docstrings/test --from" in ran.stderr
+    assert "$ msft students train --recipe demo --regime cl,kd" in ran.stderr
+    assert ran.stderr.count("(student alone)") >= 3
+    assert "msft teachers generate --model rankzephyr" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_its_store_answers_where_the_numbers_come_from(
+    done: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, ran = done
+    rows = {row["system"]: row for row in json.loads(ran.stdout)}
+    with LabelStore(folder / "demo" / "demo.duckdb").read() as con:
+        calls = con.execute("SELECT status, count(*) FROM calls GROUP BY ALL").fetchall()
+        assert calls == [("ok", 60)]
+        stages = con.execute(
+            "SELECT student, objective, stopped_by FROM student_stages ORDER BY student, stage"
+        ).fetchall()
+        assert [s[:2] for s in stages] == [
+            ("minilm-cl", "cl"), ("minilm-cl-kd", "cl"), ("minilm-cl-kd", "kd"), ("minilm-kd", "kd"),
+        ]  # fmt: skip
+        typed = [c for (c,) in con.execute("SELECT command FROM provenance ORDER BY job").fetchall()]
+        assert typed[0].startswith("msft data add docstrings/train")
+        # The value shown is the one that the stored ranking has.
+        ranked = con.execute(
+            """SELECT avg(coalesce(1.0 / best, 0)) FROM judgments j LEFT JOIN (
+                 SELECT r.query_id, min(r.rank) AS best FROM ranked r JOIN judgments j USING (dataset, query_id, doc_id)
+                 WHERE r.run = 'bm25s' AND dataset = 'docstrings/test' AND r.rank <= 10 GROUP BY ALL
+               ) USING (query_id) WHERE j.dataset = 'docstrings/test'"""
+        ).fetchall()
+        assert ranked[0][0] == pytest.approx(rows["bm25s"]["RR@10"], abs=1e-9)
+        overlap = con.execute(
+            """SELECT count(*) FROM dataset_query_texts a JOIN dataset_query_texts b USING (query_id)
+               WHERE a.dataset = 'docstrings/test' AND b.dataset IN ('docstrings/train', 'docstrings/log', 'docstrings/dev')"""
+        ).fetchall()
+        assert overlap == [(0,)]
+
+
+def test_again_it_repeats_nothing_and_says_the_same(
+    done: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, ran = done
+    again = demo(folder, "--profile", "short", "--format", "json")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == ran.stdout
+    assert again.stderr.count("is trained already") == 3
+    other = demo(folder, "--profile", "full")
+    assert other.returncode == 1
+    assert "--fresh" in other.stderr
+    assert other.stdout == ""
+
+
+def test_an_unknown_profile_is_named(tmp_path: Path) -> None:
+    ran = demo(tmp_path, "--profile", "huge")
+    assert ran.returncode == 2
+    assert "full | short" in ran.stderr
+    assert not (tmp_path / "demo").exists()

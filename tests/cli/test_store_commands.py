@@ -1,0 +1,132 @@
+"""`msft sql` and `msft status` as a user runs them."""
+
+import json
+from pathlib import Path
+
+import made_store
+import pytest
+
+from cli.main import run
+
+
+def msft(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of one command in this process."""
+    with pytest.raises(SystemExit) as ended:
+        run([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    made_store.make(tmp_path / "s.duckdb")
+    return tmp_path / "s.duckdb"
+
+
+def test_sql_prints_rows_in_each_format(path: Path, capsys) -> None:
+    query = "SELECT name, role, name FROM datasets ORDER BY name"
+    code, out, _ = msft(capsys, "sql", query, "--store", path, "--format", "json")
+    assert code == 0
+    assert json.loads(out)[1] == {"name": "c/train", "role": "train", "name_2": "c/train"}
+    _, out, _ = msft(capsys, "sql", query, "--store", path, "--format", "csv")
+    assert out.splitlines()[0] == "name,role,name_2"
+    code, out, _ = msft(capsys, "sql", "SELECT 1 AS x WHERE false", "--store", path)
+    assert (code, out.split()) == (0, ["x", "-"])
+
+
+def test_sql_error_is_one_line_with_a_hint(path: Path, capsys) -> None:
+    code, out, err = msft(capsys, "sql", "SELECT nme FROM datasets", "--store", path)
+    assert code == 1
+    assert out == ""
+    assert len(err.strip().splitlines()) == 2
+    assert err.startswith("error: SQL: Binder Error")
+    assert "hint:" in err
+    code, _, err = msft(capsys, "sql", "SELEC 1", "--store", path)
+    assert code == 1
+    assert len(err.strip().splitlines()) == 2
+
+
+def test_sql_reads_only_unless_told(path: Path, capsys) -> None:
+    for statement in ("DELETE FROM qrels", "DROP TABLE qrels", "CREATE TABLE x (a INT)"):
+        code, _, err = msft(capsys, "sql", statement, "--store", path)
+        assert code == 1
+        assert "--write" in err
+    code, *_ = msft(capsys, "sql", "DELETE FROM qrels WHERE relevance = 1", "--write", "--store", path)
+    assert code == 0
+    _, out, _ = msft(capsys, "sql", "SELECT count(*) AS n FROM qrels", "--store", path, "--format", "json")
+    assert json.loads(out) == [{"n": 0}]
+    _, out, _ = msft(
+        capsys, "sql", "SELECT kind FROM provenance ORDER BY job", "--store", path, "--format", "csv"
+    )
+    assert out.split() == ["kind", "data.add", "sql"]
+
+
+def test_a_failed_write_leaves_the_store(path: Path, capsys) -> None:
+    code, *_ = msft(capsys, "sql", "DELETE FROM qrels; SELECT nothing", "--write", "--store", path)
+    assert code == 1
+    _, out, _ = msft(
+        capsys, "sql", "SELECT count(*) > 0 AS n FROM qrels", "--store", path, "--format", "json"
+    )
+    assert json.loads(out) == [{"n": True}]
+
+
+def test_long_results_are_cut_and_say_so(path: Path, capsys) -> None:
+    code, out, err = msft(capsys, "sql", "FROM range(1500) t(n)", "--store", path, "--format", "csv")
+    assert code == 0
+    assert len(out.splitlines()) == 1001
+    assert "first 1,000 rows" in err
+    _, out, err = msft(
+        capsys, "sql", "FROM range(1500) t(n)", "--store", path, "--limit", 0, "--format", "csv"
+    )
+    assert len(out.splitlines()) == 1501
+    assert "warning" not in err
+
+
+def test_parameters(path: Path, capsys) -> None:
+    _, out, _ = msft(
+        capsys,
+        "sql",
+        "SELECT getvariable('a') || 'x' AS v",
+        "--param",
+        "a=b",
+        "--store",
+        path,
+        "--format",
+        "csv",
+    )
+    assert out.split() == ["v", "bx"]
+    code, *_ = msft(capsys, "sql", "SELECT 1", "--param", "a", "--store", path)
+    assert code == 2
+
+
+def test_status_names_everything(path: Path, capsys) -> None:
+    code, out, _ = msft(capsys, "status", "--store", path, "--format", "json")
+    assert code == 0
+    rows = {(row["what"], row["name"], row["of"]): row for row in json.loads(out)}
+    assert rows[("dataset", "c/train", "c")]["size"] == 12
+    assert rows[("run", "first", "c/test")]["size"] == 120
+    assert rows[("labels", "teacher@first", "c/train")]["detail"] == "10 ok, 1 repaired, 1 wrong_format"
+    assert rows[("collection", "c", None)]["state"] == "held"
+
+
+def test_status_shows_journals(path: Path, capsys) -> None:
+    from teachers.journal import Journal
+
+    with Journal(path.with_name("s.files") / "journal", "job", {"labeling": {"name": "t@first"}}) as writer:
+        writer.append({"t": "call", "status": "ok"})
+        writer.append({"t": "call", "status": "truncated"})
+        _, out, _ = msft(capsys, "status", "--store", path, "--format", "json")
+    (row,) = [r for r in json.loads(out) if r["what"] == "journal"]
+    assert (row["of"], row["size"], row["detail"], row["state"]) == (
+        "t@first",
+        2,
+        "1 ok, 1 truncated",
+        "being written",
+    )
+
+
+def test_no_store_is_exit_4(tmp_path: Path, capsys) -> None:
+    for command in (["status"], ["sql", "SELECT 1"]):
+        code, out, err = msft(capsys, *command, "--store", tmp_path / "none.duckdb")
+        assert (code, out) == (4, "")
+        assert "msft data add" in err

