@@ -97,7 +97,7 @@ def pending(
 
 def rerank_pending(store: "LabelStore", dataset: str, todo: Pending, depth: int) -> None:
     """Announce what is to be re-ranked in pairs and minutes, then do it, one run at a time."""
-    from students.jobs import rerank_run
+    from students.jobs.rerank import rerank_run
 
     if not todo:
         return
@@ -160,7 +160,7 @@ def _scorer(store: "LabelStore", student_run: "lookup.Run"):  # type: ignore[no-
         import polars as pl
 
         from labelstore import lookup
-        from students import jobs
+        from students.jobs import rerank as jobs
         from students.rerank import Reranker
 
         with store.read() as con:

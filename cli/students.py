@@ -45,7 +45,7 @@ def add(
     licence: Annotated[str | None, typer.Option("--licence", help="Terms that it carries.")] = None,
 ) -> None:
     """Register a model as a student: an untrained base as a baseline, or one that was trained elsewhere."""
-    from students.jobs_register import add_student
+    from students.jobs.register import add_student
 
     student = add_student(
         context.store, model, name=name, regime=regime, max_length=max_length, seed=seed, licence=licence
@@ -56,7 +56,7 @@ def add(
 @command(students_app, "list", example="msft students list --format json", lists=True)
 def list_students(context: Context) -> None:
     """All students, oldest first."""
-    from students.jobs_register import student_rows
+    from students.jobs.register import student_rows
 
     render.rows(student_rows(context.store), context.format, STUDENT_COLUMNS)
 
@@ -70,7 +70,7 @@ def show(
     ] = False,
 ) -> None:
     """One student, a row per stage: its view, loss, steps, how far its weights moved, settings."""
-    from students.jobs_register import log_rows, stage_rows
+    from students.jobs.register import log_rows, stage_rows
 
     render.rows((log_rows if log else stage_rows)(context.store, student), context.format)
 
@@ -96,7 +96,7 @@ def rerank(
     replace: Annotated[bool, typer.Option("--replace", help="Replace the run of that name.")] = False,
 ) -> None:
     """Turn a run into a run: score its candidates with a student. What was done already is not done again."""
-    from students.jobs import rerank_run
+    from students.jobs.rerank import rerank_run
 
     with diagnostics.progress(f"re-ranking with {student}", unit="pairs") as tick:
         made = rerank_run(
@@ -148,7 +148,7 @@ def export(
 
     onnx and int8 are checked against the student: score difference, and nDCG@10 where the dataset has judgments.
     """
-    from students.jobs_export import export_student
+    from students.jobs.export import export_student
 
     with diagnostics.progress(f"exporting {student}", unit="pairs") as tick:
         rows = export_student(

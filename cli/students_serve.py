@@ -26,7 +26,7 @@ def serve(
     ] = 20_000,
 ) -> None:
     """Serve re-ranking over HTTP with text-embeddings-inference's /rerank route, /health, /info and /metrics."""
-    from students.jobs_serve import serve_student
+    from students.jobs.serve import serve_student
 
     serve_student(
         context.store,

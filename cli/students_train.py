@@ -89,8 +89,8 @@ def train(
     Several datasets, negatives and labelings make one view, across collections. The same command continues a training
     that was interrupted. The store is open only before and after.
     """
-    from students.jobs_register import stage_rows
-    from students.jobs_train import Sources, train_student
+    from students.jobs.register import stage_rows
+    from students.jobs.train import Sources, train_student
 
     given = {
         "lr": lr,

@@ -9,7 +9,7 @@ from cli import diagnostics, render
 from cli.command import Context, command
 
 if TYPE_CHECKING:
-    from teachers.generate import Labelled
+    from teachers.generate.job import Labelled
     from teachers.scheduler import Figures
 
 _EXAMPLE = "msft teachers generate --model rankzephyr --dataset dl19 --run bm25 --dry-run"
@@ -108,8 +108,8 @@ def add_generate(app: typer.Typer) -> None:
         ] = 3,
     ) -> None:
         """Label a run's candidates with a teacher; run it again to go on where it stopped."""
-        from teachers.generate import generate as label
-        from teachers.generate_plan import Settings
+        from teachers.generate.job import generate as label
+        from teachers.generate.plan import Settings
 
         settings = Settings(
             model=model,
@@ -150,7 +150,7 @@ def add_generate(app: typer.Typer) -> None:
             canaries=canaries,
         )
         if dry_run:
-            from teachers.generate_forecast import forecast
+            from teachers.generate.forecast import forecast
 
             render.rows([forecast(context.store, settings, note=diagnostics.note).row()], context.format)
             return

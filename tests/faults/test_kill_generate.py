@@ -23,8 +23,8 @@ import sys
 from pathlib import Path
 from labelstore.store import LabelStore
 from teachers.engines.scripted import ScriptedEngine, hashed_order
-from teachers.generate import generate
-from teachers.generate_plan import Settings
+from teachers.generate.job import generate
+from teachers.generate.plan import Settings
 
 store, asked = LabelStore(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
 
@@ -125,19 +125,19 @@ def test_killed_while_merging(tmp_path: Path) -> None:
         "result = generate(",
         """
 import os, signal
-from teachers import generate_merge
+from teachers.generate import merge
 which, count = sys.argv[3], [0]
 def dying(name):
-    real = getattr(generate_merge._Target, name)
+    real = getattr(merge._Target, name)
     def die(self, con, records):
         result = real(self, con, records)
         count[0] += 1
         if count[0] == (2 if name == "calls" else 1):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
-    setattr(generate_merge._Target, name, die)
+    setattr(merge._Target, name, die)
 if which == "remove":
-    generate_merge.journal.remove = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+    merge.journal.remove = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 elif which != "none":
     dying(which)
 result = generate(""",

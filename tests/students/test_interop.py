@@ -6,8 +6,8 @@ import pytest
 import tiny_models
 import torch
 
-from students.jobs_export import export_student
-from students.jobs_register import add_student
+from students.jobs.export import export_student
+from students.jobs.register import add_student
 from students.rerank import Reranker
 
 

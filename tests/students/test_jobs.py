@@ -11,10 +11,10 @@ import tiny_models
 from labelstore import lookup
 from labelstore.errors import DataMissing, UsageError
 from labelstore.store import LabelStore
-from students import jobs
 from students.errors import StudentError
-from students.jobs import rerank_run
-from students.jobs_register import add_student, student_rows
+from students.jobs import rerank as jobs
+from students.jobs.register import add_student, student_rows
+from students.jobs.rerank import rerank_run
 from students.rerank import Reranker
 
 

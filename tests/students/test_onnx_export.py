@@ -8,8 +8,8 @@ import pytest
 import tiny_models
 
 from labelstore.errors import BadInput, UsageError
-from students.jobs_export import export_student
-from students.jobs_register import add_student
+from students.jobs.export import export_student
+from students.jobs.register import add_student
 from students.onnx import FILE, OnnxScorer, export_onnx
 from students.rerank import Reranker
 

@@ -10,9 +10,9 @@ from labelstore.store import LabelStore
 from teachers.engines.base import Completion, Request
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.forecast import forecast as pure_forecast
-from teachers.generate import Labelled, generate
-from teachers.generate_forecast import JobForecast, forecast
-from teachers.generate_plan import Settings
+from teachers.generate.forecast import JobForecast, forecast
+from teachers.generate.job import Labelled, generate
+from teachers.generate.plan import Settings
 from teachers.windows import strategy
 
 LENGTHS = [100, 95, 40, 25, 20, 5, 1, 60]

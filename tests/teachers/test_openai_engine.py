@@ -19,8 +19,8 @@ from teachers.engines.base import Completion, Request, Sampling
 from teachers.engines.breaker import Breaker, retry_after
 from teachers.engines.openai import OpenAIEngine
 from teachers.errors import TeacherError
-from teachers.generate import Labelled, generate
-from teachers.generate_plan import Settings
+from teachers.generate.job import Labelled, generate
+from teachers.generate.plan import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,14 @@ from typing import Any
 
 from labelstore.store import LabelStore
 from teachers import forecast as forecasts
-from teachers import generate_engines
 from teachers.engines.base import Request
 from teachers.errors import TeacherError
 from teachers.forecast import Forecast
-from teachers.generate_calls import Rendering
-from teachers.generate_plan import Plan, Settings, plan
-from teachers.generate_work import Task, Work
-from teachers.generate_work_fill import fill
+from teachers.generate import engines
+from teachers.generate.calls import Rendering
+from teachers.generate.plan import Plan, Settings, plan
+from teachers.generate.work import Task, Work
+from teachers.generate.work_fill import fill
 from teachers.windows import Window
 
 
@@ -73,7 +73,7 @@ def forecast(
         MsftError, TeacherError: as the job itself would for these settings.
     """
     made = plan(store, settings)
-    tokenizer = generate_engines.tokenizer(made)
+    tokenizer = engines.tokenizer(made)
     rendering = Rendering(made.teacher, tokenizer, _context(made))
     with tempfile.TemporaryDirectory(prefix="msft-forecast-") as folder:
         work = Work(Path(folder) / "work")

@@ -8,7 +8,7 @@ from labelstore import lookup
 from labelstore.errors import DataMissing
 from labelstore.store import LabelStore
 from students.errors import StudentError
-from students.jobs import Note, student_folder
+from students.jobs.rerank import Note, student_folder
 
 
 def serve_student(

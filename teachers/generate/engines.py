@@ -4,7 +4,7 @@ from typing import Any
 
 from teachers.engines.base import Engine
 from teachers.errors import TeacherError
-from teachers.generate_plan import Plan
+from teachers.generate.plan import Plan
 
 
 def build(plan: Plan) -> Engine:

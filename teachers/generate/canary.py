@@ -8,8 +8,8 @@ from labelstore import keys
 from teachers import canary
 from teachers.budget import Budget
 from teachers.engines.base import Completion, Engine, Request
-from teachers.generate_calls import Labelling, Rendering
-from teachers.generate_work import Candidate, Task
+from teachers.generate.calls import Labelling, Rendering
+from teachers.generate.work import Candidate, Task
 
 
 def requests(rendering: Rendering, number: int) -> list[Request]:

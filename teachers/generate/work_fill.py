@@ -5,8 +5,8 @@ from typing import Any
 
 import duckdb
 
-from teachers.generate_plan import Plan
-from teachers.generate_work import Work
+from teachers.generate.plan import Plan
+from teachers.generate.work import Work
 from teachers.scheduler import Answer
 
 

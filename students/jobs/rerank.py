@@ -1,7 +1,7 @@
 """The bridge between the store and the learning: candidates out, scores back as a run; students in and out.
 
 Every job here reads what it needs, closes the store, works, and merges in one short transaction. Training is in
-:mod:`students.jobs_train`; the rows that `msft students list | show` print are in :mod:`students.jobs_rows`.
+:mod:`students.jobs.train`; registered students and their rows are in :mod:`students.jobs.register`.
 """
 
 from collections.abc import Callable, Sequence

@@ -15,7 +15,7 @@ from labelstore.store import LabelStore
 from teachers import models, windows
 from teachers.engines.base import Sampling
 from teachers.errors import TeacherError
-from teachers.generate_calls import Teacher, check_reading
+from teachers.generate.calls import Teacher, check_reading
 from teachers.journal import Record
 from teachers.windows import Strategy
 

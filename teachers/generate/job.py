@@ -15,13 +15,13 @@ from pathlib import Path
 from labelstore import provenance
 from labelstore.errors import PartlyDone, StoreError
 from labelstore.store import LabelStore
-from teachers import generate_canary, generate_engines, generate_merge
 from teachers.budget import Budget
 from teachers.engines.base import Engine
-from teachers.generate_calls import Labelling, Rendering
-from teachers.generate_plan import Plan, Settings, plan
-from teachers.generate_work import Task, Work
-from teachers.generate_work_fill import fill
+from teachers.generate import canary, engines, merge
+from teachers.generate.calls import Labelling, Rendering
+from teachers.generate.plan import Plan, Settings, plan
+from teachers.generate.work import Task, Work
+from teachers.generate.work_fill import fill
 from teachers.journal import Journal
 from teachers.scheduler import Figures, Scheduler
 
@@ -87,7 +87,7 @@ def generate(
     if settings.dataset is None or settings.run is None:
         note(f"labelling {made.run.name} over {made.dataset.name}")
     folder = store.folder("journal")
-    before = generate_merge.merge(store, folder, note)
+    before = merge.merge(store, folder, note)
     if before.calls:
         note(f"merged {before.calls:,} calls that an earlier job left in the journal")
     budget = Budget(
@@ -98,7 +98,7 @@ def generate(
         made.row.output_price,
     )
     result: Labelled | None = None
-    with suppress(PartlyDone), provenance.recorded(store, generate_merge.KIND) as job:
+    with suppress(PartlyDone), provenance.recorded(store, merge.KIND) as job:
         result = _run(_Running(store, made, job, folder, note, progress, budget, Figures()), engine)
         if (partly := result.partly_done()) is not None:
             raise partly  # so that the job is recorded as partial; the caller reads it off the result
@@ -125,18 +125,18 @@ class _Running:
 def _run(running: _Running, engine: Engine | None) -> Labelled:
     store, made, folder = running.store, running.plan, running.folder
     with store.write() as con:
-        generate_merge.store_labeling(con, running.job, made.header())
+        merge.store_labeling(con, running.job, made.header())
     with _work(running, folder / f"{running.job.job_key}.{os.getpid()}.work") as (work, queries, sung):
         if pending := len(work.lengths()):
             if done := queries - pending:
                 running.note(f"{done:,} of {queries:,} queries are done or in quarantine already")
-            own = engine if engine is not None else generate_engines.build(made)
+            own = engine if engine is not None else engines.build(made)
             try:
                 _label(running, own, work, sung)
             finally:
                 if engine is None:
                     own.close()
-                generate_merge.merge(store, folder, running.note)
+                merge.merge(store, folder, running.note)
     return _result(running, queries)
 
 
@@ -147,9 +147,7 @@ def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str
     with Journal(running.folder, running.job.job_key, made.header()) as journal:
         job = Labelling(running.job.job_key, rendering, made.strategy, journal, work, settings.fuse)
         if settings.canaries:
-            running.drifted = generate_canary.sing(
-                engine, job, settings.canaries, sung, running.budget, running.note
-            )
+            running.drifted = canary.sing(engine, job, settings.canaries, sung, running.budget, running.note)
         work.begin()
         scheduler: Scheduler[Task] = Scheduler(
             engine,
@@ -176,7 +174,7 @@ def _ticker(running: _Running, journal: Journal, total: int) -> Callable[[Figure
         if time.monotonic() - merged_at >= MERGE_SECONDS:
             journal.rotate()
             with suppress(StoreError):  # someone reads it: the journal keeps everything until the next time
-                generate_merge.merge(store, running.folder)
+                merge.merge(store, running.folder)
             merged_at = time.monotonic()
 
     return tick
@@ -190,7 +188,7 @@ def _work(running: _Running, path: Path) -> Iterator[tuple[Work, int, dict[str, 
     try:
         with running.store.read() as con:
             queries = fill(con, running.plan, work)
-            sung = generate_canary.first_answers(con, running.plan.row.teacher_key)
+            sung = canary.first_answers(con, running.plan.row.teacher_key)
         yield work, queries, sung
     finally:
         work.close()

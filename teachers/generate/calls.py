@@ -16,7 +16,7 @@ from teachers import passages as texts
 from teachers import prompts, replies
 from teachers.engines.base import Completion, Request, Sampling
 from teachers.errors import TeacherError
-from teachers.generate_work import Task, Work
+from teachers.generate.work import Task, Work
 from teachers.journal import Journal, Record
 from teachers.scheduler import Answer, Result
 from teachers.windows import Steps, Strategy, Window

@@ -15,8 +15,8 @@ from labelstore import keys, lookup, provenance, views
 from labelstore.errors import DataMissing, UsageError
 from labelstore.store import LabelStore
 from students.card import write_card
-from students.jobs import Note, Tick, student_folder
-from students.jobs_register import base_revision, card_facts, check_name, insert_student
+from students.jobs.register import base_revision, card_facts, check_name, insert_student
+from students.jobs.rerank import Note, Tick, student_folder
 from students.regime import KINDS, Recipe, load_recipe, make_recipe, parse_regime
 
 if TYPE_CHECKING:

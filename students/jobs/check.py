@@ -8,7 +8,7 @@ import numpy as np
 
 from labelstore import lookup, measuring
 from labelstore.errors import MsftError
-from students.jobs import Lists, Note, Tick, candidates
+from students.jobs.rerank import Lists, Note, Tick, candidates
 
 if TYPE_CHECKING:
     import duckdb
