@@ -2,7 +2,8 @@
 
 A regime is an ordered list of stages, ``cl``, ``kd``, ``cl,kd``, ``kd,cl`` or longer; ``cl+kd`` is one stage with both
 objectives. A recipe is a flat TOML file: settings for every stage at the top, then tables ``[cl]``, ``[kd]``,
-``["cl+kd"]`` for an objective's stages and ``[stage-2]`` for one stage. Unknown keys fail, and all errors come at once.
+``["cl+kd"]`` for an objective's stages, ``[stage-2]`` for one stage and ``["stage-2:kd"]`` for it where its objective is
+that (a grid has several regimes). Unknown keys fail, and all errors come at once.
 """
 
 import difflib
@@ -161,7 +162,27 @@ def make_recipe(settings: Mapping[str, Any] | None = None, *, where: str = "reci
     Raises:
         StudentError: every unknown key, wrong type and impossible value, one per line (exit code 2).
     """
-    grid = _build(dict(settings or {}), where)
+    return _single(_build(dict(settings or {}), where, {}), where)
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe by shipped name (``small``) or path.
+
+    Args:
+        overrides: settings that win over all of the file's, those of its tables too; one base, regime or seed among
+            them takes that training out of a grid.
+    """
+    path, settings = _read(name_or_path)
+    return _single(_build(settings, str(path), overrides or {}), str(path))
+
+
+def load_grid(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Grid:
+    """All trainings of a recipe file, and how they are to be evaluated; ``overrides`` as in `load_recipe`."""
+    path, settings = _read(name_or_path)
+    return _build(settings, str(path), overrides or {})
+
+
+def _single(grid: Grid, where: str) -> Recipe:
     if len(grid.recipes) != 1:
         raise StudentError(
             f"{where} is a grid of {len(grid.recipes)} trainings",
@@ -169,18 +190,6 @@ def make_recipe(settings: Mapping[str, Any] | None = None, *, where: str = "reci
             exit_code=2,
         )
     return grid.recipes[0]
-
-
-def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe by shipped name (``small``) or path; ``overrides`` replace its top-level settings."""
-    path, settings = _read(name_or_path)
-    return make_recipe({**settings, **(overrides or {})}, where=str(path))
-
-
-def load_grid(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Grid:
-    """All trainings of a recipe file, and how they are to be evaluated."""
-    path, settings = _read(name_or_path)
-    return _build({**settings, **(overrides or {})}, str(path))
 
 
 def shipped() -> list[str]:
@@ -207,9 +216,16 @@ def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
 _GRID_KEYS = {"bases": "base", "regimes": "regime", "seeds": "seed"}
 
 
-def _build(settings: dict[str, Any], where: str) -> Grid:
+def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -> Grid:
     errors: list[str] = []
     evaluate, published = settings.pop("evaluate", {}), settings.pop("published", [])
+    stage_names = _stage_names(settings.get("regimes", [settings.get("regime", Recipe.regime)]))
+    for many, one in _GRID_KEYS.items():
+        for given, replaced in ((one, many), (many, one)):
+            if given in overrides:
+                settings.pop(replaced, None)
+    last = {key: value for key, value in overrides.items() if key in _STAGE_TYPES}
+    settings |= overrides
     axes = {}
     for many, one in _GRID_KEYS.items():
         values = settings.pop(many, None)
@@ -223,9 +239,15 @@ def _build(settings: dict[str, Any], where: str) -> Grid:
             axes[one] = values
     recipes = []
     for combination in product(*axes.values()):
-        recipe = _one({**settings, **dict(zip(axes, combination, strict=True))}, errors)
+        recipe = _one({**settings, **dict(zip(axes, combination, strict=True))}, last, errors)
         if recipe is not None:
             recipes.append(recipe)
+    stage_names |= _stage_names([recipe.regime for recipe in recipes])
+    errors += [
+        f"[{key}]: there is no such stage (there are: {', '.join(sorted(stage_names))})"
+        for key, value in settings.items()
+        if isinstance(value, dict) and key.startswith("stage-") and key not in stage_names
+    ]
     if errors:
         unique = list(dict.fromkeys(errors))
         raise StudentError(
@@ -237,19 +259,34 @@ def _build(settings: dict[str, Any], where: str) -> Grid:
     return Grid(tuple(recipes), evaluate, tuple(published))
 
 
-def _one(settings: dict[str, Any], errors: list[str]) -> Recipe | None:
+def _stage_names(regimes: Any) -> set[str]:
+    """The names that tables of these regimes' stages may have; a regime that is none has none, and its own error."""
+    names = set()
+    for text in regimes if isinstance(regimes, list) else []:
+        try:
+            stages = parse_regime(str(text))
+        except StudentError:
+            continue
+        for number, objectives in enumerate(stages, 1):
+            names |= {f"stage-{number}", f"stage-{number}:{'+'.join(objectives)}"}
+    return names
+
+
+def _one(settings: dict[str, Any], last: dict[str, Any], errors: list[str]) -> Recipe | None:
+    """One training of the file.
+
+    Args:
+        last: settings of every stage that win over the tables'; they are among ``settings``, where their types are
+            checked.
+    """
     own, stage_wide, tables = _split(settings, errors)
+    last = {key: stage_wide[key] for key in last if key in stage_wide}
     try:
         regime = parse_regime(str(own.get("regime", Recipe.regime)))
     except StudentError as error:
         errors.append(error.message)
         return None
-    for name in tables:
-        number = name.removeprefix("stage-")
-        is_stage = name.startswith("stage-") and number.isdigit() and 1 <= int(number) <= len(regime)
-        if name.startswith("stage-") and not is_stage:
-            errors.append(f"[{name}]: the regime has {len(regime)} stage(s)")
-    stages = tuple(_stage(i, names, stage_wide, tables, errors) for i, names in enumerate(regime, 1))
+    stages = tuple(_stage(i, names, stage_wide, tables, last, errors) for i, names in enumerate(regime, 1))
     recipe = Recipe(**{**own, "stages": stages}) if not errors else None
     if recipe is not None:
         _check_recipe(recipe, errors)
@@ -272,7 +309,7 @@ def _split(
             for inner, setting in value.items():
                 tables[key] |= _typed(_STAGE_TYPES, inner, setting, f"[{key}] ", errors)
         else:
-            errors.append(f"[{key}]: unknown table (cl, kd, cl+kd, stage-N, evaluate)")
+            errors.append(f"[{key}]: unknown table (cl, kd, cl+kd, stage-N, stage-N:kd, evaluate)")
     return own, stage_wide, tables
 
 
@@ -281,11 +318,17 @@ def _stage(
     names: tuple[str, ...],
     stage_wide: dict[str, Any],
     tables: dict[str, dict[str, Any]],
+    last: dict[str, Any],
     errors: list[str],
 ) -> Stage:
-    """Defaults, then the file's top, then [cl] or [kd], then ["cl+kd"], then [stage-N]."""
+    """Defaults, the file's top, [cl] or [kd], ["cl+kd"], [stage-N], ["stage-N:kd"], then what a command overrides."""
     joint = "+".join(names)
-    last = {**(tables.get(joint, {}) if len(names) > 1 else {}), **tables.get(f"stage-{number}", {})}
+    last = {
+        **(tables.get(joint, {}) if len(names) > 1 else {}),
+        **tables.get(f"stage-{number}", {}),
+        **tables.get(f"stage-{number}:{joint}", {}),
+        **last,
+    }
     objectives = []
     for name in names:
         merged = {**stage_wide, **tables.get(name, {}), **last}
