@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,21 @@ class Records:
             if path.exists()
             else []
         )
+
+
+def begin_after(
+    out: Path,
+    recipe: Recipe,
+    view_hashes: list[dict[str, str]],
+    stages: list[dict[str, Any]],
+    log: list[dict[str, Any]],
+    weights: Path,
+) -> None:
+    """Begin a training in ``out`` whose first stages were done elsewhere: with their rows and the weights they ended with."""
+    Records.open(out, recipe, view_hashes, main=True)
+    (out / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    shutil.copyfile(weights, out / f"start-{len(stages) + 1}.safetensors")
+    _write(out / "stages.json", stages)
 
 
 class Log:

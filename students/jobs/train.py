@@ -7,7 +7,7 @@ is there when it was completed. Diagnostics in plain words go to `note`.
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ def train_student(
         return known
     folder = store.folder("students") / name
     work = store.folder("students") / f".{name}.{key[:12]}"
+    _reuse_stages(store, work, chosen, folder_of_base, identity, built, note)
     stages, log = _train(chosen, folder_of_base, built, store, work, progress, note)
     student = _merge(store, name, chosen, identity, built, stages, log, work, folder, clock)
     shutil.rmtree(work, ignore_errors=True)
@@ -230,6 +231,32 @@ def _known(store: LabelStore, name: str, identity: dict[str, Any]) -> lookup.Stu
     )
 
 
+def _reuse_stages(
+    store: LabelStore,
+    work: Path,
+    recipe: Recipe,
+    base: Path | None,
+    identity: dict[str, Any],
+    built: Mapping[str, lookup.View],
+    note: Note | None,
+) -> None:
+    """Begin after the stages that another student of the store has been through, and say so."""
+    from students.jobs.reuse import begin_where_another_ended
+
+    begun = begin_where_another_ended(store, work, _over(recipe, base), identity, built)
+    if begun is not None and note is not None:
+        name, n = begun
+        names = ",".join(stage.objective for stage in recipe.stages[:n])
+        note(
+            f"stage{'s 1 to ' + str(n) if n > 1 else ' 1'} ({names}): the same as student {name}'s, taken from there"
+        )
+
+
+def _over(recipe: Recipe, base: Path | None) -> Recipe:
+    """The recipe with ``student:NAME`` replaced by its folder."""
+    return recipe if base is None else replace(recipe, base=str(base))
+
+
 def _train(
     recipe: Recipe,
     base: Path | None,
@@ -240,15 +267,11 @@ def _train(
     note: Note | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Run the stages in `work`; rows of stages and training_log."""
-    from dataclasses import replace
-
     from students.train import train
 
     folders = {kind: views.folder_of(store, view) for kind, view in built.items()}
-    if base is not None:
-        recipe = replace(recipe, base=str(base))
     train(
-        recipe,
+        _over(recipe, base),
         {objective: folders[kind] for objective, kind in KINDS.items() if kind in folders},
         work,
         tokens=store.folder("tokens"),
