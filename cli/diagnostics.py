@@ -92,6 +92,8 @@ class Progress:
 
     def __call__(self, done: int, total: int | None = None, **figures: object) -> None:
         """Set what is done (absolute), the total when it became known, and any figures to show."""
+        if done < self.done:  # the next stage or file: its rate is its own
+            self._started = time.monotonic()
         self.done, self.total = done, total if total is not None else self.total
         self._figures.update(figures)
         if settings.quiet:
@@ -117,7 +119,7 @@ class Progress:
 
     def close(self) -> None:
         """End the line with what was done."""
-        if not settings.quiet and (self._drawn or time.monotonic() - self._started > 2.0):
+        if not settings.quiet and self.done and (self._drawn or time.monotonic() - self._started > 2.0):
             self._draw(sys.stderr.isatty())
             if sys.stderr.isatty():
                 sys.stderr.write("\n")
