@@ -86,11 +86,12 @@ def make(
                     "query_id": [f"q{q}" for q in range(queries)],
                     "text": asked,
                     "text_hash": pa.array([keys.text_hash(None, text) for text in asked], pa.uint64()),
+                    "normal_hash": pa.array([keys.normal_hash(text) for text in asked], pa.uint64()),
                 }
             ),
         )
         con.execute(
-            "INSERT INTO queries SELECT query, 1, query_id, text, text_hash, text_hash FROM new_queries"
+            "INSERT INTO queries SELECT query, 1, query_id, text, text_hash, normal_hash FROM new_queries"
         )
         con.execute("INSERT INTO dataset_queries SELECT 1, query FROM new_queries")
         lists = [rng.sample(range(passages), min(length(q), passages)) for q in range(queries)]

@@ -48,6 +48,10 @@ class StoreError(MsftError):
     exit_code = ExitCode.STORE
 
 
+class StoreDamaged(MsftError):
+    """A block of the store's file does not match its checksum."""
+
+
 class DataMissing(MsftError):
     """A dataset, run, labeling, student, file or model that is not there."""
 

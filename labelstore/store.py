@@ -9,17 +9,19 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from labelstore import migrations
-from labelstore.errors import DataMissing, StoreError
+from labelstore.errors import DataMissing, StoreDamaged, StoreError
 
 DEFAULT_LOCK_WAIT = 60.0
+DEFAULT_MEMORY = "3GB"
 
+_DAMAGE = re.compile(r"Corrupt database file.*?location (?P<location>\d+)", re.DOTALL)
 _HOLDER = re.compile(r"held in (?P<program>.*?) \(PID (?P<pid>\d+)\)")
 _CONFIG: dict[str, Any] = {
     "storage_compatibility_version": "v1.5.0",  # DuckDB 1.5 can open what 2 wrote
@@ -67,6 +69,7 @@ class LabelStore:
         Raises:
             DataMissing: if there is no store yet.
             StoreError: if it stays locked, is from a newer version, or is no store.
+            StoreDamaged: if a block that was read does not match its checksum.
         """
         if not self.exists:
             raise DataMissing(
@@ -84,6 +87,23 @@ class LabelStore:
                 version = migrations.CURRENT_VERSION
             migrations.check_not_newer(version, self.path)
             yield con
+        except duckdb.Error as error:
+            if damaged_at(error) is None:
+                raise
+            raise self._explain(error) from error
+        finally:
+            con.close()
+
+    @contextmanager
+    def as_it_is(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A read-only connection that asks for no schema version: what `msft verify` reads a damaged file with.
+
+        Raises:
+            StoreError, StoreDamaged: if the file cannot be opened at all.
+        """
+        con = self._connect(read_only=True)
+        try:
+            yield con
         finally:
             con.close()
 
@@ -98,6 +118,7 @@ class LabelStore:
 
         Raises:
             StoreError: if the store stays locked, is from a newer version, or is no store.
+            StoreDamaged: if a block that was read does not match its checksum.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         con = self._connect(read_only=False)
@@ -111,6 +132,10 @@ class LabelStore:
                 return
             with in_transaction(con):
                 yield con
+        except duckdb.Error as error:
+            if damaged_at(error) is None:
+                raise
+            raise self._explain(error) from error
         finally:
             con.close()
 
@@ -120,7 +145,7 @@ class LabelStore:
         while True:
             try:
                 con = duckdb.connect(str(self.path), read_only=read_only, config=_CONFIG)
-                con.execute("SET enable_progress_bar = false")
+                configure(con)
                 return con
             except duckdb.Error as error:
                 holder = _HOLDER.search(str(error))
@@ -135,8 +160,14 @@ class LabelStore:
             time.sleep(pause)
             pause = min(pause * 1.5, 0.5)
 
-    def _explain(self, error: duckdb.Error) -> StoreError:
+    def _explain(self, error: duckdb.Error) -> StoreError | StoreDamaged:
         text = str(error).splitlines()[0]
+        location = damaged_at(error)
+        if location is not None:
+            return StoreDamaged(
+                f"{self.path} is damaged: the block at byte {location:,} does not match its checksum",
+                hint="`msft verify` tells what it held; put back a copy, or `msft import-store` from an archive",
+            )
         if "not a valid DuckDB database" in text:
             return StoreError(
                 f"{self.path} is not a DuckDB file", hint="name the store with --store or MSFT_STORE"
@@ -151,6 +182,22 @@ class LabelStore:
         )
 
 
+def damaged_at(error: duckdb.Error) -> int | None:
+    """Where in the file DuckDB found a block that does not match its checksum (a byte offset); None: another error."""
+    found = _DAMAGE.search(str(error))
+    return int(found["location"]) if found else None
+
+
+def configure(con: duckdb.DuckDBPyConnection) -> None:
+    """How every connection works: no progress bar, and memory bounded so that DuckDB spills rather than dies.
+
+    ``MSFT_MEMORY`` (e.g. 8GB) sets the bound, 3 GB where it is not set; what does not fit goes to a folder beside the
+    store for the time being.
+    """
+    con.execute("SET enable_progress_bar = false")
+    con.execute(f"SET memory_limit = '{os.environ.get('MSFT_MEMORY', DEFAULT_MEMORY)}'")
+
+
 @contextmanager
 def in_transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
     """One transaction around the enclosed statements: all of it is stored, or nothing."""
@@ -158,7 +205,8 @@ def in_transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        con.execute("ROLLBACK")
+        with suppress(duckdb.Error):  # a damaged file ends the transaction by itself: the first error counts
+            con.execute("ROLLBACK")
         raise
     con.execute("COMMIT")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from labelstore import keys, provenance
+from labelstore.labels import Teacher, permutation_hashes
 from labelstore.row_hashes import qrels_hash, run_hash
 from labelstore.store import LabelStore
 
@@ -173,7 +174,7 @@ def add_labeling(
     labeling = labeling or 1 + offset
     con.execute(
         "INSERT INTO teachers VALUES (?, ?, ?, NULL, NULL, 'imported', NULL, NULL, NULL, NULL, NULL, 'research only') ON CONFLICT DO NOTHING",
-        [1 + offset, keys.content_key("teacher", {"name": "teacher"}), "teacher"],
+        [1 + offset, Teacher("teacher", "imported").teacher_key, "teacher"],
     )
     con.execute(
         "INSERT INTO labelings VALUES (?, ?, ?, ?, ?, 'first', 'imported', '{}', 10, NULL, NULL, 'labels.jsonl', NULL, ?)",
@@ -195,7 +196,7 @@ def add_labeling(
                 0,
                 None,
                 None,
-                keys.content_key("made", [name, n]),
+                "",
             ]
         )
         ranked = [((n * 3 + k) % n_documents, k + 1) for k in reversed(range(10))]
@@ -207,4 +208,8 @@ def add_labeling(
     bulk(con, "permutation_items", items)
     con.execute(
         "UPDATE permutation_items SET text_hash = d.text_hash FROM documents d WHERE d.document = permutation_items.document"
+    )
+    con.execute(
+        f"""UPDATE permutations SET content_hash = h.content_hash FROM ({permutation_hashes(labeling)}) h
+            WHERE h.permutation = permutations.permutation"""
     )

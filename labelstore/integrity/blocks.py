@@ -1,0 +1,29 @@
+"""The file's blocks against their own checksums, without DuckDB: quick, complete, and blind to what a block holds.
+
+A DuckDB file is three headers of 4 KiB and then blocks that begin with a 64-bit checksum of the rest (DuckDB's
+`common/checksum.cpp`: the words, each times a constant, folded by exclusive or). Blocks that nothing uses may hold
+anything, so a mismatch here is only where to look: `damage` has DuckDB confirm each one.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+HEADERS = 3 * 4096
+_SEED, _FACTOR = np.uint64(5381), np.uint64(0xBF58476D1CE4E5B9)
+_AT_ONCE = 64  # blocks read together
+
+
+def mismatches(path: Path, block_size: int) -> list[int] | None:
+    """Byte offsets of blocks whose checksum differs; None where most do: a kind of file that is not known here."""
+    found: list[int] = []
+    n = 0
+    with path.open("rb") as file:
+        file.seek(HEADERS)
+        while data := file.read(block_size * _AT_ONCE):
+            whole = len(data) // block_size
+            words = np.frombuffer(data, dtype="<u8", count=whole * block_size // 8).reshape(whole, -1)
+            sums = np.bitwise_xor.reduce(words[:, 1:] * _FACTOR, axis=1) ^ _SEED
+            found += [HEADERS + (n + int(k)) * block_size for k in np.flatnonzero(sums != words[:, 0])]
+            n += whole
+    return found if len(found) <= max(n // 2, 1) else None

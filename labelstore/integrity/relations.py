@@ -1,0 +1,141 @@
+"""How the tables of the store hang together: what refers to what, and what may come once.
+
+`schema.sql` says the same in words; DuckDB itself holds no foreign keys (they would cost as much as the data) and keys
+of the small tables alone. Checks, merging and the archive's manifest read this.
+"""
+
+from typing import NamedTuple
+
+
+class Reference(NamedTuple):
+    """A column that names a row of another table by `key`.
+
+    Attributes:
+        part: whether the row is a part of the other one: without it, it is nobody's and can go.
+    """
+
+    table: str
+    column: str
+    target: str
+    key: str
+    part: bool = False
+
+
+def _to(
+    target: str, *columns: tuple[str, str], part: bool = False, key: str | None = None
+) -> tuple[Reference, ...]:
+    own = key or TARGETS[target]
+    return tuple(Reference(table, column, target, own, part) for table, column in columns)
+
+
+# The surrogate key of each table that others name; a table's own name in the singular.
+TARGETS = {
+    "provenance": "job",
+    "collections": "collection",
+    "documents": "document",
+    "datasets": "dataset",
+    "queries": "query",
+    "runs": "run",
+    "minings": "mining",
+    "teachers": "teacher",
+    "labelings": "labeling",
+    "requests": "request",
+    "calls": "call",
+    "permutations": "permutation",
+    "views": "view",
+    "students": "student",
+    "evaluations": "evaluation",
+}
+
+REFERENCES: tuple[Reference, ...] = (
+    *_to("provenance", ("filters", "job"), ("drops", "job"), part=True),
+    *_to("provenance", *((table, "job") for table in ("collections", "datasets", "runs", "minings", "labelings"))),
+    *_to("provenance", *((table, "job") for table in ("quarantine", "canaries", "views", "students", "evaluations"))),
+    *_to("provenance", ("document_versions", "replaced_by")),
+    *_to("provenance", ("calls", "job_key"), key="job_key"),
+    *_to("collections", ("documents", "collection"), ("queries", "collection"), part=True),
+    *_to("collections", ("datasets", "collection")),
+    *_to("documents", ("document_versions", "document"), part=True),
+    *_to("documents", *((table, "document") for table in ("qrels", "candidates", "negatives"))),
+    *_to("documents", *((table, "document") for table in ("request_passages", "permutation_items"))),
+    *_to("datasets", ("dataset_queries", "dataset"), ("qrels", "dataset"), part=True),
+    *_to("datasets", *((table, "dataset") for table in ("runs", "minings", "labelings", "evaluations"))),
+    *_to("queries", *((table, "query") for table in ("dataset_queries", "qrels", "candidates", "negatives"))),
+    *_to("queries", *((table, "query") for table in ("requests", "labeling_calls", "permutations"))),
+    *_to("queries", ("quarantine", "query"), ("query_scores", "query")),
+    *_to("runs", ("candidates", "run"), part=True),
+    *_to("runs", ("runs", "source_run"), ("negatives", "source_run"), ("labelings", "run"), ("evaluations", "run")),
+    *_to("minings", ("negatives", "mining"), part=True),
+    *_to("teachers", ("labelings", "teacher"), ("requests", "teacher"), ("canaries", "teacher")),
+    *_to("labelings", ("labeling_calls", "labeling"), ("permutations", "labeling"), part=True),
+    *_to("labelings", ("quarantine", "labeling"), part=True),
+    *_to("labelings", ("evaluations", "labeling")),
+    *_to("requests", ("request_passages", "request"), part=True),
+    *_to("requests", ("calls", "request")),
+    *_to("calls", ("labeling_calls", "call")),
+    *_to("permutations", ("permutation_items", "permutation"), part=True),
+    *_to("views", ("view_sources", "view"), part=True),
+    *_to("views", ("stages", "view")),
+    *_to("students", ("stages", "student"), ("training_log", "student"), part=True),
+    *_to("students", ("runs", "student")),
+    *_to("evaluations", ("query_scores", "evaluation"), part=True),
+)  # fmt: skip
+# view_sources.source is left out on purpose: a mining or run that was replaced leaves the views that were made from it,
+# whose parameters keep its name and hash.
+
+UNIQUE: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("documents", ("document",)),
+    ("documents", ("collection", "doc_id")),
+    ("document_versions", ("document", "version")),
+    ("queries", ("query",)),
+    ("queries", ("collection", "query_id")),
+    ("dataset_queries", ("dataset", "query")),
+    ("qrels", ("dataset", "query", "document")),
+    ("runs", ("dataset", "name")),
+    ("candidates", ("run", "query", "rank")),
+    ("candidates", ("run", "query", "document")),
+    ("negatives", ("mining", "query", "document")),
+    ("requests", ("request",)),
+    ("requests", ("request_key",)),
+    ("request_passages", ("request", "position")),
+    ("calls", ("call",)),
+    ("calls", ("call_key",)),
+    ("labeling_calls", ("labeling", "query", "step")),
+    ("permutations", ("permutation",)),
+    ("permutations", ("labeling", "query")),
+    ("permutation_items", ("permutation", "rank")),
+    ("permutation_items", ("permutation", "document")),
+    ("canaries", ("teacher", "job", "request_key")),
+    ("stages", ("student", "stage")),
+    ("training_log", ("student", "stage", "step", "measure")),
+    ("evaluations", ("dataset", "run", "labeling", "measure", "run_hash", "qrels_hash")),
+    ("query_scores", ("evaluation", "query")),
+)
+
+# How a row of a large table is called for people: SQL for the name, over `t` joined by the clause.
+OWNERS: dict[str, tuple[str, str]] = {
+    "documents": ("o.name", "LEFT JOIN collections o ON o.collection = t.collection"),
+    "queries": ("o.name", "LEFT JOIN collections o ON o.collection = t.collection"),
+    "dataset_queries": ("o.name", "LEFT JOIN datasets o ON o.dataset = t.dataset"),
+    "qrels": ("o.name", "LEFT JOIN datasets o ON o.dataset = t.dataset"),
+    "candidates": (
+        "d.name || '/' || o.name",
+        "LEFT JOIN runs o ON o.run = t.run LEFT JOIN datasets d ON d.dataset = o.dataset",
+    ),
+    "negatives": ("o.name", "LEFT JOIN minings o ON o.mining = t.mining"),
+    "labeling_calls": ("o.name", "LEFT JOIN labelings o ON o.labeling = t.labeling"),
+    "permutations": ("o.name", "LEFT JOIN labelings o ON o.labeling = t.labeling"),
+    "permutation_items": (
+        "o.name",
+        "LEFT JOIN permutations p ON p.permutation = t.permutation LEFT JOIN labelings o ON o.labeling = p.labeling",
+    ),
+    "quarantine": ("o.name", "LEFT JOIN labelings o ON o.labeling = t.labeling"),
+    "requests": ("o.name", "LEFT JOIN teachers o ON o.teacher = t.teacher"),
+    "canaries": ("o.name", "LEFT JOIN teachers o ON o.teacher = t.teacher"),
+    "stages": ("o.name", "LEFT JOIN students o ON o.student = t.student"),
+    "training_log": ("o.name", "LEFT JOIN students o ON o.student = t.student"),
+    "query_scores": (
+        "d.name || ' ' || o.measure",
+        "LEFT JOIN evaluations o ON o.evaluation = t.evaluation LEFT JOIN datasets d ON d.dataset = o.dataset",
+    ),
+}
