@@ -22,7 +22,7 @@ from labelstore.errors import BadInput, DataMissing
 
 MAX_LINE = 64 * 2**20  # bytes; a longer line is not text that anybody ranks
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 _FLOAT32_MAX = 3.4028235677973366e38  # what lies above rounds to infinity
 DOC_KEYS = ("doc_id", "_id", "docid", "docno", "id", "pid")
 QUERY_KEYS = ("query_id", "_id", "qid", "id")
@@ -143,7 +143,7 @@ def check_intact(path: Path) -> None:
         with open_bytes(path) as file:
             while file.read(1 << 20):
                 pass
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise BadInput(
             f"{path}: cut short or damaged: {error}", hint="fetch or make the file again"
         ) from error
@@ -175,7 +175,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
                         hint="text is wanted in UTF-8, without NUL bytes",
                     )
                 yield number, line
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise BadInput(
             f"{path}: cut short or damaged after line {number}: {error}", hint="fetch or make the file again"
         ) from error

@@ -1,4 +1,4 @@
-"""Runs: rankings into and out of the store. TREC runs are read set-wise by DuckDB and checked before they count.
+"""Runs: rankings into and out of the store. TREC runs are read and checked (`run_lines`) before they are stored.
 
 A run's ranks follow its scores, best first; ties keep the file's order. Whatever is wrong with a file is named with
 its line, and nothing of it is stored.
@@ -11,20 +11,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import duckdb
-import pyarrow as pa
 
-from labelstore import formats, lookup, provenance
+from labelstore import formats, lookup, provenance, run_lines
 from labelstore.errors import BadInput
 from labelstore.keys import canonical_json
 from labelstore.row_hashes import id_hash, ranking_hash, row_sum
-from labelstore.store import LabelStore, in_transaction, next_id
-
-UNKNOWN_QUERY = "query unknown to the collection"
-UNKNOWN_PASSAGE = "passage unknown to the collection"
-OTHER_QUERY = "query of another dataset over the collection"
-
-_LINES = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("rank", pa.int32()), ("score", pa.float64())])  # fmt: skip
-_BATCH = 100_000
+from labelstore.staging import work_folder
+from labelstore.store import LabelStore, next_id
 
 
 @dataclass(frozen=True)
@@ -96,8 +89,8 @@ def store_run(
     con.execute(f"CREATE OR REPLACE TEMP TABLE ranked_sums AS {row_sum('ranked_rows')}")
     run = _keep(
         con, job, dataset, name, kind, system, source_run, student, parameters or {}, replace,
-        "SELECT query, rank, document, score FROM ranked_rows ORDER BY query, rank",
-        "ranked_rows", "ranked_sums",
+        sums="ranked_sums", depth=_value(con, "SELECT max(rank) FROM ranked_rows"),
+        rows="SELECT query, rank, document, score FROM ranked_rows ORDER BY query, rank",
     )  # fmt: skip
     con.execute("DROP TABLE ranked_rows")
     con.execute("DROP TABLE ranked_sums")
@@ -115,9 +108,10 @@ def _keep(
     student: int | None,
     parameters: Mapping[str, Any],
     replace: bool,
-    rows: str,
-    table: str,
+    *,
     sums: str,
+    depth: int,
+    rows: str,
 ) -> lookup.Run:
     """Record checked rows as a run: the same again is returned as it is, other content needs `replace`."""
     content, n_queries, n_rows = ranking_hash(con, sums, "queries")
@@ -134,7 +128,6 @@ def _keep(
     if held:
         con.execute("DELETE FROM candidates WHERE run = ?", [key])
         con.execute("DELETE FROM runs WHERE run = ?", [key])
-    depth = _value(con, f"SELECT max(rank) FROM {table}")
     con.execute(
         "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
@@ -160,7 +153,7 @@ def import_run(
     parameters: Mapping[str, Any] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Imported:
-    """Import a TREC run (plain, gz or zst) over a dataset, in one transaction.
+    """Import a TREC run (plain, gz or zst) over a dataset, in one transaction at the end: reading it holds nothing.
 
     Queries that the collection knows from another dataset are left out with a count; the rest must be known.
 
@@ -173,40 +166,56 @@ def import_run(
         BadInput: naming file:line of a malformed line, a score that is not finite, a passage that comes twice for a
             query, or (without `skip_unknown`) the first unknown id with the counts.
     """
-    say = note or (lambda message: None)
+    clock = provenance.Clock()
     tag = first_tag(path)
     damage: list[BadInput] = []
     checker = threading.Thread(target=_check, args=(path, damage), daemon=True)
     checker.start()
     try:
-        # Reading and checking touch temporary tables alone, outside the transaction: a statement that fails (DuckDB's
-        # reader refuses a file) would end it.
-        with store.write(transaction=False) as con:
-            dataset = lookup.pick_dataset(con, dataset_name)
-            _read_lines(con, path, dataset)
+        with work_folder(store) as folder:
+            staged = run_lines.read(
+                store,
+                path,
+                dataset_name,
+                folder,
+                skip_unknown=skip_unknown,
+                say=note or (lambda message: None),
+            )
             checker.join()
             if damage:
                 raise damage[0]
-            n_read, drops = _drop_unknown(con, path, dataset, skip_unknown)
-            _check_rows(con, path)
-            _rank_lines(con, path, say)
-            con.execute(f"CREATE OR REPLACE TEMP TABLE run_sums AS {row_sum('run_lines')}")
-            with in_transaction(con), provenance.recorded_in(con, "runs.import") as job:
+            with store.write() as con, provenance.recorded_in(con, "runs.import", clock) as job:
+                con.register("staged_sums", staged.sums)
+                _still_known(con, staged)
+                con.register("staged_rows", staged.open())
                 run = _keep(
-                    con, job, dataset.dataset, run_name, kind, system or tag, None, None,
+                    con, job, staged.dataset.dataset, run_name, kind, system or tag, None, None,
                     {"file": path.name, **(parameters or {})}, replace,
-                    "SELECT query, rank, document, score::FLOAT FROM run_lines ORDER BY query, rank",
-                    "run_lines", "run_sums",
+                    sums="(SELECT query, high::HUGEINT * 4294967296 + low AS total, n FROM staged_sums)",
+                    depth=staged.depth, rows="SELECT query, rank, document, score FROM staged_rows",
                 )  # fmt: skip
-                job.count(con, "run", f"{dataset.name}/{run_name}", n_read, drops)
+                job.count(con, "run", f"{staged.dataset.name}/{run_name}", staged.n_read, staged.drops)
                 held = con.execute("SELECT job FROM runs WHERE run = ?", [run.run]).fetchall()[0][0]
                 if held != job.job:
-                    raise _Unchanged(Imported(run, False, n_read, drops))
-            return Imported(run, True, n_read, drops)
+                    raise _Unchanged(Imported(run, False, staged.n_read, staged.drops))
+            return Imported(run, True, staged.n_read, staged.drops)
     except _Unchanged as unchanged:
         return unchanged.imported
     finally:
         checker.join()
+
+
+def _still_known(con: duckdb.DuckDBPyConnection, staged: run_lines.Staged) -> None:
+    """Refuse rows whose queries left the dataset, or whose dataset was replaced, while the file was read."""
+    now = lookup.dataset(con, staged.dataset.name)
+    (gone,) = con.execute(
+        "SELECT count(*) FROM staged_sums ANTI JOIN (SELECT query FROM dataset_queries WHERE dataset = ?) USING (query)",
+        [now.dataset],
+    ).fetchall()[0]
+    if gone or (now.dataset, now.collection) != (staged.dataset.dataset, staged.dataset.collection):
+        raise BadInput(
+            f"{staged.dataset.name} was changed while the run was read", hint="import the run again"
+        )
 
 
 class _Unchanged(Exception):
@@ -233,175 +242,6 @@ def first_tag(path: Path) -> str:
     for candidate in formats.read_run(path):
         return candidate.tag
     raise BadInput(f"{path}: there is no candidate in it", hint="is this the right file?")
-
-
-def _read_lines(con: duckdb.DuckDBPyConnection, path: Path, dataset: lookup.Dataset) -> None:
-    """The temporary table run_lines, in the file's order, with surrogate keys; NULL where an id is unknown."""
-    con.execute(
-        f"""CREATE OR REPLACE TEMP TABLE run_queries AS
-            SELECT q.query, q.query_id, d.query IS NOT NULL AS member
-            FROM queries q LEFT JOIN (SELECT query FROM dataset_queries WHERE dataset = {dataset.dataset}) d
-                 ON d.query = q.query WHERE q.collection = {dataset.collection};
-            CREATE OR REPLACE TEMP TABLE run_documents AS
-            SELECT document, doc_id, {id_hash("doc_id")} AS id_hash
-            FROM documents WHERE collection = {dataset.collection}"""
-    )
-    keyed = """SELECT q.query, d.document, l.rank, l.score, d.id_hash, q.member,
-                      CASE WHEN q.query IS NULL THEN l.query_id END AS unknown_query,
-                      CASE WHEN d.document IS NULL THEN l.doc_id END AS unknown_passage
-               FROM {source} l LEFT JOIN run_queries q USING (query_id) LEFT JOIN run_documents d USING (doc_id)"""
-    try:
-        con.execute("CREATE OR REPLACE TEMP TABLE run_lines AS " + keyed.format(source=_csv(path)))
-    except duckdb.Error:
-        # The reference reader: it takes any white space between fields, and names the line it refuses.
-        empty = keyed.format(source="(SELECT '' AS query_id, '' AS doc_id, 0 AS rank, 0.0::DOUBLE AS score)")
-        con.execute(f"CREATE OR REPLACE TEMP TABLE run_lines AS SELECT * FROM ({empty}) LIMIT 0")
-        for batch in _batches(path):
-            con.register("line_batch", batch)
-            con.execute("INSERT INTO run_lines " + keyed.format(source="line_batch"))
-            con.unregister("line_batch")
-
-
-def _csv(path: Path) -> str:
-    """DuckDB's reader over a TREC run in its common form: one space or one tab between six fields."""
-    skip, delimiter = 0, " "
-    for number, line in formats.lines(path):
-        if not line.strip() or line.split()[0] == b"#":
-            skip = number
-            continue
-        delimiter = "\t" if line.count(b"\t") == 5 else " "
-        break
-    quoted = str(path).replace("'", "''")
-    return f"""read_csv('{quoted}', delim = '{delimiter}', header = false, auto_detect = false, quote = '',
-        escape = '', comment = '', compression = '{formats.compression(path)}', strict_mode = true, skip = {skip},
-        columns = {{'query_id': 'VARCHAR', 'q0': 'VARCHAR', 'doc_id': 'VARCHAR', 'rank': 'INTEGER',
-                    'score': 'DOUBLE', 'tag': 'VARCHAR'}})"""
-
-
-def _batches(path: Path) -> Iterable[pa.Table]:
-    rows: list[tuple[str, str, int, float]] = []
-    for c in formats.read_run(path):
-        rows.append((c.query_id, c.doc_id, c.rank, c.score))
-        if len(rows) == _BATCH:
-            yield _table(rows)
-            rows = []
-    if rows:
-        yield _table(rows)
-
-
-def _table(rows: list[tuple[str, str, int, float]]) -> pa.Table:
-    columns = zip(*rows, strict=True)
-    return pa.table([pa.array(c, type=f.type) for c, f in zip(columns, _LINES, strict=True)], schema=_LINES)
-
-
-def _line(path: Path, row: int) -> formats.Candidate:
-    """The candidate that stands in row `row` (from 0) of run_lines: read again only to name its line."""
-    for k, candidate in enumerate(formats.read_run(path)):
-        if k == row:
-            return candidate
-    raise BadInput(f"{path}: changed while it was read")
-
-
-def _drop_unknown(
-    con: duckdb.DuckDBPyConnection, path: Path, dataset: lookup.Dataset, skip: bool
-) -> tuple[int, dict[str, tuple[int, str | None]]]:
-    """Take rows with unknown ids out of run_lines, or refuse the file; (rows read, what was left out)."""
-    n, n_query, n_passage, n_other, queries, passages, first = con.execute(
-        """SELECT count(*), count(unknown_query), count(*) FILTER (unknown_passage IS NOT NULL AND member),
-                  count(*) FILTER (NOT member), count(DISTINCT unknown_query),
-                  count(DISTINCT unknown_passage) FILTER (member IS NULL OR member),
-                  min(rowid) FILTER (unknown_query IS NOT NULL OR unknown_passage IS NOT NULL AND member)
-           FROM run_lines"""
-    ).fetchall()[0]
-    if not (n_query or n_passage or n_other):
-        return n, {}
-    where = None
-    if first is not None:
-        line = _line(path, first)
-        where = f"{path}:{line.line}"
-        of_query = _value(con, "SELECT unknown_query IS NOT NULL FROM run_lines WHERE rowid = ?", [first])
-        named = f"query {line.query_id}" if of_query else f"passage {line.doc_id}"
-        counts = [
-            f"{total:,} {what} ({rows:,} lines)"
-            for total, what, rows in ((queries, "queries", n_query), (passages, "passages", n_passage))
-            if rows
-        ]
-        if not skip:
-            raise BadInput(
-                f"{where}: {named} is unknown to {dataset.collection_name}; unknown in all: {' and '.join(counts)}"
-                f" of {n:,} lines",
-                hint="add what is missing (msft data add), or --skip-unknown leaves these lines out",
-            )
-    con.execute(
-        "DELETE FROM run_lines WHERE query IS NULL OR NOT member OR document IS NULL",
-    )
-    kept = _value(con, "SELECT count(*) FROM run_lines")
-    if not kept:
-        raise BadInput(
-            f"{path}: none of its {n:,} lines belongs to a query of {dataset.name} with a known passage",
-            hint="is this a run over another dataset? `msft data list`",
-        )
-    return n, {
-        UNKNOWN_QUERY: (n_query, where),
-        UNKNOWN_PASSAGE: (n_passage, where),
-        OTHER_QUERY: (n_other, None),
-    }
-
-
-def _check_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Refuse scores that are not finite and passages that come twice for a query."""
-    bad, n = con.execute(
-        "SELECT min(rowid), count(*) FROM run_lines WHERE score IS NULL OR NOT isfinite(try_cast(score AS FLOAT)) OR try_cast(score AS FLOAT) IS NULL"
-    ).fetchall()[0]
-    if n:
-        for candidate in formats.read_run(path):  # names the line itself
-            del candidate
-        raise BadInput(f"{path}: row {bad + 1} has a score that is no finite float32 ({n:,} such rows)")
-    twice = con.execute(
-        """SELECT query, document FROM run_lines GROUP BY query, document HAVING count(*) > 1"""
-    ).fetchmany(1)
-    if twice:
-        query_id, doc_id = con.execute(
-            """SELECT query_id, doc_id FROM run_queries, run_documents WHERE query = ? AND document = ?""",
-            [*twice[0]],
-        ).fetchall()[0]
-        seen = [c.line for c in formats.read_run(path) if c.query_id == query_id and c.doc_id == doc_id]
-        raise BadInput(
-            f"{path}:{seen[1]}: passage {doc_id} comes again for query {query_id} (first on line {seen[0]})",
-            hint="a run ranks a passage once per query; passages split into windows need their best one kept",
-        )
-
-
-def _rank_lines(con: duckdb.DuckDBPyConnection, path: Path, say: Callable[[str], None]) -> None:
-    """Give run_lines the ranks of its scores; a file in order keeps the ranks that it has."""
-    unsorted, n_starts, misnumbered = con.execute(
-        """SELECT count(*) FILTER (query = before AND (score > last OR rank <= place)),
-                  count(*) FILTER (before IS NULL OR query <> before),
-                  count(*) FILTER (rank <> CASE WHEN query = before THEN place + 1 ELSE 1 END)
-           FROM (SELECT query, score, rank, lag(query) OVER () AS before, lag(score) OVER () AS last,
-                        lag(rank) OVER () AS place FROM run_lines)"""
-    ).fetchall()[0]
-    n_queries = _value(con, "SELECT count(DISTINCT query) FROM run_lines")
-    if not unsorted and not misnumbered and n_starts == n_queries:
-        return
-    con.execute(
-        """CREATE OR REPLACE TEMP TABLE run_lines AS
-           SELECT query, document, score, id_hash, rank AS place,
-                  (row_number() OVER (PARTITION BY query ORDER BY score DESC, rowid))::INTEGER AS rank
-           FROM run_lines"""
-    )
-    if unsorted:
-        disagree = _value(
-            con,
-            """SELECT count(DISTINCT query) FROM (
-                 SELECT query, place < max(place) OVER (PARTITION BY query ORDER BY score DESC
-                        RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW EXCLUDE TIES) AS upset FROM run_lines)
-               WHERE upset""",
-        )
-        if disagree:
-            say(
-                f"{path}: ranks disagree with scores in {disagree:,} of {n_queries:,} queries; the scores count"
-            )
 
 
 # ------------------------------------------------------------------------------------------------------ out

@@ -136,7 +136,7 @@ CREATE TABLE candidates (
     document  INTEGER NOT NULL,               -- documents.document
     score     FLOAT NOT NULL                  -- the system's score
 );
-COMMENT ON TABLE candidates IS 'One ranked passage; stored in (run, query, rank) order';
+COMMENT ON TABLE candidates IS 'One ranked passage; stored query by query, best first, so that it packs into 8 bytes';
 
 CREATE TABLE minings (
     mining      INTEGER PRIMARY KEY,          -- surrogate key

@@ -3,9 +3,12 @@
 Nothing of the store is touched or held meanwhile; memory is bounded by one batch.
 """
 
+import fcntl
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ Progress = Callable[[int, int | None], None]
 Drops = dict[str, tuple[int, str | None]]
 
 BATCH = 20_000
+_WORK = ".msft-add-"
 EMPTY_PASSAGE = "empty passage"
 EMPTY_QUERY = "empty query"
 REPEATED = "same id and text again"
@@ -192,11 +196,41 @@ class Staging:
 
 
 @contextmanager
+def work_folder(store: LabelStore) -> Iterator[Path]:
+    """A folder beside the store for what is read before it is stored; gone afterwards.
+
+    What a killed process left there is removed first: a living one holds a lock on its folder.
+    """
+    parent = store.path.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{_WORK}*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    made = tempfile.TemporaryDirectory(prefix=_WORK, dir=parent, ignore_cleanup_errors=True)
+    with made as folder, _locked(Path(folder)):
+        yield Path(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """An exclusive lock on a folder.
+
+    Raises:
+        OSError: if another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def staging(store: LabelStore) -> Iterator[Staging]:
     """A staging file beside the store, gone afterwards."""
-    store.path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".msft-add-", dir=store.path.parent) as folder:
-        stage = Staging(Path(folder) / "staging.duckdb")
+    with work_folder(store) as folder:
+        stage = Staging(folder / "staging.duckdb")
         try:
             yield stage
         finally:

@@ -13,7 +13,7 @@ import numpy
 import pyarrow as pa
 import pytest
 
-from labelstore import lookup, provenance, runs
+from labelstore import lookup, provenance, run_lines, runs
 from labelstore.errors import BadInput
 from labelstore.ingest import Request
 from labelstore.ingest_folder import add_folder
@@ -244,9 +244,9 @@ def test_unknown_lines_can_be_left_out_with_counts(store: LabelStore, tmp_path: 
     lines = [FINE, "zz Q0 02 1 5 t", "q0 Q0 98 2 8 t", "q0 Q0 02 3 7 t", "else Q0 01 1 3 t", "zz Q0 99 2 4 t"]
     imported = runs.import_run(store, write(tmp_path / "r", lines), "mine", "r", skip_unknown=True)
     assert {reason: n for reason, (n, _) in imported.drops.items()} == {
-        runs.UNKNOWN_QUERY: 2,
-        runs.UNKNOWN_PASSAGE: 1,
-        runs.OTHER_QUERY: 1,
+        run_lines.UNKNOWN_QUERY: 2,
+        run_lines.UNKNOWN_PASSAGE: 1,
+        run_lines.OTHER_QUERY: 1,
     }
     assert [(q, r, d) for q, r, d, _ in ranked(store)] == [("q0", 1, "01"), ("q0", 2, "02")]
     with store.read() as con:
@@ -256,7 +256,7 @@ def test_unknown_lines_can_be_left_out_with_counts(store: LabelStore, tmp_path: 
 
 def test_queries_of_another_dataset_are_left_out_without_a_fuss(store: LabelStore, tmp_path: Path) -> None:
     imported = runs.import_run(store, write(tmp_path / "r", [FINE, "else Q0 77 1 3 t"]), "mine", "r")
-    assert {reason: n for reason, (n, _) in imported.drops.items() if n} == {runs.OTHER_QUERY: 1}
+    assert {reason: n for reason, (n, _) in imported.drops.items() if n} == {run_lines.OTHER_QUERY: 1}
     before = state(store)
     with pytest.raises(BadInput, match="none of its 1 lines"):
         runs.import_run(store, write(tmp_path / "s", ["else Q0 01 1 3 t"]), "mine", "s")
