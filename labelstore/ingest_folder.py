@@ -67,7 +67,7 @@ def add_folder(
         if queries is not None:
             stage.add_queries(formats.read_queries(queries), str(queries))
         if documents is not None:
-            stage.add_documents(formats.read_documents(documents), str(documents), progress)
+            stage.add_document_file(documents, progress)
         stage.finish(request.update)
         return ingest.merge(store, stage, request)
 

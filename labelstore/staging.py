@@ -16,10 +16,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from labelstore import keys
+from labelstore import formats, keys, quick_documents
 from labelstore.errors import BadInput
 from labelstore.formats import Document, Judgment, Query
-from labelstore.store import LabelStore
+from labelstore.store import LabelStore, configure
 
 Progress = Callable[[int, int | None], None]
 Drops = dict[str, tuple[int, str | None]]
@@ -68,7 +68,7 @@ class Staging:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.con = duckdb.connect(str(path), config={"storage_compatibility_version": "v1.5.0"})
-        self.con.execute("SET memory_limit = '1GB'")
+        configure(self.con)
         self.con.execute("SET preserve_insertion_order = false")
         self.con.execute(
             """CREATE TABLE docs (line BIGINT, doc_id VARCHAR, title VARCHAR, text VARCHAR, text_hash UBIGINT);
@@ -123,6 +123,31 @@ class Staging:
                     yield d.line, d.doc_id, d.title, d.text, keys.text_hash(d.title, d.text)
 
         self._append("docs", rows(), step, progress)
+
+    def add_document_file(self, path: Path, progress: Progress | None = None) -> None:
+        """Read a JSONL file: in blocks where it is in the common form, else by the reference reader.
+
+        Raises:
+            BadInput: naming the line that cannot be taken.
+        """
+        step = Step("documents", str(path))
+        self.con.execute("BEGIN")
+        try:
+            for n, batch, empty in quick_documents.batches(path):
+                step.n_read += n
+                for line, doc_id in empty:
+                    step.drop(EMPTY_PASSAGE, 1, f"{path}:{line} ({doc_id})")
+                self.con.register("batch", batch)
+                self.con.execute("INSERT INTO docs SELECT * FROM batch")
+                self.con.unregister("batch")
+                if progress:
+                    progress(step.n_read, None)
+        except quick_documents.Odd:
+            self.con.execute("ROLLBACK")
+            self.add_documents(formats.read_documents(path), str(path), progress)
+            return
+        self.con.execute("COMMIT")
+        self.steps["documents"] = step
 
     def add_queries(self, queries: Iterable[Query], source: str) -> None:
         """Read queries; empty ones are rejected with a count."""
