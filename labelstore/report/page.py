@@ -1,0 +1,401 @@
+"""The page: what the store holds, gathered, rendered by the templates beside this file, written as one HTML file.
+
+The page asks for nothing: style, script and data stand in it, and its content security policy allows no other script
+and no request. Texts from the store are escaped by Jinja; the script's data is JSON with ``<``, ``>`` and ``&`` escaped,
+and the script puts texts into the page as text alone.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import jinja2
+from markupsafe import Markup, escape
+from scipy import stats
+
+from labelstore import lookup, measuring, significance
+from labelstore.errors import MsftError
+from labelstore.report import boards, explorer, labels, lineage, plots, svg, training
+from labelstore.report.boards import Board
+from labelstore.report.labels import Labels
+from labelstore.report.plots import Figure
+from labelstore.store import LabelStore
+
+MAX_BYTES = 5_000_000
+MAX_DATASETS = 12
+MAX_VALUES = 150_000  # per-query values that the page carries, over all systems and measures
+MAX_QUERY_TEXT = 160  # characters of a query beside its difference; fewer where there are many queries
+MAX_ROWS = 900  # leaderboard rows over all measures; beyond, only each dataset's first measure is drawn
+SCRIPTS = ("marks.js", "differences.js", "explorer.js", "page.js")
+# The explorer's size, tried until the page fits: (queries of a dataset, characters of a passage).
+_ROOM = ((100, 1500), (60, 1200), (40, 800), (20, 600), (10, 400), (5, 200))
+_PASSAGES, _USUAL_LENGTH = 40, 400  # passages of a query and their characters, as one expects them
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Part:
+    """One dataset's sections; `drawn` are the measures with a leaderboard of their own."""
+
+    board: Board
+    drawn: list[str]
+    effectiveness: list[Figure] = field(default_factory=list)
+    by_labels: list[Figure] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """What the templates show."""
+
+    store: str
+    as_of: str | None
+    totals: list[tuple[str, int]]
+    parts: list[Part] = field(default_factory=list)
+    curves: list[Figure] = field(default_factory=list)
+    curve_notes: list[str] = field(default_factory=list)
+    labels: list[Labels] = field(default_factory=list)
+    students: list[lineage.Student] = field(default_factory=list)
+    n_students_left: int = 0
+    left_out: list[str] = field(default_factory=list)
+    boards: list[Board] = field(default_factory=list)  # of all datasets shown, measured or not
+    differences: list[Row] = field(default_factory=list)
+    first_dataset: str = "DATASET"  # what commands in empty sections name
+    train_dataset: str = "TRAIN"
+
+    @property
+    def measured(self) -> list[Part]:
+        return [part for part in self.parts if part.board.rows]
+
+
+@dataclass(frozen=True)
+class Written:
+    """The file, and a row per section: section, dataset, shown, note."""
+
+    path: Path
+    n_bytes: int
+    rows: list[Row]
+
+
+def write(
+    store: LabelStore,
+    path: Path,
+    *,
+    datasets: Sequence[str] = (),
+    measures: Sequence[str] = (),
+    n_queries: int | None = None,
+    texts: bool = True,
+    note: Callable[[str], None] | None = None,
+) -> Written:
+    """Write the report. The store is open, for reading, while the page is put together.
+
+    Args:
+        datasets: names. Empty: all that were measured or ranked, at most twelve.
+        measures: ir-measures names, the first is the headline. Empty: the literature's for each dataset.
+        n_queries: queries in the explorer, per dataset. None: as many as fit, at most 100.
+        texts: False leaves passages' texts out, where their terms forbid to pass them on.
+
+    Raises:
+        DataMissing: for a dataset that is not there.
+        UsageError: for a measure that ir-measures does not know.
+        MsftError: if the page would be larger than 5 MB whatever is left out, or cannot be written.
+    """
+    wanted = [measuring.canonical(name) for name in measures]
+    with store.read() as con:
+        page = gather(con, store.path.name, datasets, wanted)
+        for count, characters in _room(len(page.boards), n_queries):
+            explorers = [
+                explorer.explorer(con, board, n_queries=count, n_characters=characters, texts=texts)
+                for board in page.boards
+            ]
+            content = render(page, explorers).encode()
+            if len(content) <= MAX_BYTES:
+                break
+            if note:
+                note(
+                    f"{len(content) / 1e6:.1f} MB with {count} queries a dataset: taking fewer and shorter passages"
+                )
+        else:
+            raise MsftError(
+                f"the report would have {len(content) / 1e6:.1f} MB, more than {MAX_BYTES // 10**6}",
+                hint="--dataset and --measure show less",
+            )
+    _put(path, content)
+    return Written(path, len(content), _summary(page, explorers))
+
+
+def _room(n_datasets: int, asked: int | None) -> list[tuple[int, int]]:
+    """(queries, characters of a passage) to try in turn, from what is likely to fit."""
+    if asked is not None:
+        return [(asked, 1200), *((min(n, asked), characters) for n, characters in _ROOM[1:])]
+    likely = [
+        (n, characters) for n, characters in _ROOM
+        if n_datasets * n * _PASSAGES * min(characters, _USUAL_LENGTH) < 0.8 * MAX_BYTES
+    ]  # fmt: skip
+    return likely or list(_ROOM[-1:])
+
+
+def _put(path: Path, content: bytes) -> None:
+    """The whole file or none of it."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError as error:
+        raise MsftError(
+            f"{path} cannot be written: {error.strerror}", hint="-o FILE names another"
+        ) from error
+
+
+def gather(
+    con: duckdb.DuckDBPyConnection, store: str, datasets: Sequence[str], measures: Sequence[str]
+) -> Page:
+    """Everything but the explorer."""
+    page = Page(store, _as_of(con), _totals(con))
+    chosen, left = _datasets(con, datasets)
+    if left:
+        page.left_out.append(f"datasets left out: {', '.join(left)} (--dataset names those to show)")
+    page.first_dataset = chosen[0].name if chosen else "DATASET"
+    train = con.execute("SELECT name FROM datasets WHERE role = 'train' ORDER BY dataset LIMIT 1").fetchall()
+    page.train_dataset = train[0][0] if train else "TRAIN"
+    page.boards = [boards.board(con, of, measures) for of in chosen]
+    cost, recipes = training.costs(con), training.recipes(con)
+    for n, board in enumerate(page.boards):
+        if board.of.qrels_hash is None:
+            continue
+        part = Part(board, list(board.measures))
+        if board.rows:
+            part.effectiveness = training.effectiveness(board, cost, f"cost-{n}")
+            part.effectiveness += training.teachers_on(con, board, f"cost-{n}")
+            part.by_labels = training.by_labels(board, cost, recipes, f"labels-{n}")
+        page.parts.append(part)
+    if sum(len(part.drawn) * len(part.board.rows) for part in page.parts) > MAX_ROWS:
+        for part in page.parts:
+            part.drawn = part.drawn[:1]
+        page.left_out.append(
+            "leaderboards are drawn by each dataset's first measure alone (--measure names another)"
+        )
+    order = _students_by_value(page.boards)
+    page.curves, page.curve_notes = training.curves(con, order)
+    page.labels = labels.of_datasets(con, [of.name for of in chosen] if datasets else _labelled(con))
+    page.students, page.n_students_left = lineage.students(con, order)
+    page.differences, left_out = differences(page.measured)
+    page.left_out += left_out
+    return page
+
+
+def _as_of(con: duckdb.DuckDBPyConnection) -> str | None:
+    """When the store was last written, so that one store gives one page."""
+    ((value,),) = con.execute("SELECT max(started_at) FROM provenance").fetchall()
+    return value.strftime("%-d %B %Y, %H:%M") if value is not None else None
+
+
+def _totals(con: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
+    counts = (
+        ("passages", "SELECT count(text_hash) FROM documents"), ("queries", "SELECT count(*) FROM queries"),
+        ("judgments", "SELECT count(*) FROM qrels"), ("runs", "SELECT count(*) FROM runs"),
+        ("labelled lists", "SELECT count(*) FROM permutations"), ("LLM calls", "SELECT count(*) FROM calls"),
+        ("students", "SELECT count(*) FROM students"), ("evaluations", "SELECT count(*) FROM evaluations"),
+    )  # fmt: skip
+    return [(name, int(con.execute(sql).fetchall()[0][0])) for name, sql in counts]
+
+
+def _datasets(con: duckdb.DuckDBPyConnection, named: Sequence[str]) -> tuple[list[lookup.Dataset], list[str]]:
+    """The datasets of the page: the named ones, or all that something ranked: test sets and measured ones first."""
+    if named:
+        return [lookup.dataset(con, name) for name in dict.fromkeys(named)], []
+    names = [
+        name for (name,) in con.execute(
+            """SELECT d.name FROM datasets d
+               WHERE d.dataset IN (SELECT dataset FROM evaluations) OR d.dataset IN (SELECT dataset FROM labelings)
+                  OR (d.role = 'test' AND d.dataset IN (SELECT dataset FROM runs))
+               ORDER BY d.dataset NOT IN (SELECT dataset FROM evaluations), d.role <> 'test', d.role <> 'dev', d.name"""
+        ).fetchall()
+    ]  # fmt: skip
+    return [lookup.dataset(con, name) for name in names[:MAX_DATASETS]], names[MAX_DATASETS:]
+
+
+def _labelled(con: duckdb.DuckDBPyConnection) -> list[str]:
+    sql = "SELECT DISTINCT d.name FROM labelings JOIN datasets d USING (dataset) ORDER BY d.name"
+    return [name for (name,) in con.execute(sql).fetchall()]
+
+
+def _students_by_value(found: Sequence[Board]) -> list[str]:
+    ranked = [row for board in found for row in board.of_kind("student", "fused")]
+    ranked.sort(key=lambda row: row.number)
+    return list(dict.fromkeys(row.system.student for row in ranked if row.system.student))
+
+
+# ---------------------------------------------------------------------------------------------------------- rendering
+def render(page: Page, explorers: Sequence[explorer.Explorer]) -> str:
+    """The HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("labelstore.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "places": _places,
+        "p": _p,
+        "signed": _signed,
+        "short": svg.short,
+        "breakable": _breakable,
+    }
+    script = "\n".join(_asset(name) for name in SCRIPTS)
+    return environment.get_template("page.html.jinja").render(
+        page=page,
+        explorers=explorers,
+        cell=_cell,
+        axis=_axis,
+        axis_labels=plots.axis_labels,
+        style=Markup(_asset("style.css")),
+        script=Markup(script),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
+        data=Markup(
+            embedded({"boards": page.differences, "explorers": [e.data() for e in explorers if e.queries]})
+        ),
+        verdict=_verdict,
+    )
+
+
+def _asset(name: str) -> str:
+    return files("labelstore.report").joinpath("templates", name).read_text("utf-8").strip()
+
+
+def _digest(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def embedded(data: Any) -> str:
+    """JSON that can stand in a script element whatever texts it holds."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def differences(parts: Sequence[Part]) -> tuple[list[Row], list[str]]:
+    """Per-query values of each measured dataset, as the page's script reads them, and what was left out.
+
+    Where they are many, the measures after the first go, then the last systems.
+    """
+    rows, left_out, room = [], [], MAX_VALUES
+    for board in (part.board for part in parts):
+        n = len(board.queries)
+        measures = [
+            m for k, m in enumerate(board.measures) if k == 0 or n * len(board.rows) * (k + 1) <= room
+        ]
+        systems = board.rows[: max(2, room // max(1, n))]
+        room = max(0, room - n * len(systems) * len(measures))
+        if len(systems) < len(board.rows):
+            left_out.append(
+                f"{board.of.name}: differences for the best {len(systems)} of {len(board.rows)} systems"
+            )
+        by_run = {row.system.run: row.number for row in systems if row.system.run is not None}
+        rows.append(
+            {
+                "dataset": board.of.name,
+                "measures": measures,
+                "t": float(stats.t.ppf(0.975, max(1, n - 1))),
+                "queries": [[query_id, text[: max(24, min(MAX_QUERY_TEXT, 300_000 // n))]] for query_id, text in board.texts],
+                "systems": [
+                    {
+                        "number": row.number, "name": row.name, "kind": row.system.kind,
+                        "base": by_run.get(row.system.source_run) if row.system.source_run is not None else None,
+                    }
+                    for row in systems
+                ],
+                "scores": {
+                    m: [_rounded(board, row, m) for row in systems] for m in measures
+                },
+            }
+        )  # fmt: skip
+    return rows, left_out
+
+
+def _rounded(board: Board, row: boards.Row, measure: str) -> list[float] | None:
+    values = board.scores.get((row.system, measure))
+    return None if values is None else [round(float(v), 4) for v in values]
+
+
+def _axis(board: Board, measure: str) -> svg.Scale:
+    values = [row.values[measure] for row in board.rows if measure in row.values]
+    return svg.scale([v for x in values for v in (x.low, x.high)], floor=0.0, count=5)
+
+
+def _cell(board: Board, row: boards.Row, measure: str, axis: svg.Scale) -> Markup:
+    value = row.values.get(measure)
+    if value is None:
+        return Markup("")
+    base = next(
+        (r for r in board.rows if r.system.run == row.system.source_run and r.system.run is not None), None
+    )
+    at = base.values[measure].mean if base is not None and measure in base.values else None
+    says = f"{row.name}: {measure} {value.mean:.3f}, 95 % interval {value.low:.3f} to {value.high:.3f}"
+    return plots.interval(value.mean, value.low, value.high, axis, row.system.kind, at, says)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may break after its dots, at signs and the like."""
+    return Markup(re.sub(r"([._@/+])(?=.)", r"\1<wbr>", str(escape(name))))
+
+
+def _places(value: float | None, n: int = 3) -> str:
+    return "–" if value is None or value != value else f"{value:.{n}f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _p(value: float) -> str:
+    return "–" if value != value else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _verdict(board: Board) -> list[str]:
+    """The board in a sentence or two: what is best, and how the best student stands to its first stage."""
+    best = board.rows[0]
+    value = best.values[board.headline]
+    said = [
+        f"{best.name} leads {len(board.rows)} systems with {board.headline} {value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]."
+    ]
+    student = next((row for row in board.of_kind("student")), None)
+    if student is not None and (difference := student.values[board.headline].difference) is not None:
+        sure = "" if difference.p_holm < significance.ALPHA else ", no significant difference"
+        said.append(
+            f"The best student alone, {student.name}, lies {_signed(difference.mean)} "
+            f"[{_signed(difference.low)}, {_signed(difference.high)}] from {student.system.first_stage}"
+            f" (Holm p {_p(difference.p_holm)}{sure})."
+        )
+    return said
+
+
+def _summary(page: Page, explorers: Sequence[explorer.Explorer]) -> list[Row]:
+    """A row per section and dataset: how much it shows, and what was left out."""
+
+    def row(section: str, dataset: str | None, shown: int, notes: Sequence[str]) -> Row:
+        return {"section": section, "dataset": dataset, "shown": shown, "note": "; ".join(notes) or None}
+
+    rows = [
+        row("leaderboard", part.board.of.name, len(part.board.rows), part.board.notes) for part in page.parts
+    ]
+    rows += [
+        row("cost plots", p.board.of.name, len(p.effectiveness) + len(p.by_labels), []) for p in page.measured
+    ]
+    rows.append(row("learning curves", None, len(page.curves), page.curve_notes))
+    rows += [row("labels", item.dataset, len(item.rows), item.notes) for item in page.labels]
+    left = [f"{page.n_students_left} more students"] if page.n_students_left else []
+    rows.append(row("lineage", None, len(page.students), left))
+    rows += [row("queries", e.dataset, len(e.queries), e.notes) for e in explorers if e.queries]
+    return rows

@@ -1,0 +1,252 @@
+"""The page's plots as inline SVG. Every mark carries its data and says it in words; a table under each plot repeats it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from labelstore.report.svg import Scale, element, fitting_scale, percent, scale, short
+
+COLOURS = 8  # the style sheet has as many series colours, s0 … s7
+MARKER_ROOM = 20.0  # pixels that a numbered marker needs
+HEIGHT = 260  # pixels; the style sheet's
+MAX_NAMED = 16  # marks that a legend names; more are named by the table alone
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot with its alternative in text.
+
+    Attributes:
+        key: its id in the page.
+        title, about: what it shows, and how to read it.
+        drawing: the SVG.
+        x_label, y_label: the axes' names.
+        columns, table: the plotted data as a table.
+        legend: (class, number, label) of each series; without a number a line of its class is shown.
+    """
+
+    key: str
+    title: str
+    about: str
+    drawing: Markup
+    x_label: str
+    y_label: str
+    columns: tuple[str, ...]
+    table: tuple[tuple[str, ...], ...]
+    legend: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mark of a scatter plot: `label` stands in it, `says` is what it tells when pointed at."""
+
+    label: str
+    name: str
+    kind: str  # a class of the style sheet: first_stage, teacher, student, fused
+    x: float
+    y: float
+    low: float
+    high: float
+    says: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series of a line plot.
+
+    Attributes:
+        classes: of the style sheet, for colour and dash.
+        marks: whether each point is drawn.
+    """
+
+    name: str
+    classes: str
+    points: tuple[tuple[float, float], ...]
+    marks: bool = False
+    unit: str = ""
+
+
+def interval(
+    value: float, low: float, high: float, axis: Scale, kind: str, base: float | None, says: str
+) -> Markup:
+    """A table cell's mean with its interval, and a tick where the first stage lies."""
+    parts = [
+        element("line", class_="grid", x1=percent(axis.at(t)), x2=percent(axis.at(t)), y1="0", y2="100%")
+        for t in axis.ticks
+    ]
+    if base is not None:
+        at = percent(axis.at(base))
+        parts.append(element("line", class_="base", x1=at, x2=at, y1="0", y2="100%"))
+    ends = [percent(min(100.0, max(0.0, axis.at(v)))) for v in (low, high)]
+    parts.append(element("line", class_="whisker", x1=ends[0], x2=ends[1], y1="50%", y2="50%"))
+    parts.append(element("circle", class_="dot", cx=percent(axis.at(value)), cy="50%", r="4.5"))
+    return element(
+        "svg", *parts, class_=f"interval {kind}", role="img", aria_label=says,
+        data_value=value, data_low=low, data_high=high,
+    )  # fmt: skip
+
+
+def axis_labels(axis: Scale) -> Markup:
+    """The ticks' labels over a column of :func:`interval` cells."""
+    labels = [
+        element("text", axis.label(t), class_="tick", x=percent(axis.at(t)), y="70%", text_anchor="middle")
+        for t in axis.ticks
+    ]
+    return element("svg", *labels, class_="interval axis", aria_hidden="true")
+
+
+def scatter(
+    key: str, title: str, points: Sequence[Point], x_label: str, y_label: str, baselines: Sequence[Point]
+) -> Figure:
+    """Numbered marks with their intervals; first stages are dashed lines across, numbered at their end.
+
+    Args:
+        baselines: drawn as lines at their y.
+    """
+    across = fitting_scale([p.x for p in points])
+    up = scale([v for p in (*points, *baselines) for v in (p.low, p.high)], floor=0.0)
+    parts = _grid(across, up)
+    for base in baselines:
+        at = percent(100 - up.at(base.y))
+        parts.append(
+            element(
+                "line", class_="baseline", x1="0", x2="100%", y1=at, y2=at, data_key=base.name, data_y=base.y
+            )
+        )
+        parts.append(element("text", base.label, class_="tick", x="100%", y=at, dx="7", dy="4"))
+    parts += [
+        _marker(p, across, up, dodge) for p, dodge in zip(points, _dodges(points, across, up), strict=True)
+    ]
+    named = [*points, *baselines]
+    return Figure(
+        key, title, "", _canvas(parts, title), x_label, y_label,
+        ("", "system", x_label, y_label, "95 % interval"),
+        tuple((p.label, p.name, f"{p.x:,.6g}", f"{p.y:.4f}", f"{p.low:.4f} to {p.high:.4f}") for p in points),
+        tuple((f"number {p.kind}", p.label, p.name) for p in named) if len(named) <= MAX_NAMED else (),
+    )  # fmt: skip
+
+
+def lines(
+    key: str,
+    title: str,
+    about: str,
+    series: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    *,
+    bounds: tuple[float, float] | None = None,
+    linear: bool = True,
+) -> Figure:
+    """Lines over one pair of axes.
+
+    Args:
+        bounds: the lowest and highest y that must be in sight.
+        linear: False lets x be logarithmic where its values span much.
+    """
+    xs = [x for line in series for x, _ in line.points]
+    ys = [y for line in series for _, y in line.points]
+    across, up = scale(xs, zero=True) if linear else fitting_scale(xs), scale([*ys, *(bounds or ())])
+    parts = _grid(across, up)
+    for line in series:
+        at = [(across.at(x), 100 - up.at(y)) for x, y in line.points]
+        path = "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in at)
+        stretched = element("path", d=path, class_=f"line {line.classes}", vector_effect="non-scaling-stroke")
+        parts.append(
+            element(
+                "svg", stretched, viewBox="0 0 100 100", preserveAspectRatio="none", width="100%", height="100%",
+                class_="stretch", data_key=line.name, data_points=len(line.points),
+            )
+        )  # fmt: skip
+        shown = list(zip(line.points, at, strict=True))
+        for (x, y), (px, py) in shown if line.marks else shown[-1:]:
+            parts.append(
+                element(
+                    "circle", class_=f"mark {line.classes}", cx=percent(px), cy=percent(py), r="3.5",
+                    role="img", aria_label=f"{line.name}: {y_label} {y:.4g} at {short(x)} {line.unit}".rstrip(),
+                    data_key=line.name, data_x=x, data_y=y,
+                )
+            )  # fmt: skip
+    first_and_last = [(line.name, line.points[0], line.points[-1], len(line.points)) for line in series]
+    if all(line.marks for line in series):
+        columns: tuple[str, ...] = ("series", x_label, y_label)
+        table: tuple[tuple[str, ...], ...] = tuple(
+            (line.name, f"{x:,.6g}", f"{y:.4f}") for line in series for x, y in line.points
+        )
+    else:
+        columns = ("series", "points", f"first {y_label}", f"last {y_label}", f"at {x_label}")
+        table = tuple(
+            (name, str(n), f"{first[1]:.4f}", f"{last[1]:.4f}", f"{last[0]:,.6g}")
+            for name, first, last, n in first_and_last
+        )
+    return Figure(
+        key, title, about, _canvas(parts, f"{title}. {about}".strip()), x_label, y_label, columns, table,
+        tuple((line.classes, "", line.name) for line in series),
+    )  # fmt: skip
+
+
+def shares(parts: Sequence[tuple[str, int]], says: str) -> Markup:
+    """One bar of counts by status; the widths add up to 100 %."""
+    total = sum(n for _, n in parts)
+    drawn, begin = [], 0.0
+    for status, n in parts:
+        if n:
+            width = 100 * n / total
+            drawn.append(
+                element(
+                    "rect", class_=f"share {status}", x=percent(begin), y="0", width=percent(width), height="100%",
+                    data_key=status, data_value=n,
+                )
+            )  # fmt: skip
+            begin += width
+    return element("svg", *drawn, class_="shares", role="img", aria_label=says)
+
+
+def _canvas(parts: Sequence[Markup], says: str) -> Markup:
+    return element("svg", *parts, class_="plot marks", role="group", aria_label=says)
+
+
+def _grid(across: Scale, up: Scale) -> list[Markup]:
+    parts = []
+    for tick in up.ticks:
+        at = percent(100 - up.at(tick))
+        parts.append(element("line", class_="grid", x1="0", x2="100%", y1=at, y2=at))
+        parts.append(
+            element("text", up.label(tick), class_="tick", x="0", y=at, dx="-8", dy="4", text_anchor="end")
+        )
+    for tick in across.ticks:
+        at = percent(across.at(tick))
+        parts.append(element("line", class_="notch", x1=at, x2=at, y1="100%", y2="100%"))
+        parts.append(
+            element("text", across.label(tick), class_="tick", x=at, y="100%", dy="18", text_anchor="middle")
+        )
+    parts.append(element("line", class_="axis", x1="0", x2="100%", y1="100%", y2="100%"))
+    return parts
+
+
+def _marker(point: Point, across: Scale, up: Scale, dodge: float) -> Markup:
+    x, y = percent(across.at(point.x)), percent(100 - up.at(point.y))
+    ends = [percent(100 - up.at(v)) for v in (point.low, point.high)]
+    return element(
+        "g",
+        element("line", class_="whisker", x1=x, x2=x, y1=ends[0], y2=ends[1]),
+        element("circle", cx=x, cy=y, r="9"),
+        element("text", point.label, x=x, y=y, dy="3.5", text_anchor="middle"),
+        class_=f"mark {point.kind}", role="img", aria_label=point.says,
+        transform=f"translate({dodge:g} 0)" if dodge else None,
+        data_key=point.name, data_x=point.x, data_y=point.y,
+    )  # fmt: skip
+
+
+def _dodges(points: Sequence[Point], across: Scale, up: Scale) -> list[float]:
+    """Pixels to shift each marker aside, so that those of one place (by x, nearly by y) stand beside each other."""
+    placed: list[tuple[float, float, float]] = []
+    shifts = []
+    for point in points:
+        x, y = across.at(point.x), up.at(point.y) / 100 * HEIGHT
+        taken = {d for px, py, d in placed if abs(px - x) < 3 and abs(py - y) < MARKER_ROOM}
+        steps = (sign * n * MARKER_ROOM for n in range(len(points) + 1) for sign in (1, -1))
+        shift = next(s for s in steps if s not in taken)
+        placed.append((x, y, shift))
+        shifts.append(shift)
+    return shifts

@@ -1,0 +1,557 @@
+"""`msft report` in headless Chromium: what it draws are the store's numbers, it asks for nothing, and a keyboard suffices."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_store
+from chromium import Browser
+
+from cli.main import run
+from labelstore import label_quality
+from labelstore.store import LabelStore
+
+pytestmark = pytest.mark.needs("chromium")
+LIMIT = 5_000_000
+OPEN_DATASETS = "for (const e of document.querySelectorAll('details')) e.open = true"
+
+# Every text node's contrast with what is painted behind it, by WCAG's formula; the lowest ones.
+CONTRASTS = """(() => {
+  const parse = (c) => {
+    const n = c.match(/[\\d.]+(e-?\\d+)?/g).map(Number);
+    return c.startsWith('color(srgb') ? [n[0] * 255, n[1] * 255, n[2] * 255, n[3] ?? 1] : [n[0], n[1], n[2], n[3] ?? 1];
+  };
+  const light = ([r, g, b]) => { const f = (v) => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; return .2126 * f(r) + .7152 * f(g) + .0722 * f(b); };
+  const behind = (e) => { for (; e; e = e.parentElement) { const b = parse(getComputedStyle(e).backgroundColor); if (b[3] > .5) return b; } return [255, 255, 255, 1]; };
+  const found = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement;
+    if (!walk.currentNode.data.trim() || !e.checkVisibility() || e.closest('svg, script, .hidden, option, noscript')) continue;
+    const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+    found.push([(a + .05) / (b + .05), e.className + ': ' + walk.currentNode.data.slice(0, 30)]);
+  }
+  return found.filter(([ratio]) => ratio < 4.5).slice(0, 5);
+})()"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelStore, Path]:
+    folder = tmp_path_factory.mktemp("report")
+    store = report_store.make(folder / "toy.duckdb")
+    return store, report(store, folder / "report.html")
+
+
+def report(store: LabelStore, file: Path, *options: str) -> Path:
+    with pytest.raises(SystemExit) as ended:
+        run(["report", "--store", str(store.path), "-o", str(file), "-q", *options])
+    assert ended.value.code == 0
+    return file
+
+
+def rows(store: LabelStore, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    with store.read() as con:
+        return con.execute(sql, list(values)).fetchall()
+
+
+def opened(browser: Browser, file: Path, **how: Any) -> Browser:
+    """The page, freshly loaded; its problems and requests are those since then."""
+    browser.problems.clear()
+    browser.requests.clear()
+    browser.open(file, **how)
+    return browser
+
+
+def quiet(browser: Browser, file: Path) -> None:
+    """No console error, no exception, no request but for the file."""
+    assert browser.problems == []
+    assert set(browser.requests) == {file.resolve().as_uri()}
+
+
+def test_the_leaderboard_has_the_stores_values(browser: Browser, made: tuple[LabelStore, Path]) -> None:
+    store, file = made
+    opened(browser, file)
+    assert file.stat().st_size < LIMIT
+    shown = browser.run(
+        """[...document.querySelectorAll('table.leaderboard')].flatMap(t => [...t.querySelectorAll('tbody tr[data-name]')]
+            .map(r => [t.dataset.measure, r.dataset.name, Number(r.dataset.value), Number(r.querySelector('svg.interval').dataset.value)]))"""
+    )
+    expected = {
+        (measure, student if kind == "student" else system): value
+        for measure, system, kind, student, value in rows(
+            store,
+            "SELECT measure, system, kind, student, value FROM results WHERE measure IN ('nDCG@10', 'RR@10')",
+        )
+    }
+    assert {(measure, name) for measure, name, *_ in shown} == set(expected)
+    assert len(shown) == len(expected) == 14
+    for measure, name, value, drawn in shown:
+        assert value == pytest.approx(expected[measure, name], abs=1e-12)
+        assert drawn == pytest.approx(value, rel=1e-4)
+    # A re-ranking's difference is to its first stage, and recall stands beside it.
+    cells = browser.run(
+        "[...document.querySelector('tr[data-name=\"kd-12\"]').cells].map(c => [c.dataset.label || '', c.innerText])"
+    )
+    difference = expected["nDCG@10", "kd-12"] - expected["nDCG@10", "bm25"]
+    ((recall,),) = rows(store, "SELECT value FROM results WHERE system = 'kd-12@bm25' AND measure = 'R@20'")
+    assert dict(cells)["Δ"].startswith(f"{difference:+.3f}")
+    assert dict(cells)["recall@20"] == f"{recall:.3f}"
+    quiet(browser, file)
+
+
+def test_cost_plots_have_a_mark_for_every_student(browser: Browser, made: tuple[LabelStore, Path]) -> None:
+    store, file = made
+    opened(browser, file)
+    marks = browser.run(
+        """[...document.querySelectorAll('#cost figure.chart')].map(f => [f.querySelector('strong').textContent,
+            [...f.querySelectorAll('.mark')].map(m => [m.dataset.key, Number(m.dataset.x), Number(m.dataset.y)])])"""
+    )
+    plots = dict(marks)
+    values = dict(
+        rows(
+            store,
+            "SELECT coalesce(student, system), value FROM results WHERE measure = 'nDCG@10' AND kind = 'student'",
+        )
+    )
+    tokens = {
+        name: sum(report_store.TOKENS) * report_store.LABELS.get(name, 0) for name in report_store.STUDENTS
+    }
+    calls = {name: report_store.CALLS * report_store.LABELS.get(name, 0) for name in report_store.STUDENTS}
+    seconds = dict(rows(store, "SELECT student, sum(seconds) FROM student_stages GROUP BY student"))
+    expected = {
+        "teacher tokens behind its labels": tokens,
+        "teacher calls behind its labels": calls,
+        "seconds of training": seconds,
+    }
+    for label, by_student in expected.items():
+        found = {name: (x, y) for name, x, y in plots[f"nDCG@10 against {label}"]}
+        assert set(found) == {*report_store.STUDENTS, "kd-12+bm25"}
+        for name, x in by_student.items():
+            assert found[name] == pytest.approx((x, values[name]), rel=1e-4)
+    price = {name: x for name, x, _ in plots["nDCG@10 against price of its labels"]}
+    each = (report_store.TOKENS[0] * 1.0 + report_store.TOKENS[1] * 2.0) / 1e6
+    assert price["kd-12"] == pytest.approx(12 * each, rel=1e-4)
+    assert [name for name, *_ in plots["nDCG@10 of the teachers themselves"]] == ["oracle@bm25"]
+    growth = plots["nDCG@10 by labelled lists"]
+    assert [(x, y) for _, x, y in growth] == [
+        pytest.approx((n, values[name]), rel=1e-4) for name, n in report_store.LABELS.items()
+    ]
+    quiet(browser, file)
+
+
+def test_learning_curves_have_every_logged_point(browser: Browser, made: tuple[LabelStore, Path]) -> None:
+    store, file = made
+    opened(browser, file)
+    shown = browser.run(
+        """[...document.querySelectorAll('#learning figure')].map(f => [f.querySelector('strong').textContent,
+            [...f.querySelectorAll('svg.stretch')].map(s => [s.dataset.key, Number(s.dataset.points), s.querySelector('path').getAttribute('d').split('L').length]),
+            [...f.querySelectorAll('circle.mark')].map(m => [m.dataset.key, Number(m.dataset.x), Number(m.dataset.y)])])"""
+    )
+    logged: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    names = {"loss": "training loss", "valid_loss": "validation loss", "valid_tau": "validation Kendall's τ"}
+    for student, objective, loss, measure, pairs, value in rows(
+        store,
+        """SELECT s.name, g.objective, g.loss, l.measure, l.pairs, l.value FROM training_log l JOIN students s USING (student)
+           JOIN stages g USING (student, stage) WHERE l.measure <> 'lr' ORDER BY l.step""",
+    ):
+        title = f"{objective} by {loss}: {names[measure]}"
+        logged.setdefault(title, {}).setdefault(student, []).append((pairs, value))
+    assert {title for title, *_ in shown} == set(logged)
+    for title, lines, ends in shown:
+        assert {key: (n, drawn) for key, n, drawn in lines} == {
+            s: (len(p), len(p)) for s, p in logged[title].items()
+        }
+        for key, x, y in ends:
+            assert (x, y) == pytest.approx(logged[title][key][-1], rel=1e-4)
+
+
+def test_label_quality_has_the_stores_counts(browser: Browser, made: tuple[LabelStore, Path]) -> None:
+    store, file = made
+    opened(browser, file)
+    shown = browser.run(
+        """[...document.querySelectorAll('table.labelings tbody tr')].map(r => [r.dataset.name, Number(r.dataset.lists),
+            Object.fromEntries([...r.querySelectorAll('rect.share')].map(s => [s.dataset.key, Number(s.dataset.value)]))])"""
+    )
+    assert {name: (lists, statuses) for name, lists, statuses in shown} == {
+        "oracle@bm25": (14, {"ok": 12, "repaired": 1, "other": 1}),
+        "train-labels": (12, {"ok": 10, "repaired": 1, "quarantined": 1, "other": 1}),
+    }
+    with store.read() as con:
+        bias = label_quality.analysis(con, "position_bias", bucket=1, labels="oracle@bm25")
+    drawn = browser.run(
+        """[...document.querySelectorAll('#labels figure circle.mark')].filter(m => m.dataset.key === 'oracle@bm25')
+            .map(m => [Number(m.dataset.x), Number(m.dataset.y)])"""
+    )
+    assert drawn == [pytest.approx((b["from_position"], b["mean_place"]), rel=1e-4) for b in bias]
+
+
+def test_lineage_leads_from_each_student_to_the_prompt(
+    browser: Browser, made: tuple[LabelStore, Path]
+) -> None:
+    _, file = made
+    opened(browser, file)
+    browser.run(OPEN_DATASETS)
+    trees = browser.run("[...document.querySelectorAll('.student-node')].map(n => n.innerText)")
+    assert len(trees) == 3
+    kd = next(tree for tree in trees if "kd-12" in tree)
+    positions = [
+        kd.index(part)
+        for part in (
+            "stage 1",
+            "ranknet",
+            "distil-12",
+            "train-labels",
+            "org/oracle-7b",
+            "0123456789ab",
+            "rankzephyr@1",
+        )
+    ]
+    assert positions == sorted(positions)
+    assert any("contrastive" in tree and "hard" in tree and "cl-<i>one</i>" in tree for tree in trees)
+
+
+def test_differences_are_per_query_and_the_keyboard_walks_them(
+    browser: Browser, made: tuple[LabelStore, Path]
+) -> None:
+    store, file = made
+    opened(browser, file)
+    expected = dict(
+        rows(
+            store,
+            """SELECT a.query_id, a.value - b.value FROM result_queries a JOIN result_queries b USING (dataset, measure, query_id)
+               WHERE measure = 'nDCG@10' AND a.system = 'kd-12@bm25' AND b.system = 'bm25'""",
+        )
+    )
+    bars = browser.run(
+        "[...document.querySelectorAll('#d-plot .bar')].map(b => [b.dataset.query, Number(b.dataset.d)])"
+    )
+    assert len(bars) == report_store.N_TEST
+    assert dict(bars) == {query: pytest.approx(d, abs=2e-4) for query, d in expected.items()}
+    assert [d for _, d in bars] == sorted((d for _, d in bars), reverse=True)
+    mean = sum(expected.values()) / len(expected)
+    assert f"mean {mean:+.3f}" in browser.run("document.getElementById('d-summary').textContent")
+
+    browser.run("document.getElementById('d-plot').focus()")
+    browser.key("ArrowRight")
+    browser.key("ArrowRight")
+    said = browser.run("document.getElementById('d-query').textContent")
+    assert f"({bars[1][0]})" in said
+    browser.key("End")
+    assert f"({bars[-1][0]})" in browser.run("document.getElementById('d-query').textContent")
+    browser.key("Enter")
+    assert browser.run("document.querySelector('#e-title .id').textContent") == bars[-1][0]
+    assert browser.run("document.activeElement.id") == "e-list"
+
+    # Another pair is drawn anew.
+    browser.run(
+        """(() => { const s = document.getElementById('d-system'), b = document.getElementById('d-baseline');
+            const value = (select, name) => [...select.options].find(o => o.textContent.endsWith(name)).value;
+            s.value = value(s, 'oracle@bm25'); s.dispatchEvent(new Event('change'));
+            b.value = value(b, 'dense'); b.dispatchEvent(new Event('change')); })()"""
+    )
+    other = browser.run("[...document.querySelectorAll('#d-plot .bar')].map(b => Number(b.dataset.d))")
+    ((oracle,), (dense,)) = rows(
+        store,
+        "SELECT value FROM results WHERE measure = 'nDCG@10' AND system IN ('oracle@bm25', 'dense') ORDER BY system DESC",
+    )
+    assert sum(other) / len(other) == pytest.approx(oracle - dense, abs=1e-3)
+    quiet(browser, file)
+
+
+def test_the_explorer_shows_the_rankings_side_by_side(
+    browser: Browser, made: tuple[LabelStore, Path]
+) -> None:
+    store, file = made
+    opened(browser, file)
+    ids = browser.run("[...document.querySelectorAll('#e-list [role=option]')].length")
+    assert ids == report_store.N_TEST
+    for step in range(3):
+        query_id = browser.run("document.querySelector('#e-title .id').textContent")
+        columns = browser.run(
+            """[...document.querySelectorAll('#e-columns .column')].map(c => [c.dataset.kind, (c.querySelector('select') || {}).value || null,
+                [...c.querySelectorAll('.passage')].map(p => p.querySelector('.id').textContent)])"""
+        )
+        assert [kind for kind, *_ in columns] == ["first_stage", "teacher", "student", "judgments"]
+        for kind, run_name in (("first_stage", "bm25"), ("student", "kd-12@bm25")):
+            (shown,) = [ids for k, _, ids in columns if k == kind]
+            stored = rows(
+                store,
+                "SELECT doc_id FROM ranked WHERE dataset = 'toy/test' AND run = ? AND query_id = ? AND rank <= 10 ORDER BY rank",
+                run_name,
+                query_id,
+            )
+            assert shown == [doc for (doc,) in stored]
+        (labelled,) = [ids for k, _, ids in columns if k == "teacher"]
+        stored = rows(
+            store,
+            """SELECT doc_id FROM labels WHERE labeling = 'oracle@bm25' AND query_id = ? AND rank <= 10 AND status IN ('ok', 'repaired')
+               ORDER BY rank""",
+            query_id,
+        )
+        assert labelled == [doc for (doc,) in stored]
+        (relevant,) = [ids for k, _, ids in columns if k == "judgments"]
+        stored = rows(
+            store,
+            "SELECT doc_id FROM judgments WHERE dataset = 'toy/test' AND query_id = ? AND relevance > 0 ORDER BY relevance DESC",
+            query_id,
+        )
+        assert relevant == [doc for (doc,) in stored]
+        browser.run("document.getElementById('e-list').focus()")
+        browser.key("ArrowDown")
+        assert (
+            browser.run("document.querySelector('#e-list [aria-selected=true]').id") == f"e-query-{step + 1}"
+        )
+        assert (
+            browser.run("document.getElementById('e-list').getAttribute('aria-activedescendant')")
+            == f"e-query-{step + 1}"
+        )
+    browser.key("End")
+    assert browser.run("document.querySelector('#e-list [aria-selected=true]').id") == f"e-query-{ids - 1}"
+    # A passage opens with Enter, and is found again in the other lists when it has the focus.
+    browser.run("document.querySelector('#e-columns [data-kind=student] .passage').focus()")
+    browser.key("Enter")
+    assert browser.run("document.activeElement.getAttribute('aria-expanded')") == "true"
+    assert browser.run("document.querySelectorAll('.passage.same').length") >= 2
+    browser.run(
+        "(() => { const f = document.getElementById('e-find'); f.value = 'q7'; f.dispatchEvent(new Event('input')); })()"
+    )
+    assert browser.run("document.querySelector('#e-title .id').textContent") == "q7"
+    assert (
+        browser.run("document.getElementById('e-count').textContent") == f"1 of {report_store.N_TEST} queries"
+    )
+    quiet(browser, file)
+
+
+def test_hostile_texts_stay_text(browser: Browser, made: tuple[LabelStore, Path]) -> None:
+    _, file = made
+    opened(browser, file)
+    assert browser.run("document.scripts.length") == 2
+    assert (
+        browser.run(
+            "document.querySelectorAll('main img, main i, main b, main script, [onload], [onerror]').length"
+        )
+        == 0
+    )
+    seen = set()
+    for _ in range(report_store.N_TEST):
+        seen |= set(
+            browser.run(
+                "[...document.querySelectorAll('.passage .body, .passage .title, #e-title, #e-list .text')].map(e => e.textContent)"
+            )
+        )
+        browser.run("document.getElementById('e-list').focus()")
+        browser.key("ArrowDown")
+    for text in report_store.HOSTILE:
+        assert any(text in shown for shown in seen), text
+    assert browser.run("window.hacked === undefined")
+    assert (
+        browser.run("document.querySelector('.leaderboard tr[data-name^=cl] .name').textContent")
+        == "cl-<i>one</i>"
+    )
+    # Even if a text became an element, the page's policy would not run it.
+    browser.run(
+        "(() => { const s = document.createElement('script'); s.textContent = 'window.hacked = 9'; document.body.append(s); })()"
+    )
+    assert browser.run("window.hacked === undefined")
+    assert any("Content Security Policy" in problem for problem in browser.problems)
+
+
+def test_the_keyboard_reaches_everything_in_order(browser: Browser, made: tuple[LabelStore, Path]) -> None:
+    _, file = made
+    opened(browser, file)
+    browser.key("Tab")
+    assert browser.run("document.activeElement.className") == "skip"
+    browser.key("Enter")
+    assert browser.run("document.activeElement.id") == "main"
+    opened(browser, file)
+    reached = []
+    for _ in range(200):
+        browser.key("Tab")
+        if browser.run("document.activeElement === document.body"):
+            break
+        reached.append(
+            browser.run(
+                "(e => [e.id || e.className.baseVal || e.className || e.textContent, e.getBoundingClientRect().top + scrollY])(document.activeElement)"
+            )
+        )
+    names = [name for name, _ in reached]
+    assert {"theme", "tab-0-0", "d-dataset", "d-system", "d-plot", "e-find", "e-list"} <= set(names)
+    sections = [
+        names.index(name) for name in ("theme", "tab-0-0", "d-dataset", "d-plot", "e-dataset", "e-list")
+    ]
+    assert sections == sorted(sections)
+    # tabs: one stop, arrow keys between them
+    browser.run("document.getElementById('tab-0-0').focus()")
+    browser.key("ArrowRight")
+    assert browser.run(
+        "[document.activeElement.id, document.getElementById('panel-0-0').hidden, document.getElementById('panel-0-1').hidden]"
+    ) == [
+        "tab-0-1",
+        True,
+        False,
+    ]
+    # a plot's marks: one stop, arrow keys, and each says its data
+    browser.run("document.querySelector('#cost svg.marks .mark').focus()")
+    browser.key("ArrowRight")
+    assert (
+        browser.run(
+            "document.querySelectorAll('#cost svg.marks')[0].querySelectorAll('[tabindex=\"0\"]').length"
+        )
+        == 1
+    )
+    told = browser.run("document.getElementById('tip').textContent")
+    assert told == browser.run("document.activeElement.getAttribute('aria-label')")
+    assert "nDCG@10" in told
+    # sorting by the value of the measure
+    browser.run("document.getElementById('tab-0-0').click()")
+    browser.run("document.querySelector('.leaderboard th[data-sort=value] button').focus()")
+    browser.key("Enter")
+    values = browser.run(
+        "[...document.querySelector('.leaderboard').querySelectorAll('tbody tr[data-value]')].map(r => Number(r.dataset.value))"
+    )
+    assert values == sorted(values, reverse=True)
+    assert (
+        browser.run("document.querySelector('.leaderboard th[data-sort=value]').getAttribute('aria-sort')")
+        == "descending"
+    )
+    quiet(browser, file)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_texts_have_contrast_in_both_schemes(
+    browser: Browser, made: tuple[LabelStore, Path], dark: bool
+) -> None:
+    _, file = made
+    opened(browser, file, dark=dark)
+    browser.run(OPEN_DATASETS)
+    scheme = "getComputedStyle(document.documentElement).colorScheme"
+    assert browser.run(scheme) == ("dark" if dark else "light")
+    assert browser.run(CONTRASTS) == []
+    browser.run("document.getElementById('theme').focus()")
+    for _ in range(1 if dark else 2):
+        browser.key("Enter")
+    assert browser.run(scheme) == ("light" if dark else "dark")
+    assert browser.run(CONTRASTS) == []
+    browser.run("localStorage.clear()")
+
+
+def test_every_control_and_picture_has_a_name(browser: Browser, made: tuple[LabelStore, Path]) -> None:
+    _, file = made
+    opened(browser, file)
+    nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
+    roles = {
+        "button",
+        "combobox",
+        "tab",
+        "listbox",
+        "searchbox",
+        "link",
+        "image",
+        "img",
+        "heading",
+        "region",
+        "table",
+        "application",
+    }
+    nameless = [
+        node["role"]["value"]
+        for node in nodes
+        if not node.get("ignored")
+        and node["role"]["value"] in roles
+        and not node.get("name", {}).get("value")
+    ]
+    assert nameless == []
+    levels = browser.run(
+        "[...document.querySelectorAll('h1, h2, h3')].filter(h => h.checkVisibility()).map(h => Number(h.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    assert browser.run(
+        "[...document.querySelectorAll('figure.chart')].every(f => f.querySelector('table tbody tr'))"
+    )
+
+
+def test_a_phone_and_paper_show_it(browser: Browser, made: tuple[LabelStore, Path], tmp_path: Path) -> None:
+    _, file = made
+    opened(browser, file, width=375, height=812, mobile=True)
+    assert browser.run("document.documentElement.scrollWidth") <= 375
+    wide = browser.run(
+        """[...document.querySelectorAll('body *')].filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 376
+            && !e.closest('.scroll, .contents, .columns')).map(e => e.tagName + '.' + e.getAttribute('class'))"""
+    )
+    assert wide == []
+    assert browser.run(
+        "[...document.querySelectorAll('.plot .tick')].every(t => getComputedStyle(t).fontSize === '11px')"
+    )
+    quiet(browser, file)
+
+    opened(browser, file)
+    browser.pdf(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    browser.send("Emulation.setEmulatedMedia", media="print")
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    shown = "[...document.querySelectorAll({!r})].some(e => e.checkVisibility())"
+    assert not browser.run(shown.format(".contents, .skip, .controls, .tabs, #e-list"))
+    assert browser.run("[...document.querySelectorAll('.student-node details')].every(d => d.open)")
+    for selector in (".leaderboard", "#cost .plot", "#d-plot", "#learning .plot", ".labelings", ".passage"):
+        assert browser.run(shown.format(selector)), selector
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_an_almost_empty_store_says_what_fills_it(browser: Browser, tmp_path: Path) -> None:
+    store = LabelStore(tmp_path / "new.duckdb")
+    with store.write():
+        pass
+    file = report(store, tmp_path / "empty.html")
+    opened(browser, file)
+    commands = browser.run("[...document.querySelectorAll('.empty code')].map(c => c.textContent)")
+    for command in (
+        "msft data add",
+        "msft retrieve",
+        "msft eval",
+        "msft students train",
+        "msft teachers generate",
+    ):
+        assert any(c.startswith(command) for c in commands), command
+    sections = browser.run(
+        "[...document.querySelectorAll('main section')].map(s => Boolean(s.querySelector('.empty')))"
+    )
+    assert sections == [True] * 7
+    quiet(browser, file)
+
+
+@pytest.mark.needs("shared")
+def test_the_real_runs_and_labelings_of_dl19(browser: Browser, shared: Path, tmp_path: Path) -> None:
+    from labelstore import evaluation, label_import, runs
+    from labelstore.ingest import Request
+    from labelstore.ingest_folder import add_folder
+    from labelstore.label_staging import Request as LabelRequest
+    from teachers.replies import parse
+
+    store, folder = LabelStore(tmp_path / "dl19.duckdb"), shared / "dl19-passage"
+    add_folder(store, folder, Request(name="dl19"))
+    for run_file in sorted(folder.glob("runs/*.run.gz")):
+        runs.import_run(store, run_file, "dl19", run_file.name.removesuffix(".run.gz"))
+    label_import.import_labels(store, folder / "permutations.jsonl.gz", LabelRequest("dl19"), parse)
+    evaluation.evaluate(store, "dl19", measures=["nDCG@10", "AP(rel=2)"])
+    file = report(store, tmp_path / "dl19.html")
+    opened(browser, file)
+    assert file.stat().st_size < LIMIT
+    assert browser.run("document.querySelectorAll('#panel-0-0 tr[data-name]').length") == 7 + 19
+    assert browser.run(
+        "document.querySelectorAll('#panel-0-0 tr[data-name=bm25] svg')[0].dataset.value"
+    ).startswith("0.5058")
+    assert browser.run("document.querySelectorAll('.matrix td[style]').length") == 19 * 18
+    assert browser.run("document.querySelectorAll('.labelings tbody tr').length") == 19
+    assert browser.run("document.querySelectorAll('#d-plot .bar').length") == 43
+    assert browser.run("document.querySelectorAll('#e-list [role=option]').length") == 43
+    assert browser.run("document.querySelectorAll('#e-columns .passage').length") >= 20
+    quiet(browser, file)
