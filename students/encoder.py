@@ -130,7 +130,7 @@ class CrossEncoder(nn.Module):
 
             packed.register()
         try:
-            with _QuietLoading():
+            with QuietLoading():
                 model = AutoModelForSequenceClassification.from_pretrained(
                     source,
                     config=config,
@@ -239,7 +239,7 @@ class CrossEncoder(nn.Module):
         }
         self.tokenizer.model_max_length = self.max_length
         implementation = self.model.config._attn_implementation
-        with _QuietLoading():
+        with QuietLoading():
             self.model.save_pretrained(folder, safe_serialization=True)
         self.model.config._attn_implementation = implementation
         self.tokenizer.save_pretrained(folder)
@@ -301,7 +301,7 @@ def _not_there(asked: str | Path, source: str, error: Exception) -> StudentError
     )
 
 
-class _QuietLoading:
+class QuietLoading:
     """Silence transformers' bars, and its warning of a new head, which is what is meant."""
 
     def __enter__(self) -> None:

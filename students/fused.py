@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, Product] = {"gelu": F.gelu, "relu": F.relu}
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's products: query, key and value as one, or, in the last layer, queries apart."""
+    """One layer's products: query, key and value as one, or, where only the first token is wanted, queries apart."""
 
     projections: tuple[Product, ...]
     attended: Product
@@ -45,12 +45,14 @@ class FusedEncoder:
         model: a ForSequenceClassification of one of `ARCHITECTURES` with one output, in eval mode, on the CPU.
         precision: of the matrix products. int8 quantises weights per output channel, once, and activations as they
             come, over the batch: scores depend on the batch a little more than by rounding.
+        every_token: run the last layer for all tokens, for `states`; there are no scores then, and the model may be
+            a bare encoder.
 
     Raises:
         StudentError: int8 is asked of a torch that has no such products.
     """
 
-    def __init__(self, model: Any, precision: Precision = "fp32") -> None:
+    def __init__(self, model: Any, precision: Precision = "fp32", *, every_token: bool = False) -> None:
         config = model.config
         self._model = model
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -61,7 +63,7 @@ class FusedEncoder:
         self._project = getattr(base, "embeddings_project", None)
         *body, last = base.encoder.layer
         self._layers = [_layer(layer, precision, last=False) for layer in body]
-        self._last = _layer(last, precision, last=True)
+        self._last = _layer(last, precision, last=not every_token)
 
     @staticmethod
     def supports(model: Any) -> bool:
@@ -80,21 +82,42 @@ class FusedEncoder:
         """Raw logits of a padded batch, (n_pairs,) fp32."""
         n, width = batch.ids.shape
         types = {} if batch.types is None else {"token_type_ids": batch.types}
-        x = self._embeddings(input_ids=batch.ids, **types)
-        if self._project is not None:
-            x = self._project(x)
-        x = x.to(self._dtype)
         mask = None
         if batch.mask is not None and batch.n_tokens != n * width:
             mask = batch.mask.bool()[:, None, None, :]
+        x = self._embed(batch.ids, **types)
         for layer in self._layers:
-            q, k, v = self._split(layer.projections[0](x), 3)
-            x = self._finish(layer, x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+            x = self._whole(layer, x, mask)
         first = x[:, :1]
         (q,) = self._split(self._last.projections[0](first), 1)
         k, v = self._split(self._last.projections[1](x), 2)
         first = self._finish(self._last, first, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
         return self._head(first)
+
+    @torch.inference_mode()
+    def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The last layer's states of all tokens, (n, width, hidden), in the precision of the products.
+
+        Args:
+            ids: (n, width) token ids, padded.
+            mask: (n, width), true where there is a token. It always takes part, so that what a row's neighbours hold
+                changes nothing in it.
+        """
+        x = self._embed(ids)
+        for layer in (*self._layers, self._last):
+            x = self._whole(layer, x, mask[:, None, None, :])
+        return x
+
+    def _embed(self, ids: torch.Tensor, **types: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self._embeddings(input_ids=ids, **types)
+        if self._project is not None:
+            x = self._project(x)
+        return x.to(self._dtype)
+
+    def _whole(self, layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """A layer for all tokens."""
+        q, k, v = self._split(layer.projections[0](x), 3)
+        return self._finish(layer, x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
     def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         attended = attended.transpose(1, 2).reshape(x.shape)

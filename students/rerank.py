@@ -7,12 +7,11 @@ A score is the model's raw logit. Which batch a pair falls into changes it by ro
 batches depend on the lengths alone, so that the same call gives the same scores.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from students.encoder import CrossEncoder, choose_precision
 from students.errors import StudentError
 from students.fused import FusedEncoder, Precision
 from students.tokens import Ints, Tokens
+from students.workers import MAX_WORKERS, each_done, worker_pool
 
 Scores = NDArray[np.float32]
 Lists = Sequence[tuple[str, Sequence[str]]]
@@ -30,7 +30,6 @@ Progress = Callable[[int, int | None], None]
 
 CPU_BATCH_TOKENS = 2048  # of one core's batch: what a layer makes of it stays in its cache
 CUDA_BATCH_TOKENS = 65536
-MAX_WORKERS = 16  # beyond that Python's own lock is what they wait for; they get several cores each instead
 
 
 def resolve_precision(precision: str, device: torch.device | str | None = None) -> Precision:
@@ -188,7 +187,7 @@ class Reranker:
             return len(batch)
 
         done = 0
-        for n in _each(self._threads(), work, batches) if self._workers > 1 else map(work, batches):
+        for n in each_done(self._threads(), work, batches) if self._workers > 1 else map(work, batches):
             done += n
             if progress is not None:
                 progress(done, len(scored))
@@ -213,20 +212,8 @@ class Reranker:
         return scored
 
     def _threads(self) -> ThreadPoolExecutor:
-        """Worker threads with their share of the cores each; the caller's own thread count stays as it was."""
         if self._pool is None:
-            cores = torch.get_num_threads()
-            share = max(1, cores // self._workers)
-            gate = threading.Barrier(self._workers)
-            self._pool = ThreadPoolExecutor(
-                self._workers,
-                thread_name_prefix="rerank",
-                initializer=torch.set_num_threads,
-                initargs=(share,),
-            )
-            for started in [self._pool.submit(gate.wait) for _ in range(self._workers)]:
-                started.result()
-            torch.set_num_threads(cores)  # torch keeps the last value for threads that others start
+            self._pool = worker_pool(self._workers, "rerank")
         return self._pool
 
 
@@ -242,16 +229,3 @@ def _packed_name(path: str | Path) -> str | None:
     except (OSError, ValueError, KeyError):
         return None  # CrossEncoder.load says what is wrong with it
     return attention.NAME if attention.supports(config.model_type) else None
-
-
-def _each(pool: ThreadPoolExecutor, work: Callable[[Any], int], items: Sequence[Any]) -> Iterator[int]:
-    """Results of work(item) as they come; on an error or an interrupt what has not begun is not begun."""
-    futures = {pool.submit(work, item) for item in items}
-    try:
-        while futures:
-            ready, futures = wait(futures, return_when=FIRST_COMPLETED)
-            for future in ready:
-                yield future.result()
-    finally:
-        for future in futures:
-            future.cancel()

@@ -1,23 +1,44 @@
-"""Any embedding model as a teacher: the cosine of query and passage. Each text is embedded once, wherever it stands."""
+"""Any embedding model as a teacher: the cosine of query and passage.
 
+Texts are embedded in batches over all requests in flight, and a passage that recurs is remembered. A text is padded to
+its own length rounded up to eight and meets texts of that width alone, so neither its batch nor what was remembered
+has a say in its embedding: on the CPU it was the same bit for bit whatever the batch, in fp32 and in bf16; where a
+library picks its kernel by the number of rows, rounding is all that can differ.
+"""
+
+import hashlib
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from students.encoder import QuietLoading
+from students.errors import StudentError
+from students.fused import FusedEncoder
+from students.rerank import resolve_precision
+from students.workers import MAX_WORKERS, each_done, worker_pool
 from teachers.engines.base import Completion, Request
 from teachers.errors import TeacherError
 
 Vectors = NDArray[np.float32]
-CHUNK_LISTS = 32  # between two looks at the journal
-BATCH_TOKENS = 4096  # padding counted
-REMEMBERED = 50_000  # passage vectors kept: passages recur between queries
+States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids, mask -> states of all tokens
+WIDTH = 8  # texts are padded to a multiple of this
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 65_536  # padding counted; on a CPU of one core's batch
+CPU_CHUNK, CUDA_CHUNK = 1024, 16_384  # new texts embedded between two looks at the journal
+REMEMBERED_BYTES = 64 << 20  # of passage vectors: about 40,000 of 384 dimensions
+
+
+class Embedded(NamedTuple):
+    """A text's unit vector, and its length in tokens after truncation."""
+
+    vector: Vectors
+    n_tokens: int
 
 
 class BiEncoderEngine:
@@ -25,7 +46,9 @@ class BiEncoderEngine:
 
     Args:
         model: Hugging Face id or folder, in sentence-transformers' layout or plain.
+        precision: auto, fp32 or bf16, as students' are.
         max_length: tokens per text; default: what the folder states, at most 512.
+        remembered_bytes: bound on the vectors of passages that are kept.
 
     Raises:
         TeacherError: if there is no such model (exit code 4), or it pools in a way that this engine does not know.
@@ -35,103 +58,172 @@ class BiEncoderEngine:
     tokenizer: Any = None  # texts go in as they are; there is no prompt to render
     context: int | None = None
 
-    def __init__(self, model: str, *, max_length: int | None = None, capacity: int = 64) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        precision: str = "auto",
+        max_length: int | None = None,
+        capacity: int = 64,
+        remembered_bytes: int = REMEMBERED_BYTES,
+    ) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         self.capacity = capacity
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._cuda = self._device.type == "cuda"
         try:
+            self.precision = resolve_precision(precision, self._device)
             self._encode = AutoTokenizer.from_pretrained(model)
-            loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+            with QuietLoading():
+                loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+        except StudentError as error:
+            raise TeacherError(error.message, hint=error.hint, exit_code=error.exit_code) from error
         except (OSError, ValueError) as error:
             raise TeacherError(
                 f"no embedding model at {model}: {str(error).splitlines()[0]}",
                 hint="--model minilm, a Hugging Face id, or a folder of a saved model",
                 exit_code=4,
             ) from error
-        self._model = loaded.eval().to(self._device)
+        self._dimensions = int(loaded.config.hidden_size)
+        self._states = self._forward(loaded.eval().to(self._device))
+        cores = torch.get_num_threads()
+        self._workers = 1 if self._cuda else min(cores, MAX_WORKERS)
+        self._threads = worker_pool(self._workers, "embed") if self._workers > 1 else None
         stated = _Stated(model)
         self._max_length = max_length or stated.max_length or min(self._encode.model_max_length, 512)
         self._first_token, self._query_prefix = stated.first_token, stated.query_prefix
         self._waiting: deque[Request] = deque()
-        self._known: OrderedDict[str, Vectors] = OrderedDict()
-        self.embedded = 0
+        self._known: OrderedDict[bytes, Embedded] = OrderedDict()
+        self._most_known = max(remembered_bytes // (4 * self._dimensions), 1)
+        self.n_embedded = 0
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting.extend(requests)
 
     def poll(self, timeout: float) -> list[Completion]:
-        chunk = [self._waiting.popleft() for _ in range(min(CHUNK_LISTS, len(self._waiting)))]
+        if timeout <= 0 and len(self._waiting) < self.capacity:
+            return []  # more is on its way: the batches will be fuller
+        began = time.monotonic()
+        chunk, passages, new = self._next_chunk()
         if not chunk:
             return []
-        began = time.monotonic()
-        passages = self._remembered({text for request in chunk for text in request.passages})
-        queries = self.embed([self._query_prefix + request.query for request in chunk])
+        queries = [self._query_prefix + request.query for request in chunk]
+        embedded = self.embed([*new.values(), *queries])
+        passages.update(zip(new, embedded, strict=False))
+        self._remember({digest: passages[digest] for digest in new})
         seconds = (time.monotonic() - began) / len(chunk)
         return [
-            Completion(
-                ticket=request.ticket,
-                finish_reason="scored",
-                tokens_in=request.n_prompt_tokens,
-                seconds=seconds,
-                scores=[float(query @ passages[text]) for text in request.passages],
-            )
-            for request, query in zip(chunk, queries, strict=True)
+            _scored(request, query, [passages[_digest(text)] for text in request.passages], seconds)
+            for request, query in zip(chunk, embedded[len(new) :], strict=True)
         ]
 
     def close(self) -> None:
         self._waiting.clear()
         self._known.clear()
+        if self._threads is not None:
+            self._threads.shutdown()
+            self._threads = None
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors (len(texts), dimensions), in the order given."""
+    def embed(self, texts: Sequence[str]) -> list[Embedded]:
+        """Unit vectors and lengths, in the order given."""
         if not texts:
-            return np.zeros((0, self._model.config.hidden_size), dtype=np.float32)
+            return []
         ids: list[list[int]] = self._encode(list(texts), truncation=True, max_length=self._max_length)[
             "input_ids"
         ]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        vectors = np.empty((len(ids), self._model.config.hidden_size), dtype=np.float32)
-        batch: list[int] = []
-        for i in order:
-            if batch and len(ids[i]) * (len(batch) + 1) > BATCH_TOKENS:
-                vectors[batch] = self._forward([ids[k] for k in batch])
-                batch = []
-            batch.append(i)
-        vectors[batch] = self._forward([ids[k] for k in batch])
-        self.embedded += len(ids)
-        return vectors
+        lengths = np.array([len(row) for row in ids])
+        vectors = np.empty((len(ids), self._dimensions), dtype=np.float32)
 
-    def _forward(self, rows: list[list[int]]) -> Vectors:
-        longest = max(map(len, rows))
-        ids = torch.full((len(rows), longest), self._encode.pad_token_id or 0)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        for k, row in enumerate(rows):
-            ids[k, : len(row)] = torch.tensor(row)
-            mask[k, : len(row)] = 1
-        ids, mask = ids.to(self._device), mask.to(self._device)
+        def work(batch: NDArray[np.intp]) -> int:
+            vectors[batch] = self._vectors([ids[k] for k in batch], lengths[batch])
+            return len(batch)
+
+        most_tokens = CUDA_BATCH_TOKENS if self._cuda else CPU_BATCH_TOKENS
+        batches = _of_one_width(self._widths(lengths), most_tokens)
+        done = each_done(self._threads, work, batches) if self._threads is not None else map(work, batches)
+        self.n_embedded += sum(done)
+        return [Embedded(vector, int(n)) for vector, n in zip(vectors, lengths, strict=True)]
+
+    def _next_chunk(self) -> tuple[list[Request], dict[bytes, Embedded], dict[bytes, str]]:
+        """Requests to answer now, what is remembered of their passages, and the passages that are new."""
+        most = CUDA_CHUNK if self._cuda else CPU_CHUNK
+        chunk: list[Request] = []
+        passages: dict[bytes, Embedded] = {}
+        new: dict[bytes, str] = {}
+        while self._waiting and len(new) + len(chunk) < most:
+            chunk.append(self._waiting.popleft())
+            for text in chunk[-1].passages:
+                digest = _digest(text)
+                known = self._known.get(digest)
+                if known is None:
+                    new[digest] = text
+                else:
+                    self._known.move_to_end(digest)
+                    passages[digest] = known
+        return chunk, passages, new
+
+    def _remember(self, new: dict[bytes, Embedded]) -> None:
+        for digest, (vector, n_tokens) in new.items():
+            self._known[digest] = Embedded(vector.copy(), n_tokens)  # a row of its batch would keep the batch
+        while len(self._known) > self._most_known:
+            self._known.popitem(last=False)
+
+    def _forward(self, model: Any) -> States:
+        """The model's forward: on a CPU, where its architecture allows it, the one that students are scored with."""
+        if not self._cuda and FusedEncoder.supports(model):
+            return FusedEncoder(model, self.precision, every_token=True).states
+
+        def states(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                hidden: torch.Tensor = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+            return hidden
+
+        return states
+
+    def _widths(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """To how many tokens texts of these lengths are padded: a matter of their own length alone."""
+        return np.minimum(-(-lengths // WIDTH) * WIDTH, self._max_length)
+
+    def _vectors(self, rows: list[list[int]], lengths: NDArray[np.int64]) -> Vectors:
+        width = int(self._widths(lengths).max())
+        inside = np.arange(width)[None, :] < lengths[:, None]
+        padded = np.full((len(rows), width), self._encode.pad_token_id or 0, dtype=np.int64)
+        padded[inside] = np.concatenate(rows)
+        mask = torch.from_numpy(inside).to(self._device)
         with torch.inference_mode():
-            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+            hidden = self._states(torch.from_numpy(padded).to(self._device), mask).float()
             if self._first_token:
                 pooled = hidden[:, 0]
             else:
                 weights = mask[:, :, None].to(hidden.dtype)
                 pooled = (hidden * weights).sum(1) / weights.sum(1)
-            unit: Vectors = torch.nn.functional.normalize(pooled.float(), dim=1).cpu().numpy()
+            unit: Vectors = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
         return unit
 
-    def _remembered(self, texts: set[str]) -> dict[str, Vectors]:
-        """Vectors of passages, embedding those that are not remembered."""
-        new = sorted(text for text in texts if text not in self._known)
-        for text, vector in zip(new, self.embed(new), strict=True):
-            self._known[text] = vector
-        found = {}
-        for text in texts:
-            self._known.move_to_end(text)
-            found[text] = self._known[text]
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
-        return found
+
+def _scored(request: Request, query: Embedded, passages: Sequence[Embedded], seconds: float) -> Completion:
+    return Completion(
+        ticket=request.ticket,
+        finish_reason="scored",
+        tokens_in=query.n_tokens + sum(passage.n_tokens for passage in passages),
+        seconds=seconds,
+        scores=[float(query.vector @ passage.vector) for passage in passages],
+    )
+
+
+def _of_one_width(widths: NDArray[np.int64], most_tokens: int) -> list[NDArray[np.intp]]:
+    """Indices of texts in batches of one padded width each, widest first."""
+    batches: list[NDArray[np.intp]] = []
+    for width in np.unique(widths)[::-1]:
+        alike = np.flatnonzero(widths == width)
+        rows = max(most_tokens // int(width), 1)
+        batches += [alike[first : first + rows] for first in range(0, len(alike), rows)]
+    return batches
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class _Stated:

@@ -41,6 +41,8 @@ class CrossEncoderEngine:
         self._waiting.extend(requests)
 
     def poll(self, timeout: float) -> list[Completion]:
+        if timeout <= 0 and len(self._waiting) < self.capacity:
+            return []  # more is on its way: the batches will be fuller
         chunk: list[Request] = []
         pairs = 0
         while self._waiting and (not chunk or pairs + len(self._waiting[0].passages) <= CHUNK_PAIRS):
