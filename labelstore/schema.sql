@@ -316,7 +316,7 @@ COMMENT ON TABLE views IS 'A training view: a content-addressed folder of Parque
 CREATE TABLE view_sources (
     view    INTEGER NOT NULL,                 -- views.view
     kind    VARCHAR NOT NULL,                 -- dataset, run, mining, labeling
-    source  INTEGER NOT NULL,                 -- its surrogate key
+    source  INTEGER,                          -- its surrogate key; NULL: came by a merge after it had been replaced
     hash    VARCHAR                           -- its content hash when the view was made
 );
 COMMENT ON TABLE view_sources IS 'What a view was made from';

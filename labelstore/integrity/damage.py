@@ -7,7 +7,7 @@ passes by (a table of one row) by trying to insert a row again, inside a transac
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -66,20 +66,16 @@ def damaged_blocks(store: LabelStore) -> list[Block]:
         if suspects is not None and not suspects:
             return []
         for table, columns in _tables(con).items():
-            if _failure(lambda table=table, columns=columns: _read(con, table, columns)) is None:
+            location = _failure(functools.partial(_read, con, table, columns))
+            if location is None:
                 continue
             for column in columns:
-                for location, first, last in _failing_rows(con, table, column):
-                    block = blocks.setdefault(location, Block(location))
-                    if column not in block.columns[table]:
-                        block.columns[table].append(column)
-                    low, high = block.rows.get(table, (first, last))
-                    block.rows[table] = (min(low, first), max(high, last))
+                _note_rows(con, blocks, table, column)
+            _take(blocks, location, table, "where its columns lie")  # unless a column was found there
         for table, column in _indexed(con):
-            location = _failure(lambda table=table, column=column: _look_up(con, table, column))
-            if location is not None and location not in blocks:
-                blocks[location] = Block(location)
-                blocks[location].columns[table].append(f"index on {column}")
+            _take(
+                blocks, _failure(functools.partial(_look_up, con, table, column)), table, f"index on {column}"
+            )
         for block in blocks.values():
             for table, rows in block.rows.items():
                 owners: list[str] = []
@@ -92,6 +88,13 @@ def damaged_blocks(store: LabelStore) -> list[Block]:
         except (StoreError, StoreDamaged):  # somebody reads the store all the while
             blocks |= {location: Block(location) for location in left}
     return sorted(blocks.values(), key=lambda block: block.location)
+
+
+def _take(blocks: dict[int, Block], location: int | None, table: str, held: str) -> None:
+    """Note what a block held, unless the block is known."""
+    if location is not None and location not in blocks:
+        blocks[location] = Block(location)
+        blocks[location].columns[table].append(held)
 
 
 def _failure(work: Callable[[], None]) -> int | None:
@@ -125,14 +128,19 @@ def _read(
     con.execute(f'SELECT {sums} FROM "{table}"{where}').fetchall()
 
 
-def _failing_rows(con: duckdb.DuckDBPyConnection, table: str, column: str) -> Iterator[tuple[int, int, int]]:
-    """(location, first row, last row) of each row group of a column that cannot be read."""
-    (n,) = con.execute(f'SELECT count(*) FROM "{table}"').fetchall()[0]
-    for first in range(0, n, ROW_GROUP):
-        last = min(first + ROW_GROUP, n) - 1
+def _note_rows(con: duckdb.DuckDBPyConnection, blocks: dict[int, Block], table: str, column: str) -> None:
+    """Note the damaged blocks of a column with the rows that they held, row group by row group."""
+    count: list[int] = []
+    _failure(lambda: count.extend(con.execute(f'SELECT count(*) FROM "{table}"').fetchall()[0]))
+    for first in range(0, sum(count), ROW_GROUP):
+        last = min(first + ROW_GROUP, sum(count)) - 1
         location = _failure(functools.partial(_read, con, table, [column], (first, last)))
         if location is not None:
-            yield location, first, last
+            block = blocks.setdefault(location, Block(location))
+            if column not in block.columns[table]:
+                block.columns[table].append(column)
+            low, high = block.rows.get(table, (first, last))
+            block.rows[table] = (min(low, first), max(high, last))
 
 
 def _indexed(con: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:
@@ -152,10 +160,9 @@ def _probe_indexes(store: LabelStore, blocks: dict[int, Block]) -> None:
         indexed = _indexed(con)
         for table, column in indexed:
             others = {c for t, c in indexed if t == table and c != column}
-            location = _failure(functools.partial(_insert_again, con, table, column, others))
-            if location is not None and location not in blocks:
-                blocks[location] = Block(location)
-                blocks[location].columns[table].append(f"index on {column}")
+            _take(
+                blocks, _failure(functools.partial(_insert_again, con, table, column, others)), table, column
+            )
 
 
 def _insert_again(con: duckdb.DuckDBPyConnection, table: str, column: str, others: set[str]) -> None:

@@ -1,0 +1,1 @@
+"""`msft merge`: two stores as one, a set union by text ids and content keys."""

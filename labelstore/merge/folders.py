@@ -1,0 +1,62 @@
+"""Folders of views and students out of another store's companion folder, where this one's lacks them."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from labelstore.integrity.folders import student_problems, view_problems
+from labelstore.merge.maps import Maps
+from labelstore.store import LabelStore
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A folder that this store lacks.
+
+    Attributes:
+        content: the view's or the weights' hash. kind: of the view; None for a student.
+    """
+
+    name: str
+    source: Path
+    target: Path
+    content: str
+    kind: str | None
+
+    def problems(self) -> list[str]:
+        """What is wrong with the folder there."""
+        if self.kind is None:
+            return student_problems(self.source, self.content)
+        return view_problems(self.source, self.content, self.kind)
+
+    def run(self) -> None:
+        """Copy: the folder appears whole or not at all. One that is there belongs to nothing in the store and goes."""
+        beside = self.target.with_name(f".merging-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(self.source, beside)
+            shutil.rmtree(self.target, ignore_errors=True)
+            beside.rename(self.target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def lacking(maps: Maps, store: LabelStore, other: LabelStore) -> Iterator[Copy]:
+    """Folders to copy: of fresh views and students, and of known ones whose folder is not here."""
+    for name, kind, view_hash, folder in maps.rows(
+        "SELECT name, kind, view_hash, folder FROM msft_theirs.views ORDER BY view"
+    ):
+        if not (store.files / folder).is_dir():
+            yield Copy(f"view {name}", other.files / folder, store.files / folder, view_hash, kind)
+    for there, name, folder, weights_hash, fresh in maps.rows(
+        """SELECT s.name, m.name, s.folder, s.weights_hash, m.fresh FROM msft_theirs.students s
+           JOIN m_students m ON m.other = s.student ORDER BY s.student"""
+    ):
+        if Path(folder).is_absolute():
+            continue
+        target = store.files / (folder if name == there else f"students/{name}")
+        if (fresh and student_problems(target, weights_hash)) or not target.is_dir():
+            yield Copy(f"student {name}", other.files / folder, target, weights_hash, None)
