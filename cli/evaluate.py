@@ -1,4 +1,4 @@
-"""`msft eval` and `msft compare`: from runs and labels to per-query scores, and from those to verdicts."""
+"""`msft eval`: from runs and labels to per-query scores, side by side; `msft compare` gives the verdicts."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Row = dict[str, Any]
+
+FOR_PEOPLE = (Format.table, Format.md, Format.latex)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -113,7 +115,7 @@ def evaluate(
     if suite:
         rows += suites.macro_means(suite, rows, names)
     render.rows(
-        wide(rows) if context.format in (Format.table, Format.md) else rows,
+        wide(rows) if context.format in FOR_PEOPLE else rows,
         context.format,
         _columns(rows, context),
     )
@@ -125,7 +127,7 @@ def evaluate(
 
 
 def _columns(rows: "Sequence[Row]", context: Context) -> list[str] | None:
-    if context.format in (Format.table, Format.md) or rows:
+    if context.format in FOR_PEOPLE or rows:
         return None
     return ["dataset", "system", "kind", "first_stage", "measure", "value", "n_queries", "p_value"]
 

@@ -19,7 +19,7 @@ app = typer.Typer(
 
 
 def _assemble() -> None:
-    from cli import data, evaluate, report, retrieve, students, teachers, views
+    from cli import compare, data, evaluate, report, retrieve, students, teachers, views
     from cli import store as store_commands
     from cli.workflows import demo, reproduce
 
@@ -31,6 +31,7 @@ def _assemble() -> None:
         views,
         students,
         evaluate,
+        compare,
         reproduce,
         report,
         store_commands,

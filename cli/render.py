@@ -1,4 +1,4 @@
-"""The only writer of stdout: rows as table, JSON, CSV or Markdown; the same bytes on a terminal and in a pipe."""
+"""The only writer of stdout: rows as table, JSON, CSV, Markdown or LaTeX; the same bytes on a terminal and in a pipe."""
 
 import csv
 import io
@@ -11,16 +11,19 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import IO, Any
 
+from cli import latex
+
 Row = Mapping[str, Any]
 
 
 class Format(StrEnum):
-    """What lists print: a table for people, one JSON list of flat objects, CSV, or a Markdown table."""
+    """What lists print: a table for people, one JSON list of flat objects, CSV, a Markdown or a LaTeX table."""
 
     table = "table"
     json = "json"
     csv = "csv"
     md = "md"
+    latex = "latex"
 
 
 def rows(data: Iterable[Row], format: Format = Format.table, columns: Sequence[str] | None = None) -> None:
@@ -47,6 +50,9 @@ def rows(data: Iterable[Row], format: Format = Format.table, columns: Sequence[s
     elif format is Format.md:
         cells = [[_cell(item.get(n)).replace("|", "\\|") for n in names] for item in items]
         write("\n".join([_md(names), _md(["---"] * len(names)), *(_md(line) for line in cells)]))
+    elif format is Format.latex:
+        cells = [[_cell(item.get(n)) for n in names] for item in items]
+        write(latex.tabular(names, cells, _numeric(names, items)))
     elif names:
         write(_table(names, items))
 
@@ -107,11 +113,16 @@ def _md(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _table(names: Sequence[str], items: Sequence[Row]) -> str:
-    cells = [[_cell(item.get(n)) for n in names] for item in items]
-    numeric = [
+def _numeric(names: Sequence[str], items: Sequence[Row]) -> list[bool]:
+    """Which columns hold numbers alone."""
+    return [
         all(isinstance(i.get(n), int | float | Decimal | None) for i in items) and bool(items) for n in names
     ]
+
+
+def _table(names: Sequence[str], items: Sequence[Row]) -> str:
+    cells = [[_cell(item.get(n)) for n in names] for item in items]
+    numeric = _numeric(names, items)
     widths = [
         max(len(n), *(len(line[k]) for line in cells)) if cells else len(n) for k, n in enumerate(names)
     ]

@@ -160,8 +160,8 @@ def evaluate(
 
     Returns:
         rows with dataset, system, kind, first_stage, measure, value, n_queries, p_value (two-sided paired t-test
-        against the first stage; None for a first stage, and where the store lacks it), regime, n_missing, judged
-        (Judged@10), depth and recall (of the candidates that were ordered: the ceiling of a re-ranking).
+        against the first stage; None for a first stage, and where the store lacks it), regime, judged (Judged@10),
+        depth and recall (of the candidates that were ordered: the ceiling of a re-ranking).
 
     Raises:
         DataMissing: if the dataset has no judgments, or nothing has ranked it.
@@ -260,7 +260,7 @@ def scores(
                 )
         found.update(fresh)
         with provenance.recorded(store, "eval") as job, store.write() as con:
-            _keep(con, job.job, of, fresh, {s: _n_missing(con, of, s) for s in todo})
+            _keep(con, job.job, of, fresh, {s: n_missing(con, of, s) for s in todo})
     return found
 
 
@@ -353,7 +353,7 @@ def _keep(
     job: int,
     of: lookup.Dataset,
     fresh: dict[tuple[System, str], Scores],
-    n_missing: dict[System, int],
+    lacking: dict[System, int],
 ) -> None:
     """Insert evaluations and their query scores; remove those of rankings and judgments that were replaced."""
     for system in {s for s, _ in fresh}:
@@ -369,7 +369,7 @@ def _keep(
         evaluations.append(
             (
                 evaluation, of.dataset, system.run, system.labeling, system.ranking_hash, of.qrels_hash, measure,
-                measuring.mean(by_query), len(by_query), n_missing[system], job,
+                measuring.mean(by_query), len(by_query), lacking[system], job,
             )
         )  # fmt: skip
         keys_column += [evaluation] * len(by_query)
@@ -392,7 +392,8 @@ def remove_stale(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: Sys
     con.execute(f"DELETE FROM evaluations WHERE evaluation IN ({stale})", values)
 
 
-def _n_missing(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: System) -> int:
+def n_missing(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: System) -> int:
+    """Judged queries that a system did not rank."""
     ranked = (
         "SELECT query FROM candidates WHERE run = ?"
         if system.run is not None

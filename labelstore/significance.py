@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import integrate, optimize, stats
@@ -16,6 +17,7 @@ from scipy import integrate, optimize, stats
 ALPHA = 0.05
 POWER = 0.8
 TIE = 1e-9  # differences below this are ties: float noise of a measure
+_CELLS = 2_000_000  # resampled values held at once
 
 
 @dataclass(frozen=True)
@@ -55,28 +57,28 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> Test:
 def randomisation(a: np.ndarray, b: np.ndarray, resamples: int = 9999, seed: int = 42) -> Test:
     """Two-sided randomisation test of the mean difference: signs of the differences flipped at random.
 
-    scipy's permutation_test over swapped pairs: all 2^n swaps where they are fewer than `resamples`.
+    Where all 2^n flips are no more than `resamples`, scipy's permutation_test takes each of them once: the exact
+    test. Beyond, flips are drawn here, a hundred times quicker than scipy draws them, by scipy's rule for p-values.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if len(a) < 2:
+    difference = np.asarray(a, float) - np.asarray(b, float)
+    n = len(difference)
+    if n < 2:
         return Test(math.nan, math.nan)
-    if np.all(np.abs(a - b) <= TIE):
+    observed = float(difference.mean())
+    if np.all(np.abs(difference) <= TIE):
         return Test(0.0, 1.0)
-    result = stats.permutation_test(
-        (a, b),
-        mean_difference,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, 2_000_000 // len(a)),
-        rng=np.random.default_rng(seed),
-    )
-    return Test(float(result.statistic), float(result.pvalue))
-
-
-def mean_difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The statistic of the randomisation test."""
-    return np.mean(a, axis=axis) - np.mean(b, axis=axis)
+    if 2**n <= resamples:
+        exact = stats.permutation_test((difference,), np.mean, permutation_type="samples", n_resamples=np.inf)
+        return Test(observed, float(exact.pvalue))
+    generator, slack = np.random.default_rng(seed), 1e-12
+    n_less = n_greater = 0
+    for start in range(0, resamples, size := max(1, _CELLS // n)):
+        draws = generator.integers(0, 256, (min(size, resamples - start), (n + 7) // 8), dtype=np.uint8)
+        flipped = np.unpackbits(draws, axis=1, count=n).astype(float) @ difference
+        means = observed - 2 * flipped / n
+        n_less += int(np.sum(means <= observed + slack))
+        n_greater += int(np.sum(means >= observed - slack))
+    return Test(observed, min(1.0, 2 * (min(n_less, n_greater) + 1) / (resamples + 1)))
 
 
 def equivalence(a: np.ndarray, b: np.ndarray, margin: float) -> float:
@@ -117,6 +119,15 @@ def effect_size(difference: np.ndarray) -> float:
     return mean / deviation
 
 
+def hedges_g(difference: np.ndarray) -> float:
+    """:func:`effect_size` without its bias in small samples (Hedges' exact correction for n - 1 degrees of freedom)."""
+    freedom = len(difference) - 1
+    if freedom < 2:
+        return math.nan
+    correction = math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)) / math.sqrt(freedom / 2)
+    return effect_size(difference) * correction
+
+
 def wins_ties_losses(difference: np.ndarray) -> tuple[int, int, int]:
     """Queries on which the first is better, equal (within 1e-9), worse."""
     wins, losses = int(np.sum(difference > TIE)), int(np.sum(difference < -TIE))
@@ -145,33 +156,33 @@ def _corrected(p_values: Sequence[float], method: str) -> list[float]:
 
 
 # ---------------------------------------------------------------------------------------------------------- power
-def smallest_difference(difference: np.ndarray, power: float = POWER, alpha: float = ALPHA) -> float:
-    """The true mean difference that a two-sided paired t-test on as many queries of this spread finds with `power`."""
+def smallest_difference(difference: np.ndarray) -> float:
+    """The true mean difference that a two-sided paired t-test on as many queries of this spread finds with 80 % power."""
+    n = len(difference)
+    return math.nan if n < 3 else _deviation(difference) * _detectable_effect(n)
+
+
+def smallest_margin(difference: np.ndarray) -> float:
+    """The margin within which TOST on as many queries of this spread shows two equal systems with 80 % power."""
+    n = len(difference)
+    return math.nan if n < 3 else _deviation(difference) / math.sqrt(n) * _showable_margin(n)
+
+
+@lru_cache(maxsize=256)
+def _detectable_effect(n: int) -> float:
+    """Of the paired t-test, in standard deviations of the differences."""
     from statsmodels.stats.power import TTestPower
 
-    n, deviation = len(difference), _deviation(difference)
-    if n < 3:
-        return math.nan
-    if deviation == 0.0:
-        return 0.0
     effect = TTestPower().solve_power(
-        effect_size=None, nobs=n, alpha=alpha, power=power, alternative="two-sided"
+        effect_size=None, nobs=n, alpha=ALPHA, power=POWER, alternative="two-sided"
     )
-    return float(np.squeeze(effect)) * deviation
+    return float(np.squeeze(effect))
 
 
-def smallest_margin(difference: np.ndarray, power: float = POWER, alpha: float = ALPHA) -> float:
-    """The margin within which TOST on as many queries of this spread shows two equal systems with `power`."""
-    n, deviation = len(difference), _deviation(difference)
-    if n < 3:
-        return math.nan
-    if deviation == 0.0:
-        return 0.0
-    error = deviation / math.sqrt(n)
-    scaled = optimize.brentq(
-        lambda margin: equivalence_power(margin, n, alpha) - power, 1e-6, 1000.0, xtol=1e-10
-    )
-    return float(scaled) * error
+@lru_cache(maxsize=256)
+def _showable_margin(n: int) -> float:
+    """Of the TOST, in standard errors of the mean difference."""
+    return float(optimize.brentq(lambda m: equivalence_power(m, n) - POWER, 1e-6, 1000.0, xtol=1e-10))
 
 
 def equivalence_power(margin: float, n: int, alpha: float = ALPHA) -> float:
@@ -200,30 +211,66 @@ def equivalence_power(margin: float, n: int, alpha: float = ALPHA) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------ bootstrap
-def bootstrap(
-    a: np.ndarray,
-    b: np.ndarray,
-    levels: Sequence[float] = (0.9, 0.95),
-    resamples: int = 10_000,
-    seed: int = 42,
-) -> list[Interval]:
-    """Percentile intervals of the mean difference, resampling seeds within each system and queries in both.
+@dataclass(frozen=True)
+class Bootstrap:
+    """Resampled mean differences, sorted, and what they say about the true one."""
+
+    means: np.ndarray
+
+    def interval(self, level: float) -> Interval:
+        """The percentile interval."""
+        low, high = np.quantile(self.means, [0.5 - level / 2, 0.5 + level / 2])
+        return Interval(float(low), float(high))
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of no difference: twice the smaller share of resamples on the other side of 0."""
+        return min(1.0, 2 * min(self._share_below(0.0), self._share_above(0.0)))
+
+    def equivalence(self, margin: float) -> float:
+        """p-value of a difference of `margin` or more on either side, as TOST has it: the larger of two shares."""
+        return max(self._share_below(-margin), self._share_above(margin))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean difference."""
+        return float(np.std(self.means, ddof=1))
+
+    @property
+    def smallest_difference(self) -> float:
+        """Found with 80 % power at this standard error, in the normal limit."""
+        return self.error * float(stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER))
+
+    @property
+    def smallest_margin(self) -> float:
+        """Shown with 80 % power at this standard error if the two are equal, in the normal limit."""
+        return self.error * float(stats.norm.ppf(1 - ALPHA) + stats.norm.ppf((1 + POWER) / 2))
+
+    def _share_below(self, bound: float) -> float:
+        return float(np.sum(self.means <= bound) + 1) / (len(self.means) + 1)
+
+    def _share_above(self, bound: float) -> float:
+        return float(np.sum(self.means >= bound) + 1) / (len(self.means) + 1)
+
+
+def bootstrap(a: np.ndarray, b: np.ndarray, resamples: int = 10_000, seed: int = 42) -> Bootstrap:
+    """Resample seeds within each system and queries in both: what another training and other queries might have given.
 
     Args:
-        a: (seeds of a, queries) scores; one row is one training.
+        a: (seeds of a, queries) scores; one row is one training, a system without training is one row.
         b: (seeds of b, queries).
     """
     generator = np.random.default_rng(seed)
     n = a.shape[1]
     means = np.empty(resamples)
-    for start in range(0, resamples, size := max(1, 4_000_000 // n)):
+    for start in range(0, resamples, size := max(1, _CELLS // n)):
         count = min(size, resamples - start)
         # a resampled mean over seeds and queries is a bilinear form: seed weights × scores × query weights
         of_queries = generator.multinomial(n, np.full(n, 1 / n), count) / n
         of_a = generator.multinomial(len(a), np.full(len(a), 1 / len(a)), count) / len(a)
         of_b = generator.multinomial(len(b), np.full(len(b), 1 / len(b)), count) / len(b)
         means[start : start + count] = np.einsum("rq,rq->r", of_a @ a - of_b @ b, of_queries)
-    return [Interval(*map(float, np.quantile(means, [0.5 - level / 2, 0.5 + level / 2]))) for level in levels]
+    return Bootstrap(np.sort(means))
 
 
 def _deviation(difference: np.ndarray) -> float:

@@ -1,6 +1,9 @@
 """A small store made by plain SQL: the evidence tests do not lean on the importers."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 from labelstore import keys
@@ -175,3 +178,17 @@ def fill(shelf: Shelf) -> Small:
     shelf.labeling("oracle@bm25", dataset, better, run=bm25, first_stage="bm25")
     shelf.run("short", dataset, short)
     return Small(shelf, shelf.store, dataset, bm25, qrels, {"bm25": first, "better": better, "short": short})
+
+
+def msft(store: LabelStore, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own and check its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MSFT_STORE": str(store.path)},
+        timeout=120,
+    )
+    assert done.returncode == code, f"msft {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
