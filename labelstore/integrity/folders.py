@@ -163,7 +163,7 @@ def leftovers(store: LabelStore) -> Iterator[Finding]:
     """Working files of processes that are no more; an interrupted training is none: its command continues it."""
     places = [
         (store.path.parent, ".msft-*"),
-        (store.path.parent, f".{store.path.name}.*"),
+        (store.path.parent, f".{store.path.name}-*"),
         (store.files, ".*"),
     ]
     places += [(store.files / sub, ".*") for sub in ("views", "students", "indexes", "tokens")]

@@ -1,0 +1,255 @@
+"""A store as a folder of Parquet that any engine reads, and back.
+
+``NAME.parquet``    one file a table, columns as in ``schema.sql``: integer keys join the files to each other (they mean
+                    nothing outside the folder), text ids and content keys are what outlives it
+``manifest.json``   schema version, verify hash, and for each file its rows, its hash, and of each column what it holds
+                    and which file's column it names
+``open.sql``        what makes the tables and the readable views (passages, judgments, ranked, labels, results …) in DuckDB
+``files/``          the companion folder: views, students, and journal segments that wait to be merged; token caches and
+                    indexes are made again when they are needed
+
+Importing makes a new store: into one that is there, ``msft merge`` unites.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from labelstore import migrations
+from labelstore.errors import BadInput, DataMissing, UsageError
+from labelstore.integrity.digest import content_hash
+from labelstore.integrity.relations import REFERENCES
+from labelstore.keys import file_hash
+from labelstore.store import LabelStore
+
+FORMAT = 1
+COMPANIONS = ("views", "students")
+_TABLE = re.compile(r"CREATE TABLE (\w+) \(")
+_COLUMN = re.compile(r"    (\w+) +\w.*-- (.+)")
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Archived:
+    """What was written or read: rows by table, companion folders and journal segments, the verify hash."""
+
+    folder: Path
+    rows: dict[str, int]
+    companions: int
+    verify_hash: str
+
+
+def export_store(store: LabelStore, folder: Path, progress: Progress | None = None) -> Archived:
+    """Write a store as a folder, which appears whole or not at all. Readers may read the store meanwhile.
+
+    Raises:
+        UsageError: if the folder is there and holds files.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already", hint="name a new folder")
+    beside = folder.with_name(f".{folder.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    beside.mkdir(parents=True)
+    try:
+        with store.read() as con:
+            tables = _tables(con)
+            described = {}
+            for n, table in enumerate(tables):
+                if progress:
+                    progress(n, len(tables))
+                described[table] = _write_table(con, table, beside)
+            verify_hash = content_hash(con)
+        companions = _copy_companions(store.files, beside / "files")
+        manifest = {
+            "format": FORMAT,
+            "schema_version": migrations.CURRENT_VERSION,
+            "verify_hash": verify_hash,
+            "tables": described,
+        }
+        _write_text(beside / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        _write_text(beside / "open.sql", _open_sql(tables))
+        if folder.exists():
+            folder.rmdir()
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return Archived(folder, {t: d["rows"] for t, d in described.items()}, companions, verify_hash)
+
+
+def _tables(con: duckdb.DuckDBPyConnection) -> list[str]:
+    """The store's tables in the order of `schema.sql`; the record of its migrations belongs to the file alone."""
+    found = con.execute(
+        """SELECT table_name FROM duckdb_tables() WHERE database_name = current_database() AND NOT temporary
+           ORDER BY table_oid"""
+    ).fetchall()
+    return [table for (table,) in found if table != "migrations"]
+
+
+def _write_table(con: duckdb.DuckDBPyConnection, table: str, folder: Path) -> dict[str, Any]:
+    columns = con.execute(
+        """SELECT column_name, data_type, comment FROM duckdb_columns()
+           WHERE table_name = ? AND database_name = current_database() AND schema_name = 'main' ORDER BY column_index""",
+        [table],
+    ).fetchall()
+    path = folder / f"{table}.parquet"
+    values = ", ".join(f"{name}::VARCHAR AS {name}" if kind == "JSON" else name for name, kind, _ in columns)
+    con.execute(
+        f"COPY (SELECT {values} FROM {table}) TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)"
+    )
+    _sync(path)
+    (rows,) = con.execute(f"SELECT count(*) FROM {table}").fetchall()[0]
+    names = {r.column: f"{r.target}.{r.key}" for r in REFERENCES if r.table == table}
+    comments = _comments()
+    described = {
+        name: {"type": kind, "holds": comments.get((table, name))}
+        | ({"names": names[name]} if name in names else {})
+        for name, kind, _ in columns
+    }
+    return {"file": path.name, "rows": rows, "hash": file_hash(path), "columns": described}
+
+
+def _comments() -> dict[tuple[str, str], str]:
+    """(table, column) -> what `schema.sql` says that it holds."""
+    found: dict[tuple[str, str], str] = {}
+    table = ""
+    for line in _schema().splitlines():
+        if begins := _TABLE.match(line):
+            table = begins[1]
+        elif table and (column := _COLUMN.match(line)):
+            found[table, column[1]] = column[2]
+    return found
+
+
+def _schema() -> str:
+    return files("labelstore").joinpath("schema.sql").read_text("utf-8")
+
+
+def _open_sql(tables: list[str]) -> str:
+    tables_sql = "".join(
+        f"CREATE VIEW {table} AS FROM read_parquet('{table}.parquet');\n" for table in tables
+    )
+    views = _schema()[_schema().index("CREATE VIEW") :]
+    return f"-- Run by DuckDB inside this folder: duckdb -init open.sql\n{tables_sql}\n{views}"
+
+
+def _copy_companions(own: Path, target: Path) -> int:
+    """Views, students, and journal segments: what cannot be made again. Working files are left behind."""
+    n = 0
+    for kind in COMPANIONS:
+        for folder in sorted((own / kind).glob("[!.]*")):
+            shutil.copytree(folder, target / kind / folder.name)
+            n += 1
+    for segment in sorted((own / "journal").glob("*.calls")):
+        (target / "journal").mkdir(parents=True, exist_ok=True)
+        shutil.copy2(segment, target / "journal" / segment.name)
+        n += 1
+    return n
+
+
+def import_store(folder: Path, store: LabelStore, progress: Progress | None = None) -> Archived:
+    """Make a new store from an archive; it appears whole or not at all.
+
+    Raises:
+        UsageError: if there is a store already.
+        DataMissing: if the folder is no archive or lacks a file.
+        BadInput: if a file was changed, the archive is of another version, or the store's content is not the archive's.
+    """
+    if store.path.exists() or (store.files.is_dir() and any(store.files.iterdir())):
+        raise UsageError(
+            f"there is a store at {store.path} already, or files of one in {store.files}",
+            hint="--store NEW.duckdb makes a new one; `msft merge NEW.duckdb` then unites the two",
+        )
+    manifest = _read_manifest(folder)
+    store.path.parent.mkdir(parents=True, exist_ok=True)
+    beside = LabelStore(store.path.with_name(f".{store.path.name}-{os.getpid()}-{secrets.token_hex(4)}"))
+    try:
+        _load(beside, folder, manifest, progress)
+        companions = _copy_companions(folder / "files", beside.files)
+        if beside.files.exists():
+            store.files.parent.mkdir(parents=True, exist_ok=True)
+            if store.files.exists():
+                store.files.rmdir()
+            beside.files.rename(store.files)
+        beside.path.rename(store.path)
+    finally:
+        beside.path.unlink(missing_ok=True)
+        shutil.rmtree(beside.files, ignore_errors=True)
+    rows = {table: described["rows"] for table, described in manifest["tables"].items()}
+    return Archived(folder, rows, companions, manifest["verify_hash"])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise DataMissing(
+            f"{folder} is no archive: it has no manifest.json", hint="`msft export-store` makes one"
+        )
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+        version, tables = manifest["schema_version"], manifest["tables"]
+        unsound = manifest["format"] != FORMAT or not manifest["verify_hash"] or not tables
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{path}: not the manifest of an archive ({error})", hint="put back a copy of it"
+        ) from error
+    if unsound:
+        raise BadInput(
+            f"{path}: not a manifest of format {FORMAT}", hint="import it with the msft that wrote it"
+        )
+    if version != migrations.CURRENT_VERSION:
+        raise BadInput(
+            f"{folder} has schema version {version}, and this msft has {migrations.CURRENT_VERSION}",
+            hint="import it with the msft that wrote it; opening that store with this one then migrates it",
+        )
+    for described in tables.values():
+        file = folder / described["file"]
+        if not file.is_file():
+            raise DataMissing(f"{file} is missing", hint="copy the whole folder again")
+        if file_hash(file) != described["hash"]:
+            raise BadInput(f"{file} was changed since it was written", hint="put back a copy of it")
+    return dict(manifest)
+
+
+def _load(store: LabelStore, folder: Path, manifest: dict[str, Any], progress: Progress | None) -> None:
+    tables = manifest["tables"]
+    with store.write() as con:
+        known = _tables(con)
+        if sorted(known) != sorted(tables):
+            raise BadInput(
+                f"{folder} holds other tables than a store: {', '.join(sorted(set(known) ^ set(tables)))}",
+                hint="import it with the msft that wrote it",
+            )
+        for n, table in enumerate(known):
+            if progress:
+                progress(n, len(known))
+            con.execute(
+                f"INSERT INTO {table} BY NAME FROM read_parquet('{_quoted(folder / tables[table]['file'])}')"
+            )
+        found = content_hash(con)
+        if found != manifest["verify_hash"]:
+            raise BadInput(
+                f"{folder} gives the verify hash {found}, its manifest says {manifest['verify_hash']}",
+                hint="put back a copy of the folder; was manifest.json edited?",
+            )
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
