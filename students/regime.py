@@ -124,13 +124,18 @@ class Recipe:
 class Grid:
     """A recipe file that may name several bases, regimes and seeds, and how its students are to be evaluated.
 
+    Its ``[vary]`` table adds axes of any setting: ``"stage-2.lr" = [1e-8, 1e-5]``; a regime without that stage is
+    trained once.
+
     Attributes:
         recipes: every combination, in the file's order.
+        choices: for each of them the overrides that take it out of the file: base, regime, seed, what is varied.
         evaluate: the file's ``[evaluate]`` table: first_stages, datasets, measures, depth; what `msft reproduce` runs.
         published: the file's ``[[published]]`` rows: base, regime, first_stage, dataset, measure, value.
     """
 
     recipes: tuple[Recipe, ...]
+    choices: tuple[dict[str, Any], ...] = ()
     evaluate: dict[str, Any] = field(default_factory=dict)
     published: tuple[dict[str, Any], ...] = ()
 
@@ -219,6 +224,7 @@ _GRID_KEYS = {"bases": "base", "regimes": "regime", "seeds": "seed"}
 def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -> Grid:
     errors: list[str] = []
     evaluate, published = settings.pop("evaluate", {}), settings.pop("published", [])
+    vary = settings.pop("vary", {})
     stage_names = _stage_names(settings.get("regimes", [settings.get("regime", Recipe.regime)]))
     for many, one in _GRID_KEYS.items():
         for given, replaced in ((one, many), (many, one)):
@@ -237,11 +243,14 @@ def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -
             errors.append(f"{many} must be a list of at least one value")
         else:
             axes[one] = values
-    recipes = []
+    recipes, choices = [], []
     for combination in product(*axes.values()):
-        recipe = _one({**settings, **dict(zip(axes, combination, strict=True))}, last, errors)
-        if recipe is not None:
-            recipes.append(recipe)
+        chosen = dict(zip(axes, combination, strict=True))
+        for varied in _varied(vary, {**settings, **chosen}, overrides, errors):
+            recipe = _one({**settings, **chosen, **varied}, last, errors)
+            if recipe is not None:
+                recipes.append(recipe)
+                choices.append({**chosen, **varied})
     stage_names |= _stage_names([recipe.regime for recipe in recipes])
     errors += [
         f"[{key}]: there is no such stage (there are: {', '.join(sorted(stage_names))})"
@@ -256,7 +265,35 @@ def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -
             hint="students/regime.py lists every setting",
             exit_code=2,
         )
-    return Grid(tuple(recipes), evaluate, tuple(published))
+    return Grid(tuple(recipes), tuple(choices), evaluate, tuple(published))
+
+
+def _varied(
+    vary: Any, settings: dict[str, Any], overrides: Mapping[str, Any], errors: list[str]
+) -> list[dict[str, Any]]:
+    """The combinations of the ``[vary]`` table that bear on one training, as settings; [{}] where none does."""
+    if not isinstance(vary, dict):
+        errors.append("vary must be a table")
+        return []
+    stages = _stage_names([settings.get("regime", Recipe.regime)])
+    axes = {}
+    for key, values in vary.items():
+        table = key.rpartition(".")[0]
+        if not isinstance(values, list) or not values:
+            errors.append(f"[vary] {key} must be a list of at least one value")
+        elif (table or key) not in overrides and (not table.startswith("stage-") or table in stages):
+            axes[key] = values
+    combinations = []
+    for combination in product(*axes.values()):
+        varied: dict[str, Any] = {}
+        for key, value in zip(axes, combination, strict=True):
+            table, _, name = key.rpartition(".")
+            if table:
+                varied[table] = {**settings.get(table, {}), **varied.get(table, {}), name: value}
+            else:
+                varied[name] = value
+        combinations.append(varied)
+    return combinations
 
 
 def _stage_names(regimes: Any) -> set[str]:
