@@ -6,8 +6,6 @@ sentence-transformers' ``mine_hard_negatives`` has (its model's scores are the r
 ``scores``, a run that a student or re-ranker made over the same dataset).
 """
 
-import os
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from labelstore import lookup, provenance
 from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.keys import canonical_json, content_key
 from labelstore.row_hashes import id_hash, ranking_hash, row_sum
+from labelstore.staging import work_folder
 from labelstore.store import LabelStore, next_id
 from labelstore.views import DEFAULT_SEED, Filter, filters, set_variables, sql_file
 
@@ -107,8 +106,8 @@ def mine(
     say = note or (lambda message: None)
     options = make_parameters(parameters, len(runs) or 1)
     clock = provenance.Clock()
-    staging = store.folder("views") / f".mining-{os.getpid()}-{secrets.token_hex(4)}.parquet"
-    try:
+    with work_folder(store.path.parent) as work:
+        staging = work / "negatives.parquet"
         with store.read() as con:
             of = lookup.pick_dataset(con, dataset)
             if dataset is None:
@@ -157,8 +156,6 @@ def mine(
             clock,
             replace,
         )
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:

@@ -172,7 +172,7 @@ def import_run(
     checker = threading.Thread(target=_check, args=(path, damage), daemon=True)
     checker.start()
     try:
-        with work_folder(store) as folder:
+        with work_folder(store.path.parent) as folder:
             staged = run_lines.read(
                 store,
                 path,

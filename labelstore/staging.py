@@ -5,8 +5,8 @@ Nothing of the store is touched or held meanwhile; memory is bounded by one batc
 
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -221,19 +221,22 @@ class Staging:
 
 
 @contextmanager
-def work_folder(store: LabelStore) -> Iterator[Path]:
-    """A folder beside the store for what is read before it is stored; gone afterwards.
+def work_folder(parent: Path) -> Iterator[Path]:
+    """A hidden folder in `parent` for what is read or made before it is stored; gone afterwards.
 
     What a killed process left there is removed first: a living one holds a lock on its folder.
     """
-    parent = store.path.parent
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob(f"{_WORK}*"):
         with suppress(OSError), _locked(left):
             shutil.rmtree(left, ignore_errors=True)
-    made = tempfile.TemporaryDirectory(prefix=_WORK, dir=parent, ignore_cleanup_errors=True)
-    with made as folder, _locked(Path(folder)):
-        yield Path(folder)
+    folder = parent / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}"
+    folder.mkdir()
+    try:
+        with _locked(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -254,7 +257,7 @@ def _locked(folder: Path) -> Iterator[None]:
 @contextmanager
 def staging(store: LabelStore) -> Iterator[Staging]:
     """A staging file beside the store, gone afterwards."""
-    with work_folder(store) as folder:
+    with work_folder(store.path.parent) as folder:
         stage = Staging(folder / "staging.duckdb")
         try:
             yield stage

@@ -10,10 +10,7 @@ Several datasets, minings and labelings, over several collections, make one view
 folder beside it, and holds the store again only to record the view.
 """
 
-import os
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
@@ -25,6 +22,7 @@ import duckdb
 from labelstore import export, leakage, lookup, provenance
 from labelstore.errors import DataMissing, UsageError
 from labelstore.keys import canonical_json
+from labelstore.staging import work_folder
 from labelstore.store import LabelStore, next_id
 from labelstore.view_sources import Source, resolve
 
@@ -132,8 +130,8 @@ def build(
     options = make_parameters(kind, parameters)
     say = note or (lambda message: None)
     clock = provenance.Clock()
-    staging = store.folder("views") / f".building-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
+    with work_folder(store.folder("views")) as work:
+        staging = work / "view"
         with store.read() as con:
             chosen, sources = resolve(
                 con, kind, options, datasets=datasets, runs=runs, negatives=negatives, labels=labels, note=say
@@ -169,8 +167,6 @@ def build(
                 n, example = count.drops[leakage.REASON]
                 say(f"{name}: {n:,} training queries stand in a test set (e.g. {example}); {leakage.HINT}")
         return _record(store, staging, manifest, sql + ending, sources, counts, clock, say)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def check(
