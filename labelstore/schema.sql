@@ -19,7 +19,7 @@ CREATE TABLE provenance (
     hardware        JSON NOT NULL,            -- {cpu, cores, memory_gb, gpu, …}
     started_at      TIMESTAMPTZ NOT NULL,     -- when the job began
     seconds         DOUBLE,                   -- wall time; NULL while it runs or if it died
-    peak_memory_mb  DOUBLE,                   -- peak resident memory of the process
+    peak_memory_mb  DOUBLE,                   -- peak resident memory of the process, or of a larger one that it ran
     energy_joules   DOUBLE,                   -- CPU and GPU energy, where the machine tells; else NULL
     status          VARCHAR NOT NULL          -- running, done, partial, failed, interrupted
 );

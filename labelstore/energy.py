@@ -1,0 +1,120 @@
+"""Energy of CPU packages and GPUs, where the machine tells, without a dependency.
+
+CPUs: Linux' powercap counters (Intel RAPL, AMD too), which run over at a stated range. GPUs: NVML's counter since the
+driver was loaded (Volta and later). Counters are of the whole machine: what else ran meanwhile is in them.
+"""
+
+import ctypes
+import threading
+import weakref
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+EVERY = 60.0  # seconds between looks at counters that run over (a quarter of an hour at 300 W)
+_NVML = "libnvidia-ml.so.1"
+
+
+class Meter:
+    """Joules since it was made."""
+
+    def __init__(self) -> None:
+        self._packages = _packages()
+        self._last = {path: _read(path) for path in self._packages}
+        self._spent = 0.0
+        self._gpus = gpu_joules()
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        if self._packages:
+            self._look_again()
+
+    def joules(self) -> float | None:
+        """Energy so far; None where no counter can be read."""
+        self._add()
+        spent = self._spent if self._packages else None
+        gpus = gpu_joules()
+        if gpus is not None and self._gpus is not None:
+            spent = (spent or 0.0) + gpus - self._gpus
+        return spent
+
+    def close(self) -> None:
+        """End looking at the counters."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _add(self) -> None:
+        with self._lock:
+            for path, (span, last) in ((p, (self._packages[p], self._last[p])) for p in self._packages):
+                now = _read(path)
+                if now is not None and last is not None:
+                    self._spent += (now - last if now >= last else now + span - last) / 1e6
+                self._last[path] = now if now is not None else last
+
+    def _look_again(self) -> None:
+        """Look again before a counter can have run over twice; ends with the meter."""
+        own = weakref.ref(self)
+
+        def look() -> None:
+            meter = own()
+            if meter is not None and meter._timer is not None:
+                meter._add()
+                meter._look_again()
+
+        self._timer = threading.Timer(EVERY, look)
+        self._timer.daemon = True
+        self._timer.start()
+
+
+def _packages() -> dict[Path, int]:
+    """Counters of CPU packages that can be read (most systems let root alone), with their range in microjoules."""
+    found = {}
+    for path in sorted(POWERCAP.glob("intel-rapl:[0-9]*/energy_uj")):
+        if path.parent.name.count(":") == 1 and _read(path) is not None:
+            found[path] = _read(path.with_name("max_energy_range_uj")) or 0
+    return found
+
+
+def _read(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def gpu_joules() -> float | None:
+    """Energy of all GPUs since the driver was loaded, in joules; None where NVML is not there or does not tell."""
+    values = [mj for mj, _ in _nvml()]
+    return sum(v for v in values if v is not None) / 1e3 if values and None not in values else None
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs, as NVML has them."""
+    return [name for _, name in _nvml()]
+
+
+def _nvml() -> list[tuple[int | None, str]]:
+    """(millijoules since the driver was loaded, name) of each GPU; empty where there is none."""
+    try:
+        library = ctypes.CDLL(_NVML)
+    except OSError:
+        return []
+    if library.nvmlInit_v2() != 0:
+        return []
+    try:
+        count = ctypes.c_uint()
+        if library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+            return []
+        return [_gpu(library, index) for index in range(count.value)]
+    finally:
+        library.nvmlShutdown()
+
+
+def _gpu(library: ctypes.CDLL, index: int) -> tuple[int | None, str]:
+    device = ctypes.c_void_p()
+    name = ctypes.create_string_buffer(96)
+    energy = ctypes.c_ulonglong()
+    if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device)) != 0:
+        return None, "unknown"
+    library.nvmlDeviceGetName(device, name, ctypes.c_uint(len(name)))
+    told = library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(energy)) == 0
+    return (energy.value if told else None), name.value.decode("utf-8", "replace")
