@@ -14,7 +14,6 @@ Importing makes a new store: into one that is there, ``msft merge`` unites.
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.integrity.digest import content_hash
 from labelstore.integrity.relations import REFERENCES
 from labelstore.keys import file_hash
+from labelstore.staging import work_folder
 from labelstore.store import LabelStore
 
 FORMAT = 1
@@ -56,9 +56,10 @@ def export_store(store: LabelStore, folder: Path, progress: Progress | None = No
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already", hint="name a new folder")
-    beside = folder.with_name(f".{folder.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    beside.mkdir(parents=True)
-    try:
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with work_folder(folder.absolute().parent) as work:
+        beside = work / "archive"
+        beside.mkdir()
         with store.read() as con:
             tables = _tables(con)
             described = {}
@@ -79,8 +80,6 @@ def export_store(store: LabelStore, folder: Path, progress: Progress | None = No
         if folder.exists():
             folder.rmdir()
         beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return Archived(folder, {t: d["rows"] for t, d in described.items()}, companions, verify_hash)
 
 
@@ -168,20 +167,15 @@ def import_store(folder: Path, store: LabelStore, progress: Progress | None = No
             hint="--store NEW.duckdb makes a new one; `msft merge NEW.duckdb` then unites the two",
         )
     manifest = _read_manifest(folder)
-    store.path.parent.mkdir(parents=True, exist_ok=True)
-    beside = LabelStore(store.path.with_name(f".{store.path.name}-{os.getpid()}-{secrets.token_hex(4)}"))
-    try:
+    with work_folder(store.path.absolute().parent) as work:
+        beside = LabelStore(work / "store.duckdb")
         _load(beside, folder, manifest, progress)
         companions = _copy_companions(folder / "files", beside.files)
         if beside.files.exists():
-            store.files.parent.mkdir(parents=True, exist_ok=True)
             if store.files.exists():
                 store.files.rmdir()
             beside.files.rename(store.files)
         beside.path.rename(store.path)
-    finally:
-        beside.path.unlink(missing_ok=True)
-        shutil.rmtree(beside.files, ignore_errors=True)
     rows = {table: described["rows"] for table, described in manifest["tables"].items()}
     return Archived(folder, rows, companions, manifest["verify_hash"])
 

@@ -1,7 +1,5 @@
 """Folders of views and students out of another store's companion folder, where this one's lacks them."""
 
-import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from pathlib import Path
 
 from labelstore.integrity.folders import student_problems, view_problems
 from labelstore.merge.maps import Maps
+from labelstore.staging import work_folder
 from labelstore.store import LabelStore
 
 
@@ -34,14 +33,11 @@ class Copy:
 
     def run(self) -> None:
         """Copy: the folder appears whole or not at all. One that is there belongs to nothing in the store and goes."""
-        beside = self.target.with_name(f".merging-{os.getpid()}-{secrets.token_hex(4)}")
-        try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(self.source, beside)
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        with work_folder(self.target.parent) as work:
+            shutil.copytree(self.source, work / "copy")
             shutil.rmtree(self.target, ignore_errors=True)
-            beside.rename(self.target)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            (work / "copy").rename(self.target)
 
 
 def lacking(maps: Maps, store: LabelStore, other: LabelStore) -> Iterator[Copy]:
