@@ -22,6 +22,7 @@ polars_ms_per_query         the same selection set-wise in polars from memory, o
 st_mining_ms_per_query      sentence-transformers' mine_hard_negatives, 99 of the top 200, over st_queries queries and
                             st_passages passages with embeddings in its cache: its search included, encoding not
 peak_memory_gb              the largest of the store's own phases (add, import, mine, views); …_memory_gb of each
+…_cpu_seconds               of each phase, start of its process included: what a busy machine does not blur
 """
 
 import argparse
@@ -364,7 +365,8 @@ def main() -> None:
     shape = Shape(options.queries, options.depth, options.passages, options.seed)
     if options.phase:
         row = PHASES[options.phase](options.folder, shape)
-        print(json.dumps({**row, f"{options.phase}_memory_gb": _peak_gb()}))
+        spent = {"memory_gb": _peak_gb(), "cpu_seconds": time.process_time()}
+        print(json.dumps(row | {f"{options.phase}_{key}": value for key, value in spent.items()}))
         return
     phases = list(PHASES)
     if options.only:

@@ -52,6 +52,10 @@ class StoreDamaged(MsftError):
     """A block of the store's file does not match its checksum."""
 
 
+class NoRoom(MsftError):
+    """The disk is full, or a file may not grow."""
+
+
 class DataMissing(MsftError):
     """A dataset, run, labeling, student, file or model that is not there."""
 

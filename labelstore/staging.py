@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from labelstore import formats, keys, quick_documents
+from labelstore import formats, keys, quick_documents, room
 from labelstore.errors import BadInput
 from labelstore.formats import Document, Judgment, Query
 from labelstore.store import LabelStore, configure
@@ -225,16 +225,20 @@ def work_folder(parent: Path) -> Iterator[Path]:
     """A hidden folder in `parent` for what is read or made before it is stored; gone afterwards.
 
     What a killed process left there is removed first: a living one holds a lock on its folder.
+
+    Raises:
+        NoRoom: if the disk is full.
     """
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob(f"{_WORK}*"):
         with suppress(OSError), _locked(left):
             shutil.rmtree(left, ignore_errors=True)
     folder = parent / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir()
     try:
-        with _locked(folder):
-            yield folder
+        with room.needed_in(parent):
+            folder.mkdir()
+            with _locked(folder):
+                yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

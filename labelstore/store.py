@@ -15,7 +15,7 @@ from typing import Any
 
 import duckdb
 
-from labelstore import migrations
+from labelstore import migrations, room, turns
 from labelstore.errors import DataMissing, StoreDamaged, StoreError
 
 DEFAULT_LOCK_WAIT = 60.0
@@ -119,19 +119,26 @@ class LabelStore:
         Raises:
             StoreError: if the store stays locked, is from a newer version, or is no store.
             StoreDamaged: if a block that was read does not match its checksum.
+            NoRoom: if the disk is full.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        con = self._connect(read_only=False)
+        with room.needed_in(self.path.parent), self._writing() as con:
+            if transaction:
+                with in_transaction(con):
+                    yield con
+            else:
+                yield con
+
+    @contextmanager
+    def _writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with turns.Turn(self.path) as turn:
+            con = self._connect(read_only=False, turn=turn)
         try:
             version = migrations.schema_version(con)
             if version is not None:
                 migrations.check_not_newer(version, self.path)
             migrations.migrate(con)
-            if not transaction:
-                yield con
-                return
-            with in_transaction(con):
-                yield con
+            yield con
         except duckdb.Error as error:
             if damaged_at(error) is None:
                 raise
@@ -139,10 +146,16 @@ class LabelStore:
         finally:
             con.close()
 
-    def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
+    def _connect(self, read_only: bool, turn: turns.Turn | None = None) -> duckdb.DuckDBPyConnection:
         deadline = time.monotonic() + self.lock_wait
         pause = 0.02
         while True:
+            if turn is not None:
+                turn.ask()
+            elif turns.writer_waits(self.path) and time.monotonic() < deadline:
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.5)
+                continue
             try:
                 con = duckdb.connect(str(self.path), read_only=read_only, config=_CONFIG)
                 configure(con)

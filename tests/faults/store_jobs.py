@@ -24,9 +24,22 @@ from labelstore.merge.job import merge
 from labelstore.store import LabelStore
 
 DOCUMENTS, QUERIES, DEPTH = 1_500, 80, 50
-WORDS = (
-    "river stone cloud maple copper violet harbor lantern meadow falcon ember willow canyon orchid".split()
-)
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "maple",
+    "copper",
+    "violet",
+    "harbor",
+    "lantern",
+    "meadow",
+    "falcon",
+    "ember",
+    "willow",
+    "canyon",
+    "orchid",
+]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])
