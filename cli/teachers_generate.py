@@ -10,7 +10,7 @@ from cli.command import Context, command
 
 if TYPE_CHECKING:
     from teachers.generate.job import Labelled
-    from teachers.scheduler import Figures
+    from teachers.figures import Figures
 
 _EXAMPLE = "msft teachers generate --model rankzephyr --dataset dl19 --run bm25 --dry-run"
 

@@ -102,6 +102,20 @@ class Budget:
         self._called_in += billed_in
         self._called_out += billed_out
 
+    def share(self, parts: int, part: int) -> "Budget":
+        """A worker's part of the limits, nothing of it spent; the parts' sum is the whole."""
+
+        def of(limit: int | None) -> int | None:
+            return None if limit is None else limit // parts + (part < limit % parts)
+
+        cost = None if self.max_cost is None else self.max_cost / parts
+        return Budget(of(self.max_calls), of(self.max_tokens), cost, self.input_price, self.output_price)
+
+    def spent(self, calls: int, tokens_in: int, tokens_out: int) -> None:
+        """What was sent and billed elsewhere, in place of what is counted here."""
+        self.calls, self.tokens_in, self.tokens_out = calls, tokens_in, tokens_out
+        self._called_in, self._called_out = tokens_in, tokens_out
+
     def reason(self) -> str:
         """The limit that last refused."""
         return self._reason or "the budget"

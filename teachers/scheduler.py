@@ -21,6 +21,7 @@ from typing import Generic, Protocol, TypeVar
 from teachers.budget import Budget
 from teachers.engines.base import Completion, Engine, Request
 from teachers.errors import TeacherError
+from teachers.figures import Figures
 from teachers.replies import ENGINE_ERROR, OK, USABLE, worst
 from teachers.windows import Order, Ranked, Steps, Window
 
@@ -54,6 +55,7 @@ class Answer:
 
 
 NOTHING = Ranked(())
+NO_TASK_YET = 0.01  # seconds until the source of tasks is asked again
 
 
 @dataclass(slots=True)
@@ -109,35 +111,6 @@ class Job(Protocol[TaskIn]):
 
     def quarantine(self, task: TaskIn, step: int, answer: Answer) -> None:
         """Record that a query has none, and why."""
-
-
-@dataclass
-class Figures:
-    """What a job did so far; the progress line shows these."""
-
-    queries: int = 0  # finished with a permutation
-    calls: int = 0  # answered in this job
-    resumed: int = 0  # answers reused from the record
-    repaired: int = 0
-    retried: int = 0
-    quarantined: int = 0
-    unfinished: int = 0  # started or waiting when the budget ended the job
-    tokens_in: int = 0
-    tokens_out: int = 0
-    engine_seconds: float = 0.0
-    seconds: float = 0.0
-    peak_active: int = 0
-    occupancy: float = 0.0  # mean requests in flight over capacity, weighted by time, while work was left
-    stopped: str | None = None  # which limit ended the job
-
-    @property
-    def tokens_per_second(self) -> float:
-        return (self.tokens_in + self.tokens_out) / self.seconds if self.seconds > 0 else 0.0
-
-    @property
-    def overhead_share(self) -> float:
-        """(wall - engine time) / wall."""
-        return max(self.seconds - self.engine_seconds, 0.0) / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -203,7 +176,7 @@ class Scheduler(Generic[TaskT]):
         )
         self._retry_quarantined = retry_quarantined
         self._progress = progress
-        self._tasks: Iterator[TaskT] = iter(())
+        self._tasks: Iterator[TaskT | None] = iter(())
         self._held: TaskT | None = None  # the next task, while the budget has no room for it
         self._exhausted = False
         self._tickets = itertools.count(1)
@@ -216,8 +189,11 @@ class Scheduler(Generic[TaskT]):
         self._rendered = False
         self._unrendered = 0
 
-    def run(self, tasks: Iterator[TaskT]) -> Figures:
+    def run(self, tasks: Iterator[TaskT | None]) -> Figures:
         """Take every task to its permutation, to quarantine, or to the end of the budget.
+
+        Args:
+            tasks: None says that there is no task yet: the engine goes on with what it has, and asks again soon.
 
         Raises:
             TeacherError: if the engine fails for good; what was completed is recorded.
@@ -228,10 +204,12 @@ class Scheduler(Generic[TaskT]):
         while True:
             more = self._fill()
             if not self._in_flight:
-                if not self._delayed and not more:
-                    break
                 if self._delayed and not more:
                     time.sleep(max(min(self._delayed[0][0] - time.monotonic(), 1.0), 0.0))
+                elif not more and (self._exhausted or self.figures.stopped):
+                    break
+                elif not more:
+                    time.sleep(NO_TASK_YET)
                 continue
             level, before = min(len(self._in_flight) / self.engine.capacity, 1.0), time.monotonic()
             completions = self.engine.poll(0.0 if more else self._patience())
@@ -249,7 +227,7 @@ class Scheduler(Generic[TaskT]):
         self.figures.occupancy = weighted / busy if busy else 0.0
         self.figures.unfinished += self._active + (self._held is not None)
         if self.figures.stopped:
-            self.figures.unfinished += sum(1 for _ in self._tasks)
+            self.figures.unfinished += sum(task is not None for task in self._tasks)
         if self._progress is not None:
             self._progress(self.figures)
         return self.figures
@@ -289,10 +267,14 @@ class Scheduler(Generic[TaskT]):
         """Start one more query; False when there is none, or no room for one."""
         if self._exhausted or self._active >= self._max_active or self.figures.stopped:
             return False
-        task = self._held if self._held is not None else next(self._tasks, None)
+        task = self._held
         self._held = None
         if task is None:
-            self._exhausted = True
+            try:
+                task = next(self._tasks)
+            except StopIteration:
+                self._exhausted = True
+        if task is None:
             return False
         calls = self.job.calls(task)
         if not self._budget.admits(calls):

@@ -16,7 +16,7 @@ from teachers import passages as texts
 from teachers import prompts, replies
 from teachers.engines.base import Completion, Request, Sampling
 from teachers.errors import TeacherError
-from teachers.generate.work import Task, Work
+from teachers.generate.work import Answers, Task
 from teachers.journal import Journal, Record
 from teachers.scheduler import Answer, Result
 from teachers.windows import Steps, Strategy, Window
@@ -252,7 +252,7 @@ class Labelling:
     rendering: Rendering
     strategy: Strategy
     journal: Journal
-    work: Work
+    work: Answers
     fuse: bool = False
     _words: dict[str, int] = field(default_factory=dict)  # of requests in flight that were shortened
 

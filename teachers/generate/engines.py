@@ -14,7 +14,7 @@ def build(plan: Plan) -> Engine:
         TeacherError: if an extra is missing, or the model or server cannot be reached.
     """
     settings = plan.settings
-    if plan.engine == "vllm":
+    if plan.engine in ("vllm", "ray"):  # each of Ray's workers has a vLLM of its own
         from teachers.engines.vllm import VllmEngine
 
         return VllmEngine(

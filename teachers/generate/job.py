@@ -17,15 +17,17 @@ from labelstore.errors import PartlyDone, StoreError
 from labelstore.store import LabelStore
 from teachers.budget import Budget
 from teachers.engines.base import Engine
+from teachers.figures import Figures
 from teachers.generate import canary, engines, merge
 from teachers.generate.calls import Labelling, Rendering
 from teachers.generate.plan import Plan, Settings, plan
 from teachers.generate.work import Task, Work
 from teachers.generate.work_fill import fill
 from teachers.journal import Journal
-from teachers.scheduler import Figures, Scheduler
+from teachers.scheduler import Scheduler
 
 Note = Callable[[str], None]
+Build = Callable[[Plan], Engine]
 Progress = Callable[[int, int, Figures, float | None], None]  # queries done, in all, figures, cost so far
 MERGE_SECONDS = 30.0  # between merges while the job runs
 
@@ -70,6 +72,7 @@ def generate(
     settings: Settings,
     *,
     engine: Engine | None = None,
+    build: Build = engines.build,
     note: Note = lambda message: None,
     progress: Progress | None = None,
 ) -> Labelled:
@@ -77,6 +80,7 @@ def generate(
 
     Args:
         engine: used in place of the one that the settings name (tests, benchmarks).
+        build: makes the plan's engine; with ``--engine ray`` in each worker.
         progress: called with queries done, queries in all, figures and the cost so far.
 
     Raises:
@@ -99,7 +103,7 @@ def generate(
     )
     result: Labelled | None = None
     with suppress(PartlyDone), provenance.recorded(store, merge.KIND) as job:
-        result = _run(_Running(store, made, job, folder, note, progress, budget, Figures()), engine)
+        result = _run(_Running(store, made, job, folder, note, progress, budget, Figures()), engine, build)
         if (partly := result.partly_done()) is not None:
             raise partly  # so that the job is recorded as partial; the caller reads it off the result
     if result is None:
@@ -122,7 +126,7 @@ class _Running:
     drifted: int = 0
 
 
-def _run(running: _Running, engine: Engine | None) -> Labelled:
+def _run(running: _Running, engine: Engine | None, build: Build) -> Labelled:
     store, made, folder = running.store, running.plan, running.folder
     with store.write() as con:
         merge.store_labeling(con, running.job, made.header())
@@ -130,14 +134,44 @@ def _run(running: _Running, engine: Engine | None) -> Labelled:
         if pending := len(work.lengths()):
             if done := queries - pending:
                 running.note(f"{done:,} of {queries:,} queries are done or in quarantine already")
-            own = engine if engine is not None else engines.build(made)
             try:
-                _label(running, own, work, sung)
+                if made.engine == "ray" and engine is None:
+                    _label_on_cluster(running, build, work, sung)
+                else:
+                    _label_here(running, engine, build, work, sung)
             finally:
-                if engine is None:
-                    own.close()
                 merge.merge(store, folder, running.note)
     return _result(running, queries)
+
+
+def _label_here(
+    running: _Running, engine: Engine | None, build: Build, work: Work, sung: Mapping[str, str]
+) -> None:
+    own = engine if engine is not None else build(running.plan)
+    try:
+        _label(running, own, work, sung)
+    finally:
+        if engine is None:
+            own.close()
+
+
+def _label_on_cluster(running: _Running, build: Build, work: Work, sung: Mapping[str, str]) -> None:
+    from teachers.generate.cluster import Driver
+
+    driver = Driver(
+        store=running.store,
+        plan=running.plan,
+        job_key=running.job.job_key,
+        folder=running.folder,
+        work=work,
+        build=build,
+        sung=sung,
+        budget=running.budget,
+        note=running.note,
+        tick=_ticker(running, lambda: None, len(work.lengths())),
+    )
+    running.figures = driver.run()
+    running.drifted = driver.drifted
 
 
 def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str]) -> None:
@@ -155,14 +189,18 @@ def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str
             budget=running.budget,
             max_attempts=settings.max_attempts,
             retry_quarantined=settings.retry_quarantined,
-            progress=_ticker(running, journal, len(work.lengths())),
+            progress=_ticker(running, journal.rotate, len(work.lengths())),
         )
         running.figures = scheduler.figures
         scheduler.run(work.tasks())
 
 
-def _ticker(running: _Running, journal: Journal, total: int) -> Callable[[Figures], None]:
-    """What happens after each answer: the progress line, and now and then a merge, if nobody holds the store."""
+def _ticker(running: _Running, rotate: Callable[[], None], total: int) -> Callable[[Figures], None]:
+    """What happens after each answer: the progress line, and now and then a merge, if nobody holds the store.
+
+    Args:
+        rotate: closes the journal's open segment.
+    """
     priced = running.plan.row.input_price is not None
     store = LabelStore(running.store.path, lock_wait=0.0)
     merged_at = time.monotonic()
@@ -172,7 +210,7 @@ def _ticker(running: _Running, journal: Journal, total: int) -> Callable[[Figure
         if running.progress is not None:
             running.progress(figures.queries, total, figures, running.budget.cost() if priced else None)
         if time.monotonic() - merged_at >= MERGE_SECONDS:
-            journal.rotate()
+            rotate()
             with suppress(StoreError):  # someone reads it: the journal keeps everything until the next time
                 merge.merge(store, running.folder)
             merged_at = time.monotonic()

@@ -219,6 +219,7 @@ def _check(settings: Settings) -> None:
         ("--limit", settings.limit),
         ("--top", settings.top),
         ("--samples", settings.samples),
+        ("--workers", settings.workers),
     ):
         if value is not None and value < 1:
             raise UsageError(f"{option} {value} is below 1")

@@ -9,14 +9,14 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from teachers.scheduler import Answer
 
 _SCHEMA = """
 CREATE TABLE documents (document INTEGER PRIMARY KEY, doc_id TEXT, title TEXT, text TEXT, text_hash TEXT);
 CREATE TABLE lists (number INTEGER PRIMARY KEY, query_id TEXT, text TEXT, documents TEXT, ranks TEXT, n INTEGER);
-CREATE TABLE answers (request_key TEXT PRIMARY KEY, answer TEXT) WITHOUT ROWID;
+CREATE TABLE answers (request_key TEXT PRIMARY KEY, number INTEGER, answer TEXT) WITHOUT ROWID;
 """
 
 
@@ -42,22 +42,30 @@ class Task:
     prepared: dict[int, str] = field(default_factory=dict)
 
 
+class Answers(Protocol):
+    """The answers on record, and those that the job adds."""
+
+    def known(self, request_key: str) -> Answer | None:
+        """The answer to a request, if any."""
+
+    def learn(self, request_key: str, answer: Answer) -> None:
+        """Remember an answer for the rest of the job."""
+
+
 class Work:
     """The job's working file.
 
     Args:
-        path: replaced if it is there (`keep` opens it as it is: Ray's workers share one).
+        path: replaced if it is there.
     """
 
-    def __init__(self, path: Path, *, keep: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        if not keep:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         self._con = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._con.executescript("PRAGMA synchronous=OFF; PRAGMA journal_mode=OFF; PRAGMA cache_size=-4096;")
-        if not keep:
-            self._con.executescript(_SCHEMA)
-        self._any_answers = self._con.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
+        self._con.executescript(_SCHEMA)
+        self._any_answers = False
 
     def add_documents(self, rows: Iterable[tuple[int, str, str | None, str, int]]) -> None:
         """(document, doc_id, title, text, text_hash) rows."""
@@ -80,17 +88,27 @@ class Work:
         )
         self._con.execute("COMMIT")
 
-    def add_answers(self, rows: Iterable[tuple[str, Answer]]) -> None:
-        """(request_key, answer) rows; the last one of a key counts, but never in place of a complete one."""
+    def add_answers(self, rows: Iterable[tuple[int, str, Answer]]) -> None:
+        """(query's number, request_key, answer) rows; the last one of a key counts, but never in place of a complete one."""
         self._con.execute("BEGIN")
-        for request_key, answer in rows:
+        for number, request_key, answer in rows:
             known = self.known(request_key)
             if known is None or not known.complete or answer.complete:
-                self.learn(request_key, answer)
+                self.learn(request_key, answer, number)
         self._con.execute("COMMIT")
 
+    def answers_of(self, numbers: Sequence[int]) -> list[tuple[int, str, Answer]]:
+        """(number, request_key, answer) of these queries, as `add_answers` took them."""
+        if not self._any_answers:
+            return []
+        self._con.execute("CREATE INDEX IF NOT EXISTS answers_number ON answers (number)")
+        marks = ",".join("?" * len(numbers))
+        rows = self._con.execute(
+            f"SELECT number, request_key, answer FROM answers WHERE number IN ({marks})", list(numbers)
+        )
+        return [(number, key, Answer(*json.loads(answer))) for number, key, answer in rows]
+
     def known(self, request_key: str) -> Answer | None:
-        """The answer on record, if any."""
         if not self._any_answers:
             return None
         row = self._con.execute("SELECT answer FROM answers WHERE request_key = ?", (request_key,)).fetchone()
@@ -100,20 +118,14 @@ class Work:
         """Candidates per query, in query order."""
         return [n for (n,) in self._con.execute("SELECT n FROM lists ORDER BY number")]
 
-    def numbers(self) -> list[int]:
-        """The queries' numbers, in query order."""
-        return [number for (number,) in self._con.execute("SELECT number FROM lists ORDER BY number")]
-
-    def tasks(self, part: int = 0, parts: int = 1, *, longest_first: bool = True) -> Iterator[Task]:
-        """Tasks one by one; longest lists first, so that no long query is left alone at the end."""
+    def numbers(self, *, longest_first: bool = False) -> list[int]:
+        """The queries' numbers, in query order or by the length of their lists."""
         order = "n DESC, number" if longest_first else "number"
-        numbers = [
-            number
-            for (number,) in self._con.execute(
-                f"SELECT number FROM lists WHERE number % ? = ? ORDER BY {order}", (parts, part)
-            )
-        ]
-        for number in numbers:
+        return [number for (number,) in self._con.execute(f"SELECT number FROM lists ORDER BY {order}")]
+
+    def tasks(self) -> Iterator[Task]:
+        """Tasks one by one; longest lists first, so that no long query is left alone at the end."""
+        for number in self.numbers(longest_first=True):
             yield self.task(number)
 
     def task(self, number: int) -> Task:
@@ -136,11 +148,10 @@ class Work:
         if remove:
             self.path.unlink(missing_ok=True)
 
-    def learn(self, request_key: str, answer: Answer) -> None:
-        """Remember an answer for the rest of the job."""
+    def learn(self, request_key: str, answer: Answer, number: int | None = None) -> None:
         self._any_answers = True
         body = json.dumps([getattr(answer, name) for name in _ANSWER_FIELDS], separators=(",", ":"))
-        self._con.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (request_key, body))
+        self._con.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (request_key, number, body))
 
     def begin(self) -> None:
         """What is learnt from here on need not be on disk: the journal has it, and the file ends with the job."""

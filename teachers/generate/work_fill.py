@@ -53,20 +53,29 @@ def fill(con: duckdb.DuckDBPyConnection, made: Plan, work: Work) -> int:
             where,
         )
     )
-    answers = _rows(
-        con,
-        """SELECT r.request_key, c.call_key, c.status, c.parsed, c.scores, c.n_missing + c.n_repeated + c.n_out_of_range,
-                  c.tokens_in, c.tokens_out, c.attempt, c.reply
-           FROM calls c JOIN requests r USING (request) JOIN teachers t ON t.teacher = r.teacher
-           WHERE t.teacher_key = ? AND r.query IN (SELECT query FROM todo) ORDER BY c.call""",
-        [made.row.teacher_key],
-    )
-    work.add_answers((row[0], _answer(row)) for row in answers)
+    work.add_answers(answers(con, made, "SELECT number, query FROM todo"))
     return int(queries)
 
 
+def answers(con: duckdb.DuckDBPyConnection, made: Plan, queries: str) -> Iterator[tuple[int, str, Answer]]:
+    """(number, request_key, answer) of all calls on record, in the order in which they were made.
+
+    Args:
+        queries: a query that gives (number, query).
+    """
+    rows = _rows(
+        con,
+        f"""SELECT q.number, r.request_key, c.call_key, c.status, c.parsed, c.scores,
+                   c.n_missing + c.n_repeated + c.n_out_of_range, c.tokens_in, c.tokens_out, c.attempt, c.reply
+            FROM ({queries}) q JOIN requests r USING (query) JOIN calls c USING (request)
+            JOIN teachers t ON t.teacher = r.teacher WHERE t.teacher_key = ? ORDER BY c.call""",
+        [made.row.teacher_key],
+    )
+    return ((row[0], row[1], _answer(row[2:])) for row in rows)
+
+
 def _answer(row: tuple[Any, ...]) -> Answer:
-    _, call_key, status, parsed, scores, repairs, tokens_in, tokens_out, attempt, reply = row
+    call_key, status, parsed, scores, repairs, tokens_in, tokens_out, attempt, reply = row
     return Answer(
         call_key=call_key,
         status=status,

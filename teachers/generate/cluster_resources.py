@@ -1,0 +1,117 @@
+"""What a Ray cluster gives: the connection, a worker's share of it, and the file that shows whether disks are shared."""
+
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from labelstore.errors import UsageError
+from teachers.errors import TeacherError
+from teachers.generate.plan import Plan
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+INSTALL = "pip install 'msft[ray]' on every machine of the cluster"
+
+
+@contextmanager
+def connected() -> Iterator[Any]:
+    """The module `ray`, connected: to RAY_ADDRESS, to a cluster that runs here, or to one of its own on this machine.
+
+    Raises:
+        TeacherError: if Ray is not installed (exit code 2), or the cluster does not answer (exit code 5).
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPU sees none
+    try:
+        import ray
+    except ImportError as error:
+        raise TeacherError("Ray is not installed", hint=INSTALL, exit_code=2) from error
+    if ray.is_initialized():
+        with _quiet():
+            yield ray
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, TimeoutError) as error:
+        raise TeacherError(
+            f"no connection to Ray: {str(error).strip().partition(chr(10))[0]}",
+            hint="RAY_ADDRESS names the cluster (`ray start --head` begins one); unset it to work on this machine alone",
+            exit_code=5,
+        ) from error
+    try:
+        with _quiet():
+            yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray prints of lost workers to stdout, which is for data; the driver notes each loss itself."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def per_worker(ray: Any, plan: Plan) -> dict[str, float]:
+    """What each worker asks of Ray: the GPUs that its model takes, or an equal part of the cores.
+
+    Raises:
+        UsageError: if the cluster has not that much.
+    """
+    number, arguments = plan.settings.workers, plan.settings.engine_arguments
+    has = ray.cluster_resources()
+    gpus, cores = int(has.get("GPU", 0)), int(has.get("CPU", 0))
+    if gpus:
+        each = int(arguments.get("tensor_parallel_size", 1)) * int(arguments.get("pipeline_parallel_size", 1))
+        if number * each > gpus:
+            raise UsageError(
+                f"{number} workers with {each} GPUs each: the cluster has {gpus}",
+                hint=f"--workers {gpus // each}" if gpus >= each else "a smaller tensor_parallel_size",
+            )
+        return {"num_gpus": each, "num_cpus": 1}
+    if number > cores:
+        raise UsageError(f"{number} workers: the cluster has {cores} cores", hint=f"--workers {cores}")
+    return {"num_cpus": cores // number}
+
+
+def words(ray: Any, number: int, resources: Mapping[str, float]) -> str:
+    """What is about to start, for the log."""
+    machines = sum(node["Alive"] for node in ray.nodes())
+    each = ", ".join(
+        f"{int(amount)} {name.removeprefix('num_').upper()}" for name, amount in resources.items()
+    )
+    return f"ray: {number} workers with {each} each on {machines} machine{'s' * (machines > 1)}"
+
+
+def reason(error: BaseException) -> str:
+    """Why a worker was lost, on one line: of a traceback from afar its last one."""
+    text = _COLOUR.sub("", str(error)).strip()
+    lines = text.splitlines() or [type(error).__name__]
+    return lines[-1 if "Traceback (most recent call last)" in text else 0].strip()
+
+
+@contextmanager
+def locked(folder: Path, job_key: str) -> Iterator[str]:
+    """The name of a file in the journal's folder that is locked meanwhile: workers tell by it what they share."""
+    path = folder / f"{job_key}-cluster.{os.getpid()}.work"
+    with path.open("xb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield path.name
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Write a segment that came by wire: whole or not at all, and on disk when this returns."""
+    half = path.with_suffix(".half")
+    with half.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    half.replace(path)
