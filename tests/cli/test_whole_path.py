@@ -156,6 +156,8 @@ def test_documents_in_tested_student_out(store: Path, tiny_bert: Path) -> None:
     assert [(s["objective"], s["steps"]) for s in stages] == [("cl", 4), ("kd", 4)]
     again = rows(store, "eval", "--dataset", "own/test", "--measure", "nDCG@10")
     assert again == table
+    assert msft(store, "show", "lineage", "student-cl-kd").stdout.count("view") >= 2
+    assert msft(store, "verify").returncode == 0
 
 
 @pytest.mark.parametrize(
