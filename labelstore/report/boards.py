@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import duckdb
 import numpy as np
 
-from labelstore import evaluation, lookup, measuring, significance
+from labelstore import comparison, evaluation, lookup, measuring, significance
 from labelstore.evaluation import System
 
 LEVEL = 0.95
@@ -23,6 +23,7 @@ class Difference:
     high: float
     p_value: float  # two-sided paired t-test
     p_holm: float  # corrected over all re-rankings of the dataset under this measure
+    verdict: str  # better, worse, equivalent, inconclusive: `msft compare`'s rule with its default margin
 
 
 @dataclass(frozen=True)
@@ -251,14 +252,23 @@ def _differences(
         s: significance.paired_t(scores[s, measure], scores[b, measure]).p_value for s, b in pairs.items()
     }
     corrected = dict(zip(tests, significance.holm(list(tests.values())), strict=True)) if tests else {}
-    made = {}
-    for system, base in pairs.items():
-        difference = scores[system, measure] - scores[base, measure]
-        bounds = significance.interval(difference, LEVEL)
-        made[system] = Difference(
-            float(difference.mean()), bounds.low, bounds.high, tests[system], corrected[system]
-        )
-    return made
+    return {
+        system: _difference(scores[system, measure] - scores[base, measure], tests[system], corrected[system])
+        for system, base in pairs.items()
+    }
+
+
+def _difference(values: np.ndarray, p_value: float, p_holm: float) -> Difference:
+    mean = float(values.mean())
+    bounds, narrow = significance.interval(values, LEVEL), significance.interval(values, 0.9)
+    judged = {
+        "margin": comparison.MARGIN,
+        "ci90_low": narrow.low,
+        "ci90_high": narrow.high,
+        "p_holm": p_holm,
+        "difference": mean,
+    }
+    return Difference(mean, bounds.low, bounds.high, p_value, p_holm, comparison.verdict(judged))
 
 
 def _recall(system: System, measures: Sequence[str], measured: set[str]) -> str:

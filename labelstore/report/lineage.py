@@ -139,7 +139,9 @@ def _sources(con: duckdb.DuckDBPyConnection) -> dict[object, list[Source]]:
             "licence",
         )
         grouped.setdefault(view, []).append(
-            Source(KINDS.get(kind, kind), name, facts(**dict(zip(names, about, strict=True))))
+            Source(
+                KINDS.get(kind, kind), name or "replaced since", facts(**dict(zip(names, about, strict=True)))
+            )
         )
     return grouped
 

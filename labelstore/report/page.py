@@ -21,7 +21,7 @@ import jinja2
 from markupsafe import Markup, escape
 from scipy import stats
 
-from labelstore import lookup, measuring, significance
+from labelstore import comparison, lookup, measuring
 from labelstore.errors import MsftError
 from labelstore.report import boards, explorer, labels, lineage, plots, svg, training
 from labelstore.report.boards import Board
@@ -266,6 +266,7 @@ def render(page: Page, explorers: Sequence[explorer.Explorer]) -> str:
             embedded({"boards": page.differences, "explorers": [e.data() for e in explorers if e.queries]})
         ),
         verdict=_verdict,
+        margin=comparison.MARGIN,
     )
 
 
@@ -372,11 +373,10 @@ def _verdict(board: Board) -> list[str]:
     ]
     student = next((row for row in board.of_kind("student")), None)
     if student is not None and (difference := student.values[board.headline].difference) is not None:
-        sure = "" if difference.p_holm < significance.ALPHA else ", no significant difference"
         said.append(
             f"The best student alone, {student.name}, lies {_signed(difference.mean)} "
-            f"[{_signed(difference.low)}, {_signed(difference.high)}] from {student.system.first_stage}"
-            f" (Holm p {_p(difference.p_holm)}{sure})."
+            f"[{_signed(difference.low)}, {_signed(difference.high)}] from {student.system.first_stage}: "
+            f"{difference.verdict}."
         )
     return said
 

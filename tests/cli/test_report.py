@@ -104,6 +104,7 @@ def test_the_leaderboard_has_the_stores_values(browser: Browser, made: tuple[Lab
     ((recall,),) = rows(store, "SELECT value FROM results WHERE system = 'kd-12@bm25' AND measure = 'R@20'")
     assert dict(cells)["Δ"].startswith(f"{difference:+.3f}")
     assert dict(cells)["recall@20"] == f"{recall:.3f}"
+    assert dict(cells)["verdict"].split() == ["better", "p", "<", "0.001"]
     quiet(browser, file)
 
 

@@ -14,8 +14,9 @@ import itertools
 import report_store
 
 from cli.main import run
+from labelstore import comparison, lookup
 from labelstore.errors import MsftError
-from labelstore.report import page, plots, svg
+from labelstore.report import boards, page, plots, svg
 from labelstore.store import LabelStore
 
 
@@ -178,6 +179,22 @@ def test_a_store_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
         run(["report", "--store", str(tmp_path / "no.duckdb"), "-o", str(tmp_path / "r.html")])
     assert ended.value.code == 4
     assert "hint:" in capsys.readouterr().err
+
+
+def test_verdicts_follow_the_rule_of_compare(store: LabelStore) -> None:
+    with store.read() as con:
+        board = boards.board(con, lookup.dataset(con, "toy/test"))
+    found = {row.name: row.values["nDCG@10"].difference for row in board.rows}
+    names = [name for name, difference in found.items() if difference]
+    assert len(names) == 5
+    for row in comparison.compare(store, ["bm25", *names], ["toy/test"], measures=["nDCG@10"]):
+        difference = found[row["system"]]
+        assert difference is not None
+        assert (difference.mean, difference.low, difference.high) == pytest.approx(
+            (row["difference"], row["ci95_low"], row["ci95_high"])
+        )
+        assert difference.p_holm == pytest.approx(row["p_holm"])
+        assert difference.verdict == row["verdict"]
 
 
 # -------------------------------------------------------------------------------------------------------------- plots
