@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup demo test lint bench faults setup-ci setup-colbert clean
+.PHONY: setup demo test lint docs bench faults fixtures setup-ci setup-colbert clean
 
 setup: $(VENV)/.ready
 
@@ -27,11 +27,18 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: setup
+	$(BIN)/python docs/generate.py
+
 bench: setup
 	$(BIN)/python -m benchmarks
 
 faults: setup
 	$(BIN)/python -m pytest tests/faults --full
+
+# Stored stores that migrations are tried on: only while their schema version is not released.
+fixtures: setup
+	$(BIN)/python tests/fixtures/make_stores.py
 
 # What CI adds so that no test is skipped: vLLM's CPU build, Anserini on a Java in a wheel, Ray.
 setup-ci: setup

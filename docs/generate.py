@@ -1,0 +1,267 @@
+"""Writes docs/schema.md from labelstore/schema.sql and docs/commands.md from the command line itself.
+
+`python docs/generate.py` (or `make docs`) after a change to either; a test compares the pages with what this makes.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import typer
+
+FOLDER = Path(__file__).resolve().parent
+_COMMON = ("store", "format", "quiet", "verbose", "debug")
+
+
+# ------------------------------------------------------------------------------------------------------------ schema
+def schema_page() -> str:
+    """Every table and view with its columns, in the order of schema.sql."""
+    import duckdb
+
+    sql = files("labelstore").joinpath("schema.sql").read_text("utf-8")
+    con = duckdb.connect()
+    con.execute(sql)
+    comments = _column_comments(sql)
+    columns: dict[str, list[tuple[str, str]]] = {}
+    for table, column, kind in con.execute(
+        "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE NOT internal ORDER BY table_name, column_index"
+    ).fetchall():
+        columns.setdefault(table, []).append((column, kind))
+    about = dict(
+        con.execute(
+            """SELECT table_name, comment FROM duckdb_tables() UNION ALL
+               SELECT view_name, comment FROM duckdb_views() WHERE NOT internal"""
+        ).fetchall()
+    )
+    lines = [
+        "# The store's schema",
+        "",
+        "<!-- Made from labelstore/schema.sql by docs/generate.py. -->",
+        "",
+        _introduction(sql),
+        "",
+        "`msft sql` asks the store; the views at the end carry text ids, so most questions need no surrogate key.",
+        "",
+    ]
+    for kind, name in _outline(sql):
+        if kind == "section":
+            lines += [f"## {name}", ""]
+            continue
+        lines += [f"### {name}", "", about[name] + ".", ""]
+        if kind == "view":
+            lines += [", ".join(f"`{column}`" for column, _ in columns[name]), ""]
+            continue
+        lines += ["| column | type | |", "|---|---|---|"]
+        lines += [
+            f"| `{column}` | {_type(of)} | {_cell(comments[name, column])} |" for column, of in columns[name]
+        ]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _introduction(sql: str) -> str:
+    """The comment at the head of the file, as paragraphs."""
+    head = sql.split("\n\n", 1)[0].splitlines()
+    paragraphs: list[list[str]] = [[]]
+    for line in head:
+        text = line.removeprefix("--").strip()
+        paragraphs[-1].append(text) if text else paragraphs.append([])
+    return "\n\n".join(" ".join(paragraph) for paragraph in paragraphs if paragraph)
+
+
+def _outline(sql: str) -> Iterator[tuple[str, str]]:
+    """(section | table | view, its name) in the file's order."""
+    for line in sql.splitlines():
+        if found := re.match(r"-- -{10,} (.+)", line):
+            yield "section", found[1][0].upper() + found[1][1:]
+        elif found := re.match(r"CREATE (TABLE|VIEW) (\w+)", line):
+            yield found[1].lower(), found[2]
+
+
+def _column_comments(sql: str) -> dict[tuple[str, str], str]:
+    """(table, column) -> the comment behind it."""
+    comments, table = {}, None
+    for line in sql.splitlines():
+        if found := re.match(r"CREATE TABLE (\w+)", line):
+            table = found[1]
+        elif line.startswith(")"):
+            table = None
+        elif table and (found := re.match(r"\s+(\w+)\s+.*?--\s*(.+)", line)):
+            comments[table, found[1]] = found[2].strip()
+    return comments
+
+
+def _type(name: str) -> str:
+    return name.lower().replace("timestamp with time zone", "timestamptz")
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+@dataclass(frozen=True)
+class Parameter:
+    """An argument or option as a command's function declares it."""
+
+    name: str
+    kind: Any  # its type: str, int, bool, Path, an enum; of several: the type of one
+    info: Any  # typer's ArgumentInfo or OptionInfo
+    default: Any
+    repeatable: bool
+
+    @property
+    def is_argument(self) -> bool:
+        return isinstance(self.info, typer.models.ArgumentInfo)
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """--names as they were declared; typer keeps the first of them apart, as a default."""
+        first = self.info.default
+        named = (first,) if isinstance(first, str) and first.startswith("-") else ()
+        return (*named, *(self.info.param_decls or ()))
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A command that does something: its full name, help, example and parameters."""
+
+    name: str
+    help: str
+    example: str
+    parameters: tuple[Parameter, ...]
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options, as `--help` has them."""
+    from cli.main import app
+
+    found = sorted(leaves(app, "msft"), key=lambda leaf: leaf.name)
+    common = {
+        p.name: p
+        for leaf in found
+        for p in leaf.parameters
+        if f"--{p.name}" in p.declared and p.name in _COMMON and leaf.name == "msft status"
+    }
+    lines = [
+        "# Commands",
+        "",
+        "<!-- Made from the command line by docs/generate.py. -->",
+        "<!-- docs: parse a reference; the guides run these commands -->",
+        "",
+        "stdout is data, stderr is talk. Exit codes: 0 ok, 1 failure, 2 usage, 3 store locked or from a newer version,",
+        "4 data missing, 5 teacher engine, 6 partly done, 130 interrupted.",
+        "",
+        "Every command takes these (`--format` where it lists):",
+        "",
+        *_table([common[name] for name in _COMMON]),
+        "",
+    ]
+    for leaf in found:
+        own = [p for p in leaf.parameters if not any(p.info is c.info for c in common.values())]
+        arguments = [p for p in own if p.is_argument]
+        options = [p for p in own if not p.is_argument]
+        usage = " ".join([leaf.name, *(["[OPTIONS]"] if options else []), *(_metavar(p) for p in arguments)])
+        lines += [f"## {leaf.name}", "", _text(leaf.help), "", f"`{usage}`", ""]
+        if own:
+            lines += [*_table([*arguments, *options]), ""]
+        lines += ["```sh", leaf.example, "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def leaves(app: typer.Typer, name: str) -> Iterator[Leaf]:
+    """Every command of an app, groups flattened."""
+    for command in app.registered_commands:
+        signature = inspect.signature(command.callback)
+        yield Leaf(
+            f"{name} {command.name}",
+            command.help or "",
+            (command.epilog or "").removeprefix("Example: "),
+            tuple(map(_parameter, signature.parameters.values())),
+        )
+    for group in app.registered_groups:
+        yield from leaves(group.typer_instance, f"{name} {group.name}")
+
+
+def _parameter(declared: inspect.Parameter) -> Parameter:
+    kind, info = get_args(declared.annotation)[:2]
+    several = get_origin(kind) is list
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    if parts and not several:  # X | None
+        kind = parts[0]
+        several = get_origin(kind) is list
+    if several:
+        kind = get_args(kind)[0]
+    return Parameter(declared.name, kind, info, declared.default, several)
+
+
+def _text(help: str) -> str:
+    paragraphs = re.split(r"\n\s*\n", help.strip())
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def _metavar(parameter: Parameter) -> str:
+    name = parameter.name.upper() + ("..." if parameter.repeatable else "")
+    return name if parameter.required else f"[{name}]"
+
+
+def _table(parameters: list[Parameter]) -> list[str]:
+    lines = ["| | default | |", "|---|---|---|"]
+    for p in parameters:
+        shown = f"`{_metavar(p)}`" if p.is_argument else _names(p)
+        lines.append(f"| {shown} | {_default(p)} | {_cell(p.info.help or '')} |")
+    return lines
+
+
+def _names(p: Parameter) -> str:
+    declared = [name for names in p.declared for name in names.split("/")]
+    if not declared:
+        option = p.name.replace("_", "-")
+        declared = [f"--{option}", f"--no-{option}"] if p.kind is bool else [f"--{option}"]
+    takes = "" if p.kind is bool else f" {_kind(p)}"
+    return ", ".join(f"`{name}`" for name in declared) + takes + (", repeatable" if p.repeatable else "")
+
+
+def _kind(p: Parameter) -> str:
+    if isinstance(p.kind, type) and issubclass(p.kind, Enum):
+        return " \\| ".join(str(member.value) for member in p.kind)
+    return {int: "N", float: "X", str: "TEXT", Path: "PATH"}[p.kind]
+
+
+def _default(p: Parameter) -> str:
+    if isinstance(p.info.show_default, str):
+        return f"`{p.info.show_default}`"
+    if p.required:
+        return "required"
+    if p.default is None or p.default is False:
+        return ""
+    if p.default is True:
+        return "on"
+    return f"`{getattr(p.default, 'value', p.default)}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+PAGES = {"schema.md": schema_page, "commands.md": commands_page}
+
+
+def main() -> None:
+    """Write the pages that differ."""
+    for name, make in PAGES.items():
+        file, text = FOLDER / name, make()
+        if not file.exists() or file.read_text("utf-8") != text:
+            file.write_text(text, encoding="utf-8")
+            print(f"docs/{name}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(FOLDER.parent))
+    main()

@@ -1,0 +1,76 @@
+"""The folders that documentation pages' commands run in: small collections under the names that the pages use."""
+
+import gzip
+import json
+import random
+import shutil
+from pathlib import Path
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+TOPICS = ("otter", "walnut", "glacier", "violin", "harbor", "comet", "meadow", "copper", "falcon", "lantern")
+FILLER = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "that",
+    "is",
+    "was",
+    "for",
+    "on",
+    "with",
+    "as",
+    "it",
+    "be",
+    "at",
+    "by",
+    "this",
+]
+
+
+def small(folder: Path) -> None:
+    """``mydata`` (and ``FOLDER``, the same): 240 passages, 60 queries in three judged splits; ``mydata/log``: a query log."""
+    here = folder / "mydata"
+    (here / "log").mkdir(parents=True)
+    rng = random.Random(7)
+    passages = []
+    for n in range(240):
+        words = [TOPICS[n % 10], TOPICS[(n // 10) % 10], *rng.choices(FILLER, k=12), f"w{n}"]
+        rng.shuffle(words)
+        passages.append({"doc_id": f"{n:04d}", "title": f"Passage {n}", "text": " ".join(words)})
+    (here / "docs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in passages))
+    queries, judged = [], []
+    for q in range(60):
+        relevant = passages[q * 4]
+        topics = [word for word in relevant["text"].split() if word in TOPICS]
+        queries.append(f"q{q:02d}\t{' '.join([*topics, rng.choice(FILLER), f'about{q}'])}\n")
+        judged.append(f"q{q:02d} 0 {relevant['doc_id']} 1\n")
+    (here / "queries.tsv").write_text("".join(queries))
+    for split, part in {"train": slice(0, 30), "dev": slice(30, 40), "test": slice(40, 60)}.items():
+        (here / f"qrels.{split}.txt").write_text("".join(judged[part]))
+    log = [f"l{q:02d}\t{rng.choice(TOPICS)} and {rng.choice(TOPICS)} {q}\n" for q in range(30)]
+    (here / "log" / "queries.tsv").write_text("".join(log))
+    (folder / "FOLDER").symlink_to(here)
+
+
+def mysearch(folder: Path) -> None:
+    """``mysearch``: cranfield's passages and two thirds of its queries as a log; the rest, judged, in ``mysearch/judged``."""
+    here, source = folder / "mysearch", SHARED / "cranfield"
+    (here / "judged").mkdir(parents=True)
+    shutil.copy(source / "docs.jsonl.gz", here / "docs.jsonl.gz")
+    queries = [line for line in _lines(source / "queries.tsv.gz") if line]
+    held_out = {line.split("\t")[0] for line in queries[2::3]}
+    for file, wanted in ((here / "queries.tsv", False), (here / "judged" / "queries.tsv", True)):
+        chosen = [line for line in queries if (line.split("\t")[0] in held_out) == wanted]
+        file.write_text("".join(line + "\n" for line in chosen))
+    judged = [line for line in _lines(source / "qrels.txt.gz") if line and line.split()[0] in held_out]
+    (here / "judged" / "qrels.txt").write_text("".join(line + "\n" for line in judged))
+
+
+def _lines(file: Path) -> list[str]:
+    with gzip.open(file, "rt", encoding="utf-8") as text:
+        return text.read().split("\n")
+
+
+FOLDERS = {"small": small, "mysearch": mysearch}

@@ -1,0 +1,135 @@
+"""Runs a page's commands in one folder, as a user would in one shell.
+
+Plain msft commands share one process, so that torch is imported once; other lines (pipes, ``&``, curl) are bash's.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Shell:
+    """One folder, one environment, one process for plain commands; what runs in the background ends with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        clean = {k: v for k, v in os.environ.items() if k != "MSFT_STORE"}
+        self._environment = {**clean, "PATH": path, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        self._behind: list[subprocess.Popen[bytes]] = []
+        self._msft = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())], cwd=folder, env=self._environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Shell":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        for process in [*self._behind, self._msft]:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def run(self, line: str, words: tuple[str, ...] | None) -> Done:
+        """One line; `words` are those of a plain msft command."""
+        if words is not None:
+            return self._ask({"words": list(words)})
+        if line.startswith("export "):
+            name, _, value = shlex.split(line)[1].partition("=")
+            self._environment[name] = value
+            return self._ask({"name": name, "value": value})
+        if line.rstrip().endswith("&"):
+            return self._serve(line.rstrip().removesuffix("&"))
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=self._folder,
+            env=self._environment,
+            text=True,
+            capture_output=True,
+            timeout=300,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def _ask(self, message: dict[str, Any]) -> Done:
+        assert self._msft.stdin is not None
+        assert self._msft.stdout is not None
+        self._msft.stdin.write(json.dumps(message) + "\n")
+        self._msft.stdin.flush()
+        answer = self._msft.stdout.readline()
+        assert answer, f"the process ended with {self._msft.wait()} in {message}"
+        return Done(**json.loads(answer))
+
+    def _serve(self, line: str) -> Done:
+        """Start a server behind; done when it answers on its port."""
+        words = shlex.split(line)
+        port = words[words.index("--port") + 1]
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {line}"], cwd=self._folder, env=self._environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self._behind.append(process)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    return Done(0, "", "")
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        said = process.stderr.read().decode() if process.poll() is not None and process.stderr else ""
+        return Done(process.poll() or 1, "", f"no answer on port {port}; {said}")
+
+
+def _main() -> None:
+    """The process of the plain commands: a request a line, an answer a line."""
+    from cli.main import run
+
+    answers = os.fdopen(os.dup(1), "w", buffering=1)  # what libraries write to 1 does not come between
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "name" in request:
+            os.environ[request["name"]] = request["value"]
+            answers.write(json.dumps({"code": 0, "out": "", "err": ""}) + "\n")
+            continue
+        sys.argv = ["msft", *request["words"]]
+        code = 0
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            contextlib.redirect_stderr(io.StringIO()) as err,
+        ):
+            try:
+                run(request["words"])
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else 1
+        answers.write(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}) + "\n")
+
+
+if __name__ == "__main__":
+    _main()

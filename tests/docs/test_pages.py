@@ -1,0 +1,212 @@
+"""Every command in README, CONTRIBUTING and docs/ runs, in order, in a folder of its own; what a mark skips is parsed."""
+
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pages
+import parsing
+import pytest
+from folders import FOLDERS
+from runner import Done, Shell
+
+GUIDE = "guide-search-engine.md"
+
+
+def page_ids() -> list[object]:
+    """A test for each page that runs something, with what it needs."""
+    found = []
+    for path in pages.all_pages():
+        page = pages.read(path)
+        if page.to_run and page.name != GUIDE:
+            found.append(pytest.param(path, id=page.name, marks=[pytest.mark.needs(n) for n in page.needs]))
+    return found
+
+
+def run_page(path: Path, folder: Path) -> list[tuple[pages.Command, Done]]:
+    page = pages.read(path)
+    FOLDERS[page.folder](folder)
+    done = []
+    with Shell(folder) as shell:
+        for command in page.to_run:
+            ended = shell.run(command.line, command.words)
+            assert ended.code == command.code, f"{command.where}: {command.line}\n{ended.out}\n{ended.err}"
+            assert "Traceback" not in ended.err, f"{command.where}: {command.line}\n{ended.err}"
+            done.append((command, ended))
+    return done
+
+
+@pytest.mark.parametrize("path", page_ids())
+def test_a_pages_commands_run(path: Path, tmp_path: Path) -> None:
+    assert run_page(path, tmp_path)
+
+
+@pytest.mark.needs("shared")
+def test_the_guide_leads_from_a_query_log_to_a_verdict(tmp_path: Path) -> None:
+    done = run_page(pages.ROOT / "docs" / GUIDE, tmp_path)
+    said = {command.line: ended for command, ended in done}
+    store = tmp_path / "mysearch.duckdb"
+    verdicts = [line for line in said if line.startswith("msft compare")]
+    assert verdicts
+    with Shell(tmp_path) as shell:
+
+        def rows(*words: str) -> list[dict[str, object]]:
+            ended = shell.run("", (*words, "--store", str(store), "--format", "json"))
+            assert ended.code == 0, ended.err
+            return json.loads(ended.out)
+
+        verdict = {row["system"]: row for row in rows(*shlex.split(verdicts[0], comments=True)[1:])}
+        judged = rows("sql", "SELECT count(*) AS n FROM judgments WHERE dataset = 'mysearch/log'")
+        sources = rows("sql", "SELECT DISTINCT objective, made_from, teacher FROM student_sources")
+        labels = rows("sql", "SELECT lists, ok FROM labeling_quality")
+    assert {row["verdict"] for row in verdict.values()} <= {"better", "worse", "equivalent", "inconclusive"}
+    assert all(row["baseline"] == "bm25s" and row["n_queries"] == 75 for row in verdict.values())
+    # No judgment went into the student: its labels come from the offline teacher alone.
+    assert judged == [{"n": 0}]
+    assert {row["objective"] for row in sources} == {"kd"}
+    assert "minilm" in {row["teacher"] for row in sources}
+    assert labels == [{"lists": 150, "ok": 150}]
+    # What a bi-encoder's order teaches in a minute is no worse than noise: fused with BM25 it does not hurt.
+    fused = next(row for name, row in verdict.items() if "+" in str(name))
+    assert fused["difference"] > -0.02
+    served = [ended for line, ended in said.items() if line.startswith("curl")]
+    assert [sorted(row) for row in json.loads(served[0].out)] == [["index", "score"]] * 2
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
+
+
+@pytest.mark.parametrize("path", pages.all_pages(), ids=lambda path: path.name)
+def test_every_command_parses(path: Path) -> None:
+    page = pages.read(path)
+    for command in page.commands:
+        words = list(command.words) if command.words is not None else pages.msft_words(command.line)
+        if words:
+            try:
+                parsing.parse(words)
+            except Exception as error:  # noqa: BLE001 - typer's errors have no public base over its versions
+                pytest.fail(f"{command.where}: {command.line}\n{getattr(error, 'message', None) or error}")
+
+
+@pytest.mark.parametrize("path", pages.all_pages(), ids=lambda path: path.name)
+def test_every_command_that_a_text_mentions_exists(path: Path) -> None:
+    wrong = []
+    for mention, where in pages.read(path).mentions:
+        try:
+            words = shlex.split(mention)[1:]
+        except ValueError:
+            words = mention.split()[1:]
+        problem = parsing.check_mention([w for w in words if w not in ("…", "...")])
+        if problem:
+            wrong.append(f"{where}: `{mention}`: {problem}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", pages.all_pages(), ids=lambda path: path.name)
+def test_links_within_the_project_lead_somewhere(path: Path) -> None:
+    text = path.read_text("utf-8")
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        there = (path.parent / file).resolve() if file else path
+        if not there.exists() or (anchor and there.suffix == ".md" and anchor not in _anchors(there)):
+            broken.append(target)
+    assert broken == []
+
+
+def _anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", ["schema.md", "commands.md"])
+def test_a_generated_page_is_current(name: str) -> None:
+    spec = importlib.util.spec_from_file_location("generate", pages.ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    sys.modules["generate"] = generate
+    spec.loader.exec_module(generate)
+    held = (pages.ROOT / "docs" / name).read_text("utf-8")
+    assert held == generate.PAGES[name](), "`make docs` writes it anew"
+
+
+# --------------------------------------------------------------------------------------- the marks and the parser itself
+def test_marks_say_what_is_run_and_what_is_parsed() -> None:
+    text = """# Page
+<!-- docs: folder small -->
+<!-- docs: skip [msft teachers] needs a GPU -->
+<!-- docs: run msft status -->
+```sh
+export MSFT_STORE=a.duckdb
+msft data list   # what is there
+$ msft teachers generate \\
+    --model rankzephyr
+msft sql "SELECT 1 | 2" --format json
+```
+Text with `msft eval --dataset D`.
+```python
+msft = 1
+```
+<!-- docs: exit 6 -->
+```
+msft teachers generate --model x --max-calls 1
+msft sql "SELECT 1" | head
+```
+"""
+    page = pages.read(Path("page.md"), text)
+    assert [(c.line, c.skipped, c.code, c.hidden) for c in page.commands] == [
+        ("export MSFT_STORE=a.duckdb", None, 0, False),
+        ("msft data list   # what is there", None, 0, False),
+        ("msft status", None, 0, True),
+        ("msft teachers generate --model rankzephyr", "needs a GPU", 0, False),
+        ('msft sql "SELECT 1 | 2" --format json', None, 0, False),
+        ("msft teachers generate --model x --max-calls 1", None, 0, False),
+        ('msft sql "SELECT 1" | head', None, 6, False),
+    ]
+    assert page.commands[1].words == ("data", "list")
+    assert page.commands[-1].words is None
+    assert page.mentions == [("msft eval --dataset D", "page.md:12")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- docs: skip -->\n```\nmsft status\n```",
+        "<!-- docs: skp needs a GPU -->\n```\nmsft status\n```",
+        "<!-- docs: skip needs a GPU -->\nno block",
+        "```sh\nmsft status",
+    ],
+)
+def test_a_mark_that_means_nothing_fails(text: str) -> None:
+    with pytest.raises(ValueError, match=r"page\.md"):
+        pages.read(Path("page.md"), text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["frobnicate"],
+        ["eval", "--dtaset", "x"],
+        ["eval", "--depth", "many"],
+        ["data", "add"],
+        ["data", "sow"],
+    ],
+)
+def test_the_parser_refuses_what_msft_refuses(words: list[str]) -> None:
+    with pytest.raises(Exception):  # noqa: B017 - typer's errors have no public base over its versions
+        parsing.parse(words)
+    if words != ["data", "add"] and "many" not in words:
+        assert parsing.check_mention(words)
+
+
+def test_the_shell_reports_a_failure(tmp_path: Path) -> None:
+    with Shell(tmp_path) as shell:
+        assert shell.run("export MSFT_STORE=none.duckdb", None).code == 0
+        ended = shell.run("", ("data", "list"))
+        assert ended.code == 4
+        assert "none.duckdb" in ended.err
+        assert shell.run("msft data list | cat; exit 3", None).code == 3
