@@ -263,7 +263,13 @@ def render(page: Page, explorers: Sequence[explorer.Explorer]) -> str:
         script=Markup(script),
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
         data=Markup(
-            embedded({"boards": page.differences, "explorers": [e.data() for e in explorers if e.queries]})
+            embedded(
+                {
+                    "boards": page.differences,
+                    "explorers": [e.data() for e in explorers if e.queries],
+                    "students": bool(page.students),
+                }
+            )
         ),
         verdict=_verdict,
         margin=comparison.MARGIN,

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import Browser
 
+from cli.main import run
 from labelstore.store import LabelStore
 
 
@@ -98,6 +100,41 @@ def test_again_it_repeats_nothing_and_says_the_same(
     assert other.returncode == 1
     assert "--fresh" in other.stderr
     assert other.stdout == ""
+
+
+@pytest.mark.needs("chromium")
+def test_its_report_draws_what_its_store_holds(
+    done: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    store, file = done[0] / "demo" / "demo.duckdb", tmp_path / "report.html"
+    with pytest.raises(SystemExit) as ended:
+        run(["report", "--store", str(store), "-o", str(file), "-q"])
+    assert ended.value.code == 0
+    assert file.stat().st_size < 5_000_000
+    with LabelStore(store).read() as con:
+        sql = (
+            "SELECT coalesce(student, system), value FROM results WHERE measure = 'RR@10' AND kind <> 'fused'"
+        )
+        values = dict(con.execute(sql).fetchall())
+        ((losses,),) = con.execute("SELECT count(DISTINCT (objective, loss)) FROM student_stages").fetchall()
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(file)
+        drawn = browser.run(
+            """[...document.querySelectorAll('table[data-measure="RR@10"] tr[data-name]:not(.fused)')]
+                .map(r => [r.dataset.name, Number(r.dataset.value)])"""
+        )
+        assert dict(drawn) == pytest.approx(values)
+        assert browser.run("document.querySelectorAll('#d-plot .bar').length") == 60
+        marks = "[...document.querySelectorAll('#cost figure')].map(f => f.querySelectorAll('.mark').length)"
+        assert set(browser.run(marks)) == {6}  # three students, alone and fused
+        titles = browser.run(
+            "[...document.querySelectorAll('#learning figure strong')].map(t => t.textContent)"
+        )
+        assert sum(title.endswith("training loss") for title in titles) == losses == 2
+        assert browser.run("document.querySelectorAll('.student-node').length") == 3
+        assert browser.run("document.querySelectorAll('#e-columns .passage').length") >= 20
+        assert browser.problems == []
+        assert set(browser.requests) == {file.as_uri()}
 
 
 def test_an_unknown_profile_is_named(tmp_path: Path) -> None:

@@ -54,11 +54,11 @@ const differences = document.getElementById("difference-tool") && (() => {
       const label = k === 0 ? "0" : (k < 0 ? "−" : "+") + Math.abs(k * step).toFixed(step < 0.1 ? 2 : 1);
       parts.push(make("text", { class: "tick", x: "0", y: y(k * step) + "%", dx: "-8", dy: "4", "text-anchor": "end" }, label));
     }
-    const width = 100 / Math.max(1, bars.length);
+    const width = 100 / Math.max(1, bars.length), gap = bars.length > 120 ? 0 : 0.16; // no room between narrow bars
     bars.forEach((bar, k) => {
       const top = Math.min(y(0), y(bar.d)), height = Math.max(Math.abs(y(bar.d) - y(0)), 0.15);
       bar.node = make("rect", {
-        class: "bar " + (bar.d < 0 ? "down" : "up"), x: k * width + width * 0.08 + "%", width: width * 0.84 + "%", y: top + "%", height: height + "%",
+        class: "bar " + (bar.d < 0 ? "down" : "up"), x: (k + gap / 2) * width + "%", width: width * (1 - gap) + "%", y: top + "%", height: height + "%",
         "data-query": board.queries[bar.n][0], "data-d": bar.d.toFixed(4),
       });
       parts.push(bar.node);

@@ -67,7 +67,11 @@ const explorer = document.getElementById("explorer") && (() => {
   function column(query, [kind, label], k) {
     const options = ofKind(kind), box = make("div", { class: "column", "data-kind": kind });
     if (!options.length) {
-      const command = kind === "student" ? `msft eval --dataset ${part.dataset}` : kind === "teacher" ? `msft teachers generate --model MODEL --dataset ${part.dataset}` : `msft retrieve --dataset ${part.dataset}`;
+      const command = {
+        first_stage: `msft retrieve --dataset ${part.dataset}`,
+        teacher: `msft teachers generate --model MODEL --dataset ${part.dataset}`,
+        student: data.students ? `msft eval --dataset ${part.dataset}` : "msft students train --regime cl",
+      }[kind];
       box.append(make("label", {}, label), make("div", { class: "empty" }, make("p", {}, `No ${label} ranked ${part.dataset}.`), make("pre", {}, make("code", {}, command))));
       return box;
     }
