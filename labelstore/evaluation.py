@@ -242,6 +242,7 @@ def scores(
             if lacking:
                 todo[system] = lacking
     if todo:
+        clock = provenance.Clock()
         fresh: dict[tuple[System, str], Scores] = {}
         for system, names in todo.items():
             with store.read() as con:
@@ -259,7 +260,7 @@ def scores(
                     f"{system.name}: {absent} of {len(judged.judged)} judged queries are not ranked and score 0"
                 )
         found.update(fresh)
-        with provenance.recorded(store, "eval") as job, store.write() as con:
+        with provenance.recorded(store, "eval", clock) as job, store.write() as con:
             _keep(con, job.job, of, fresh, {s: n_missing(con, of, s) for s in todo})
     return found
 

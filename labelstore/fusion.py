@@ -121,6 +121,7 @@ def fuse(
     held = known.get(name)
     if held is not None and {key: held.parameters.get(key) for key in origin} == origin:
         return held
+    clock = provenance.Clock()
     weight, value = UNTUNED, None
     if found is None:
         if note:
@@ -143,7 +144,7 @@ def fuse(
         "n_validation_queries": 0 if found is None else len(found.queries),
         "depth": student_run.depth,
     }
-    with provenance.recorded(store, "eval.fuse") as job, store.write() as con:
+    with provenance.recorded(store, "eval.fuse", clock) as job, store.write() as con:
         con.register("fused", frame.to_arrow())
         made = runs.store_run(
             con,
