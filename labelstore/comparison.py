@@ -7,6 +7,7 @@ if the corrected p-value is below .05; else *inconclusive*. docs/statistics.md e
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import duckdb
@@ -235,11 +236,14 @@ def _baseline(board: Board, names: Sequence[str] | None, baseline: str | None) -
     if names is not None:
         return board.contenders[0].name  # a baseline that was named stands first
     if baseline is not None:
-        members = {s.name: c.name for c in board.contenders for s in c.systems}
-        found = baseline if baseline in board.values else members.get(baseline)
-        if found is None:
-            raise lookup.missing(f"system over {board.name}", baseline, list(board.values), "msft eval")
-        return found
+        names_of = {c.name: {c.name, *(s.name for s in c.systems)} for c in board.contenders}
+        found = [c for c, own in names_of.items() if any(fnmatchcase(name, baseline) for name in own)]
+        exact = [c for c, own in names_of.items() if baseline in own]
+        if len(exact or found) != 1:
+            raise lookup.missing(
+                f"single system over {board.name}", baseline, list(board.values), "msft eval"
+            )
+        return (exact or found)[0]
     first_stages = [c.name for c in board.contenders if c.systems[0].kind == "first_stage"]
     if len(first_stages) == 1:
         return first_stages[0]

@@ -317,6 +317,8 @@ def test_students_that_differ_by_seed_alone_are_one_system(small: Small) -> None
         assert [(c.name, c.seeds) for c in found] == [("bm25", None), ("new (5 seeds)", 5), ("new-high", 1)]
         assert len(find(con, of, ["bm25", "new-s*"], each_seed=True)) == 6
         assert [c.name for c in find(con, of, ["new-s2"])] == ["new-s2"]
+    against = comparison.compare(small.store, None, ["toy/test"], measures=[NDCG], baseline="new-s*")
+    assert {r["baseline"] for r in against} == {"new (5 seeds)"}
     (row,) = comparison.compare(small.store, ["bm25", "new-s*"], ["toy/test"], measures=[NDCG])
     assert (row["test"], row["seeds"], row["baseline_seeds"]) == ("bootstrap", 5, None)
     scores = query_scores(small.store, "toy/test", NDCG)
