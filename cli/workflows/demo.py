@@ -42,7 +42,7 @@ class Profile:
 
 
 PROFILES = {
-    "full": Profile((), None, test=300, dev=100, train=2500, log=700, depth=20, labelled=10, pairs=6000),
+    "full": Profile((), None, test=600, dev=200, train=2500, log=700, depth=20, labelled=10, pairs=7000),
     "short": Profile(
         ("python", "numpy", "networkx", "typer", "rich"),
         1200, test=60, dev=20, train=200, log=60, depth=10, labelled=10, pairs=320, settings=("layers=2",),
