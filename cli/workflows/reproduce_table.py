@@ -186,11 +186,12 @@ def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
             },
         )
         name = f"{row['dataset']} {row['measure']}"
-        line |= {
-            name: row["value"],
-            f"{row['dataset']} study": row["published"],
-            f"{row['dataset']} diff": row["difference"],
-        }
+        line[name] = row["value"]
+        if spec.published:
+            line |= {
+                f"{row['dataset']} study": row["published"],
+                f"{row['dataset']} diff": row["difference"],
+            }
     return list(lines.values())
 
 
@@ -222,7 +223,7 @@ def on_par(spec: Spec, found: Sequence[Row]) -> list[Row]:
                 "tost_p": row["tost_p"],
                 "margin_showable": row["margin_showable"],
                 "verdict": row["verdict"],
-                "study": study,
+                **({"study": study} if spec.published else {}),
             }
         )
     return lines

@@ -157,6 +157,103 @@ def test_a_command_that_fails_ends_what_depends_on_it_alone(
     assert "failed, exit 4" in str(after.why(("negatives", "n")))
 
 
+OWN = """
+bases = [{base}]
+regimes = ["cl", "cl,kd"]
+seeds = [1, 2]
+max_length = 48
+lr = 1e-3
+lists = 4
+group_size = 4
+max_steps = 2
+epochs = 0
+[evaluate]
+depth = 10
+[evaluate.cl]
+dataset = "own/train"
+run = "bm25"
+depth = 20
+per_query = 5
+negatives = "hard"
+[evaluate.kd]
+dataset = "own/train"
+labels = "labels"
+layout = "permutations"
+file = "labels.jsonl"
+[[evaluate.first_stages]]
+name = "bm25"
+retriever = "bm25s"
+depth = 20
+[[evaluate.datasets]]
+name = "own/test"
+measures = ["RR@10"]
+"""
+
+
+def test_a_recipe_of_ones_own_goes_on_as_what_is_missing_comes(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["rank", "query", "passage", "index", "search", "water", "energy", "volcano", "river", "music"]
+    texts = [f"{words[n % 10]} {words[n // 10]} of the {words[(n * 7) % 10]} {n}" for n in range(60)]
+    Path("docs.jsonl").write_text(
+        "".join(json.dumps({"doc_id": f"d{n}", "text": t}) + "\n" for n, t in enumerate(texts))
+    )
+    Path("queries.tsv").write_text("".join(f"q{n}\t{t}\n" for n, t in enumerate(texts)))
+    Path("own.toml").write_text(OWN.format(base=json.dumps(str(tiny_bert))))
+    store = LabelStore(tmp_path / "own.duckdb")
+    steps = Steps(store.path)
+    for part, chosen in (("train", range(40)), ("test", range(40, 60))):
+        Path(f"qrels.{part}.txt").write_text("".join(f"q{n} 0 d{n} 1\n" for n in chosen))
+        with steps.environment():
+            steps(
+                "data",
+                "add",
+                f"own/{part}",
+                "--from",
+                ".",
+                "--qrels",
+                f"qrels.{part}.txt",
+                "--collection",
+                "own",
+            )
+
+    def run() -> dict[str | None, dict[str, Any]]:
+        return {r["regime"]: r for r in reproduce.run(store, reproduce_spec.read("own.toml"), None)}
+
+    first = run()
+    assert {regime: row["status"] for regime, row in first.items()} == {
+        None: "run",
+        "cl": "run",
+        "cl,kd": "missing",
+    }
+    assert first["cl,kd"]["why"] == "labels labels"
+    assert first["cl"]["seeds"] == 2
+    Path("labels.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "query_id": f"q{n}",
+                    "teacher": "t",
+                    "permutation": [f"d{n}", f"d{(n + 1) % 60}", f"d{(n + 9) % 60}"],
+                }
+            )
+            + "\n"
+            for n in range(40)
+        )
+    )
+    second = run()
+    assert {row["status"] for row in second.values()} == {"run"}
+    assert second["cl"] == first["cl"]
+    assert second["cl,kd"]["single_stage"] == "cl"
+    assert second["cl,kd"]["verdict"] in ("better", "worse", "equivalent", "inconclusive")
+    assert jobs(store)["students.train"] == 4
+    spec = reproduce_spec.read("own.toml")
+    assert list(reproduce_table.beside(spec, list(second.values()))[0]) == [
+        "first_stage", "student", "regime", "own/test RR@10",
+    ]  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------------- with stand-ins
 def jobs(store: LabelStore) -> Counter[str]:
     with store.read() as con:
