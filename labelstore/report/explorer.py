@@ -234,9 +234,12 @@ def _say(
     made: Explorer, total: int, n_cut: int, n_absent: int, n_characters: int, texts: bool, n_left: int
 ) -> None:
     if len(made.queries) < total:
-        made.notes.append(
-            f"{len(made.queries)} of {total:,} queries: those on which the rankings differ most"
+        which = (
+            "on which re-rankings differ most from their first stage"
+            if made.measure
+            else "whose best passage the teacher fetched from farthest down"
         )
+        made.notes.append(f"{len(made.queries)} of {total:,} queries: those {which}")
     made.notes.append(f"lists end at rank {TOP}")
     if n_left > 0:
         made.notes.append(f"{n_left} more systems ranked this dataset")

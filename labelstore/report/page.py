@@ -305,6 +305,8 @@ def differences(parts: Sequence[Part]) -> tuple[list[Row], list[str]]:
         ]
         systems = board.rows[: max(2, room // max(1, n))]
         room = max(0, room - n * len(systems) * len(measures))
+        if len(measures) < len(board.measures):
+            left_out.append(f"{board.of.name}: differences per query by {', '.join(measures)} alone")
         if len(systems) < len(board.rows):
             left_out.append(
                 f"{board.of.name}: differences for the best {len(systems)} of {len(board.rows)} systems"
@@ -393,7 +395,8 @@ def _summary(page: Page, explorers: Sequence[explorer.Explorer]) -> list[Row]:
     def row(section: str, dataset: str | None, shown: int, notes: Sequence[str]) -> Row:
         return {"section": section, "dataset": dataset, "shown": shown, "note": "; ".join(notes) or None}
 
-    rows = [
+    rows = [row("datasets", None, len(page.boards), page.left_out)]
+    rows += [
         row("leaderboard", part.board.of.name, len(part.board.rows), part.board.notes) for part in page.parts
     ]
     rows += [

@@ -69,9 +69,9 @@ def test_the_guide_leads_from_a_query_log_to_a_verdict(tmp_path: Path) -> None:
     assert {row["objective"] for row in sources} == {"kd"}
     assert "minilm" in {row["teacher"] for row in sources}
     assert labels == [{"lists": 150, "ok": 150}]
-    # What a bi-encoder's order teaches in a minute is no worse than noise: fused with BM25 it does not hurt.
-    fused = next(row for name, row in verdict.items() if "+" in str(name))
-    assert fused["difference"] > -0.02
+    # What a bi-encoder's order teaches in a minute is little, but fused with BM25 it helps.
+    assert verdict["ranker+bm25s"]["difference"] > 0
+    assert set(verdict) == {"ranker", "ranker+bm25s"}
     served = [ended for line, ended in said.items() if line.startswith("curl")]
     assert [sorted(row) for row in json.loads(served[0].out)] == [["index", "score"]] * 2
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
