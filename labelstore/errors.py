@@ -49,7 +49,7 @@ class StoreError(MsftError):
 
 
 class StoreDamaged(MsftError):
-    """A block of the store's file does not match its checksum."""
+    """A block of the store's file is cut short or does not match its checksum."""
 
 
 class NoRoom(MsftError):

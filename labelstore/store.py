@@ -21,7 +21,9 @@ from labelstore.errors import DataMissing, StoreDamaged, StoreError
 DEFAULT_LOCK_WAIT = 60.0
 DEFAULT_MEMORY = "3GB"
 
-_DAMAGE = re.compile(r"Corrupt database file.*?location (?P<location>\d+)", re.DOTALL)
+_DAMAGE = re.compile(
+    r"(Corrupt database file|Could not read enough bytes).*?location (?P<location>\d+)", re.DOTALL
+)
 _HOLDER = re.compile(r"held in (?P<program>.*?) \(PID (?P<pid>\d+)\)")
 _CONFIG: dict[str, Any] = {
     "storage_compatibility_version": "v1.5.0",  # DuckDB 1.5 can open what 2 wrote
@@ -178,7 +180,7 @@ class LabelStore:
         location = damaged_at(error)
         if location is not None:
             return StoreDamaged(
-                f"{self.path} is damaged: the block at byte {location:,} does not match its checksum",
+                f"{self.path} is damaged: the block at byte {location:,} is cut short or does not match its checksum",
                 hint="`msft verify` tells what it held; put back a copy, or `msft import-store` from an archive",
             )
         if "not a valid DuckDB database" in text:
@@ -196,7 +198,7 @@ class LabelStore:
 
 
 def damaged_at(error: duckdb.Error) -> int | None:
-    """Where in the file DuckDB found a block that does not match its checksum (a byte offset); None: another error."""
+    """Where in the file DuckDB found a block cut short or unlike its checksum (a byte offset); None: another error."""
     found = _DAMAGE.search(str(error))
     return int(found["location"]) if found else None
 

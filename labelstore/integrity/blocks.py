@@ -14,8 +14,11 @@ _SEED, _FACTOR = np.uint64(5381), np.uint64(0xBF58476D1CE4E5B9)
 _AT_ONCE = 64  # blocks read together
 
 
-def mismatches(path: Path, block_size: int) -> list[int] | None:
-    """Byte offsets of blocks whose checksum differs; None where most do: a kind of file that is not known here."""
+def mismatches(path: Path, block_size: int, n_blocks: int) -> list[int] | None:
+    """Byte offsets of blocks whose checksum differs, or that the file is too short for.
+
+    None where most differ: a kind of file that is not known here.
+    """
     found: list[int] = []
     n = 0
     with path.open("rb") as file:
@@ -26,4 +29,5 @@ def mismatches(path: Path, block_size: int) -> list[int] | None:
             sums = np.bitwise_xor.reduce(words[:, 1:] * _FACTOR, axis=1) ^ _SEED
             found += [HEADERS + (n + int(k)) * block_size for k in np.flatnonzero(sums != words[:, 0])]
             n += whole
-    return found if len(found) <= max(n // 2, 1) else None
+    found += range(HEADERS + n * block_size, HEADERS + n_blocks * block_size, block_size)
+    return found if len(found) <= max(n_blocks // 2, 1) else None

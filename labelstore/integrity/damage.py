@@ -48,7 +48,7 @@ class Block:
         return Finding(
             "block",
             f"byte {self.location}",
-            f"does not match its checksum; it held {held}",
+            f"is cut short or does not match its checksum; it held {held}",
             HINT,
         )
 
@@ -61,8 +61,8 @@ def damaged_blocks(store: LabelStore) -> list[Block]:
     """
     blocks: dict[int, Block] = {}
     with store.as_it_is() as con:
-        (size,) = con.execute("SELECT block_size FROM pragma_database_size()").fetchall()[0]
-        suspects = mismatches(store.path, int(size))
+        size, n = con.execute("SELECT block_size, total_blocks FROM pragma_database_size()").fetchall()[0]
+        suspects = mismatches(store.path, int(size), int(n))
         if suspects is not None and not suspects:
             return []
         for table, columns in _tables(con).items():

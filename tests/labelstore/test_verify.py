@@ -383,10 +383,24 @@ def test_other_commands_name_the_damage_too(store: LabelStore) -> None:
 
 
 def test_blocks_are_read_as_duckdb_writes_them(store: LabelStore) -> None:
-    assert mismatches(store.path, BLOCK) == []
-    first = next(iter(blocks(store.path)))
+    n = len(blocks(store.path))
+    assert mismatches(store.path, BLOCK, n) == []
+    first, *_, last = blocks(store.path)
     flip(store.path, first + 100)
-    assert mismatches(store.path, BLOCK) == [first]
+    assert mismatches(store.path, BLOCK, n) == [first]
+    with store.path.open("r+b") as file:
+        file.truncate(last + 100)
+    assert mismatches(store.path, BLOCK, n) == [first, last]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.97])
+def test_a_file_cut_short_is_named(store: LabelStore, share: float) -> None:
+    with store.path.open("r+b") as file:
+        file.truncate(int(store.path.stat().st_size * share))
+    findings = verify(store).findings
+    assert findings
+    assert {finding.what for finding in findings} <= {"block", "store"}
+    assert all("cut short" in finding.problem for finding in findings)
 
 
 # ----------------------------------------------------------------------------------------------------- relations
