@@ -71,6 +71,9 @@ def save(
         for path in _all(folder):
             if path.name != name:
                 shutil.rmtree(path)
+        for path in folder.glob("best-*.safetensors"):  # no checkpoint goes back to these
+            if path != best_path(folder, state):
+                path.unlink()
     wait()
     return folder / name
 
@@ -126,10 +129,22 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     model.load_state_dict(load_file(path))
 
 
+def best_path(folder: Path, state: StageState) -> Path:
+    """Where the weights of the best validation are. Named by step: a stage that resumes finds its checkpoint's own."""
+    return folder / f"best-{state.stage}-{state.best_step}.safetensors"
+
+
 def clear(folder: Path) -> None:
-    """Remove all checkpoints."""
-    for path in _all(folder):
+    """Remove all checkpoints, begun ones too."""
+    for path in (*_all(folder), *folder.glob(".checkpoint-*")):
         shutil.rmtree(path)
+
+
+def clear_weights(folder: Path) -> None:
+    """Remove the weights that stages began with and the best ones, begun files too."""
+    for kind in ("start", "best"):
+        for path in (*folder.glob(f"{kind}-*.safetensors"), *folder.glob(f".{kind}-*.safetensors")):
+            path.unlink()
 
 
 def _all(folder: Path) -> list[Path]:

@@ -1,12 +1,13 @@
 """Diagnostics that speak: a training that did nothing, or went wrong, says so, and says which setting to look at."""
 
+import math
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import nn
 
 from students.checkpoints import StageState
+from students.errors import StudentError
 from students.regime import Stage
 from students.validation import HIGHER_IS_BETTER
 
@@ -48,7 +49,7 @@ def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> lis
             for o in stage.objectives
         )
         told.append(
-            f"stage {stage.number} ({stage.objective}) skipped {state.lists_skipped:,} of {n_lists:,} lists, {why}"
+            f"stage {stage.number} ({stage.objective}) skipped lists {state.lists_skipped:,} times (it has {n_lists:,}), {why}"
         )
     if state.pairs and state.truncated_pairs > 0.2 * state.pairs:
         told.append(
@@ -63,16 +64,14 @@ def collapsed(spread: float) -> bool:
     return spread < COLLAPSED
 
 
-def check_finite(loss: torch.Tensor, stage: Stage, step: int) -> None:
+def check_finite(loss: float, stage: Stage, step: int) -> None:
     """Stop at a loss that is no number, before it reaches the weights.
 
     Raises:
         StudentError: naming stage and step.
     """
-    from students.errors import StudentError
-
-    if not torch.isfinite(loss):
+    if not math.isfinite(loss):
         raise StudentError(
-            f"the loss of stage {stage.number} ({stage.objective}, {stage.loss}) is {float(loss)} at step {step:,}",
+            f"the loss of stage {stage.number} ({stage.objective}, {stage.loss}) is {loss} at step {step:,}",
             hint=f"lower lr ({stage.lr:g}) or clip ({stage.clip:g}), or set precision = 'fp32'; the last checkpoint is kept",
         )

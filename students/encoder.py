@@ -19,6 +19,7 @@ from torch import nn
 
 from students.batches import Layout, PairBatch, collate
 from students.errors import StudentError
+from students.fused import FusedEncoder, LearningEncoder
 from students.tokens import PairFormat, Tokens, tokenise
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -83,6 +84,7 @@ class CrossEncoder(nn.Module):
         self.max_length = max_length
         self.precision = precision
         self.form = PairFormat.of(tokenizer, max_length)
+        self._learning: LearningEncoder | None = None
 
     @classmethod
     def load(
@@ -181,6 +183,11 @@ class CrossEncoder(nn.Module):
         padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
         return 0 if padding is None else int(padding) + 1
 
+    @property
+    def multiple(self) -> int:
+        """What lengths are padded to: tensor cores want it, and few shapes let oneDNN reuse what it made for them."""
+        return 8
+
     def collate(self, queries: Tokens, passages: Tokens, query: Any, passage: Any) -> PairBatch:
         """The pairs (query[i], passage[i]) as a batch in this model's layout."""
         return collate(
@@ -190,7 +197,7 @@ class CrossEncoder(nn.Module):
             query,
             passage,
             layout=self.layout,
-            multiple=8 if self.device.type == "cuda" else 1,
+            multiple=self.multiple,
             position_start=self.position_start,
         )
 
@@ -198,8 +205,21 @@ class CrossEncoder(nn.Module):
         """Token ids of texts alone, in memory."""
         return tokenise(self.tokenizer, texts)
 
+    @property
+    def fused(self) -> bool:
+        """Whether batches go through `students.fused`."""
+        return self._learning is not None
+
+    def fuse(self) -> bool:
+        """Run padded batches on a CPU through `students.fused` from now on; False where that cannot reproduce the model."""
+        if self.device.type == "cpu" and self.layout == "padded" and FusedEncoder.supports(self.model):
+            self._learning = LearningEncoder(self.model, self.precision)
+        return self.fused
+
     def forward(self, batch: PairBatch) -> torch.Tensor:
         """Raw logits, (n_pairs,) fp32."""
+        if self._learning is not None:
+            return self._learning(batch)
         with self.autocast():
             if batch.packed:
                 from students import attention as packed

@@ -1,13 +1,13 @@
-"""BERT's forward for scoring on a CPU: the same numbers as transformers' from fewer and larger operations.
+"""BERT's forward on a CPU: transformers' numbers from fewer and larger operations, for scoring and for training.
 
-BERT, ELECTRA and RoBERTa are one encoder under three names. Scoring needs only the first token of the last layer, so
+BERT, ELECTRA and RoBERTa are one encoder under three names. A score needs only the first token of the last layer, so
 there the queries, the output projection and the feed-forward run for one token per pair instead of all; query, key and
-value are one matrix product; no mask is made where all pairs of a batch have one length. Weights are brought into the
-precision of the products once, not at every call.
+value are one matrix product; no mask is made where all pairs of a batch have one length. The operations themselves are
+those of `students.cpu_ops`.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,30 +16,98 @@ from torch import nn
 from torch.nn import functional as F
 
 from students.batches import PairBatch
+from students.cpu_ops import LiveProduct, Product, attention, drop, frozen_product
 from students.errors import StudentError
 
 ARCHITECTURES = ("bert", "electra", "roberta")
 Precision = Literal["fp32", "bf16", "int8"]
-Product = Callable[[torch.Tensor], torch.Tensor]  # (…, in) -> (…, out)
-Norm = tuple[torch.Tensor, torch.Tensor, float]  # weight, bias, eps
 
 _ACTIVATIONS: dict[str, Product] = {"gelu": F.gelu, "relu": F.relu}
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's products: query, key and value as one, or, where only the first token is wanted, queries apart."""
+    """One layer's maps: query, key and value as one, or, where only the first token is wanted, queries apart."""
 
     projections: tuple[Product, ...]
     attended: Product
-    attended_norm: Norm
-    inner: Product
+    attended_norm: Product
+    inner: Product  # with its activation
     outer: Product
-    outer_norm: Norm
+    outer_norm: Product
+
+
+class _Forward:
+    """The way of a padded batch through embeddings, layers and head."""
+
+    def __init__(self, model: Any, dtype: torch.dtype, layers: Sequence[_Layer]) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._heads = int(model.config.num_attention_heads)
+        self._embeddings = model.base_model.embeddings
+        self._project = getattr(model.base_model, "embeddings_project", None)
+        *self._layers, self._last = layers
+
+    def logits(self, batch: PairBatch, dropout: float = 0.0, attention_dropout: float = 0.0) -> torch.Tensor:
+        """Raw logits, (n_pairs,) fp32."""
+        n, width = batch.ids.shape
+        types = {} if batch.types is None else {"token_type_ids": batch.types}
+        mask = None
+        if batch.mask is not None and batch.n_tokens != n * width:
+            mask = batch.mask.bool()[:, None, None, :]
+        x = self._embed(batch.ids, **types)
+        for layer in self._layers:
+            x = self._whole(layer, x, mask, dropout, attention_dropout)
+        first = x[:, :1]
+        (q,) = self._split(self._last.projections[0](first), 1)
+        k, v = self._split(self._last.projections[1](x), 2)
+        first = self._finish(self._last, first, attention(q, k, v, mask, attention_dropout), dropout)
+        return self._head(first)
+
+    def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The last layer's states of all tokens; its layers were made for every token."""
+        x = self._embed(ids)
+        for layer in (*self._layers, self._last):
+            x = self._whole(layer, x, mask[:, None, None, :])
+        return x
+
+    def _embed(self, ids: torch.Tensor, **types: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self._embeddings(input_ids=ids, **types)
+        if self._project is not None:
+            x = self._project(x)
+        return x.to(self._dtype)
+
+    def _whole(
+        self,
+        layer: _Layer,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> torch.Tensor:
+        """A layer for all tokens."""
+        q, k, v = self._split(layer.projections[0](x), 3)
+        return self._finish(layer, x, attention(q, k, v, mask, attention_dropout), dropout)
+
+    def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor, dropout: float) -> torch.Tensor:
+        attended = attended.transpose(1, 2).reshape(x.shape)
+        x = layer.attended_norm(x + drop(layer.attended(attended), dropout))
+        return layer.outer_norm(x + drop(layer.outer(layer.inner(x)), dropout))
+
+    def _split(self, x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
+        n, width, _ = x.shape
+        return x.view(n, width, parts, self._heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _head(self, first: torch.Tensor) -> torch.Tensor:
+        first = first.float()
+        if (pooler := getattr(self._model.base_model, "pooler", None)) is not None:  # BERT's
+            first = self._model.dropout(pooler(first))
+        logits: torch.Tensor = self._model.classifier(first)
+        return logits.reshape(-1).float()
 
 
 class FusedEncoder:
-    """Scores batches with the weights of a loaded model; holds no gradients, changes nothing in the model.
+    """Scores batches with the weights that a loaded model has now; holds no gradients, changes nothing in the model.
 
     Args:
         model: a ForSequenceClassification of one of `ARCHITECTURES` with one output, in eval mode, on the CPU.
@@ -53,17 +121,23 @@ class FusedEncoder:
     """
 
     def __init__(self, model: Any, precision: Precision = "fp32", *, every_token: bool = False) -> None:
-        config = model.config
-        self._model = model
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._heads = int(config.num_attention_heads)
-        self._activation = _ACTIVATIONS[config.hidden_act]
-        base = model.base_model
-        self._embeddings = base.embeddings
-        self._project = getattr(base, "embeddings_project", None)
-        *body, last = base.encoder.layer
-        self._layers = [_layer(layer, precision, last=False) for layer in body]
-        self._last = _layer(last, precision, last=not every_token)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        activation = str(model.config.hidden_act)
+
+        def product(*linears: nn.Linear) -> Product:
+            return _int8_product(linears) if precision == "int8" else frozen_product(linears, dtype)
+
+        def inner(linear: nn.Linear) -> Product:
+            if precision != "int8" and activation == "gelu":
+                return frozen_product([linear], dtype, gelu=True)
+            return _activated(product(linear), _ACTIVATIONS[activation])
+
+        def norm(module: nn.LayerNorm) -> Product:
+            weight, bias = module.weight.detach().to(dtype), module.bias.detach().to(dtype)
+            shape, eps = weight.shape, float(module.eps)
+            return lambda x: F.layer_norm(x, shape, weight, bias, eps)
+
+        self._forward = _Forward(model, dtype, _layers(model, product, inner, norm, every_token=every_token))
 
     @staticmethod
     def supports(model: Any) -> bool:
@@ -80,19 +154,7 @@ class FusedEncoder:
     @torch.inference_mode()
     def __call__(self, batch: PairBatch) -> torch.Tensor:
         """Raw logits of a padded batch, (n_pairs,) fp32."""
-        n, width = batch.ids.shape
-        types = {} if batch.types is None else {"token_type_ids": batch.types}
-        mask = None
-        if batch.mask is not None and batch.n_tokens != n * width:
-            mask = batch.mask.bool()[:, None, None, :]
-        x = self._embed(batch.ids, **types)
-        for layer in self._layers:
-            x = self._whole(layer, x, mask)
-        first = x[:, :1]
-        (q,) = self._split(self._last.projections[0](first), 1)
-        k, v = self._split(self._last.projections[1](x), 2)
-        first = self._finish(self._last, first, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-        return self._head(first)
+        return self._forward.logits(batch)
 
     @torch.inference_mode()
     def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -103,79 +165,83 @@ class FusedEncoder:
             mask: (n, width), true where there is a token. It always takes part, so that what a row's neighbours hold
                 changes nothing in it.
         """
-        x = self._embed(ids)
-        for layer in (*self._layers, self._last):
-            x = self._whole(layer, x, mask[:, None, None, :])
-        return x
-
-    def _embed(self, ids: torch.Tensor, **types: torch.Tensor) -> torch.Tensor:
-        x: torch.Tensor = self._embeddings(input_ids=ids, **types)
-        if self._project is not None:
-            x = self._project(x)
-        return x.to(self._dtype)
-
-    def _whole(self, layer: _Layer, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """A layer for all tokens."""
-        q, k, v = self._split(layer.projections[0](x), 3)
-        return self._finish(layer, x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-
-    def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        attended = attended.transpose(1, 2).reshape(x.shape)
-        x = _norm(x + layer.attended(attended), layer.attended_norm)
-        return _norm(x + layer.outer(self._activation(layer.inner(x))), layer.outer_norm)
-
-    def _split(self, x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
-        n, width, _ = x.shape
-        return x.view(n, width, parts, self._heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
-    def _head(self, first: torch.Tensor) -> torch.Tensor:
-        first = first.float()
-        pooler = getattr(self._model.base_model, "pooler", None)
-        logits: torch.Tensor = self._model.classifier(first if pooler is None else pooler(first))
-        return logits.reshape(-1).float()
+        return self._forward.states(ids, mask)
 
 
-def _norm(x: torch.Tensor, norm: Norm) -> torch.Tensor:
-    weight, bias, eps = norm
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
+class LearningEncoder:
+    """The same forward with the weights as they are at each call, their gradients, and the model's own dropout.
 
+    Args:
+        model: as for `FusedEncoder`, in any mode.
+        precision: of the products; what runs along the layers, the weights and their gradients stay fp32 (bf16 there
+            triples the error of the gradient).
+    """
 
-def _layer(layer: Any, precision: Precision, *, last: bool) -> _Layer:
-    def norm(module: nn.LayerNorm) -> Norm:
+    def __init__(self, model: Any, precision: Literal["fp32", "bf16"]) -> None:
+        self._model = model
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return module.weight.detach().to(dtype), module.bias.detach().to(dtype), float(module.eps)
+        activation = _ACTIVATIONS[str(model.config.hidden_act)]
 
-    q, k, v = (getattr(layer.attention.self, name) for name in ("query", "key", "value"))
-    return _Layer(
-        projections=(_product(precision, q), _product(precision, k, v))
-        if last
-        else (_product(precision, q, k, v),),
-        attended=_product(precision, layer.attention.output.dense),
-        attended_norm=norm(layer.attention.output.LayerNorm),
-        inner=_product(precision, layer.intermediate.dense),
-        outer=_product(precision, layer.output.dense),
-        outer_norm=norm(layer.output.LayerNorm),
-    )
+        def product(*linears: nn.Linear) -> Product:
+            return LiveProduct(linears, dtype)
 
+        def inner(linear: nn.Linear) -> Product:
+            return _activated(product(linear), activation)
 
-def _product(precision: Precision, *linears: nn.Linear) -> Product:
-    """The linear maps of one input as one product, their outputs side by side."""
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    bias = torch.cat([linear.bias.detach() for linear in linears])
-    if precision == "int8":
-        return _int8_product(weight, bias)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    weight, bias = weight.to(dtype), bias.to(dtype)
-    return lambda x: F.linear(x, weight, bias)
+        def norm(module: nn.LayerNorm) -> Product:
+            return module
+
+        self._forward = _Forward(model, torch.float32, _layers(model, product, inner, norm))
+
+    def __call__(self, batch: PairBatch) -> torch.Tensor:
+        """Raw logits of a padded batch, (n_pairs,) fp32."""
+        if not self._model.training:
+            return self._forward.logits(batch)
+        config = self._model.config
+        return self._forward.logits(
+            batch, float(config.hidden_dropout_prob), float(config.attention_probs_dropout_prob)
+        )
 
 
-def _int8_product(weight: torch.Tensor, bias: torch.Tensor) -> Product:
+def _layers(
+    model: Any,
+    product: Callable[..., Product],
+    inner: Callable[[nn.Linear], Product],
+    norm: Callable[[nn.LayerNorm], Product],
+    *,
+    every_token: bool = False,
+) -> list[_Layer]:
+    layers = []
+    of_model = model.base_model.encoder.layer
+    for number, layer in enumerate(of_model, 1):
+        first_only = number == len(of_model) and not every_token
+        q, k, v = (getattr(layer.attention.self, name) for name in ("query", "key", "value"))
+        layers.append(
+            _Layer(
+                projections=(product(q), product(k, v)) if first_only else (product(q, k, v),),
+                attended=product(layer.attention.output.dense),
+                attended_norm=norm(layer.attention.output.LayerNorm),
+                inner=inner(layer.intermediate.dense),
+                outer=product(layer.output.dense),
+                outer_norm=norm(layer.output.LayerNorm),
+            )
+        )
+    return layers
+
+
+def _activated(product: Product, activation: Product) -> Product:
+    return lambda x: activation(product(x))
+
+
+def _int8_product(linears: Sequence[nn.Linear]) -> Product:
     """Weights as int8 with a scale per output channel; activations as 8 bits with a scale per call."""
     if not has_int8():
         raise StudentError(
             "this torch has no int8 products on the CPU",
             hint="--precision fp32, or `msft students export --format int8`",
         )
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    bias = torch.cat([linear.bias.detach() for linear in linears])
     scales = weight.abs().amax(1).clamp_min(1e-12).double() / 127
     zeros = torch.zeros(len(weight), dtype=torch.long)
     with warnings.catch_warnings():

@@ -6,8 +6,6 @@ carry its scores' gradients on. Any loss works, memory is that of one piece, and
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 
@@ -18,29 +16,18 @@ LossOf = Callable[[torch.Tensor], torch.Tensor]
 
 
 def backward(
-    score: Score,
-    pieces: Sequence[PairBatch],
-    loss_of: LossOf,
-    *,
-    cached: bool,
-    device: torch.device,
-    quiet: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    sync: bool = True,
+    score: Score, pieces: Sequence[PairBatch], loss_of: LossOf, *, cached: bool, device: torch.device
 ) -> torch.Tensor:
     """Add the gradient of ``loss_of(scores of all pieces, in order)`` to the parameters; returns the detached loss.
 
     Args:
-        score: a batch -> (n_pairs,) scores; the model, as prepared for training.
+        score: a batch -> (n_pairs,) scores; the model.
         loss_of: (total pairs,) scores -> a scalar.
         cached: trade one forward for memory.
-        quiet: a context in which gradients are not exchanged between processes (``no_sync``).
-        sync: whether the last backward exchanges them.
     """
     if not cached:
-        with nullcontext() if sync else quiet():
-            scores = torch.cat([score(piece.to(device)) for piece in pieces])
-            loss = loss_of(scores)
-            loss.backward()  # type: ignore[no-untyped-call]
+        loss = loss_of(torch.cat([score(piece.to(device)) for piece in pieces]))
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
     states, without_graph = [], []
     with torch.no_grad():
@@ -50,15 +37,13 @@ def backward(
     after = _random_state(device)
     leaf = torch.cat(without_graph).requires_grad_()
     loss = loss_of(leaf)
-    loss.backward()  # type: ignore[no-untyped-call]
-    gradient = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+    (gradient,) = torch.autograd.grad(loss, leaf)
     first = 0
-    for number, (piece, state) in enumerate(zip(pieces, states, strict=True), 1):
+    for piece, state in zip(pieces, states, strict=True):
         _set_random_state(device, state)
         part = gradient[first : first + piece.n_pairs]
         first += piece.n_pairs
-        with nullcontext() if sync and number == len(pieces) else quiet():
-            torch.dot(score(piece.to(device)), part).backward()  # type: ignore[no-untyped-call]
+        torch.dot(score(piece.to(device)), part).backward()  # type: ignore[no-untyped-call]
     _set_random_state(device, after)
     return loss.detach()
 

@@ -141,7 +141,12 @@ class Reranker:
         lengths = self.encoder.form.lengths(
             pairs.queries.lengths[pairs.query], pairs.passages.lengths[pairs.passage]
         )
-        batches = budget_batches(lengths, self._budget(lengths), padded=self.encoder.layout == "padded")
+        batches = budget_batches(
+            lengths,
+            self._budget(lengths),
+            multiple=self.encoder.multiple,
+            padded=self.encoder.layout == "padded",
+        )
         scored = (
             self._on_device(pairs, batches, progress)
             if self._cuda

@@ -1,10 +1,12 @@
 """One optimiser step as data: the lists it takes, split over processes by tokens and into pieces that fit in memory.
 
 The loss's denominator is known from the targets before anything is scored, so pieces, gradient accumulation and
-processes all add up to exactly the loss of the whole step.
+processes all add up to exactly the loss of the whole step. A step depends on (views, seed, stage, step) alone, so it can
+be made ahead of time, and again after a restart.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,57 +47,81 @@ class Task:
         """The lists of a step (from 0), and the passages drawn from them."""
         epoch, at = divmod(step, self.steps_per_epoch)
         key = stream_key(self.view.view_hash, seed, epoch, f"{stage}:{self.objective.name}")
-        order = self.train[epoch_order(len(self.train), key)]
-        chosen = order[at * self.objective.lists : (at + 1) * self.objective.lists]
+        order = _order(len(self.train), key)
+        chosen = self.train[order[at * self.objective.lists : (at + 1) * self.objective.lists]]
         return chosen, draw(self.view.train, chosen, self.objective, key)
+
+    def lengths(self, lists: Lists, rows: Ints) -> tuple[Ints, Ints]:
+        """Tokens of the pairs in some rows of the lists, before any cut: of the queries, and of the passages."""
+        return self.queries.lengths[lists.query_of(rows)], self.passages.lengths[lists.passage[rows]]
+
+
+@lru_cache(maxsize=4)
+def _order(n: int, key: int) -> Ints:
+    """An epoch's order, kept for its steps."""
+    return epoch_order(n, key)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where drawn pairs stand in a (lists, longest list) matrix."""
+
+    index: torch.Tensor  # (n,) flat, int64
+    shape: tuple[int, int]
+
+    def matrix(self, scores: torch.Tensor) -> torch.Tensor:
+        """The pairs' scores as that matrix, 0 elsewhere."""
+        flat = scores.new_zeros(self.shape[0] * self.shape[1])
+        return flat.index_put((self.index,), scores).view(self.shape)
+
+    def to(self, device: torch.device) -> "Cells":
+        """The same on a device."""
+        return Cells(self.index.to(device, non_blocking=True), self.shape)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one process takes of one objective in one micro-batch: some of the step's lists."""
+    """What a micro-batch holds of one objective: some of the step's lists."""
 
-    task: Task
-    drawn: Draw
-    n_lists: int
+    objective: Objective
+    number: int  # of the objective in the stage
+    cells: Cells  # of the pairs in the pieces' order
+    targets: Targets
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of this part; they follow the parts before in the micro-batch."""
+        return len(self.cells.index)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Whole lists whose pairs are scored together; ``pieces`` are bounded forwards, longest pairs first."""
+    """Whole lists whose pairs are scored together, in pieces that are one forward each, longest pairs first."""
 
     parts: list[Part]
-    pieces: list[list[NDArray[np.intp]]]  # per part, indices into its drawn pairs
+    pieces: list[PairBatch]
     n_tokens: int
-    n_pairs: int
 
-    def batches(self, encoder: CrossEncoder) -> list[PairBatch]:
-        """The pieces collated."""
-        return [
-            collate_rows(encoder, part.task, part.task.view.train, part.drawn.rows[piece])
-            for part, pieces in zip(self.parts, self.pieces, strict=True)
-            for piece in pieces
-        ]
-
-    def loss(self, scores: torch.Tensor, denominators: list[torch.Tensor]) -> torch.Tensor:
+    def loss(self, scores: torch.Tensor, denominators: list[float]) -> torch.Tensor:
         """This micro-batch's share of the step's loss, given scores in the pieces' order.
 
         Args:
-            denominators: per part, the loss's denominator over the whole step.
+            denominators: per objective, the loss's denominator over the whole step.
         """
         value = scores.new_zeros(())
         first = 0
-        for part, pieces, denominator in zip(self.parts, self.pieces, denominators, strict=True):
-            n = len(part.drawn.rows)
-            if n == 0:
-                continue
-            order = torch.as_tensor(np.concatenate(pieces), device=scores.device)
-            own = torch.empty_like(scores[:n]).index_put((order,), scores[first : first + n])
-            first += n
-            matrix, targets = targets_of(part.task.view.train, part.drawn, part.n_lists, own)
-            objective = part.task.objective
-            terms = get(objective.loss)(matrix, targets, **objective.parameters)
-            value = value + objective.weight * total(terms, objective.reduction) / denominator.to(value)
+        for part in self.parts:
+            own = scores[first : first + part.n_pairs]
+            first += part.n_pairs
+            objective, device = part.objective, scores.device
+            loss = get(objective.loss)
+            terms = loss(part.cells.to(device).matrix(own), part.targets.to(device), **objective.parameters)
+            value = value + objective.weight * total(terms, objective.reduction) / denominators[part.number]
         return value
+
+    def pin(self) -> "MicroBatch":
+        """The same with its pieces in page-locked memory."""
+        return MicroBatch(self.parts, [piece.pin() for piece in self.pieces], self.n_tokens)
 
 
 def collate_rows(encoder: CrossEncoder, task: Task, lists: Lists, rows: Ints) -> PairBatch:
@@ -103,42 +129,53 @@ def collate_rows(encoder: CrossEncoder, task: Task, lists: Lists, rows: Ints) ->
     return encoder.collate(task.queries, task.passages, lists.query_of(rows), lists.passage[rows])
 
 
-def targets_of(lists: Lists, drawn: Draw, n_lists: int, scores: torch.Tensor) -> tuple[torch.Tensor, Targets]:
-    """Scores of drawn rows as a (lists, longest) matrix, and the targets beside them."""
+def targets_of(lists: Lists, drawn: Draw, n_lists: int) -> tuple[Cells, Targets]:
+    """Where drawn rows stand in a (lists, longest) matrix, and their targets in that form."""
     sizes = np.bincount(drawn.local, minlength=n_lists)
     column = np.arange(len(drawn.local)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    where = (torch.as_tensor(drawn.local), torch.as_tensor(column))
     shape = (n_lists, int(sizes.max(initial=1)))
-    device = scores.device
+    index = drawn.local * shape[1] + column
 
-    def matrix(values: Any, fill: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.full(shape, fill, dtype=dtype).index_put(where, torch.as_tensor(values).to(dtype))
+    def matrix(values: NDArray[Any], fill: Any, dtype: Any) -> torch.Tensor:
+        filled = np.full(shape[0] * shape[1], fill, dtype=dtype)
+        filled[index] = values
+        return torch.from_numpy(filled).view(shape)
 
     targets = Targets.of(
-        labels=matrix(lists.labels[drawn.rows], 0.0),
-        mask=matrix(np.ones(len(drawn.rows), dtype=bool), 0, torch.bool),
-        scores=matrix(lists.scores[drawn.rows], float("nan")),
-        weights=matrix(lists.weights[drawn.rows], 1.0),
-        tiebreak=matrix((drawn.tiebreak >> np.uint64(1)).astype(np.int64), 0, torch.int64),
-    ).to(device)
-    there = tuple(index.to(device) for index in where)
-    return torch.zeros(shape, dtype=scores.dtype, device=device).index_put(there, scores), targets
+        labels=matrix(lists.labels[drawn.rows], 0, np.float32),
+        mask=matrix(np.ones(len(drawn.rows), dtype=bool), False, bool),
+        scores=matrix(lists.scores[drawn.rows], np.nan, np.float32),
+        weights=matrix(lists.weights[drawn.rows], 1, np.float32),
+        tiebreak=matrix((drawn.tiebreak >> np.uint64(1)).astype(np.int64), 0, np.int64),
+    )
+    return Cells(torch.from_numpy(index), shape), targets
 
 
 @dataclass(frozen=True)
 class Step:
-    """One process's share of one optimiser step."""
+    """One process's share of one optimiser step; the figures are those of all processes together."""
 
     micro_batches: list[MicroBatch]
-    denominators: list[torch.Tensor]  # per objective, over all processes
-    n_pairs: int  # over all processes
-    n_skipped: int  # lists without a term in this draw, over all processes
-    filler: MicroBatch | None  # one pair for a process that has none, so that it takes part in the exchange
+    denominators: list[float]  # per objective
+    n_pairs: int
+    n_tokens: int
+    n_truncated: int  # pairs that max_length cuts
+    n_skipped: int  # lists without a term in this draw
 
     @property
     def empty(self) -> bool:
         """Whether no list of the step has a term of its loss."""
-        return all(float(d) <= 0 for d in self.denominators)
+        return all(d <= 0 for d in self.denominators)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What a step draws for one objective."""
+
+    task: Task
+    draw: Draw
+    lengths: Ints  # tokens of each pair, as the model sees it
+    tokens: Ints  # of each list; 0 where it has no term
 
 
 def plan(
@@ -158,39 +195,33 @@ def plan(
     Lists go to the process with the fewest tokens so far, longest first; within a process whole lists are joined to
     micro-batches of at most ``memory_tokens``.
     """
-    units: list[tuple[int, int, int]] = []  # (tokens, objective, list) of every list of the step
-    drawn_of, lengths_of, denominators = [], [], []
-    n_skipped = 0
-    for number, task in enumerate(tasks):
-        chosen, drawn = task.drawn(seed, stage.number, step)
-        lists = task.view.train
-        query = lists.query_of(drawn.rows)
-        lengths = encoder.form.lengths(
-            task.queries.lengths[query], task.passages.lengths[lists.passage[drawn.rows]]
-        )
-        zeros = torch.zeros(len(drawn.rows))
-        matrix, targets = targets_of(lists, drawn, len(chosen), zeros)
-        counts = get(task.objective.loss)(matrix, targets, **task.objective.parameters).counts
-        denominators.append(normaliser(counts, task.objective.reduction))
-        n_skipped += int((counts <= 0).sum())
-        tokens = np.bincount(drawn.local, weights=lengths, minlength=len(chosen)).astype(int)
-        units += [(int(tokens[i]), number, i) for i in range(len(chosen)) if counts[i] > 0]
-        drawn_of.append(drawn)
-        lengths_of.append(lengths)
-    mine = _share(units, rank, processes)
+    drawn, denominators = [], []
+    n_pairs = n_tokens = n_truncated = n_skipped = 0
+    for task in tasks:
+        chosen, rows = task.drawn(seed, stage.number, step)
+        of_queries, of_passages = task.lengths(task.view.train, rows.rows)
+        lengths = encoder.form.lengths(of_queries, of_passages)
+        cells, targets = targets_of(task.view.train, rows, len(chosen))
+        terms = get(task.objective.loss)(torch.zeros(cells.shape), targets, **task.objective.parameters)
+        denominators.append(float(normaliser(terms.counts, task.objective.reduction)))
+        teaches = (terms.counts > 0).numpy()
+        tokens = np.bincount(rows.local, weights=lengths, minlength=len(chosen)).astype(np.int64) * teaches
+        drawn.append(_Drawn(task, rows, lengths, tokens))
+        used = teaches[rows.local]
+        n_pairs += int(used.sum())
+        n_tokens += int(tokens.sum())
+        n_truncated += int(np.count_nonzero(of_queries[used] + of_passages[used] > encoder.form.room))
+        n_skipped += int(np.count_nonzero(~teaches))
+    units = [(int(n), k, i) for k, one in enumerate(drawn) for i, n in enumerate(one.tokens) if n]
     micro_batches = [
-        _micro_batch(tasks, drawn_of, lengths_of, group, encoder, batch_tokens)
-        for group in _grouped(mine, memory_tokens)
+        _micro_batch(drawn, group, encoder, batch_tokens)
+        for group in _grouped(_share(units, rank, processes), memory_tokens)
     ]
-    filler = None
-    if not micro_batches and units:
-        shortest = min(units)
-        filler = _micro_batch(tasks, drawn_of, lengths_of, [shortest], encoder, batch_tokens)
-    n_pairs = sum(int(np.count_nonzero(drawn_of[k].local == i)) for _, k, i in units)
-    return Step(micro_batches, denominators, n_pairs, n_skipped, filler)
+    return Step(micro_batches, denominators, n_pairs, n_tokens, n_truncated, n_skipped)
 
 
 def _share(units: list[tuple[int, int, int]], rank: int, processes: int) -> list[tuple[int, int, int]]:
+    """The (tokens, objective, list) that are one process's."""
     loads = [0] * processes
     mine = []
     for unit in sorted(units, key=lambda u: (-u[0], u[1], u[2])):
@@ -215,21 +246,24 @@ def _grouped(units: list[tuple[int, int, int]], memory_tokens: int) -> list[list
 
 
 def _micro_batch(
-    tasks: list[Task],
-    drawn_of: list[Draw],
-    lengths_of: list[Ints],
-    units: list[tuple[int, int, int]],
-    encoder: CrossEncoder,
-    batch_tokens: int,
+    drawn: list[_Drawn], units: list[tuple[int, int, int]], encoder: CrossEncoder, batch_tokens: int
 ) -> MicroBatch:
     parts, pieces, n_tokens = [], [], 0
-    for number, task in enumerate(tasks):
+    for number, one in enumerate(drawn):
         chosen = np.array(sorted(i for _, k, i in units if k == number), dtype=np.int64)
-        drawn = drawn_of[number]
-        inside = np.isin(drawn.local, chosen)
-        local = np.searchsorted(chosen, drawn.local[inside])
-        parts.append(Part(task, Draw(local, drawn.rows[inside], drawn.tiebreak[inside]), len(chosen)))
-        lengths = lengths_of[number][inside]
-        pieces.append(budget_batches(lengths, batch_tokens, padded=encoder.layout == "padded"))
+        if not len(chosen):
+            continue
+        inside = np.isin(one.draw.local, chosen)
+        local = np.searchsorted(chosen, one.draw.local[inside])
+        mine = Draw(local, one.draw.rows[inside], one.draw.tiebreak[inside])
+        lengths = one.lengths[inside]
+        batches = budget_batches(
+            lengths, batch_tokens, multiple=encoder.multiple, padded=encoder.layout == "padded"
+        )
+        lists = one.task.view.train
+        pieces += [collate_rows(encoder, one.task, lists, mine.rows[batch]) for batch in batches]
+        cells, targets = targets_of(lists, mine, len(chosen))
+        in_order = Cells(cells.index[torch.from_numpy(np.concatenate(batches))], cells.shape)
+        parts.append(Part(one.task.objective, number, in_order, targets))
         n_tokens += int(lengths.sum())
-    return MicroBatch(parts, pieces, n_tokens, sum(len(part.drawn.rows) for part in parts))
+    return MicroBatch(parts, pieces, n_tokens)

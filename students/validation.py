@@ -69,9 +69,9 @@ def measure(
     loss = 0.0
     for one in held:
         scores = score(one.task, one.lists, one.drawn)
-        matrix, targets = targets_of(one.lists, one.drawn, one.n_lists, torch.from_numpy(scores))
+        cells, targets = targets_of(one.lists, one.drawn, one.n_lists)
         objective = one.task.objective
-        value = get(objective.loss)(matrix, targets, **objective.parameters)
+        value = get(objective.loss)(cells.matrix(torch.from_numpy(scores)), targets, **objective.parameters)
         loss += objective.weight * float(reduce(value, objective.reduction))
         relevances = one.lists.relevances[one.drawn.rows]
         labels = one.lists.labels[one.drawn.rows]

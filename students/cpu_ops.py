@@ -1,0 +1,184 @@
+"""The few operations that a cross-encoder spends its time in, as a CPU does them fastest.
+
+Measured on a Zen 5 core with torch 2.13: oneDNN's fp32 products run at twice the speed of the BLAS that ``F.linear``
+takes there; the backward pass of bf16 SDPA takes five to nine times as long as that of the two products and the softmax
+it consists of; ``F.dropout`` draws one random number per element where a 64-bit one is enough for four.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Product = Callable[[torch.Tensor], torch.Tensor]  # (…, in) -> (…, out)
+
+
+# ------------------------------------------------------------------------------------------------- products
+@functools.cache
+def has_onednn() -> bool:
+    """Whether this torch has oneDNN's linear as an operator of its own, and it gives what ``F.linear`` gives."""
+    ops = torch.ops.mkldnn
+    if not (
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(ops, "_linear_pointwise")
+        and hasattr(ops, "_reorder_linear_weight")
+    ):
+        return False
+    try:
+        with torch.inference_mode():
+            x, weight, bias = torch.eye(16), torch.arange(512.0).view(32, 16) / 512, torch.arange(32.0)
+            packed = ops._reorder_linear_weight(weight, 16)
+            mine = ops._linear_pointwise(x, packed, bias, "gelu", [], "none")
+            return torch.allclose(mine, F.gelu(F.linear(x, weight, bias)), atol=1e-5)
+    except (RuntimeError, NotImplementedError):
+        return False
+
+
+def frozen_product(
+    linears: Sequence[nn.Linear], dtype: torch.dtype, *, gelu: bool = False, rows: int = 2048
+) -> Product:
+    """The linear maps of one input as one product with fixed weights, their outputs side by side; no gradients.
+
+    Args:
+        dtype: of weights and inputs.
+        gelu: apply the (exact) GELU to the outputs.
+        rows: about as many as it will be called with; decides the weights' layout in memory alone.
+    """
+    weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)
+    bias = torch.cat([linear.bias.detach() for linear in linears]).to(dtype)
+    if not has_onednn():
+        if gelu:
+            return lambda x: F.gelu(F.linear(x, weight, bias))
+        return lambda x: F.linear(x, weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    after = ("gelu", "none") if gelu else ("none", "")
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, packed, bias, after[0], [], after[1]))
+
+    return product
+
+
+class LiveProduct:
+    """The linear maps of one input as one product that learns; computed and given out in ``dtype``, whatever comes in.
+
+    The weights are brought into ``dtype`` once after each change, not at every call, and their gradients come back in
+    fp32. A change shows in the weights' version counters, which every operation of torch in place counts up but the
+    fused optimisers (`students.optimiser.make`).
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype) -> None:
+        self._parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
+        self.sizes = [linear.out_features for linear in linears]
+        self._dtype = dtype
+        self._seen: tuple[int, ...] | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, _Linear.apply(x, self, *self._parameters))
+
+    def current(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias as they are now, in ``dtype``."""
+        versions = tuple(parameter._version for parameter in self._parameters)
+        if versions != self._seen:
+            self._seen = versions
+            self._weight, self._bias = (
+                torch.cat([p.detach().to(self._dtype) for p in self._parameters[kind::2]]) for kind in (0, 1)
+            )
+        return self._weight, self._bias
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, product: LiveProduct, *_: torch.Tensor) -> torch.Tensor:
+        weight, bias = product.current()
+        ctx.dtype, ctx.weight, ctx.sizes = x.dtype, weight, product.sizes
+        x = x.to(weight.dtype)
+        ctx.save_for_backward(x)
+        return _times(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        g = gradients[0].reshape(-1, gradients[0].shape[-1])
+        flat = x.reshape(-1, x.shape[-1])
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = _matmul(g, ctx.weight).view(x.shape).to(ctx.dtype)
+        needed = ctx.needs_input_grad[2:]
+        of_parameters: list[torch.Tensor | None] = [None] * len(needed)
+        if any(needed[::2]):
+            of_parameters[::2] = _matmul(g.t(), flat).float().split(ctx.sizes)
+        if any(needed[1::2]):
+            of_parameters[1::2] = g.sum(0, dtype=torch.float32).split(ctx.sizes)
+        wanted = [value if need else None for value, need in zip(of_parameters, needed, strict=True)]
+        return of_x, None, *wanted
+
+
+def _times(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x · weightᵀ + bias."""
+    if x.dtype == torch.float32 and has_onednn():
+        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
+    return F.linear(x, weight, bias)
+
+
+def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a · b of two matrices."""
+    if a.dtype == torch.float32 and has_onednn():
+        return _times(a.contiguous(), b.t().contiguous())
+    return a @ b
+
+
+# ------------------------------------------------------------------------------------------------ attention
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float = 0.0
+) -> torch.Tensor:
+    """Attention of (n, heads, length, dim); mask (n, 1, 1, length) is True where there is a token."""
+    if q.dtype == torch.float32 and not dropout:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    n, heads, rows, dim = q.shape
+    columns = k.shape[2]
+    q, k, v = (x.reshape(n * heads, x.shape[2], dim) for x in (q, k, v))
+    scale = 1 / math.sqrt(dim)
+    if mask is None:
+        scores = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
+    else:
+        away = torch.zeros(n, 1, columns, dtype=q.dtype).masked_fill(~mask.view(n, 1, columns), -math.inf)
+        scores = torch.baddbmm(away.repeat_interleave(heads, 0), q, k.transpose(1, 2), alpha=scale)
+    mixed = torch.bmm(drop(torch.softmax(scores, -1), dropout), v)
+    return mixed.view(n, heads, rows, dim)
+
+
+# -------------------------------------------------------------------------------------------------- dropout
+def drop(x: torch.Tensor, p: float) -> torch.Tensor:
+    """Dropout with probability p (to 1/65,536); 0 leaves x as it is. Draws from torch's own generator."""
+    return cast(torch.Tensor, _Drop.apply(x, p)) if p else x
+
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _Drop(torch.autograd.Function):
+    """Sixteen random bits an element, and the mask laid over the number's own bits: 0 clears it, -1 leaves it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:
+        n = x.numel()
+        random = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)[:n]
+        mask = torch.ge(random, round(p * 65536) - 32768, out=torch.empty(n, dtype=torch.int16)).neg_()
+        ctx.save_for_backward(mask.view(x.shape))
+        ctx.scale = 1 / (1 - p)
+        return _masked(x, mask.view(x.shape), ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (mask,) = ctx.saved_tensors
+        return _masked(gradients[0], mask, ctx.scale), None
+
+
+def _masked(x: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    bits = _BITS[x.element_size()]
+    return (x.view(bits) & mask.to(bits)).view(x.dtype).mul_(scale)

@@ -1,0 +1,142 @@
+"""The CPU's own operations against torch's: values, gradients, dropout's rate, and weights that are never stale."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from students import cpu_ops
+from students.cpu_ops import LiveProduct, attention, drop, frozen_product
+from students.optimiser import make
+from students.regime import make_recipe
+
+
+def linears(*sizes: int, width: int = 24) -> list[nn.Linear]:
+    torch.manual_seed(3)
+    return [nn.Linear(width, size) for size in sizes]
+
+
+def inputs(width: int = 24) -> torch.Tensor:
+    return torch.randn(5, 7, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=["onednn", "plain"])
+def products(request, monkeypatch):
+    """Both ways to multiply, whichever this torch has."""
+    if request.param == "plain":
+        monkeypatch.setattr(cpu_ops, "has_onednn", lambda: False)
+    elif not cpu_ops.has_onednn():
+        pytest.skip("this torch has no oneDNN operators")
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_frozen_product_is_the_linear_maps_side_by_side(products, gelu):
+    maps = linears(8, 16)
+    expected = torch.cat([m(inputs()) for m in maps], -1).detach()
+    got = frozen_product(maps, torch.float32, gelu=gelu)(inputs())
+    torch.testing.assert_close(got, F.gelu(expected) if gelu else expected, atol=1e-6, rtol=1e-5)
+    rough = frozen_product(maps, torch.bfloat16, gelu=gelu)(inputs().bfloat16())
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), F.gelu(expected) if gelu else expected, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (0, 1)])
+def test_a_learning_products_gradients_are_torchs(products, frozen):
+    maps = linears(8, 16)
+    for i in frozen:
+        maps[i].requires_grad_(False)
+    x = inputs().requires_grad_()
+    weight = torch.randn(5, 7, 24, generator=torch.Generator().manual_seed(2))
+    parameters = [p for m in maps for p in m.parameters() if p.requires_grad]
+
+    def gradients(outputs: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad((outputs * weight).sum(), [x, *parameters]))
+
+    expected = gradients(torch.cat([m(x) for m in maps], -1))
+    got = gradients(LiveProduct(maps, torch.float32)(x))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    product = LiveProduct(maps, torch.bfloat16)
+    rough = gradients(product(x.bfloat16()).float())
+    for a, b in zip(rough, expected, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, atol=0.15, rtol=0.05)
+
+
+def test_weights_are_taken_anew_after_every_change():
+    (layer,) = linears(8)
+    product = LiveProduct([layer], torch.bfloat16)
+    before = product(inputs().bfloat16())
+    assert product.current()[0] is product.current()[0], "cast once while nothing changes"
+    optimiser = make(layer, make_recipe({"lr": 0.5}).stages[0])  # the one that stages are trained with
+    before.float().sum().backward()
+    optimiser.step()
+    expected = F.linear(inputs().bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16())
+    after = product(inputs().bfloat16())
+    torch.testing.assert_close(after, expected, atol=0.1, rtol=0.02)
+    assert float((after - before).detach().abs().max()) > 0.5
+    layer.load_state_dict({"weight": torch.zeros(8, 24), "bias": torch.ones(8)})
+    assert torch.equal(product(inputs().bfloat16()), torch.ones(5, 7, 8).bfloat16())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [9, 1])
+def test_attention_is_sdpa(dtype, masked, rows):
+    generator = torch.Generator().manual_seed(4)
+    packed = torch.randn(3, 9, 3, 2, 8, generator=generator)
+    mask = torch.arange(9)[None, :] < torch.tensor([9, 4, 6])[:, None] if masked else None
+    mask = None if mask is None else mask[:, None, None, :]
+    weight = torch.randn(3, 2, rows, 8, generator=generator)
+
+    def both(of, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = given.clone().requires_grad_()
+        q, k, v = leaf.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = of(q[:, :, :rows], k, v, mask)
+        (mixed.float() * weight).sum().backward()
+        return mixed.detach().float(), leaf.grad.float()
+
+    expected = both(F.scaled_dot_product_attention, packed)
+    got = both(attention, packed.to(dtype))
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+    if masked:
+        blind = both(lambda q, k, v, _: attention(q, k, v, None), packed.to(dtype))
+        assert float((blind[0] - got[0]).abs().max()) > 0.1
+
+
+def test_attention_without_dropout_equals_the_explicit_products():
+    """fp32 takes SDPA without dropout and the explicit way with it: a dropout that drops nothing must not differ."""
+    q, k, v = torch.randn(3, 2, 2, 5, 8, generator=torch.Generator().manual_seed(5)).unbind(0)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])[:, None, None, :]
+    torch.testing.assert_close(attention(q, k, v, mask, 1e-9), attention(q, k, v, mask), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_has_its_rate_keeps_the_mean_and_masks_the_gradient(dtype, p):
+    torch.manual_seed(0)
+    x = torch.ones(500, 401, dtype=dtype).requires_grad_()
+    y = drop(x, p)
+    kept = y != 0
+    share = float(kept.double().mean())
+    deviation = (p * (1 - p) / x.numel()) ** 0.5
+    assert abs(share - (1 - p)) < 5 * deviation
+    assert torch.allclose(y[kept].double(), torch.tensor(1 / (1 - p), dtype=torch.float64), rtol=0.005)
+    by_row = kept.double().mean(1)
+    assert float(by_row.std()) == pytest.approx((p * (1 - p) / 401) ** 0.5, rel=0.2), "rows are independent"
+    y.backward(torch.full_like(y, 2.0))
+    assert torch.equal(x.grad != 0, kept)
+    assert torch.allclose(x.grad[kept].double(), torch.tensor(2 / (1 - p), dtype=torch.float64), rtol=0.01)
+
+
+def test_dropout_follows_the_generator_and_clears_what_is_no_number():
+    x = torch.full((1000,), float("nan"))
+    state = torch.get_rng_state()
+    first, second = drop(x, 0.5), drop(x, 0.5)
+    torch.set_rng_state(state)
+    assert torch.equal(first.isnan(), drop(x, 0.5).isnan())
+    assert not torch.equal(first.isnan(), second.isnan())
+    assert set(first[~first.isnan()].tolist()) == {0.0}
+    assert drop(x, 0.0) is x
