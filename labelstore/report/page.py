@@ -23,7 +23,7 @@ from scipy import stats
 
 from labelstore import comparison, lookup, measuring
 from labelstore.errors import MsftError
-from labelstore.report import boards, explorer, labels, lineage, plots, svg, training
+from labelstore.report import boards, costs, curves, explorer, labels, lineage, plots, svg
 from labelstore.report.boards import Board
 from labelstore.report.labels import Labels
 from labelstore.report.plots import Figure
@@ -168,15 +168,15 @@ def gather(
     train = con.execute("SELECT name FROM datasets WHERE role = 'train' ORDER BY dataset LIMIT 1").fetchall()
     page.train_dataset = train[0][0] if train else "TRAIN"
     page.boards = [boards.board(con, of, measures) for of in chosen]
-    cost, recipes = training.costs(con), training.recipes(con)
+    cost, recipes = costs.of_students(con), costs.recipes(con)
     for n, board in enumerate(page.boards):
         if board.of.qrels_hash is None:
             continue
         part = Part(board, list(board.measures))
         if board.rows:
-            part.effectiveness = training.effectiveness(board, cost, f"cost-{n}")
-            part.effectiveness += training.teachers_on(con, board, f"cost-{n}")
-            part.by_labels = training.by_labels(board, cost, recipes, f"labels-{n}")
+            part.effectiveness = costs.effectiveness(board, cost, f"cost-{n}")
+            part.effectiveness += costs.of_teachers(con, board, f"cost-{n}")
+            part.by_labels = costs.by_labels(board, cost, recipes, f"labels-{n}")
         page.parts.append(part)
     if sum(len(part.drawn) * len(part.board.rows) for part in page.parts) > MAX_ROWS:
         for part in page.parts:
@@ -185,7 +185,7 @@ def gather(
             "leaderboards are drawn by each dataset's first measure alone (--measure names another)"
         )
     order = _students_by_value(page.boards)
-    page.curves, page.curve_notes = training.curves(con, order)
+    page.curves, page.curve_notes = curves.curves(con, order)
     page.labels = labels.of_datasets(con, [of.name for of in chosen] if datasets else _labelled(con))
     page.students, page.n_students_left = lineage.students(con, order)
     page.differences, left_out = differences(page.measured)

@@ -97,7 +97,13 @@ def axis_labels(axis: Scale) -> Markup:
 
 
 def scatter(
-    key: str, title: str, points: Sequence[Point], x_label: str, y_label: str, baselines: Sequence[Point]
+    key: str,
+    title: str,
+    about: str,
+    points: Sequence[Point],
+    x_label: str,
+    y_label: str,
+    baselines: Sequence[Point],
 ) -> Figure:
     """Numbered marks with their intervals; first stages are dashed lines across, numbered at their end.
 
@@ -120,7 +126,7 @@ def scatter(
     ]
     named = [*points, *baselines]
     return Figure(
-        key, title, "", _canvas(parts, title), x_label, y_label,
+        key, title, about, _canvas(parts, f"{title}. {about}".strip()), x_label, y_label,
         ("", "system", x_label, y_label, "95 % interval"),
         tuple((p.label, p.name, f"{p.x:,.6g}", f"{p.y:.4f}", f"{p.low:.4f} to {p.high:.4f}") for p in points),
         tuple((f"number {p.kind}", p.label, p.name) for p in named) if len(named) <= MAX_NAMED else (),

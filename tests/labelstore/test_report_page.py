@@ -16,7 +16,7 @@ import report_store
 from cli.main import run
 from labelstore import comparison, lookup
 from labelstore.errors import MsftError
-from labelstore.report import boards, page, plots, svg
+from labelstore.report import boards, costs, page, plots, svg
 from labelstore.store import LabelStore
 
 
@@ -181,6 +181,39 @@ def test_a_store_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "hint:" in capsys.readouterr().err
 
 
+def test_costs_that_are_not_known_are_not_drawn_as_nothing(tmp_path: Path) -> None:
+    store = report_store.make(tmp_path / "toy.duckdb")
+    with store.read() as con:
+        before = costs.of_students(con)
+    assert before["kd-12"] == costs.Cost(12, 24.0, 12 * 1050.0, pytest.approx(12 * 1100 / 1e6), 30.0)
+    assert before["kd-4"].lists == 4
+    assert before["cl-<i>one</i>"] == costs.Cost(0, 0.0, 0.0, 0.0, 10.0)
+    with store.write() as con:  # labels that came without their calls; a view that this store does not hold
+        con.execute("UPDATE permutations SET n_calls = 0, tokens_in = 0, tokens_out = 0 WHERE labeling = 2")
+        con.execute("UPDATE stages SET view = NULL WHERE student = 2")
+    with store.read() as con:
+        after = costs.of_students(con)
+        board = boards.board(con, lookup.dataset(con, "toy/test"))
+    assert after["kd-12"] == costs.Cost(12, None, None, None, 30.0)
+    assert after["kd-4"] == costs.Cost(0, None, None, None, 20.0)
+    figures = {figure.title: figure for figure in costs.effectiveness(board, after, "k")}
+    assert set(figures) == {"nDCG@10 against seconds of training"}
+    assert costs.by_labels(board, after, {}, "k") == []
+
+
+def test_seeds_of_one_size_are_one_point(store: LabelStore) -> None:
+    with store.read() as con:
+        board = boards.board(con, lookup.dataset(con, "toy/test"))
+        own, recipes = costs.of_students(con), costs.recipes(con)
+    recipes["cl-<i>one</i>"] = recipes["kd-4"]  # as if it were a second seed of kd-4
+    own["cl-<i>one</i>"] = own["kd-4"]
+    lists, tokens = costs.by_labels(board, own, recipes, "k")
+    means = {row.name: row.values["nDCG@10"].mean for row in board.rows}
+    few = (means["kd-4"] + means["cl-<i>one</i>"]) / 2
+    assert [row[1:] for row in lists.table] == [("4", f"{few:.4f}"), ("12", f"{means['kd-12']:.4f}")]
+    assert [row[1] for row in tokens.table] == ["4,200", "12,600"]
+
+
 def test_verdicts_follow_the_rule_of_compare(store: LabelStore) -> None:
     with store.read() as con:
         board = boards.board(con, lookup.dataset(con, "toy/test"))
@@ -228,7 +261,7 @@ def test_wide_spans_are_logarithmic_and_a_single_value_has_room() -> None:
 
 def test_marks_of_one_place_stand_beside_each_other() -> None:
     points = [plots.Point(str(n), f"s{n}", "student", 5.0, 0.5, 0.4, 0.6, "") for n in range(3)]
-    drawing = plots.scatter("k", "title", points, "x", "y", []).drawing
+    drawing = plots.scatter("k", "title", "", points, "x", "y", []).drawing
     assert re.findall(r"translate\(([-\d]+) 0\)", drawing) == ["20", "-20"]
 
 
@@ -238,7 +271,7 @@ def test_svg_escapes_what_it_is_given() -> None:
 
 
 def test_curves_are_thinned_evenly_and_keep_their_ends() -> None:
-    from labelstore.report.training import thinned
+    from labelstore.report.curves import thinned
 
     points = [(float(n), n / 2) for n in range(10_000)]
     kept = thinned(points, 300)
