@@ -28,13 +28,13 @@ def id_hash(column: str) -> str:
 
 
 def number_hashes(numbers: Any) -> Any:
-    """:func:`id_hash` of ids that are canonical whole numbers, as an array of uint64."""
-    return _mixed(numbers.astype(np.uint64) + np.uint64(1))
+    """:func:`id_hash` of ids that are canonical whole numbers (an array of 64-bit integers), as uint64."""
+    return _mixed(numbers.view(np.uint64) + np.uint64(1))
 
 
 def row_hashes(id_hashes: Any, ranks: Any, scores: Any) -> Any:
-    """What :func:`row_sum` sums, as an array of uint64 (scores as float32)."""
-    bits = scores.astype(np.float32).view(np.uint32).astype(np.uint64)
+    """What :func:`row_sum` sums, as an array of uint64; scores are float32."""
+    bits = scores.view(np.uint32).astype(np.uint64)
     h = _mixed(id_hashes ^ (ranks.astype(np.uint64) * np.uint64(_RANK)))
     h = _mixed(_mixed(h ^ (bits * np.uint64(_SCORE))))
     return h ^ (h >> np.uint64(29))

@@ -29,7 +29,7 @@ OTHER_QUERY = "query of another dataset over the collection"
 
 _LINES = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("rank", pa.float64()), ("score", pa.float64())])  # fmt: skip
 _ROWS = pa.schema([("query", pa.int32()), ("rank", pa.int32()), ("document", pa.int32()), ("score", pa.float32())])  # fmt: skip
-_BATCH = 500_000  # lines at a time
+_BATCH = 1 << 16  # lines at a time: what is made of them fits the processor's cache
 _MOST_NUMBERS = 1 << 26  # keys of whole-number ids below this always fit an array (256 MiB)
 _ODD = r"[\x00\t\n\x0b\f\r ]"  # what DuckDB's reader takes for part of a field, and the reference reader does not
 
@@ -179,7 +179,7 @@ def _keys(con: duckdb.DuckDBPyConnection, table: str, key: str, id_: str, collec
                 continue
             values = numbers.to_numpy()
             top = int(values.max())
-            if top >= max(_MOST_NUMBERS, 4 * n):
+            if top >= min(max(_MOST_NUMBERS, 4 * n), 1 << 32):
                 return None
             if top >= len(keys):
                 grown = np.full(max(top + 1, 2 * len(keys)), -1, dtype=np.int32)
@@ -192,7 +192,7 @@ def _keys(con: duckdb.DuckDBPyConnection, table: str, key: str, id_: str, collec
 # ------------------------------------------------------------------------------------------------- parsing
 def _quick(path: Path) -> str:
     """DuckDB's reader over a TREC run in its common form: one space or one tab between six fields."""
-    skip, delimiter, newline, tag = 0, " ", "\\n", ""
+    skip, delimiter, newline, usual = 0, " ", "\\n", ["", ""]
     try:
         with formats.open_bytes(path) as file:
             while line := file.readline(formats.MAX_LINE):
@@ -200,18 +200,18 @@ def _quick(path: Path) -> str:
                 if fields and fields[0] != b"#":
                     delimiter = "\t" if line.count(b"\t") == 5 else " "
                     newline = "\\r\\n" if line.endswith(b"\r\n") else "\\n"
-                    tag = fields[-1].decode("utf-8", "replace")
+                    if len(fields) != 6 or b"\x00" in line:
+                        return _SLOW
+                    usual = [fields[k].decode("utf-8", "replace").replace("'", "''") for k in (1, 5)]
                     break
                 skip += 1
     except formats.DAMAGED:
         return _SLOW
-    # Of the fields that nothing is made of, those that are as usual need no look.
-    tag = tag.replace("'", "''")
-    odd = " OR ".join(
-        f"{column} IS NULL OR {column} <> '{usual}' AND regexp_matches({column}, '{_ODD}')"
-        for column, usual in (("q0", "Q0"), ("tag", tag))
-    )
-    return f"""(SELECT query_id, doc_id, rank, score, {odd} OR query_id IS NULL OR doc_id IS NULL AS odd
+    # Of the fields that nothing is made of, those that are as in the first line need no further look.
+    odd = f"""CASE WHEN q0 = '{usual[0]}' AND tag = '{usual[1]}' AND query_id IS NOT NULL AND doc_id IS NOT NULL
+              THEN false ELSE q0 IS NULL OR tag IS NULL OR query_id IS NULL OR doc_id IS NULL
+                              OR regexp_matches(concat(q0, tag), '{_ODD}') END"""
+    return f"""(SELECT query_id, doc_id, rank, score, {odd} AS odd
         FROM read_csv('{str(path).replace("'", "''")}', delim = '{delimiter}', header = false, auto_detect = false,
         quote = '', escape = '', comment = '', new_line = '{newline}', compression = '{formats.compression(path)}',
         strict_mode = true, skip = {skip},
@@ -304,8 +304,11 @@ def _read(
 
 
 def _numbered(source: str) -> str:
-    return f"""SELECT {whole_number("query_id")} AS query_id, {whole_number("doc_id")} AS doc_id, rank, score, odd
-               FROM {source}"""
+    query, document = (
+        f"CASE WHEN try_cast({column} AS UINTEGER)::VARCHAR = {column} THEN try_cast({column} AS UINTEGER) END::BIGINT"
+        for column in ("query_id", "doc_id")
+    )  # as whole_number; none beyond 32 bits is known
+    return f"SELECT {query} AS query_id, {document} AS doc_id, rank, score, odd FROM {source}"
 
 
 def _joined(source: str) -> str:
@@ -347,20 +350,28 @@ class _Checker:
                 columns = self._columns(batch)
                 if columns is None:
                     continue
-                if self._tail is not None:
-                    columns = [np.concatenate(pair) for pair in zip(self._tail, columns, strict=True)]
-                query = columns[1]
-                cut = (
-                    len(query) - int(np.argmax(query[::-1] != query[-1])) if (query != query[-1]).any() else 0
-                )
-                self._tail = [column[cut:] for column in columns]
+                turns = np.flatnonzero(columns[1][1:] != columns[1][:-1]) + 1
+                if (
+                    self._tail is not None
+                ):  # the last query so far ends with this batch's first lines, or before them
+                    same = columns[1][0] == self._tail[1][0]
+                    head = 0 if not same else int(turns[0]) if len(turns) else len(columns[1])
+                    pairs = zip(self._tail, columns, strict=True)
+                    self._tail = [np.concatenate((tail, column[:head])) for tail, column in pairs]
+                    if head == len(columns[1]):
+                        continue
+                    self._block(writer, *self._tail)
+                    columns = [column[head:] for column in columns]
+                    turns = turns[turns > head] - head
+                cut = int(turns[-1]) if len(turns) else 0
                 if cut:
                     self._block(writer, *(column[:cut] for column in columns))
+                self._tail = [column[cut:] for column in columns]
             if self._tail is not None:
                 self._block(writer, *self._tail)
 
     def _columns(self, batch: pa.RecordBatch) -> list[Any] | None:
-        """row, query, document, rank, score, id_hash of the lines that are kept; None if none is."""
+        """row, query, document, rank, score, score as stored, id_hash of the lines that are kept; None if none is."""
         n = batch.num_rows
         if not n:
             return None
@@ -378,12 +389,11 @@ class _Checker:
             hashes = number_hashes(numbers)
         self.n_read += n
         rank, score = (batch.column(name).to_numpy(zero_copy_only=False) for name in ("rank", "score"))
-        whole = (np.abs(rank) < 2**31) & (rank == np.floor(rank))
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(score.astype(np.float32))
-        if not (whole & finite).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored, whole = score.astype(np.float32), rank.astype(np.int32)
+        if not (np.isfinite(stored).all() and (whole == rank).all()):
             raise _Odd
-        columns = [row, query, document, rank, score, hashes]
+        columns = [row, query, document, whole, score, stored, hashes]
         if query.min() >= 0 and document.min() >= 0 and self.known.member[query].all():
             return columns
         lost = query < 0
@@ -399,7 +409,15 @@ class _Checker:
         return [column[kept] for column in columns] if kept.any() else None
 
     def _block(
-        self, writer: Any, row: Any, query: Any, document: Any, rank: Any, score: Any, hashes: Any
+        self,
+        writer: Any,
+        row: Any,
+        query: Any,
+        document: Any,
+        rank: Any,
+        score: Any,
+        stored: Any,
+        hashes: Any,
     ) -> None:
         """Lines of whole queries: check, rank, hash, write."""
         new = np.ones(len(query), dtype=bool)
@@ -417,19 +435,17 @@ class _Checker:
         if len(again):
             self._refuse_twice(row[pairs == order[again[0]]])
         counts = np.diff(np.append(starts, len(query)))
-        place = np.arange(1, len(query) + 1) - np.repeat(starts, counts)
-        score = score.astype(np.float32)
-        hashed = row_hashes(hashes, place, score)
+        place = np.arange(1, len(query) + 1, dtype=np.int32) - np.repeat(starts.astype(np.int32), counts)
+        hashed = row_hashes(hashes, place, stored)
         high, low = hashed >> np.uint64(32), hashed & np.uint64(0xFFFFFFFF)
         self._sums.append(
             (query[starts], np.add.reduceat(high, starts), np.add.reduceat(low, starts), counts)
         )
         self.n_kept += len(query)
         self.depth = max(self.depth, int(counts.max()))
-        columns = [query.astype(np.int32), place.astype(np.int32), document.astype(np.int32), score]
-        for start in range(0, len(query), _BATCH):
-            part = [pa.array(column[start : start + _BATCH]) for column in columns]
-            writer.write_batch(pa.record_batch(part, schema=_ROWS))
+        writer.write_batch(
+            pa.record_batch([pa.array(c) for c in (query, place, document, stored)], schema=_ROWS)
+        )
 
     def _refuse_twice(self, rows: Any) -> None:
         first, again = sorted(int(row) for row in rows)[:2]
