@@ -197,6 +197,9 @@ def build(
     ] = None,
     max_positives: Annotated[int | None, typer.Option(help="Lists per query at most (contrastive).")] = None,
     min_relevance: Annotated[int | None, typer.Option(help="Lowest grade that counts as positive.")] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Put the runs' scores into the lists (contrastive).")
+    ] = False,
     max_repairs: Annotated[
         int | None, typer.Option(help="Take repaired permutations up to so many repairs [10] (distillation).")
     ] = None,
@@ -218,6 +221,7 @@ def build(
         "positives": positives,
         "max_positives": max_positives,
         "min_relevance": min_relevance,
+        "scores": scores or None,
         "max_repairs": max_repairs,
         "min_passages": min_passages,
         "max_lists": max_lists,

@@ -41,6 +41,8 @@ class Contrastive:
             query's positives stand in one list.
         max_positives: with ``each``: lists per query at most.
         min_relevance: the lowest grade that counts as positive.
+        scores: put the runs' scores into the lists (for layouts with scores); lists whose positive no run ranks are
+            left out.
         max_lists: lists at most, drawn by the seed.
         valid_fraction: share of queries in the validation split.
         allow_overlap: train on queries that stand in a test set.
@@ -51,6 +53,7 @@ class Contrastive:
     positives: str = "each"
     max_positives: int | None = None
     min_relevance: int = 1
+    scores: bool = False
     max_lists: int | None = None
     valid_fraction: float = 0.01
     allow_overlap: bool = False
@@ -256,6 +259,8 @@ def select(
             variables[key] = NO_LIMIT
     set_variables(con, variables)
     text = sql_file("sampling") + sql_file(kind)
+    if getattr(options, "scores", False):
+        text += sql_file("contrastive_scores")
     con.execute(text)
     return text
 

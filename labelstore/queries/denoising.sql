@@ -4,7 +4,8 @@
 --                     [--param relevant=2] [--param positives=one|all]
 -- positives=one (the default) looks as training data does: one judged positive per query (its highest grade, best
 -- ranked in the run), everything else that the run found is a negative; the other judgments tell which of those
--- negatives are false. positives=all compares with the best of all relevant passages, and negatives are the rest.
+-- negatives are false. positives=all compares with the best of all relevant passages, and negatives are the rest:
+-- none of them is relevant then, so the rates are NULL and above_judged tells how many are known not to be.
 -- base_rate is the share of relevant passages among negatives that the teacher ranks below the positive.
 WITH setting AS (
     SELECT coalesce(getvariable('run'), 'bm25') AS run_name, getvariable('labels') AS labels,
@@ -39,8 +40,8 @@ SELECT negatives.labels, count(DISTINCT query) AS queries, count(*) AS negatives
        count(*) FILTER (above) AS above_positive,
        count(*) FILTER (above AND relevance IS NOT NULL) AS above_judged,
        count(*) FILTER (above AND relevance >= relevant) AS above_relevant,
-       round(count(*) FILTER (above AND relevance >= relevant) / nullif(count(*) FILTER (above AND relevance IS NOT NULL), 0), 4)
-           AS relevant_rate,
+       round(count(*) FILTER (above AND relevance >= relevant)
+             / nullif(count(*) FILTER (positives = 'one' AND above AND relevance IS NOT NULL), 0), 4) AS relevant_rate,
        round(count(*) FILTER (NOT above AND relevance >= relevant)
-             / nullif(count(*) FILTER (NOT above AND relevance IS NOT NULL), 0), 4) AS base_rate
+             / nullif(count(*) FILTER (positives = 'one' AND NOT above AND relevance IS NOT NULL), 0), 4) AS base_rate
 FROM negatives CROSS JOIN setting GROUP BY negatives.labels ORDER BY relevant_rate DESC NULLS LAST, 1;

@@ -7,7 +7,7 @@ import made_store
 import pyarrow.parquet as pq
 import pytest
 
-from labelstore import export, keys, views
+from labelstore import export, keys, negatives, views
 from labelstore.errors import DataMissing, UsageError
 from labelstore.store import LabelStore
 
@@ -200,6 +200,31 @@ def test_distillation_filters_by_status_repairs_and_text(store: LabelStore) -> N
     strict = views.build(store, "distillation", labels=["teacher@first"], max_repairs=1)
     assert read(store, strict)[0]["counts"]["dropped"]["too many repairs"] == 1
     assert view.licence == "research only"
+
+
+@pytest.mark.parametrize("mined", [False, True])
+def test_scores_of_the_run_come_in_when_asked(store: LabelStore, mined: bool) -> None:
+    sources: dict[str, list[str]] = {"runs": ["first"]}
+    if mined:
+        negatives.mine(store, dataset="c/train", runs=["first"], depth=10, per_query=5, name="m")
+        sources = {"negatives": ["m"]}
+    options = {"datasets": ["c/train"], "per_query": 5, "depth": 10}
+    with store.read() as con:
+        scores = {
+            (q, d): s for q, d, s in con.execute("SELECT query_id, doc_id, score FROM ranked").fetchall()
+        }
+    view = views.build(store, "contrastive", **options, **sources, scores=True)
+    manifest, lists, docs, queries = read(store, view)
+    assert lists
+    for row in lists:
+        own = [scores[queries[row["query"]], docs[p]] for p in row["passages"]]
+        assert row["scores"] == own
+    unranked = [q for q in range(11) if (f"q{q}", f"d{q}") not in scores]
+    assert manifest["counts"]["dropped"].get("no run scores its positive", 0) == len(unranked)
+    assert len(lists) == 11 - len(unranked)
+    for count in [manifest["counts"], *manifest["more_counts"].values()]:
+        assert count["in"] == count["kept"] + sum(count["dropped"].values())
+    assert manifest["more_counts"]["passages"]["kept"] == sum(len(row["labels"]) - 1 for row in lists)
 
 
 def test_scores_of_the_teacher_are_kept(store: LabelStore) -> None:
