@@ -7,10 +7,12 @@ keeps its size. What lies outside the plot's box (ticks, labels) is drawn into t
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
 Attribute = str | int | float | None
+_UNITS = ((1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
 def element(name: str, *children: Markup | str, **attributes: Attribute) -> Markup:
@@ -60,14 +62,14 @@ class Scale:
         return 100.0 * (position - low) / (high - low)
 
     def label(self, tick: float) -> str:
-        """A tick as one reads it, with as many decimals as its neighbours need."""
-        step = min(
-            (b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)), default=abs(tick) or 1.0
-        )
-        if self.logarithmic or step >= 1:
+        """A tick as one reads it, with as many decimals as its neighbours need and their unit."""
+        if self.logarithmic:
             return short(tick)
+        largest = max((abs(t) for t in self.ticks), default=0.0)
+        size, unit = next((pair for pair in _UNITS if largest >= 10 * pair[0]), (1.0, ""))
+        step = min((b - a for a, b in pairwise(self.ticks)), default=abs(tick) or 1.0) / size
         places = next(n for n in range(16) if abs(round(step, n) - step) < step * 1e-6)
-        return f"{tick:.{places}f}"
+        return "0" if unit and not tick else f"{tick / size:,.{places}f}{unit}"
 
 
 def scale(
@@ -122,10 +124,9 @@ def fitting_scale(values: Sequence[float]) -> Scale:
 
 def short(value: float) -> str:
     """A count in few characters: 950, 12 k, 3.4 M."""
-    for limit, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
-        if abs(value) >= limit:
-            size = value / (limit if limit > 1e4 else 1e3)
-            return f"{size:.3g}{unit}"
+    for size, unit in _UNITS:
+        if abs(value) >= (size if size > 1e3 else 1e4):
+            return f"{value / size:.3g}{unit}"
     return f"{value:,.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.3g}"
 
 

@@ -236,6 +236,9 @@ def test_verdicts_follow_the_rule_of_compare(store: LabelStore) -> None:
     [
         ([0.40, 0.50], {}, ["0.40", "0.42", "0.44", "0.46", "0.48", "0.50"]),
         ([0.0, 700.0], {"zero": True}, ["0", "200", "400", "600"]),
+        ([12_600.0], {"zero": True}, ["0", "2 k", "4 k", "6 k", "8 k", "10 k", "12 k"]),
+        ([5_000.0], {"zero": True}, ["0", "1,000", "2,000", "3,000", "4,000", "5,000"]),
+        ([-0.2, 0.3], {}, ["-0.2", "-0.1", "0.0", "0.1", "0.2", "0.3"]),
         ([1.0, 9.0], {"zero": True}, ["0", "2", "4", "6", "8"]),
         ([0.41, 0.95], {"floor": 0.0}, ["0.4", "0.5", "0.6", "0.7", "0.8", "0.9"]),
         ([326_835.0], {"zero": True}, ["0", "50 k", "100 k", "150 k", "200 k", "250 k", "300 k"]),
@@ -248,6 +251,22 @@ def test_ticks_are_round_and_read_well(
     axis = svg.scale(values, **options)
     assert [axis.label(tick) for tick in axis.ticks] == ticks
     assert all(0 <= axis.at(v) <= 100 for v in values)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (0, "0"),
+        (950, "950"),
+        (9_999, "9,999"),
+        (12_345, "12.3 k"),
+        (3.4e6, "3.4 M"),
+        (1.9e9, "1.9 G"),
+        (0.0123, "0.0123"),
+    ],
+)
+def test_counts_in_few_characters(value: float, says: str) -> None:
+    assert svg.short(value) == says
 
 
 def test_wide_spans_are_logarithmic_and_a_single_value_has_room() -> None:
