@@ -3,6 +3,8 @@
 Errors say what and where, then ``hint:`` with the next command; a traceback needs ``--debug``.
 """
 
+import os
+import signal
 import sys
 import time
 import traceback
@@ -48,6 +50,9 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted; what was completed is kept", file=sys.stderr)
         return int(ExitCode.INTERRUPTED)
+    if isinstance(error, BrokenPipeError):  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     code = getattr(error, "exit_code", ExitCode.FAILURE)
     if hasattr(error, "format_message"):  # typer's own usage errors
         print(f"error: {error.format_message()}", file=sys.stderr)
@@ -70,7 +75,8 @@ def report(error: BaseException) -> int:
 
 def fail(error: BaseException) -> NoReturn:
     """Report an error and end the process with its code."""
-    sys.stdout.flush()
+    if not isinstance(error, BrokenPipeError):
+        sys.stdout.flush()
     raise SystemExit(report(error))
 
 
