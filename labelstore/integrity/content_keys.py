@@ -20,7 +20,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -29,11 +29,10 @@ import numpy as np
 import pyarrow as pa
 
 from labelstore import keys, labels, negatives
-from labelstore.integrity.findings import COPY, Finding
+from labelstore.integrity.findings import COPY, EXAMPLES, Finding
 from labelstore.row_hashes import qrels_hash, run_facts
 
 BATCH = 50_000  # texts that are hashed at once
-_EXAMPLES = 5
 _KINDS = ("listwise", "cross-encoder", "bi-encoder")  # of teachers.models
 
 Rows = Iterator[tuple[str, Any, Any]]  # (name, stored, derived) of keys that differ
@@ -113,11 +112,11 @@ def _summed(what: str, key: str, rows: Rows, hint: str) -> Iterator[Finding]:
     n = 0
     for name, stored, derived in rows:
         n += 1
-        if n <= _EXAMPLES:
+        if n <= EXAMPLES:
             yield Finding(what, str(name), f"its {key} is {stored}, its content gives {derived}", hint)
-    if n > _EXAMPLES:
+    if n > EXAMPLES:
         yield Finding(
-            what, f"{n - _EXAMPLES:,} more", f"{n:,} in all have another {key} than their content gives", hint
+            what, f"{n - EXAMPLES:,} more", f"{n:,} in all have another {key} than their content gives", hint
         )
 
 
@@ -209,6 +208,3 @@ def _asked_teacher(model: str | None, prompt_hash: str | None, sampling: Any, ki
     return keys.content_key(
         "teacher", {"model": model, "prompt_hash": prompt_hash, "sampling": sampling, "kind": kind}
     )
-
-
-CHECKS: tuple[Callable[[duckdb.DuckDBPyConnection], Iterator[Finding]], ...] = (texts, rankings, label_keys)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import duckdb
 
-from labelstore.integrity.findings import COPY, Finding
+from labelstore.integrity.findings import COPY, EXAMPLES, Finding
 
 _MEAN_TOLERANCE = 1e-9
 
@@ -24,7 +24,7 @@ _CHECKS: tuple[tuple[str, str, str], ...] = (
                   CASE WHEN d.text IS NULL THEN 0 ELSE 1 + coalesce(v.n, 0) END
            FROM documents d JOIN collections c USING (collection)
            LEFT JOIN (SELECT document, count(*) AS n FROM document_versions GROUP BY document) v USING (document)
-           WHERE d.version <> CASE WHEN d.text IS NULL THEN 0 ELSE 1 + coalesce(v.n, 0) END LIMIT 20""",
+           WHERE d.version <> CASE WHEN d.text IS NULL THEN 0 ELSE 1 + coalesce(v.n, 0) END""",
         COPY,
     ),
     (
@@ -32,7 +32,7 @@ _CHECKS: tuple[tuple[str, str, str], ...] = (
         """SELECT t.name || ' ' || r.request_key, 'passages', r.n_passages, coalesce(p.n, 0)
            FROM requests r JOIN teachers t USING (teacher)
            LEFT JOIN (SELECT request, count(*) AS n FROM request_passages GROUP BY request) p USING (request)
-           WHERE r.n_passages <> coalesce(p.n, 0) LIMIT 20""",
+           WHERE r.n_passages <> coalesce(p.n, 0)""",
         COPY,
     ),
     (
@@ -41,7 +41,7 @@ _CHECKS: tuple[tuple[str, str, str], ...] = (
            FROM permutations p JOIN labelings l USING (labeling) JOIN queries q USING (query)
            LEFT JOIN (SELECT labeling, query, count(*) AS n FROM labeling_calls GROUP BY ALL) c
                   ON c.labeling = p.labeling AND c.query = p.query
-           WHERE l.origin = 'generated' AND p.n_calls <> coalesce(c.n, 0) LIMIT 20""",
+           WHERE l.origin = 'generated' AND p.n_calls <> coalesce(c.n, 0)""",
         COPY,
     ),
     (
@@ -94,12 +94,18 @@ _CHECKS: tuple[tuple[str, str, str], ...] = (
 
 
 def counts(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    """Rows whose figures are not those of the rows they are about."""
+    """Rows whose figures are not those of the rows they are about: the first few by name, the rest by number."""
     for what, sql, hint in _CHECKS:
-        for name, figure, said, found in con.execute(
-            f"SELECT * FROM ({sql}) t(name, figure, said, found) WHERE said IS DISTINCT FROM found ORDER BY ALL"
-        ).fetchall():
-            yield Finding(what, name, f"its row says {figure} {said}, its parts say {found}", hint)
+        found = con.execute(
+            f"""SELECT *, count(*) OVER () FROM ({sql}) t(name, figure, said, found)
+                WHERE said IS DISTINCT FROM found ORDER BY ALL LIMIT {EXAMPLES}"""
+        ).fetchall()
+        for name, figure, said, counted, _ in found:
+            yield Finding(what, name, f"its row says {figure} {said}, its parts say {counted}", hint)
+        if found and found[0][-1] > len(found):
+            total = found[0][-1]
+            problem = f"{total:,} rows in all say another {found[0][1]} than their parts"
+            yield Finding(what, f"{total - len(found):,} more", problem, hint)
 
 
 def texts_pinned(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:

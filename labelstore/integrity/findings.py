@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+EXAMPLES = 5  # things of one kind that are named; the rest is counted
 COPY = "put the rows back from a copy: `msft merge COPY.duckdb`, or `msft import-store` from an archive"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import duckdb
 
 from labelstore.integrity.findings import COPY, Finding
-from labelstore.integrity.relations import OWNERS, REFERENCES, UNIQUE, Reference
+from labelstore.integrity.relations import OWNERS, REFERENCES, TARGETS, UNIQUE, Reference
 
 PART = 4_000_000  # rows of a large table that are grouped at once
 _LARGE = {"candidates": "query", "permutation_items": "permutation", "request_passages": "request"}
@@ -30,8 +30,7 @@ def _dangling(con: duckdb.DuckDBPyConnection, of: Reference) -> list[tuple[str |
 
 
 def _finding(of: Reference, owner: str | None, n: int, example: str) -> Finding:
-    target = of.target.removesuffix("s").replace("querie", "query").replace("provenance", "job")
-    problem = f"{n:,} rows name a {target} that is not there ({of.column} {example})"
+    problem = f"{n:,} rows name a {TARGETS[of.target]} that is not there ({of.column} {example})"
     hint = COPY
     if of.part:
         hint = (
