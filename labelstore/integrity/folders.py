@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from labelstore.errors import BadInput, DataMissing, StoreDamaged
 from labelstore.integrity.findings import Finding
 from labelstore.keys import file_hash
 from labelstore.store import LabelStore
+from labelstore.views import KINDS
 
 # Working files are named after the process that made them, a training's folder after what it trains.
 _MADE_BY = re.compile(r"-(\d+)(?:-[0-9a-f]{8})?(?:\.\w+)?$|\.(\d+)\.work$")
@@ -101,17 +103,21 @@ def _by_itself(folder: Path) -> Iterator[Finding]:
 
 
 def _rebuild(folder: Path, name: str, kind: str, parameters: Mapping[str, Any], seed: int) -> str:
-    """The commands that make a view's folder again from the same sources."""
-    options = {"dataset": "--dataset", "run": "--run", "mining": "--negatives", "labeling": "--labels"}
-    sources = [
-        f"{options[s['kind']]} {shlex.quote(s['name'].split('/')[-1] if s['kind'] == 'run' else s['name'])}"
-        for s in parameters.get("sources", [])
-        if s["kind"] in options
-    ]
-    build = " ".join(
-        ["msft views build --kind", kind, *sources, "--seed", str(seed), "--name", shlex.quote(name)]
-    )
-    return f"rm -rf {shlex.quote(str(folder))}, then `{build}` (`msft views show` tells the other options)"
+    """The commands that make a view's folder again, from the same sources with the same options."""
+    flags = {"dataset": "--dataset", "run": "--run", "mining": "--negatives", "labeling": "--labels"}
+    words = ["msft", "views", "build", "--kind", kind]
+    for source in parameters.get("sources", []):
+        if source["kind"] in flags:
+            plain = source["name"].rsplit("/", 1)[-1] if source["kind"] == "run" else source["name"]
+            words += [flags[source["kind"]], plain]
+    for key, default in asdict(KINDS[kind]()).items():
+        value = parameters.get(key, default)
+        if value != default and isinstance(
+            value, int | float | str
+        ):  # None and lists are not for the command line
+            words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
+    build = shlex.join([*words, "--seed", str(seed), "--name", name])
+    return f"rm -rf {shlex.quote(str(folder))}, then `{build}`"
 
 
 # ------------------------------------------------------------------------------------------------------ students

@@ -1,6 +1,8 @@
 """`msft verify`, `merge`, `export-store`, `import-store`, `show lineage` as a user runs them."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,34 @@ def test_verify_names_what_is_wrong_and_exits_1(path: Path, capsys) -> None:
     code, out, _ = msft(capsys, path, "verify", "--hash", "-q")
     assert code == 1
     assert len(out.strip()) == 32
+
+
+def test_the_hint_of_a_damaged_view_is_a_command_that_mends_it(path: Path, capsys) -> None:
+    store = LabelStore(path)
+    for kind, options in (
+        ("distillation", {"labels": ["teacher@first"], "depth": 7, "valid_fraction": 0.2, "max_lists": 6}),
+        (
+            "contrastive",
+            {
+                "datasets": ["c/train"],
+                "runs": ["first"],
+                "per_query": 5,
+                "positives": "all",
+                "allow_overlap": True,
+            },
+        ),
+        ("rerank", {"datasets": ["c/test"], "runs": ["first"], "depth": 9}),
+    ):
+        view = views.build(store, kind, name=f"my {kind}", seed=7, **options)
+        (store.files / view.folder / "queries.parquet").write_bytes(b"not parquet")
+    found = rows(capsys, path, "verify")
+    assert [row["what"] for row in found] == ["view"] * 3
+    for row in found:
+        remove, build = re.fullmatch(r"rm -rf (\S+), then `msft (.*)`", row["hint"]).groups()
+        shutil.rmtree(remove)
+        code, _, err = msft(capsys, path, *shlex.split(build))
+        assert code == 0, err
+    assert rows(capsys, path, "verify") == []
 
 
 def test_verify_names_journals_that_wait(path: Path, capsys) -> None:

@@ -199,20 +199,6 @@ def test_view_folders_are_checked(store: LabelStore) -> None:
     assert "no view of the store names" in findings[stray.name].problem
 
 
-def test_the_hint_of_a_damaged_view_mends_it(store: LabelStore) -> None:
-    with store.read() as con:
-        ((view_hash,),) = con.execute("SELECT view_hash FROM views WHERE name = 'cl'").fetchall()
-    folder = store.files / "views" / view_hash
-    (folder / "queries.parquet").write_bytes(b"not parquet")
-    (finding,) = verify(store).findings
-    assert finding.hint.startswith(
-        f"rm -rf {folder}, then `msft views build --kind contrastive --dataset c/train"
-    )
-    shutil.rmtree(folder)
-    views.build(store, "contrastive", datasets=["c/train"], runs=["first"], name="cl", per_query=5, depth=30)
-    assert verify(store).findings == []
-
-
 def test_a_view_whose_rows_are_not_its_hashs_is_named_though_its_manifest_fits(store: LabelStore) -> None:
     name, folder = _views(store)[0]
     manifest = json.loads((folder / "manifest.json").read_text())
