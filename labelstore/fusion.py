@@ -5,7 +5,8 @@ collection, else the validation queries of the student's own training views. Wit
 """
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def _fit(
     score: Score,
     measure: str,
 ) -> tuple[float, float]:
-    """The weight with the best mean on the validation queries (of several, the one nearest to 0.5) and that mean."""
+    """The weight that validation queries speak for, and the measure's mean with it (see :func:`choose_weight`)."""
     wanted = set(found.queries)
     with store.read() as con:
         judged = evaluation.qrels(con, found.dataset)
@@ -217,14 +218,34 @@ def _fit(
         own = score(found.run, found.queries, depth)
     qrels = Qrels({q: judged.judged[q] for q in found.queries}, judged.qrels_hash)
 
-    def value(weight: float) -> float:
+    def values(weight: float) -> np.ndarray:
         fused = interpolate(own, first, weight)
         columns = (fused[name].to_numpy() for name in ("query", "document", "rank"))
-        return measuring.mean(measuring.per_query(Ranking(*columns), qrels, [measure])[measure])
+        scored = measuring.per_query(Ranking(*columns), qrels, [measure])[measure]
+        return np.array([scored[query] for query in sorted(scored)])
 
-    values = {weight: value(weight) for weight in WEIGHTS}
-    best = min(WEIGHTS, key=lambda w: (-round(values[w], 9), abs(w - 0.5), w))
-    return best, values[best]
+    return choose_weight({weight: values(weight) for weight in WEIGHTS})
+
+
+def choose_weight(values: Mapping[float, np.ndarray]) -> tuple[float, float]:
+    """The weight nearest to 0.5 that is as good as the best one within a standard error, and its mean.
+
+    The rule of one standard error (Breiman et al. 1984, section 3.4.3), on the paired differences: the best of many
+    weights on some hundred queries is mostly luck, and far from 0.5 luck costs most.
+
+    Args:
+        values: weight -> the measure on each validation query, queries in one order.
+    """
+    best = max(values, key=lambda weight: (round(values[weight].mean(), 9), -abs(weight - 0.5)))
+
+    def as_good(weight: float) -> bool:
+        lost = values[best] - values[weight]
+        return (
+            bool(lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost))) if len(lost) > 1 else weight == best
+        )
+
+    chosen = min(filter(as_good, values), key=lambda weight: (abs(weight - 0.5), weight))
+    return chosen, float(values[chosen].mean())
 
 
 # ------------------------------------------------------------------------------------------------------- look-ups
