@@ -1,15 +1,17 @@
 """The token cache: every text tokenised once per tokenizer, on disk, memory-mapped, shared by all views.
 
 A cache folder holds one folder per tokenizer (`tokens.tokenizer_key`), and in it segments: ``keys.npy`` (sorted 64-bit
-hashes of texts), ``starts.npy``, ``lengths.npy`` and ``ids.npy``. A segment is written beside and renamed into place, so a
-killed or concurrent build leaves only whole segments; the same text in two segments does no harm.
+hashes of texts), ``starts.npy``, ``lengths.npy`` and ``ids.npy``. A segment is written beside, in memory that does not
+grow with it, and renamed into place, so a killed or concurrent build leaves only whole segments; the same text in two
+segments does no harm.
 """
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from students.tokens import Ints, Progress, Tokens, id_type, text_key, tokenise, tokenizer_key
 
 _CHUNK = 1 << 16  # texts held as Python strings at once
+_SEGMENT = 1 << 22  # texts of a segment at most: what a killed build loses
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class SegmentedIds:
             index = np.arange(*index.indices(len(self)))
         of = np.searchsorted(self._bounds, index, side="right") - 1
         out = np.empty(len(index), dtype=self.dtype)
-        for part in np.unique(of):
+        for part in np.flatnonzero(np.bincount(of, minlength=len(self._parts))):
             mine = of == part
             out[mine] = self._parts[part][index[mine] - self._bounds[part]]
         return out
@@ -127,47 +130,75 @@ class TokenCache:
         wanted = np.zeros(len(keys), dtype=bool)
         wanted[np.unique(keys, return_index=True)[1]] = True
         wanted &= np.isin(keys, missing)
-        n = int(np.count_nonzero(wanted))
-        parts: list[Tokens] = []
-        done = 0
-        for chunk in _chunks(text for text, take in zip(_strings(texts), wanted, strict=True) if take):
-            base = done
-
-            def tick(within: int, _: int | None, base: int = base) -> None:
-                if progress is not None:
-                    progress(base + within, n)
-
-            parts.append(tokenise(self._tokenizer, chunk, tick))
-            done += len(chunk)
-        lengths = np.concatenate([part.lengths for part in parts])
-        starts = np.cumsum(lengths) - lengths
         found = keys[wanted]
-        order = np.argsort(found)
-        self._write(
-            {
-                "keys": found[order],
-                "starts": starts[order],
-                "lengths": lengths[order],
-                "ids": np.concatenate([part.ids for part in parts]),
-            }
-        )
-        self.n_tokenised += n
+        new = (text for text, take in zip(_strings(texts), wanted, strict=True) if take)
+        for first in range(0, len(found), _SEGMENT):
+            of_segment = found[first : first + _SEGMENT]
 
-    def _write(self, arrays: dict[str, NDArray[Any]]) -> None:
-        name = hashlib.blake2b(arrays["keys"].tobytes(), digest_size=16).hexdigest()
+            def tick(done: int, base: int = first) -> None:
+                if progress is not None:
+                    progress(base + done, len(found))
+
+            self._write(of_segment, islice(new, len(of_segment)), tick)
+            self.n_tokenised += len(of_segment)
+
+    def _write(self, keys: NDArray[np.uint64], texts: Iterator[str], tick: Callable[[int], None]) -> None:
+        """Tokenise the texts of these keys into a segment."""
+        order = np.argsort(keys)
+        name = hashlib.blake2b(keys[order].tobytes(), digest_size=16).hexdigest()
         beside = self.folder / f".writing-{name}-{os.getpid()}"
         beside.mkdir(parents=True, exist_ok=True)
+        lengths = np.zeros(len(keys), dtype=np.int64)
+        done = 0
+        with _Growing(beside / "ids.npy", np.dtype(id_type(self._tokenizer))) as ids:
+            while chunk := list(islice(texts, min(_CHUNK, len(keys) - done))):
+                part = tokenise(self._tokenizer, chunk, lambda within, _, base=done: tick(base + within))  # type: ignore[misc]
+                ids.append(part.ids)
+                lengths[done : done + len(chunk)] = part.lengths
+                done += len(chunk)
+        starts = np.cumsum(lengths) - lengths
+        arrays = {"keys": keys[order], "starts": starts[order], "lengths": lengths[order]}
         for key, array in arrays.items():
-            with (beside / f"{key}.npy").open("wb") as file:
-                np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
+            with _Growing(beside / f"{key}.npy", array.dtype) as file:
+                file.append(array)
         try:
             beside.rename(self.folder / f"segment-{name}")
         except OSError:  # another process wrote the same texts meanwhile
             if not (self.folder / f"segment-{name}").is_dir():
                 raise
             shutil.rmtree(beside)
+
+
+class _Growing:
+    """A .npy file of one dimension that is appended to, and on disk when it is closed."""
+
+    def __init__(self, path: Path, dtype: "np.dtype[Any]") -> None:
+        self._path, self._dtype, self._n = path, dtype, 0
+
+    def __enter__(self) -> "_Growing":
+        self._file = self._path.open("wb")
+        self._header()
+        return self
+
+    def append(self, array: NDArray[Any]) -> None:
+        """Add numbers at the end."""
+        self._file.write(np.ascontiguousarray(array, dtype=self._dtype).data)
+        self._n += len(array)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.seek(0)
+        self._header()  # numpy leaves room for its length to grow
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _header(self) -> None:
+        described = {
+            "descr": np.lib.format.dtype_to_descr(self._dtype),
+            "fortran_order": False,
+            "shape": (self._n,),
+        }
+        np.lib.format.write_array_header_1_0(self._file, described)
 
 
 def _empty() -> Ints:
@@ -190,14 +221,3 @@ def _strings(texts: Any) -> Iterator[str]:
                 yield from chunk.slice(first, _CHUNK).to_pylist()
     else:
         yield from texts
-
-
-def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
-    held: list[str] = []
-    for text in texts:
-        held.append(text)
-        if len(held) == _CHUNK:
-            yield held
-            held = []
-    if held:
-        yield held
