@@ -157,7 +157,7 @@ def list_runs(context: Context, dataset: DatasetOption = None) -> None:
 @command(runs_app, "import", example="msft runs import bm25.run.gz --dataset dl19 --name bm25", lists=True)
 def import_run(
     context: Context,
-    file: Annotated[Path, typer.Argument(help="A TREC run; .gz and .zst are read as they are.")],
+    file: Annotated[Path, typer.Argument(help="A TREC run, or a ranking of ColBERT or MS MARCO (query_id doc_id rank [score]); .gz and .zst as they are.")],
     dataset: DatasetOption = None,
     name: Annotated[str | None, typer.Option(help="The run's name; the file's where none is given.")] = None,
     skip_unknown: Annotated[
@@ -165,7 +165,7 @@ def import_run(
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of a run of that name.")] = False,
 ) -> None:
-    """Import a TREC run as a first stage; ranks follow its scores."""
+    """Import a run as a first stage; ranks follow its scores."""
     from labelstore import lookup, runs
 
     store = context.store

@@ -26,6 +26,12 @@ DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 _FLOAT32_MAX = 3.4028235677973366e38  # what lies above rounds to infinity
 DOC_KEYS = ("doc_id", "_id", "docid", "docno", "id", "pid")
 QUERY_KEYS = ("query_id", "_id", "qid", "id")
+RANKING_TAG = "ranking"  # what a run is tagged whose layout has no tag
+_RUN_FIELDS = {
+    6: "query_id Q0 doc_id rank score tag",
+    4: "query_id doc_id rank score",
+    3: "query_id doc_id rank",
+}
 BEIR_HEADER = (b"query-id", b"corpus-id", b"score")
 
 
@@ -320,42 +326,51 @@ def read_qrels(path: Path) -> Iterator[Judgment]:
 
 
 def read_run(path: Path) -> Iterator[Candidate]:
-    """Lines of a TREC run: ``query_id Q0 doc_id rank score tag``, fields apart by any ASCII white space.
+    """Lines of a run, fields apart by any ASCII white space: TREC's ``query_id Q0 doc_id rank score tag``, ColBERT's
+    ``query_id doc_id rank score``, or MS MARCO's ``query_id doc_id rank``, whose scores are then -rank.
 
-    Comment lines (an ir_metadata header begins each line with ``# ``) and blank lines are passed over.
+    The first line tells which. Comment lines (an ir_metadata header begins each line with ``# ``) and blank lines are
+    passed over.
 
     Raises:
-        BadInput: naming the line whose fields are not six, whose rank is no whole number, or whose score is not finite.
+        BadInput: naming the line whose fields are not as many as the first one's, whose rank is no whole number, or
+            whose score is not finite.
     """
+    wanted, hint = 0, ""
     for number, line in lines(path):
         fields = line.split()
         if not fields or fields[0] == b"#":
             continue
-        if len(fields) != 6:
-            raise BadInput(
-                f"{path}:{number}: {len(fields)} fields, not 6",
-                hint="TREC runs: query_id Q0 doc_id rank score tag",
-            )
+        if not wanted:
+            wanted = len(fields) if len(fields) in _RUN_FIELDS else 6
+            hint = f"each line is {_RUN_FIELDS[wanted]}"
+        if len(fields) != wanted:
+            raise BadInput(f"{path}:{number}: {len(fields)} fields, not {wanted}", hint=hint)
+        if wanted < 6:
+            query, document, place = fields[:3]
+            value, tag = fields[3] if wanted == 4 else b"-" + place.lstrip(b"+-"), RANKING_TAG
+        else:
+            query, _, document, place, value = fields[:5]
+            tag = decode(path, number, fields[5])
         try:
-            rank = float(fields[3])
+            rank = float(place)
             whole = rank.is_integer() and abs(rank) < 2**31
         except ValueError:
             whole = False
         if not whole:
             raise BadInput(
-                f"{path}:{number}: rank {decode(path, number, fields[3])!r} is no whole number",
-                hint="TREC runs: query_id Q0 doc_id rank score tag",
+                f"{path}:{number}: rank {decode(path, number, place)!r} is no whole number", hint=hint
             )
         try:
-            score = float(fields[4])
+            score = float(value)
         except ValueError:
             score = math.nan
         if not abs(score) < _FLOAT32_MAX:
             raise BadInput(
-                f"{path}:{number}: score {decode(path, number, fields[4])!r} is no finite number",
+                f"{path}:{number}: score {decode(path, number, value)!r} is no finite number",
                 hint="every candidate needs a finite score; take out the line or mend the system that wrote it",
             )
-        query_id, doc_id, tag = (decode(path, number, fields[k]) for k in (0, 2, 5))
+        query_id, doc_id = decode(path, number, query), decode(path, number, document)
         yield Candidate(number, query_id, doc_id, int(rank), score, tag)
 
 

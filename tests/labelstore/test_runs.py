@@ -321,3 +321,25 @@ def test_real_runs_keep_their_measure(tmp_path: Path, shared: Path, run: str, va
         [measure], [ir_measures.Qrel(*j) for j in judged], [ir_measures.ScoredDoc(*r) for r in rows]
     )
     assert found[measure] == pytest.approx(value, abs=5e-4)
+
+
+def test_rankings_of_colbert_and_ms_marco_are_runs_too(store: LabelStore, tmp_path: Path) -> None:
+    trec = ["q0 Q0 02 1 8.5 t", "q0 Q0 01 2 8 t", "q1 Q0 03 1 3 t"]
+    rows = [line.split() for line in trec]
+    write(tmp_path / "trec", trec)
+    write(tmp_path / "colbert.tsv", [f"{q}\t{d}\t{r}\t{s}" for q, _, d, r, s, _ in rows])
+    write(tmp_path / "marco.tsv", [f"{q}\t{d}\t{r}" for q, _, d, r, _, _ in rows])
+    first = runs.import_run(store, tmp_path / "trec", "mine", "trec").run
+    colbert = runs.import_run(store, tmp_path / "colbert.tsv", "mine", "colbertv2").run
+    assert colbert.content_hash == first.content_hash
+    assert colbert.system == "ranking"
+    runs.import_run(store, tmp_path / "marco.tsv", "mine", "marco")
+    with store.read() as con:
+        sql = "SELECT query_id, doc_id, rank, score FROM ranked WHERE run = ? ORDER BY query_id, rank"
+        assert [row[:3] for row in con.execute(sql, ["marco"]).fetchall()] == [
+            row[:3] for row in con.execute(sql, ["trec"]).fetchall()
+        ]
+        assert [row[3] for row in con.execute(sql, ["marco"]).fetchall()] == [-1.0, -2.0, -1.0]
+    write(tmp_path / "mixed.tsv", ["q0\t02\t1", "q0\t01\t2\t8"])
+    with pytest.raises(BadInput, match=r"mixed.tsv:2: 4 fields, not 3"):
+        runs.import_run(store, tmp_path / "mixed.tsv", "mine", "mixed")
