@@ -1,9 +1,10 @@
 """`msft verify`: block by block, key by key, reference by reference, folder by folder.
 
-Each check opens the store for itself, so that a writer waits for one check at most, and a damaged table ends no check
-but those that need it. Memory is bounded: sets are grouped within DuckDB, which spills beside the store.
+The store is opened again and again, so that a writer waits for a few seconds or one check at most, and a damaged table
+ends no check but those that need it. Memory is bounded: sets are grouped within DuckDB, which spills beside the store.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from labelstore.integrity.findings import Finding
 from labelstore.store import LabelStore
 
 MEMORY = "2GB"  # of DuckDB's; it works on disk beyond that
+HELD = 2.0  # seconds after which the store is let go between two checks
 
 Check = Callable[[duckdb.DuckDBPyConnection], Iterator[Finding]]
 _CHECKS: tuple[tuple[str, Check], ...] = (
@@ -60,14 +62,12 @@ def verify(store: LabelStore, progress: Callable[[int, int | None], None] | None
     total = len(_CHECKS) + 3
     tick(0, total)
     done.findings += _blocks(store)
-    for n, (name, check) in enumerate(_CHECKS, 1):
-        tick(n, total)
-        done.findings += _checked(store, name, check, done)
+    _run(store, [*_CHECKS], done, lambda n: tick(n, total))
     tick(total - 2, total)
     done.findings += folders.folders(store)
     done.findings += folders.leftovers(store)
     tick(total - 1, total)
-    done.findings += _checked(store, "the verify hash", lambda con: _digest(con, done), done)
+    _run(store, [("the verify hash", lambda con: _digest(con, done))], done, lambda n: None)
     tick(total, total)
     return done
 
@@ -85,15 +85,23 @@ def _blocks(store: LabelStore) -> list[Finding]:
         return [Finding("store", str(store.path), f"{damaged.message}: its header or its catalogue", HINT)]
 
 
-def _checked(store: LabelStore, name: str, check: Check, done: Verified) -> list[Finding]:
-    try:
-        with store.read() as con:
-            con.execute(f"SET memory_limit = '{MEMORY}'")
-            con.execute("SET preserve_insertion_order = false")
-            return list(check(con))
-    except StoreDamaged:
-        done.unchecked.append(name)
-        return []
+def _run(
+    store: LabelStore, waiting: list[tuple[str, Check]], done: Verified, tick: Callable[[int], None]
+) -> None:
+    """Run checks one after the other; one that meets damage is noted as not made."""
+    total = len(waiting)
+    while waiting:
+        try:
+            with store.read() as con:
+                con.execute(f"SET memory_limit = '{MEMORY}'")
+                con.execute("SET preserve_insertion_order = false")
+                began = time.monotonic()
+                while waiting and time.monotonic() - began < HELD:
+                    tick(total - len(waiting) + 1)
+                    done.findings += list(waiting[0][1](con))
+                    waiting.pop(0)
+        except StoreDamaged:
+            done.unchecked.append(waiting.pop(0)[0])
 
 
 def _digest(con: duckdb.DuckDBPyConnection, done: Verified) -> Iterator[Finding]:
