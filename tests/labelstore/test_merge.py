@@ -60,6 +60,23 @@ def both_ways(one: LabelStore, two: LabelStore, folder: Path) -> LabelStore:
     return first
 
 
+Pair = tuple[LabelStore, LabelStore]
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """The same content twice, under other surrogate keys."""
+    folder = tmp_path_factory.mktemp("templates")
+    return made_store.make(folder / "one.duckdb"), made_store.make(folder / "two.duckdb", offset=900)
+
+
+@pytest.fixture
+def pair(templates: Pair, tmp_path: Path) -> Pair:
+    """Copies of the two."""
+    one, two = templates
+    return copy(one, tmp_path / "one.duckdb"), copy(two, tmp_path / "two.duckdb")
+
+
 # -------------------------------------------------------------------------------------------------------- labels
 def labelled(path: Path, answer: Any = hashed_order, **settings: Any) -> LabelStore:
     store = make_labelled(path, QUERIES, length=lambda k: 25 + k)
@@ -139,8 +156,8 @@ def test_other_answers_to_the_same_query_contradict_and_can_come_in_beside(tmp_p
     assert not merge(one, two, rename_suffix="@two").new
 
 
-def test_labels_given_for_other_texts_contradict(tmp_path: Path) -> None:
-    one, two = made_store.make(tmp_path / "one.duckdb"), made_store.make(tmp_path / "two.duckdb", offset=900)
+def test_labels_given_for_other_texts_contradict(pair: Pair) -> None:
+    one, two = pair
     for store, version in ((one, 2), (two, 3)):
         text = made_store.text_of(3, version)
         change(
@@ -167,8 +184,8 @@ def test_a_text_that_one_store_did_not_hold_is_pinned_from_the_other(tmp_path: P
 
 
 # ------------------------------------------------------------------------------------------------------- corpora
-def test_equal_stores_have_nothing_for_each_other_but_their_jobs(tmp_path: Path) -> None:
-    one, two = made_store.make(tmp_path / "one.duckdb"), made_store.make(tmp_path / "two.duckdb", offset=900)
+def test_equal_stores_have_nothing_for_each_other_but_their_jobs(pair: Pair) -> None:
+    one, two = pair
     before = hash_of(one)
     done = merge(one, two)
     assert {t.table for t in done.taken if t.new} == {"provenance"}
@@ -208,8 +225,8 @@ def update(store: LabelStore, doc_id: str, text: str) -> None:
         )
 
 
-def test_the_newer_text_wins_where_its_history_holds_the_other(tmp_path: Path) -> None:
-    one, two = made_store.make(tmp_path / "one.duckdb"), made_store.make(tmp_path / "two.duckdb", offset=900)
+def test_the_newer_text_wins_where_its_history_holds_the_other(pair: Pair, tmp_path: Path) -> None:
+    one, two = pair
     for text in ("second", "third"):
         update(one, "d3", text)
     update(two, "d3", "second")
@@ -226,8 +243,8 @@ def test_the_newer_text_wins_where_its_history_holds_the_other(tmp_path: Path) -
     assert rows(second, history) == rows(merged, history)
 
 
-def test_histories_that_begin_at_other_texts_unite(tmp_path: Path) -> None:
-    one, two = made_store.make(tmp_path / "one.duckdb"), made_store.make(tmp_path / "two.duckdb", offset=900)
+def test_histories_that_begin_at_other_texts_unite(pair: Pair, tmp_path: Path) -> None:
+    one, two = pair
     update(one, "d3", "second")
     change(two, f"UPDATE documents SET text = 'second', text_hash = {keys.text_hash(None, 'second')} WHERE doc_id = 'd3'; DELETE FROM permutation_items; DELETE FROM permutations; DELETE FROM labelings; DELETE FROM teachers")  # fmt: skip
     update(two, "d3", "third")
@@ -252,9 +269,14 @@ def test_histories_that_begin_at_other_texts_unite(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_contradictions_name_both_values_and_change_nothing(
-    tmp_path: Path, sql: str, what: str | None, name: str | None, here: str | None, there: str | None
+    pair: Pair,
+    sql: str,
+    what: str | None,
+    name: str | None,
+    here: str | None,
+    there: str | None,
 ) -> None:
-    one, two = made_store.make(tmp_path / "one.duckdb"), made_store.make(tmp_path / "two.duckdb", offset=900)
+    one, two = pair
     with two.write() as con:
         con.execute(sql)
         for dataset in (901, 902):
@@ -275,8 +297,8 @@ def test_contradictions_name_both_values_and_change_nothing(
     assert one.path.read_bytes() == before
 
 
-def test_a_suffix_takes_in_a_whole_contradicting_collection(tmp_path: Path) -> None:
-    one, two = made_store.make(tmp_path / "one.duckdb"), made_store.make(tmp_path / "two.duckdb", offset=900)
+def test_a_suffix_takes_in_a_whole_contradicting_collection(pair: Pair) -> None:
+    one, two = pair
     change(two, f"UPDATE documents SET text = 'other', text_hash = {keys.text_hash(None, 'other')} WHERE doc_id = 'd3'; UPDATE permutation_items SET text_hash = {keys.text_hash(None, 'other')} WHERE document = 903")  # fmt: skip
     negatives.mine(two, dataset="c/train", runs=["first"], per_query=4, depth=20, name="hard")
     done = merge(one, two, rename_suffix="@2")
@@ -289,8 +311,8 @@ def test_a_suffix_takes_in_a_whole_contradicting_collection(tmp_path: Path) -> N
     assert not merge(one, two, rename_suffix="@2").new
 
 
-def test_negatives_over_a_renamed_run_keep_a_sound_hash(tmp_path: Path) -> None:
-    one, two = made_store.make(tmp_path / "one.duckdb"), made_store.make(tmp_path / "two.duckdb", offset=900)
+def test_negatives_over_a_renamed_run_keep_a_sound_hash(pair: Pair) -> None:
+    one, two = pair
     negatives.mine(two, dataset="c/train", runs=["first"], per_query=4, depth=20, name="hard")
     with one.write() as con:
         con.execute("UPDATE candidates SET score = score + 1 WHERE run = 1")
@@ -327,20 +349,17 @@ def with_student(store: LabelStore, name: str, weights: bytes) -> None:
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> tuple[LabelStore, LabelStore]:
+def trained(pair: Pair) -> Pair:
     """Two stores that have built the same view, each with a student of its own and one in common."""
-    stores = (made_store.make(tmp_path / "one.duckdb"), made_store.make(tmp_path / "two.duckdb", offset=900))
-    for store, own in zip(stores, ("mine", "yours"), strict=True):
+    for store, own in zip(pair, ("mine", "yours"), strict=True):
         views.build(store, "distillation", labels=["teacher@first"], name="kd", allow_overlap=True)
         with_student(store, "common", b"the same weights")
         with_student(store, own, own.encode())
         evaluation.evaluate(store, "c/test", measures=["nDCG@10"])
-    return stores
+    return pair
 
 
-def test_views_students_and_evaluations_come_with_their_folders(
-    trained: tuple[LabelStore, LabelStore], tmp_path: Path
-) -> None:
+def test_views_students_and_evaluations_come_with_their_folders(trained: Pair, tmp_path: Path) -> None:
     one, two = trained
     merged = both_ways(one, two, tmp_path / "both")
     assert rows(merged, "SELECT name FROM students ORDER BY name") == [("common",), ("mine",), ("yours",)]
@@ -355,7 +374,7 @@ def test_views_students_and_evaluations_come_with_their_folders(
     assert rows(merged, "SELECT count(*) FROM training_log") == [(3,)]
 
 
-def test_a_lost_folder_comes_back_from_a_store_that_has_it(trained: tuple[LabelStore, LabelStore]) -> None:
+def test_a_lost_folder_comes_back_from_a_store_that_has_it(trained: Pair) -> None:
     one, two = trained
     merge(one, two)
     shutil.rmtree(one.files / "views")
@@ -366,7 +385,7 @@ def test_a_lost_folder_comes_back_from_a_store_that_has_it(trained: tuple[LabelS
     assert verify(one).findings == []
 
 
-def test_a_damaged_folder_is_not_copied_and_said(trained: tuple[LabelStore, LabelStore]) -> None:
+def test_a_damaged_folder_is_not_copied_and_said(trained: Pair) -> None:
     one, two = trained
     (two.files / "students" / "yours" / "model.safetensors").write_bytes(b"torn")
     notes: list[str] = []
@@ -377,7 +396,7 @@ def test_a_damaged_folder_is_not_copied_and_said(trained: tuple[LabelStore, Labe
     assert [finding.name for finding in verify(one).findings] == ["yours"]
 
 
-def test_students_of_one_name_and_other_weights_contradict(trained: tuple[LabelStore, LabelStore]) -> None:
+def test_students_of_one_name_and_other_weights_contradict(trained: Pair) -> None:
     one, two = trained
     with_student(one, "yours", b"other weights")
     with pytest.raises(Contradictory, match="student yours is weights"):
