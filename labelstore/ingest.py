@@ -62,7 +62,7 @@ def merge(store: LabelStore, stage: Staging, request: Request) -> Added:
     try:
         with store.write() as con:
             con.execute(f"ATTACH '{str(stage.path).replace(chr(39), chr(39) * 2)}' AS staged (READ_ONLY)")
-            with provenance.recorded_in(con, "data.add") as job:
+            with provenance.recorded_in(con, "data.add", stage.clock) as job:
                 added = _Merge(con, job, stage, request).run()
                 if not added.changed:
                     raise _NothingNew(added)

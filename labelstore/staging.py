@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from labelstore import formats, keys, quick_documents, room
+from labelstore import formats, keys, provenance, quick_documents, room
 from labelstore.errors import BadInput
 from labelstore.formats import Document, Judgment, Query
 from labelstore.store import LabelStore, configure
@@ -77,6 +77,7 @@ class Staging:
                CREATE TABLE judgments (line BIGINT, query_id VARCHAR, doc_id VARCHAR, relevance SMALLINT)"""
         )
         self.steps: dict[str, Step] = {}
+        self.clock = provenance.Clock()  # the reading is part of the job
 
     def _append(
         self, table: str, rows: Iterable[tuple[Any, ...] | None], step: Step, progress: Progress | None
