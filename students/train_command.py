@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    sys.stdout.write(json.dumps(result.stages, indent=1) + "\n")
+    if int(os.environ.get("RANK", "0")) == 0:  # torchrun's and accelerate's number of this process
+        sys.stdout.write(json.dumps(result.stages, indent=1) + "\n")
     return 0
 
 
