@@ -1,8 +1,9 @@
-"""Writes docs/schema.md from labelstore/schema.sql and docs/commands.md from the command line itself.
+"""Writes docs/schema.md from schema.sql, docs/commands.md from the command line, and README's tables from both and the files.
 
-`python docs/generate.py` (or `make docs`) after a change to either; a test compares the pages with what this makes.
+`python docs/generate.py` (or `make docs`) after a change to any; a test compares the pages with what this makes.
 """
 
+import ast
 import inspect
 import re
 import sys
@@ -250,16 +251,84 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-PAGES = {"schema.md": schema_page, "commands.md": commands_page}
+# ------------------------------------------------------------------------------------------------------------ README
+def front_door() -> str:
+    """README.md with its command table and its list of files as they are now."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    for name, lines in (("commands", _command_table()), ("files", _file_list())):
+        begin, end = f"<!-- made: {name} -->\n", f"<!-- /made: {name} -->"
+        head, found, rest = text.partition(begin)
+        if not found or end not in rest:
+            raise SystemExit(f"README.md has lost its marks {begin.strip()} and {end}")
+        text = head + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
+    return text
+
+
+def _command_table() -> list[str]:
+    from cli.main import app
+
+    lines = ["| command | |", "|---|---|"]
+    for leaf in sorted(leaves(app, "msft"), key=lambda leaf: leaf.name):
+        anchor = leaf.name.replace(" ", "-")
+        lines.append(f"| [`{leaf.name}`](docs/commands.md#{anchor}) | {_cell(_sentence(_text(leaf.help)))} |")
+    return lines
+
+
+def _file_list() -> list[str]:
+    """A line per file of the packages and the benchmarks: what its first sentence says."""
+    lines = []
+    for package in PACKAGES:
+        lines += [f"**{package}/** {PACKAGES[package]}", "", "```text"]
+        files = sorted(
+            file.relative_to(ROOT / package)
+            for kind in ("*.py", "*.sql")
+            for file in (ROOT / package).rglob(kind)
+            if _about(file)
+        )
+        width = max(len(str(file)) for file in files)
+        lines += [f"{file!s:<{width}}  {_about(ROOT / package / file)}" for file in files]
+        lines += ["```", ""]
+    return lines[:-1]
+
+
+PACKAGES = {
+    "labelstore": "the data: no torch, no LLM",
+    "teachers": "the labels: no training",
+    "students": "the learning: reads view folders, knows no store",
+    "cli": "the commands",
+    "benchmarks": "measurements with their peers",
+}
+
+
+def _about(file: Path) -> str:
+    """The first sentence of a file's docstring, or of an SQL file's first comment."""
+    text = file.read_text("utf-8")
+    if file.suffix == ".sql":
+        comment = [
+            line.removeprefix("--").strip()
+            for line in text.split("\n\n")[0].splitlines()
+            if line.startswith("--")
+        ]
+        return _sentence(" ".join(comment[: comment.index("") if "" in comment else None]))
+    return _sentence(" ".join((ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].split()))
+
+
+def _sentence(text: str) -> str:
+    """The first sentence, without its full stop; sentences end before a capital letter."""
+    return re.split(r"(?<=[^.][.])\s+(?=[A-Z`])", text, maxsplit=1)[0].rstrip(".").replace("``", "`")
+
+
+ROOT = FOLDER.parent
+PAGES = {"docs/schema.md": schema_page, "docs/commands.md": commands_page, "README.md": front_door}
 
 
 def main() -> None:
     """Write the pages that differ."""
     for name, make in PAGES.items():
-        file, text = FOLDER / name, make()
+        file, text = ROOT / name, make()
         if not file.exists() or file.read_text("utf-8") != text:
             file.write_text(text, encoding="utf-8")
-            print(f"docs/{name}", file=sys.stderr)
+            print(name, file=sys.stderr)
 
 
 if __name__ == "__main__":
