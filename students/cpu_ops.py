@@ -44,7 +44,7 @@ def frozen_product(
     """The linear maps of one input as one product with fixed weights, their outputs side by side; no gradients.
 
     Args:
-        dtype: of weights and inputs.
+        dtype: that it computes and gives out, whatever comes in.
         gelu: apply the (exact) GELU to the outputs.
         rows: about as many as it will be called with; decides the weights' layout in memory alone.
     """
@@ -52,13 +52,14 @@ def frozen_product(
     bias = torch.cat([linear.bias.detach() for linear in linears]).to(dtype)
     if not has_onednn():
         if gelu:
-            return lambda x: F.gelu(F.linear(x, weight, bias))
-        return lambda x: F.linear(x, weight, bias)
+            return lambda x: F.gelu(F.linear(x.to(dtype), weight, bias))
+        return lambda x: F.linear(x.to(dtype), weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     after = ("gelu", "none") if gelu else ("none", "")
 
     def product(x: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, packed, bias, after[0], [], after[1]))
+        linear = torch.ops.mkldnn._linear_pointwise
+        return cast(torch.Tensor, linear(x.to(dtype), packed, bias, after[0], [], after[1]))
 
     return product
 

@@ -38,11 +38,14 @@ class _Layer:
 
 
 class _Forward:
-    """The way of a padded batch through embeddings, layers and head."""
+    """The way of a padded batch through embeddings, layers and head.
 
-    def __init__(self, model: Any, dtype: torch.dtype, layers: Sequence[_Layer]) -> None:
+    What runs along the layers stays fp32 whatever the products compute in: in bf16 it would cost a fifth more error in
+    the scores and three times the error in the gradients, and save no time.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[_Layer]) -> None:
         self._model = model
-        self._dtype = dtype
         self._heads = int(model.config.num_attention_heads)
         self._embeddings = model.base_model.embeddings
         self._project = getattr(model.base_model, "embeddings_project", None)
@@ -75,7 +78,7 @@ class _Forward:
         x: torch.Tensor = self._embeddings(input_ids=ids, **types)
         if self._project is not None:
             x = self._project(x)
-        return x.to(self._dtype)
+        return x
 
     def _whole(
         self,
@@ -99,7 +102,6 @@ class _Forward:
         return x.view(n, width, parts, self._heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _head(self, first: torch.Tensor) -> torch.Tensor:
-        first = first.float()
         if (pooler := getattr(self._model.base_model, "pooler", None)) is not None:  # BERT's
             first = self._model.dropout(pooler(first))
         logits: torch.Tensor = self._model.classifier(first)
@@ -132,12 +134,7 @@ class FusedEncoder:
                 return frozen_product([linear], dtype, gelu=True)
             return _activated(product(linear), _ACTIVATIONS[activation])
 
-        def norm(module: nn.LayerNorm) -> Product:
-            weight, bias = module.weight.detach().to(dtype), module.bias.detach().to(dtype)
-            shape, eps = weight.shape, float(module.eps)
-            return lambda x: F.layer_norm(x, shape, weight, bias, eps)
-
-        self._forward = _Forward(model, dtype, _layers(model, product, inner, norm, every_token=every_token))
+        self._forward = _Forward(model, _layers(model, product, inner, every_token=every_token))
 
     @staticmethod
     def supports(model: Any) -> bool:
@@ -158,7 +155,7 @@ class FusedEncoder:
 
     @torch.inference_mode()
     def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The last layer's states of all tokens, (n, width, hidden), in the precision of the products.
+        """The last layer's states of all tokens, (n, width, hidden) fp32.
 
         Args:
             ids: (n, width) token ids, padded.
@@ -173,8 +170,7 @@ class LearningEncoder:
 
     Args:
         model: as for `FusedEncoder`, in any mode.
-        precision: of the products; what runs along the layers, the weights and their gradients stay fp32 (bf16 there
-            triples the error of the gradient).
+        precision: of the products; weights and their gradients stay fp32.
     """
 
     def __init__(self, model: Any, precision: Literal["fp32", "bf16"]) -> None:
@@ -188,10 +184,7 @@ class LearningEncoder:
         def inner(linear: nn.Linear) -> Product:
             return _activated(product(linear), activation)
 
-        def norm(module: nn.LayerNorm) -> Product:
-            return module
-
-        self._forward = _Forward(model, torch.float32, _layers(model, product, inner, norm))
+        self._forward = _Forward(model, _layers(model, product, inner))
 
     def __call__(self, batch: PairBatch) -> torch.Tensor:
         """Raw logits of a padded batch, (n_pairs,) fp32."""
@@ -207,7 +200,6 @@ def _layers(
     model: Any,
     product: Callable[..., Product],
     inner: Callable[[nn.Linear], Product],
-    norm: Callable[[nn.LayerNorm], Product],
     *,
     every_token: bool = False,
 ) -> list[_Layer]:
@@ -220,10 +212,10 @@ def _layers(
             _Layer(
                 projections=(product(q), product(k, v)) if first_only else (product(q, k, v),),
                 attended=product(layer.attention.output.dense),
-                attended_norm=norm(layer.attention.output.LayerNorm),
+                attended_norm=layer.attention.output.LayerNorm,
                 inner=inner(layer.intermediate.dense),
                 outer=product(layer.output.dense),
-                outer_norm=norm(layer.output.LayerNorm),
+                outer_norm=layer.output.LayerNorm,
             )
         )
     return layers
