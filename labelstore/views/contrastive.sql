@@ -88,10 +88,11 @@ FROM (
     SELECT l.list, l.bound, p.query, p.source, p.rank, p.document, p.weight, draw(l.salt, p.source, p.rank) AS draw
     FROM pool p JOIN open_lists l ON l.query = p.query WHERE p.label = 0
 ) p
-WHERE draw < bound
-  AND NOT EXISTS (FROM excluded x WHERE x.query = p.query AND x.document = p.document)
-  AND NOT EXISTS (FROM unheld u WHERE u.document = p.document)
-  AND NOT EXISTS (FROM earlier e WHERE e.query = p.query AND e.document = p.document AND e.source < p.source);
+-- Anti joins, spelled out: NOT EXISTS would have DuckDB keep all rows aside.
+ANTI JOIN excluded x ON x.query = p.query AND x.document = p.document
+ANTI JOIN unheld u ON u.document = p.document
+ANTI JOIN earlier e ON e.query = p.query AND e.document = p.document AND e.source < p.source
+WHERE draw < bound;
 
 -- The first per_query draws of each list. One 64-bit sort key, since the draws of a list are distinct; and rowid of a
 -- table made in order stands for row_number: half the time of a window.
