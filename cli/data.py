@@ -157,7 +157,12 @@ def list_runs(context: Context, dataset: DatasetOption = None) -> None:
 @command(runs_app, "import", example="msft runs import bm25.run.gz --dataset dl19 --name bm25", lists=True)
 def import_run(
     context: Context,
-    file: Annotated[Path, typer.Argument(help="A TREC run, or a ranking of ColBERT or MS MARCO (query_id doc_id rank [score]); .gz and .zst as they are.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A TREC run, or a ranking of ColBERT or MS MARCO (query_id doc_id rank [score]); .gz and .zst as they are."
+        ),
+    ],
     dataset: DatasetOption = None,
     name: Annotated[str | None, typer.Option(help="The run's name; the file's where none is given.")] = None,
     skip_unknown: Annotated[

@@ -9,8 +9,8 @@ from cli import diagnostics, render
 from cli.command import Context, command
 
 if TYPE_CHECKING:
-    from teachers.generate.job import Labelled
     from teachers.figures import Figures
+    from teachers.generate.job import Labelled
 
 _EXAMPLE = "msft teachers generate --model rankzephyr --dataset dl19 --run bm25 --dry-run"
 

@@ -312,7 +312,7 @@ def store_requests(
         f"""CREATE OR REPLACE TEMP TABLE new_requests AS
             SELECT ? + row_number() OVER (ORDER BY r.request_key) - 1 AS request, r.*, q.query
             FROM (SELECT DISTINCT ON (request_key) * FROM {requests}) r
-            ANTI JOIN requests known ON known.request_key = r.request_key
+            ANTI JOIN {_held("requests", "request_key", requests)} known USING (request_key)
             LEFT JOIN (SELECT query, query_id FROM queries WHERE collection = {int(collection)}) q
                    ON q.query_id = r.query_id""",
         [first],
@@ -347,6 +347,11 @@ def store_requests(
     return int(made)
 
 
+def _held(table: str, key: str, new: str) -> str:
+    """Those keys of a table that are among the new ones: an anti join with this builds on the new rows, not on all."""
+    return f"(SELECT {key} FROM {table} SEMI JOIN (SELECT {key} FROM {new}) USING ({key}))"
+
+
 _CALL_COLUMNS = (
     "job_key, attempt, sample, status, reply, parsed, scores, n_missing, n_repeated, n_out_of_range, finish_reason,"
     " tokens_in, tokens_out, seconds, server, completed_at"
@@ -364,7 +369,8 @@ def store_calls(con: duckdb.DuckDBPyConnection, calls: str) -> int:
         BadInput: if a call's request is not in the store.
     """
     orphan = con.execute(
-        f"SELECT c.call_key FROM {calls} c ANTI JOIN requests USING (request_key) LIMIT 1"
+        f"""SELECT c.call_key FROM {calls} c
+            ANTI JOIN {_held("requests", "request_key", calls)} known USING (request_key) LIMIT 1"""
     ).fetchall()
     if orphan:
         raise BadInput(f"call {orphan[0][0]} answers a request that is not in the store")
@@ -375,7 +381,7 @@ def store_calls(con: duckdb.DuckDBPyConnection, calls: str) -> int:
                    {", ".join("c." + name.strip() for name in _CALL_COLUMNS.split(","))}
             FROM (SELECT DISTINCT ON (call_key) * FROM {calls}) c
             JOIN (SELECT request, request_key FROM requests) r USING (request_key)
-            ANTI JOIN calls known ON known.call_key = c.call_key""",
+            ANTI JOIN {_held("calls", "call_key", calls)} known USING (call_key)""",
         [first],
     ).fetchall()[0]
     return int(made)

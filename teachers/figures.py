@@ -17,7 +17,7 @@ class Figures:
     unfinished: int = 0  # started or waiting when the budget ended the job
     tokens_in: int = 0
     tokens_out: int = 0
-    engine_seconds: float = 0.0
+    engine_seconds: float = 0.0  # in which the engine had work
     seconds: float = 0.0
     peak_active: int = 0
     occupancy: float = 0.0  # mean requests in flight over capacity, weighted by time, while work was left

@@ -27,11 +27,12 @@ SYNC_CALLS = 64  # never more completed calls than this are waiting for the disk
 SYNC_SECONDS = 1.0  # and none longer than this
 
 Record = dict[str, Any]
+_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def encode(record: Record) -> bytes:
     """One line: 16 hex digits of BLAKE2b over the JSON, a space, the JSON, a newline."""
-    body = json.dumps(record, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    body = _JSON(record).encode("ascii")
     return hashlib.blake2b(body, digest_size=8).hexdigest().encode("ascii") + b" " + body + b"\n"
 
 

@@ -201,7 +201,11 @@ class Scheduler(Generic[TaskT]):
         self._tasks = iter(tasks)
         began = time.monotonic()
         weighted = busy = 0.0
+        looked = began
         while True:
+            if self._in_flight and self.engine.concurrent:
+                self.figures.engine_seconds += time.monotonic() - looked
+            looked = time.monotonic()
             more = self._fill()
             if not self._in_flight:
                 if self._delayed and not more:
@@ -214,7 +218,8 @@ class Scheduler(Generic[TaskT]):
             level, before = min(len(self._in_flight) / self.engine.capacity, 1.0), time.monotonic()
             completions = self.engine.poll(0.0 if more else self._patience())
             now = time.monotonic()
-            self.figures.engine_seconds += now - before
+            if not self.engine.concurrent:
+                self.figures.engine_seconds += now - before
             if not self._exhausted or self._ready:
                 weighted += level * (now - before)
                 busy += now - before
@@ -258,7 +263,8 @@ class Scheduler(Generic[TaskT]):
         if chunk:
             before = time.monotonic()
             self.engine.submit(chunk)
-            self.figures.engine_seconds += time.monotonic() - before
+            if not self.engine.concurrent:
+                self.figures.engine_seconds += time.monotonic() - before
         return bool(
             started and len(self._in_flight) < room and self.figures.stopped is None and not self._lockstep
         )

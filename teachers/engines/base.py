@@ -104,12 +104,14 @@ class Engine(Protocol):
 
     Attributes:
         name: as ``--engine`` calls it.
+        concurrent: whether it works on while nobody polls; else it works in `submit` and `poll` alone.
         capacity: requests it wants in flight to stay busy.
         tokenizer: the model's Hugging Face tokenizer; None where it is not known.
         context: most tokens of prompt and reply together; None where it is not known.
     """
 
     name: str
+    concurrent: bool
     capacity: int
     tokenizer: Any
     context: int | None

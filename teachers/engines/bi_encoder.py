@@ -55,6 +55,7 @@ class BiEncoderEngine:
     """
 
     name = "bi-encoder"
+    concurrent = False
     tokenizer: Any = None  # texts go in as they are; there is no prompt to render
     context: int | None = None
 

@@ -5,10 +5,11 @@ that the tokenizer itself gives it at that place, so the model sees token sequen
 is the beginning of another's, a list of the identifiers still possible is all the state there is. Each request brings
 its own spellings, so windows of any size and both kinds of identifiers share one batch.
 
-The processor imports neither this package's other modules nor a tokenizer: vLLM's engine process can load it by name,
-``teachers.engines.constrained:IdentifierConstraint``, a server by ``--logits-processors`` with the same name.
+A server loads it by name, ``--logits-processors teachers.engines.constrained:IdentifierConstraint``, and takes each
+request's spellings from its field ``vllm_xargs`` (as JSON text: that field holds no nested values). It needs no tokenizer.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,12 @@ import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.interface import MoveDirectionality
 
+from teachers.engines.spelling import ARGUMENT
+
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
     from vllm.v1.sample.logits_processor import BatchUpdate
-
-ARGUMENT = "msft_identifiers"  # SamplingParams.extra_args[ARGUMENT]: {"first", "later", "end", "top"}
 
 
 @dataclass(slots=True)
@@ -77,12 +78,16 @@ class IdentifierConstraint(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: "SamplingParams") -> None:
-        given = (sampling_params.extra_args or {}).get(ARGUMENT)
+        given = given_in(sampling_params)
         if given is not None and not {"first", "later", "end", "top"} <= set(given):
             raise ValueError(f"{ARGUMENT} needs first, later, end and top")
 
     def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, State] = {}
+
+    def given(self, params: "SamplingParams") -> Mapping[str, Any] | None:
+        """A request's spellings; None where it is free."""
+        return given_in(params)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -94,7 +99,7 @@ class IdentifierConstraint(LogitsProcessor):
         for row in batch_update.removed:
             rows.pop(row, None)
         for row, params, _, output in batch_update.added:
-            given: Mapping[str, Any] | None = (params.extra_args or {}).get(ARGUMENT)
+            given = self.given(params)
             if given is None:
                 rows.pop(row, None)
             else:
@@ -121,3 +126,11 @@ class IdentifierConstraint(LogitsProcessor):
         logits[rows] = float("-inf")
         logits[at, tokens] = kept
         return logits
+
+
+def given_in(params: "SamplingParams") -> Mapping[str, Any] | None:
+    """The constraint in a request's arguments, from within this process or by a server's API."""
+    given = (params.extra_args or {}).get(ARGUMENT)
+    if isinstance(given, str):
+        given = json.loads(given)
+    return given

@@ -23,6 +23,7 @@ class CrossEncoderEngine:
     """
 
     name = "cross-encoder"
+    concurrent = False
     tokenizer: Any = None  # texts go in as they are; there is no prompt to render
     context: int | None = None
 

@@ -9,6 +9,7 @@ in time) is reported as the call's failure.
 The key comes from MSFT_API_KEY, or OPENAI_API_KEY for api.openai.com alone, and is never stored or printed.
 """
 
+import json
 import os
 import queue
 import re
@@ -23,6 +24,7 @@ import httpx
 
 from teachers.engines.base import Completion, Request, Sampling
 from teachers.engines.breaker import Breaker, retry_after
+from teachers.engines.spelling import ARGUMENT, constraint
 from teachers.errors import TeacherError
 
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|key)-[\w*-]{6,}")
@@ -68,10 +70,12 @@ class OpenAIEngine:
         patience: seconds for which all servers may be down before the engine gives up.
 
     Raises:
-        TeacherError: if httpx is missing, no server answers, a key is refused, or no server has the model.
+        TeacherError: if no server answers, a key is refused, or no server has the model; if replies are to be
+            constrained and the tokenizer is not known.
     """
 
     name = "openai"
+    concurrent = True
 
     def __init__(
         self,
@@ -85,6 +89,12 @@ class OpenAIEngine:
         tokenizer: Any = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        if sampling.constraint is not None and tokenizer is None:
+            raise TeacherError(
+                "replies are constrained by tokens, and the model's tokenizer is not known",
+                hint="--tokenizer FOLDER or a Hugging Face id that is in the local cache; --free does without",
+                exit_code=2,
+            )
         self.tokenizer = tokenizer
         self.context: int | None = None
         self.capacity = in_flight * len(base_urls)
@@ -94,6 +104,7 @@ class OpenAIEngine:
         self._done: queue.SimpleQueue[Completion | TeacherError] = queue.SimpleQueue()
         self._change = threading.Condition()
         self._closing = False
+        self._constraints: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}
         self._servers = [_server(url, timeout, transport) for url in base_urls]
         self._preflight()
         self._threads = [
@@ -249,6 +260,8 @@ class OpenAIEngine:
             body["top_p"] = sampling.top_p
         if sampling.seed is not None:
             body["seed"] = sampling.seed
+        if sampling.constraint is not None:
+            body |= self._constraint(tuple(request.identifiers), request.prefix)
         if request.raw:
             body["prompt"] = request.text
             if sampling.logprobs:
@@ -261,6 +274,17 @@ class OpenAIEngine:
         if sampling.logprobs:
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         return body
+
+    def _constraint(self, identifiers: tuple[str, ...], prefix: str) -> dict[str, Any]:
+        """What tells a vLLM server with the logits processor of teachers.engines.constrained what may be said."""
+        shown = (identifiers, prefix)
+        if shown not in self._constraints:
+            given = constraint(self.tokenizer, identifiers, prefix, self._sampling.top)
+            self._constraints[shown] = {
+                "vllm_xargs": {ARGUMENT: json.dumps(given)},
+                "stop_token_ids": [given["end"]],
+            }
+        return self._constraints[shown]
 
     def _completion(self, job: _Job, server: Server, response: httpx.Response) -> Completion:
         try:

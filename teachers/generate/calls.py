@@ -61,6 +61,10 @@ class Rendering:
         special = texts.special_tokens(tokenizer) if tokenizer is not None else frozenset()
         self._neutralise = texts.neutraliser(special)
         self._chat = prompts.chat_renderer(tokenizer) if tokenizer is not None else None
+        self._fast = tokenizer.backend_tokenizer if getattr(tokenizer, "is_fast", False) else None
+        if self._fast is not None:  # as a call without options would: nothing is cut, nothing padded
+            self._fast.no_truncation()
+            self._fast.no_padding()
         self._max_tokens: dict[int, int] = {}
         self._names: dict[int, tuple[str, ...]] = {}
         self._key_head = keys.canonical_json(
@@ -148,8 +152,15 @@ class Rendering:
         own = (
             template.chat == "model" and self._chat is not None
         )  # the chat template writes the first token itself
-        ids: list[int] = self.tokenizer(text, add_special_tokens=not own)["input_ids"]
-        return text, ids
+        return text, self._ids(text, not own)
+
+    def _ids(self, text: str, special: bool) -> list[int]:
+        """``tokenizer(text)["input_ids"]``; of a fast tokenizer without offsets and masks, in two thirds of the time."""
+        if self._fast is None:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+            return ids
+        (encoded,) = self._fast.encode_batch_fast([text], add_special_tokens=special)
+        return list(encoded.ids)
 
     def _fit(self, query: str, shown: Sequence[str], limit: int) -> texts.Fitted:
         template = self.teacher.template

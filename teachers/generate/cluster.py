@@ -21,7 +21,7 @@ from teachers.budget import Budget
 from teachers.engines.base import Engine
 from teachers.errors import TeacherError
 from teachers.figures import Figures, summed
-from teachers.generate import cluster_resources, merge
+from teachers.generate import apart, cluster_resources
 from teachers.generate.cluster_worker import Assignment, Part, Report, Worker
 from teachers.generate.plan import Plan
 from teachers.generate.work import Work
@@ -245,7 +245,7 @@ class Driver:
     def _take_up(self) -> None:
         """Merge what is journaled, then queue again what lost workers left unfinished, with its answers."""
         try:
-            merge.merge(self.store, self.folder, self.note)
+            apart.merge(self.store, self.folder, self.note)
             with self.store.read() as con:
                 left = self._unfinished(con)
                 of_queries = f"""SELECT number, query FROM taken_up JOIN queries USING (query_id)

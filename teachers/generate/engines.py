@@ -25,8 +25,12 @@ def build(plan: Plan) -> Engine:
             options=settings.engine_arguments,
         )
     if plan.engine == "openai":
-        from teachers.engines.openai import OpenAIEngine
-
+        try:
+            from teachers.engines.openai import OpenAIEngine
+        except ModuleNotFoundError as error:
+            raise TeacherError(
+                "httpx is not installed", hint="pip install 'msft[openai]'", exit_code=2
+            ) from error
         return OpenAIEngine(
             plan.location,
             settings.base_urls,

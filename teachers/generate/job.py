@@ -18,7 +18,7 @@ from labelstore.store import LabelStore
 from teachers.budget import Budget
 from teachers.engines.base import Engine
 from teachers.figures import Figures
-from teachers.generate import canary, engines, merge
+from teachers.generate import apart, canary, engines, merge
 from teachers.generate.calls import Labelling, Rendering
 from teachers.generate.plan import Plan, Settings, plan
 from teachers.generate.work import Task, Work
@@ -91,7 +91,7 @@ def generate(
     if settings.dataset is None or settings.run is None:
         note(f"labelling {made.run.name} over {made.dataset.name}")
     folder = store.folder("journal")
-    before = merge.merge(store, folder, note)
+    before = apart.merge(store, folder, note)
     if before.calls:
         note(f"merged {before.calls:,} calls that an earlier job left in the journal")
     budget = Budget(
@@ -140,7 +140,7 @@ def _run(running: _Running, engine: Engine | None, build: Build) -> Labelled:
                 else:
                     _label_here(running, engine, build, work, sung)
             finally:
-                merge.merge(store, folder, running.note)
+                apart.merge(store, folder, running.note)
     return _result(running, queries)
 
 
@@ -158,6 +158,7 @@ def _label_here(
 def _label_on_cluster(running: _Running, build: Build, work: Work, sung: Mapping[str, str]) -> None:
     from teachers.generate.cluster import Driver
 
+    tick = _Ticker(running, lambda: None, len(work.lengths()))
     driver = Driver(
         store=running.store,
         plan=running.plan,
@@ -168,9 +169,12 @@ def _label_on_cluster(running: _Running, build: Build, work: Work, sung: Mapping
         sung=sung,
         budget=running.budget,
         note=running.note,
-        tick=_ticker(running, lambda: None, len(work.lengths())),
+        tick=tick,
     )
-    running.figures = driver.run()
+    try:
+        running.figures = driver.run()
+    finally:
+        tick.finish()
     running.drifted = driver.drifted
 
 
@@ -183,51 +187,81 @@ def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str
         if settings.canaries:
             running.drifted = canary.sing(engine, job, settings.canaries, sung, running.budget, running.note)
         work.begin()
+        tick = _Ticker(running, journal.rotate, len(work.lengths()))
         scheduler: Scheduler[Task] = Scheduler(
             engine,
             job,
             budget=running.budget,
             max_attempts=settings.max_attempts,
             retry_quarantined=settings.retry_quarantined,
-            progress=_ticker(running, journal.rotate, len(work.lengths())),
+            progress=tick,
         )
         running.figures = scheduler.figures
-        scheduler.run(work.tasks())
+        try:
+            scheduler.run(work.tasks())
+        finally:
+            tick.finish()
 
 
-def _ticker(running: _Running, rotate: Callable[[], None], total: int) -> Callable[[Figures], None]:
-    """What happens after each answer: the progress line, and now and then a merge, if nobody holds the store.
+class _Ticker:
+    """What happens after each answer: the progress line; now and then a merge beside the work, if nobody holds the store.
 
     Args:
         rotate: closes the journal's open segment.
+        total: queries that the job has to label.
     """
-    priced = running.plan.row.input_price is not None
-    store = LabelStore(running.store.path, lock_wait=0.0)
-    merged_at = time.monotonic()
 
-    def tick(figures: Figures) -> None:
-        nonlocal merged_at
+    def __init__(self, running: _Running, rotate: Callable[[], None], total: int) -> None:
+        self._running, self._rotate, self._total = running, rotate, total
+        self._priced = running.plan.row.input_price is not None
+        self._store = LabelStore(running.store.path, lock_wait=0.0)
+        self._began = time.monotonic()
+        self._merging: apart.Call | None = None
+
+    def __call__(self, figures: Figures) -> None:
+        running = self._running
         if running.progress is not None:
-            running.progress(figures.queries, total, figures, running.budget.cost() if priced else None)
-        if time.monotonic() - merged_at >= MERGE_SECONDS:
-            rotate()
-            with suppress(StoreError):  # someone reads it: the journal keeps everything until the next time
-                merge.merge(store, running.folder)
-            merged_at = time.monotonic()
+            cost = running.budget.cost() if self._priced else None
+            running.progress(figures.queries, self._total, figures, cost)
+        if self._merging is not None and self._merging.done:
+            self.finish()
+        if self._merging is None and time.monotonic() - self._began >= MERGE_SECONDS:
+            self._rotate()
+            self._merging = apart.Call(merge.merge, self._store, running.folder)
+            self._began = time.monotonic()
 
-    return tick
+    def finish(self) -> None:
+        """Wait for a merge under way. One that found the store held leaves the journal for the next."""
+        if self._merging is not None:
+            with suppress(StoreError):
+                self._merging.result()
+        self._merging = None
 
 
 @contextmanager
 def _work(running: _Running, path: Path) -> Iterator[tuple[Work, int, dict[str, str]]]:
     """The working file with what is left to do, how many queries the job has in all, and the first canaries."""
     _remove_stale(path.parent)
+    try:
+        if running.plan.run.n_candidates < apart.LARGE_CANDIDATES:
+            queries, sung = filled(running.store, running.plan, path)
+        else:
+            queries, sung = apart.Call(filled, running.store, running.plan, path).result()
+        work = Work(path, keep=True)
+        try:
+            yield work, queries, sung
+        finally:
+            work.close()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def filled(store: LabelStore, made: Plan, path: Path) -> tuple[int, dict[str, str]]:
+    """Fill a working file; how many queries the job has in all, and the teacher's first canaries."""
     work = Work(path)
     try:
-        with running.store.read() as con:
-            queries = fill(con, running.plan, work)
-            sung = canary.first_answers(con, running.plan.row.teacher_key)
-        yield work, queries, sung
+        with store.read() as con:
+            return fill(con, made, work), canary.first_answers(con, made.row.teacher_key)
     finally:
         work.close()
 

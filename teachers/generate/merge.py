@@ -1,9 +1,9 @@
 """Journal segments into the store: short transactions, safe to repeat, a segment removed only after a checkpoint."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from labelstore.store import LabelStore, in_transaction
 from teachers import journal
 from teachers.journal import Record
 
-CHUNK = 500  # records per transaction
+CHUNK = 500  # records per transaction, at most
+CHUNK_PASSAGES = 10_000  # passages that they name, at most (or one record's)
+CHECKPOINT_CHUNKS = 5
 KIND = "teachers.generate"
 
 _REQUESTS = pa.schema(
@@ -112,7 +114,8 @@ def merge(store: LabelStore, folder: Path, note: Callable[[str], None] | None = 
     """Merge every closed segment of a journal into the store and remove it.
 
     Calls of all segments go in before the permutations made from them. Each transaction takes at most
-    :data:`CHUNK` records; killed anywhere, the next merge finds the segments still there and adds what is missing.
+    :data:`CHUNK` records, and the store is let go after each segment, so that others get at it and memory does not
+    grow with the journal; killed anywhere, the next merge finds the segments still there and adds what is missing.
 
     Raises:
         StoreError: if the store stays locked; the journal then stays as it is.
@@ -130,30 +133,26 @@ def merge(store: LabelStore, folder: Path, note: Callable[[str], None] | None = 
             journal.remove(path)
     if not ready:
         return done
-    with store.write(transaction=False) as con:
-        for path, head in ready:
-            with in_transaction(con):
-                target = _Target.of(con, head)
-            damage = journal.Damage()
-            for chunk in _chunks(journal.read(path, damage), ("call", "canary")):
+    for path, head in ready:
+        damage = journal.Damage()
+        with _target(store, head) as (con, target):
+            for chunk in _chunks(con, journal.read(path, damage), ("call", "canary")):
                 with in_transaction(con):
                     done.calls += target.calls(con, chunk)
-            done.torn_bytes += damage.torn
-            done.damaged_lines += len(damage.lines)
-            if damage.torn or damage.lines:
-                done.notes.append(
-                    f"journal segment {path.name}: {damage.torn} bytes of an unfinished last line,"
-                    f" {len(damage.lines)} damaged lines skipped"
-                )
-        for path, head in ready:
-            with in_transaction(con):
-                target = _Target.of(con, head)
-            for chunk in _chunks(journal.read(path), ("permutation", "quarantine")):
+        done.torn_bytes += damage.torn
+        done.damaged_lines += len(damage.lines)
+        if damage.torn or damage.lines:
+            done.notes.append(
+                f"journal segment {path.name}: {damage.torn} bytes of an unfinished last line,"
+                f" {len(damage.lines)} damaged lines skipped"
+            )
+    for path, head in ready:
+        with _target(store, head) as (con, target):
+            for chunk in _chunks(con, journal.read(path), ("permutation", "quarantine")):
                 with in_transaction(con):
                     new, failed = target.lists(con, chunk)
                 done.permutations += new
                 done.quarantined += failed
-        con.execute("CHECKPOINT")
     for path, _ in ready:
         journal.remove(path)
         done.segments += 1
@@ -163,9 +162,34 @@ def merge(store: LabelStore, folder: Path, note: Callable[[str], None] | None = 
     return done
 
 
-def _chunks(records: Iterable[Record], kinds: tuple[str, ...]) -> Iterator[list[Record]]:
-    wanted = (record for record in records if record["t"] in kinds)
-    while chunk := list(islice(wanted, CHUNK)):
+@contextmanager
+def _target(store: LabelStore, head: Record) -> Iterator[tuple[duckdb.DuckDBPyConnection, "_Target"]]:
+    """The store open for one segment, checkpointed when it is let go."""
+    with store.write(transaction=False) as con:
+        con.execute("SET threads = 1")  # for chunks of this size more of them take memory, not less time
+        with in_transaction(con):
+            target = _Target.of(con, head)
+        yield con, target
+        con.execute("CHECKPOINT")
+
+
+def _chunks(
+    con: duckdb.DuckDBPyConnection, records: Iterable[Record], kinds: tuple[str, ...]
+) -> Iterator[list[Record]]:
+    """Records for one transaction each; what is stored goes to disk now and then, so that memory does not fill with it."""
+    chunk: list[Record] = []
+    passages = made = 0
+    for record in records:
+        if record["t"] not in kinds:
+            continue
+        chunk.append(record)
+        passages += len(record.get("docs", ()))
+        if len(chunk) >= CHUNK or passages >= CHUNK_PASSAGES:
+            yield chunk
+            chunk, passages, made = [], 0, made + 1
+            if made % CHECKPOINT_CHUNKS == 0:
+                con.execute("CHECKPOINT")
+    if chunk:
         yield chunk
 
 

@@ -22,6 +22,7 @@ from teachers.windows import Strategy
 ENGINES = ("vllm", "openai", "ray", "cross-encoder", "bi-encoder")
 POINTWISE = ("cross-encoder", "bi-encoder")
 CONSTRAINING = ("vllm", "ray")
+PROCESSOR = "teachers.engines.constrained:IdentifierConstraint"
 
 
 @dataclass(frozen=True)
@@ -259,10 +260,10 @@ def _check_engine(settings: Settings, model: models.TeacherModel, engine: str, o
             "--engine openai needs a server",
             hint="--base-url http://127.0.0.1:8000/v1 (repeat it for several)",
         )
-    if engine == "openai" and (settings.constrained or settings.top):
+    if engine == "openai" and settings.top and not settings.constrained:
         raise UsageError(
-            "a server's decoding cannot be constrained from here",
-            hint="--engine vllm, or --free",
+            "--top ends replies by constrained decoding, which a server has to be started for",
+            hint=f"--constrained, over vLLM servers with --logits-processors {PROCESSOR}",
         )
     if settings.max_cost is not None and (
         (settings.input_price if settings.input_price is not None else model.input_price) is None
@@ -410,14 +411,13 @@ def _check_labeling(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
 
 
 def _check_texts(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
-    """Every passage to be shown must have a text: none is shown empty.
+    """Every passage to be shown must have a text: none is shown empty (work_fill looks whether one is blank).
 
     Raises:
         DataMissing: with the number and one of those that have none.
     """
     n, example, total = con.execute(
-        """SELECT count(*) FILTER (WHERE d.text IS NULL OR trim(d.text) = ''),
-                  min(d.doc_id) FILTER (WHERE d.text IS NULL OR trim(d.text) = ''), count(*)
+        """SELECT count(*) FILTER (WHERE d.text IS NULL), min(d.doc_id) FILTER (WHERE d.text IS NULL), count(*)
            FROM candidates c JOIN documents d ON d.document = c.document WHERE c.run = ? AND c.rank <= ?""",
         [made.run.run, made.depth],
     ).fetchall()[0]

@@ -56,16 +56,17 @@ class Work:
     """The job's working file.
 
     Args:
-        path: replaced if it is there.
+        path: replaced if it is there, unless it is to be kept.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.unlink(missing_ok=True)
+    def __init__(self, path: Path, *, keep: bool = False) -> None:
+        if not keep:
+            path.unlink(missing_ok=True)
         self._con = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._con.executescript("PRAGMA synchronous=OFF; PRAGMA journal_mode=OFF; PRAGMA cache_size=-4096;")
-        self._con.executescript(_SCHEMA)
-        self._any_answers = False
+        if not keep:
+            self._con.executescript(_SCHEMA)
+        self._any_answers = self._con.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
 
     def add_documents(self, rows: Iterable[tuple[int, str, str | None, str, int]]) -> None:
         """(document, doc_id, title, text, text_hash) rows."""
@@ -143,14 +144,12 @@ class Work:
         candidates = [Candidate(*rows[k], rank) for k, rank in zip(keys, json.loads(ranks), strict=True)]
         return Task(number, query_id, text, candidates)
 
-    def close(self, *, remove: bool = True) -> None:
+    def close(self) -> None:
         self._con.close()
-        if remove:
-            self.path.unlink(missing_ok=True)
 
     def learn(self, request_key: str, answer: Answer, number: int | None = None) -> None:
         self._any_answers = True
-        body = json.dumps([getattr(answer, name) for name in _ANSWER_FIELDS], separators=(",", ":"))
+        body = _JSON([getattr(answer, name) for name in _ANSWER_FIELDS])
         self._con.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (request_key, number, body))
 
     def begin(self) -> None:
@@ -158,4 +157,5 @@ class Work:
         self._con.execute("BEGIN")
 
 
+_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _ANSWER_FIELDS = tuple(Answer.__dataclass_fields__)

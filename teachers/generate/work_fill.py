@@ -1,17 +1,24 @@
 """The working file filled from the store: what is left to label, its passages, and the answers already on record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import duckdb
 
+from labelstore.errors import DataMissing
 from teachers.generate.plan import Plan
 from teachers.generate.work import Work
 from teachers.scheduler import Answer
 
+QUERIES = 1000  # filled at once
+
 
 def fill(con: duckdb.DuckDBPyConnection, made: Plan, work: Work) -> int:
-    """Queries in order, those that are labelled or quarantined left out; their passages; the answers on record."""
+    """Queries in order, those that are labelled or quarantined left out; their passages; the answers on record.
+
+    Raises:
+        DataMissing: if a passage's text is blank.
+    """
     settings = made.settings
     limit = "" if settings.limit is None else f"LIMIT {int(settings.limit)}"
     con.execute(
@@ -33,28 +40,46 @@ def fill(con: duckdb.DuckDBPyConnection, made: Plan, work: Work) -> int:
                WHERE l.name = ? AND done.query IS NOT NULL)""",
         [made.name],
     )
-    scope = "c.run = ? AND c.rank <= ? AND c.query IN (SELECT query FROM todo)"
-    where = [made.run.run, made.depth]
-    work.add_lists(
-        _rows(
-            con,
-            f"""SELECT t.number, q.query_id, q.text, l.documents, l.ranks FROM
-                  (SELECT c.query, list(c.document ORDER BY c.rank) AS documents, list(c.rank ORDER BY c.rank) AS ranks
-                   FROM candidates c WHERE {scope} GROUP BY c.query) l
-                JOIN todo t USING (query) JOIN queries q USING (query) ORDER BY t.number""",
-            where,
-        )
-    )
+    for first in range(0, int(queries), QUERIES):
+        work.add_lists(_lists(con, made, first))
     work.add_documents(
-        _rows(
+        _documents(
             con,
-            f"""SELECT document, doc_id, title, text, text_hash FROM documents
-                WHERE document IN (SELECT c.document FROM candidates c WHERE {scope})""",
-            where,
+            """SELECT document, doc_id, title, text, text_hash FROM documents
+               WHERE document IN (SELECT c.document FROM candidates c
+                                  WHERE c.run = ? AND c.rank <= ? AND c.query IN (SELECT query FROM todo))""",
+            [made.run.run, made.depth],
         )
     )
     work.add_answers(answers(con, made, "SELECT number, query FROM todo"))
     return int(queries)
+
+
+def _documents(
+    con: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any]
+) -> Iterator[tuple[Any, ...]]:
+    for row in _rows(con, sql, parameters):
+        _, doc_id, _, text, _ = row
+        if not text.strip():
+            raise DataMissing(
+                f"the passage {doc_id!r} is blank, so it cannot be shown",
+                hint="`msft data add … --update` with its text, or a --depth above it",
+            )
+        yield row
+
+
+def _lists(con: duckdb.DuckDBPyConnection, made: Plan, first: int) -> Iterator[tuple[Any, ...]]:
+    """(number, query_id, text, documents, ranks) of some queries: what is gathered at once does not grow with all."""
+    return _rows(
+        con,
+        """SELECT l.number, q.query_id, q.text, l.documents, l.ranks FROM
+             (SELECT t.number, c.query, list(c.document ORDER BY c.rank) AS documents,
+                     list(c.rank ORDER BY c.rank) AS ranks
+              FROM candidates c JOIN todo t USING (query)
+              WHERE c.run = ? AND c.rank <= ? AND t.number >= ? AND t.number < ? GROUP BY ALL) l
+           JOIN queries q USING (query) ORDER BY l.number""",
+        [made.run.run, made.depth, first, first + QUERIES],
+    )
 
 
 def answers(con: duckdb.DuckDBPyConnection, made: Plan, queries: str) -> Iterator[tuple[int, str, Answer]]:
@@ -89,7 +114,9 @@ def _answer(row: tuple[Any, ...]) -> Answer:
     )
 
 
-def _rows(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any]) -> Iterator[tuple[Any, ...]]:
-    result = con.execute(sql, parameters)
+def _rows(
+    con: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()
+) -> Iterator[tuple[Any, ...]]:
+    result = con.execute(sql, list(parameters))
     while batch := result.fetchmany(1000):
         yield from batch

@@ -305,7 +305,7 @@ def test_the_breaker_opens_probes_and_closes() -> None:
 
 @pytest.fixture(scope="module")
 def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    from vllm_server import served
+    from benchmarks.vllm_server import served
 
     with served(tmp_path_factory.mktemp("served")) as (url, folder):
         yield url, folder
@@ -313,23 +313,41 @@ def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str,
 
 @pytest.mark.needs("vllm")
 def test_a_real_vllm_server(tmp_path: Path, vllm_server: tuple[str, Path]) -> None:
-    """Single-token scoring and, with the constraint loaded into the server, whole rankings, over loopback."""
-    url, _ = vllm_server
+    """Over loopback: single-token scoring, whole rankings under the constraint that the server loaded, free replies."""
+    url, folder = vllm_server
     store = make(tmp_path / "s.duckdb", 3, length=lambda k: 12)
     common: dict[str, Any] = {"model": "tiny", "engine": "openai", "base_urls": (url,), "canaries": 0}
     scored = generate(store, Settings(**common, prompt="first", name="scored"))
+    bound = generate(store, Settings(**common, name="bound", constrained=True, tokenizer=str(folder)))
+    short = generate(
+        store,
+        Settings(**common, name="short", constrained=True, top=3, tokenizer=str(folder), strategy="single"),
+    )
     free = generate(store, Settings(**common, name="free", max_attempts=1))
     assert scored.labelled + scored.quarantined == 3
+    assert (bound.labelled, bound.statuses) == (3, {"ok": 3})
+    assert (short.labelled, short.statuses) == (3, {"ok": 3})
+    assert short.figures.tokens_out < bound.figures.tokens_out / 2
     assert free.quarantined == 3, "a random model does not rank"
     with store.read() as con:
         rows = con.execute(
             """SELECT t.prompt, c.status, c.tokens_in, c.tokens_out, c.seconds, c.server, len(c.scores) FROM calls c
                JOIN requests r USING (request) JOIN teachers t USING (teacher)"""
         ).fetchall()
-    assert len(rows) >= 6
+        settled = con.execute(
+            "SELECT DISTINCT settled FROM permutations JOIN labelings USING (labeling) WHERE name = 'short'"
+        )
+        assert settled.fetchall() == [(3,)]
+    assert len(rows) >= 12
     for prompt, status, tokens_in, tokens_out, seconds, server, n_scores in rows:
         assert tokens_in > 300
         assert seconds > 0
         assert server == url.split("/")[2]
         if prompt == "first@1" and status in ("ok", "repaired"):
             assert (tokens_out, n_scores) == (1, 12)
+
+
+def test_a_server_is_constrained_by_the_models_tokenizer_alone(tmp_path: Path) -> None:
+    with serving() as server, pytest.raises(TeacherError, match="tokenizer is not known") as caught:
+        run(make(tmp_path / "s.duckdb", 1), [server.url], constrained=True)
+    assert "--tokenizer" in (caught.value.hint or "")

@@ -1,35 +1,47 @@
-"""vLLM's own server over a tiny random Mistral on loopback."""
+"""vLLM's own server over a tiny random Mistral on loopback, and what makes a random model rank for any client."""
 
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
 from benchmarks.tiny_mistral import make
+from teachers.generate.plan import PROCESSOR
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
-def served(folder: Path, seconds: float = 240.0) -> Iterator[tuple[str, Path]]:
-    """(base URL, model folder) of a server that has answered its health check."""
-    model = make(folder / "tiny", context=2048)
+def served(
+    folder: Path, *, processor: str = PROCESSOR, texts: Iterable[str] = (), context: int = 2048, batch: int = 16,
+    seconds: float = 240.0,
+) -> Iterator[tuple[str, Path]]:  # fmt: skip
+    """(base URL, model folder) of a server that has answered its health check.
+
+    Args:
+        processor: the logits processor that it loads.
+        texts: what the model's tokenizer is trained on, beside a prompt.
+        batch: requests in one batch.
+    """
+    model = make(folder / "tiny", texts, context=context)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {
         **os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name",
         "tiny", "--port", str(port), "--host", "127.0.0.1", "--enforce-eager", "--gpu-memory-utilization", "0.3",
-        "--max-num-seqs", "16",
+        "--max-num-seqs", str(batch), "--logits-processors", processor,
     ]  # fmt: skip
     log = folder / "server.log"
     with log.open("wb") as output:

@@ -1,0 +1,24 @@
+"""A logits processor that makes every reply of a vLLM server a ranking of 20 passages, whoever asks.
+
+So a random model can stand in for a ranker where a client cannot say what may be said (`benchmarks.teachers`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from teachers.engines.constrained import IdentifierConstraint
+from teachers.engines.spelling import constraint
+
+
+class EveryReplyRanks(IdentifierConstraint):
+    """IdentifierConstraint with the same identifiers for all requests: windows of fewer get numbers beyond them."""
+
+    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+        super().__init__(vllm_config, device, is_pin_memory)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(vllm_config.model_config.tokenizer)
+        self._given = constraint(tokenizer, [str(k) for k in range(1, 21)])
+
+    def given(self, params: Any) -> Mapping[str, Any]:
+        return self._given

@@ -1,0 +1,257 @@
+"""Labelling: the scheduler against one query at a time and against lockstep, its overhead, its memory; RankLLM beside.
+
+    python -m benchmarks.teachers [--queries 96] [--only vllm,scripted,memory,server] [--rankllm-python PATH]
+
+Everything runs through `teachers generate`: rendering, hashing, scheduler, parsing, journal and store. Each part is a
+process of its own with a store of its own. The model is a tiny random Mistral in a real vLLM on this machine,
+constrained to rank; lists are ragged, 5 to 100 passages, in sliding windows of 20.
+
+calls_per_second            of the scheduler; sequential_ and lockstep_ of the same code told to work on one query after
+                            another (on fewer queries), and to send a step's windows only when the last one's are in
+speedup_over_sequential     the scheduler's calls per second over theirs
+speedup_over_lockstep
+occupancy                   mean requests in flight over what the engine wants, while work was left (of that job)
+overhead_share              (wall - engine time) / wall of a whole job on five times the queries: plan, store, scheduler,
+                            journal, merge; engine time is time in which the engine had work
+scripted_calls_per_second   with an engine that answers at once, over the time of the job's labelling; …_whole_ counts
+                            reading the store before it and merging the journal after it as well
+peak_memory_ratio           peak resident memory of the labelling process (plan, scheduler, journal), a scripted job of
+                            10,000 queries over one of 100; peak_memory_gb: of the larger
+store_memory_ratio          the same of the processes that read the store and merge the journal beside it, as large jobs
+                            do; store_memory_gb: of the larger, bounded by MSFT_MEMORY
+server_calls_per_second     over a vLLM server on loopback whose every reply is a ranking, by --engine openai
+rankllm_calls_per_second    RankLLM's OpenAI client on the same lists and server (it sends one call after another);
+speedup_over_rankllm        only with --rankllm-python: an environment of `pip install --no-deps rank-llm` and
+                            `pip install torch transformers==4.48.3 openai tiktoken ftfy dacite pandas pyyaml
+                            python-dotenv`
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from benchmarks.labelling_store import WORDS, make
+
+Row = dict[str, Any]
+BATCH = 32  # requests in one batch of vLLM
+CLIENT = Path(__file__).with_name("rankllm_client.py")
+
+
+def ragged(seed: int) -> Callable[[int], int]:
+    """Query -> candidates: 5 to 100, the short lists as frequent as the long ones."""
+    rng = Random(seed)
+    drawn = [rng.randint(5, 100) for _ in range(10_007)]
+    return lambda k: drawn[k % len(drawn)]
+
+
+# --------------------------------------------------------------------------------------------------- with vLLM
+def vllm(folder: Path, options: argparse.Namespace, how: str = "scheduler") -> Row:
+    """A whole job on real vLLM, after one that warms it up."""
+    from benchmarks.tiny_mistral import make as make_model
+    from teachers.engines.base import Sampling
+    from teachers.engines.vllm import VllmEngine
+    from teachers.generate import job
+    from teachers.generate.plan import Settings
+    from teachers.scheduler import Scheduler
+
+    model = folder / "tiny"
+    if not model.is_dir():
+        make_model(model, [" ".join(WORDS)] * 4)
+    queries = {"sequential": options.queries // 6, "overhead": options.queries * 5}.get(how, options.queries)
+    warm = make(folder / f"{how}-warm.duckdb", 4, seed=1)
+    store = make(folder / f"{how}.duckdb", queries, length=ragged(0))
+    baseline: Row = {"sequential": {"max_active": 1}, "lockstep": {"lockstep": True}}.get(how, {})
+    engine = VllmEngine(str(model), Sampling(constraint="identifiers"), max_num_seqs=BATCH)
+    job.generate(warm, Settings(model=str(model), canaries=0), engine=engine)
+    job.Scheduler = partial(Scheduler, **baseline)  # type: ignore[assignment,misc]
+    began = time.perf_counter()
+    done = job.generate(store, Settings(model=str(model), canaries=0), engine=engine)
+    wall = time.perf_counter() - began
+    engine.close()
+    if done.labelled != queries:
+        raise RuntimeError(f"{done.labelled} of {queries} queries are labelled")
+    rate = done.figures.calls / done.figures.seconds
+    if how != "overhead":
+        prefix = "" if how == "scheduler" else f"{how}_"
+        return {f"{prefix}calls_per_second": rate, f"{prefix}calls": done.figures.calls}
+    return {
+        "occupancy": done.figures.occupancy,
+        "overhead_share": (wall - done.figures.engine_seconds) / wall,
+        "overhead_calls": done.figures.calls,
+        "overhead_seconds": wall,
+        "tokens_per_second": done.figures.tokens_per_second,
+    }
+
+
+# ------------------------------------------------------------------------------------------------ without model
+def scripted(folder: Path, options: argparse.Namespace, queries: int | None = None) -> Row:
+    """A job whose engine answers at once: what everything but the model takes."""
+    from teachers.engines.scripted import ScriptedEngine, hashed_order
+    from teachers.generate.job import generate
+    from teachers.generate.plan import Settings
+
+    number = queries or options.scripted_queries
+    store = make(folder / "s.duckdb", number)
+    engine = ScriptedEngine(hashed_order)
+    began = time.perf_counter()
+    done = generate(store, Settings(model="rankzephyr", canaries=0), engine=engine)
+    wall = time.perf_counter() - began
+    if done.labelled != number:
+        raise RuntimeError(f"{done.labelled} of {number} queries are labelled")
+    return {
+        "scripted_calls": done.figures.calls,
+        "scripted_calls_per_second": done.figures.calls / done.figures.seconds,
+        "scripted_whole_calls_per_second": done.figures.calls / wall,
+    }
+
+
+def memory(folder: Path, options: argparse.Namespace, queries: int) -> Row:
+    """Peak memory of a scripted job; the store is made by another process, which needs memory of its own."""
+    from teachers.engines.scripted import ScriptedEngine, hashed_order
+    from teachers.generate.job import generate
+    from teachers.generate.plan import Settings
+
+    path = folder / f"memory-{queries}.duckdb"
+    made = f"from pathlib import Path; from benchmarks.labelling_store import make; make(Path({str(path)!r}), {queries})"
+    subprocess.run([sys.executable, "-c", made], check=True)
+    from labelstore.store import LabelStore
+    from teachers.generate import apart
+
+    apart.LARGE_BYTES = apart.LARGE_CANDIDATES = (
+        0  # the small job, too, reads and merges in a process of its own
+    )
+    generate(LabelStore(path), Settings(model="rankzephyr", canaries=0), engine=ScriptedEngine(hashed_order))
+    beside = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return {"peak_memory_gb": peak_gb(), "store_memory_gb": beside}
+
+
+def peak_gb() -> float:
+    """Peak resident memory of this process (VmHWM: unlike ru_maxrss it begins anew with a new program)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+
+
+# ------------------------------------------------------------------------------------------------ over a server
+def server(folder: Path, options: argparse.Namespace) -> Row:
+    """Clients of one vLLM server on loopback, on the same lists one after the other."""
+    from benchmarks.vllm_server import served
+    from teachers.generate.job import generate
+    from teachers.generate.plan import Settings
+
+    number = max(options.queries // 3, 4)
+    store = make(folder / "server.duckdb", number, length=ragged(0))
+    warm = make(folder / "server-warm.duckdb", 4, seed=1)
+    lists = folder / "lists.json"
+    with store.read() as con:
+        found = con.execute(
+            """SELECT q.query_id, q.text, list([d.doc_id, d.text] ORDER BY c.rank) FROM candidates c
+               JOIN queries q USING (query) JOIN documents d USING (document) GROUP BY 1, 2 ORDER BY 1"""
+        ).fetchall()
+    lists.write_text(
+        json.dumps([dict(zip(("query_id", "query", "passages"), row, strict=True)) for row in found])
+    )
+    processor = "benchmarks.ranking_replies:EveryReplyRanks"
+    with served(folder, processor=processor, texts=[" ".join(WORDS)] * 4, context=4096, batch=BATCH) as (
+        url,
+        _,
+    ):
+        common: Row = {
+            "model": "tiny",
+            "prompt": "rankgpt",
+            "engine": "openai",
+            "base_urls": (url,),
+            "canaries": 0,
+        }
+        generate(warm, Settings(**common))
+        done = generate(store, Settings(**common))
+        row = {
+            "server_calls_per_second": done.figures.calls / done.figures.seconds,
+            "server_calls": done.figures.calls,
+        }
+        if options.rankllm_python:
+            command = [options.rankllm_python, str(CLIENT), str(lists), url, "tiny"]
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            peer = json.loads(said.strip().splitlines()[-1])
+            row |= {
+                "rankllm_calls_per_second": peer["calls"] / peer["seconds"],
+                "rankllm_calls": peer["calls"],
+            }
+            row["speedup_over_rankllm"] = row["server_calls_per_second"] / row["rankllm_calls_per_second"]
+    return row
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], Row]] = {
+    "scheduler": vllm,
+    "lockstep": partial(vllm, how="lockstep"),
+    "sequential": partial(vllm, how="sequential"),
+    "overhead": partial(vllm, how="overhead"),
+    "scripted": scripted,
+    "memory-100": partial(memory, queries=100),
+    "memory-10000": partial(memory, queries=10_000),
+    "server": server,
+}
+GROUPS = {
+    "vllm": ("scheduler", "lockstep", "sequential", "overhead"),
+    "scripted": ("scripted",),
+    "memory": ("memory-100", "memory-10000"),
+    "server": ("server",),
+}
+
+
+def run(folder: Path, options: argparse.Namespace, groups: list[str]) -> Row:
+    """The parts of these groups, each in a process of its own, and what follows from them together."""
+    row: Row = {"queries": options.queries}
+    peaks: list[Row] = []
+    for part in (part for group in groups for part in GROUPS[group]):
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.teachers",
+            *sys.argv[1:],
+            "--part",
+            part,
+            "--folder",
+            str(folder),
+        ]
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        own = json.loads(said.strip().splitlines()[-1])
+        print(f"{part}: {own}", file=sys.stderr)
+        peaks += [own] if part.startswith("memory") else []
+        row |= own
+    if "vllm" in groups:
+        for peer in ("sequential", "lockstep"):
+            row[f"speedup_over_{peer}"] = row["calls_per_second"] / row[f"{peer}_calls_per_second"]
+    if peaks:
+        for what in ("peak", "store"):
+            row[f"{what}_memory_ratio"] = peaks[-1][f"{what}_memory_gb"] / peaks[0][f"{what}_memory_gb"]
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--queries", type=int, default=96)
+    parser.add_argument("--scripted-queries", type=int, default=2000)
+    parser.add_argument("--only", help=f"groups, of {','.join(GROUPS)}")
+    parser.add_argument("--rankllm-python", help="the interpreter of an environment with RankLLM")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(PARTS[options.part](options.folder, options)))
+        return
+    groups = options.only.split(",") if options.only else list(GROUPS)
+    with tempfile.TemporaryDirectory(prefix="msft-teachers-") as folder:
+        print(json.dumps(run(Path(folder), options, groups)))
+
+
+if __name__ == "__main__":
+    main()
