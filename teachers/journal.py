@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,6 @@ class Journal:
         self._rotate_bytes = rotate_bytes
         self._sync_calls, self._sync_seconds = sync_calls, sync_seconds
         self._file: int | None = None
-        self._path: Path | None = None
         self._size = 0
         self._sequence = 0
         self._written = 0  # records written in all
@@ -149,10 +149,15 @@ class Journal:
             ) from self._failure
 
     def _open(self) -> None:
-        self._sequence += 1
-        self._path = self.folder / f"{self.job_key}.{self.writer}.{os.getpid()}.{self._sequence:06d}{SUFFIX}"
-        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        while self._file is None:
+            self._sequence += 1
+            name = f"{self.job_key}.{self.writer}.{os.getpid()}.{self._sequence:06d}{SUFFIX}"
+            file = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file).st_nlink:
+                self._file = file
+            else:  # before it was locked a merge took it for a dead writer's
+                os.close(file)
         self._size = 0
         self._write(encode(self._header))
         _sync_folder(self.folder)
@@ -179,7 +184,7 @@ class Journal:
             self._failure = error
             self._check()
         os.close(self._file)
-        self._file = self._path = None
+        self._file = None
         self._synced = self._written
         self._state.notify_all()
 
@@ -226,20 +231,65 @@ class Damage:
 
 
 def segments(folder: Path) -> list[Path]:
-    """The segments of a journal, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    """The segments of a journal, oldest first; a merge elsewhere may remove any of them at any time."""
+    found: list[tuple[int, str, Path]] = []
+    for path in folder.glob(f"*{SUFFIX}"):
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path.name, path))
+    return [path for *_, path in sorted(found)]
+
+
+def closed(folder: Path) -> tuple[list[tuple[Path, Record]], int]:
+    """Segments that no living writer holds, with their headers, and how many are held.
+
+    What was killed before its header was whole holds nothing, and is removed.
+    """
+    found: list[tuple[Path, Record]] = []
+    held = 0
+    for path in segments(folder):
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held += 1
+                continue
+            head = header(path)  # under the lock: a writer that has just made the file waits for it
+            if head is None:
+                remove(path)
+            else:
+                found.append((path, head))
+    return found, held
+
+
+def size(path: Path) -> int:
+    """A segment's bytes; 0 where a merge has removed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+@contextmanager
+def merging(folder: Path) -> Iterator[None]:
+    """One merge at a time: another waits until this one, in whatever process, has ended."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def is_open(path: Path) -> bool:
     """Whether a living writer holds the segment."""
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
         return False
+    return False
 
 
 def read(path: Path, damage: Damage | None = None) -> Iterator[Record]:
@@ -280,12 +330,15 @@ def summary(folder: Path) -> list[Record]:
     rows: list[Record] = []
     for path in segments(folder):
         damage, kinds, statuses, head = Damage(), Counter[str](), Counter[str](), Record()
-        for record in read(path, damage):
-            kinds[record["t"]] += 1
-            if record["t"] == "header":
-                head = record
-            elif record["t"] == "call":
-                statuses[record["status"]] += 1
+        try:
+            for record in read(path, damage):
+                kinds[record["t"]] += 1
+                if record["t"] == "header":
+                    head = record
+                elif record["t"] == "call":
+                    statuses[record["status"]] += 1
+        except FileNotFoundError:  # a merge has just removed it
+            continue
         rows.append(
             {
                 "segment": path.name,
@@ -297,7 +350,7 @@ def summary(folder: Path) -> list[Record]:
                 "being_written": is_open(path),
                 "torn_bytes": damage.torn,
                 "damaged_lines": len(damage.lines),
-                "bytes": path.stat().st_size,
+                "bytes": size(path),
             }
         )
     return rows

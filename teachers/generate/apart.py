@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,22 @@ class Call:
     """``function(*arguments)`` in another process: both by pickle, so the function stands at the top of its module."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        path = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD],
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                _CHILD,
+            ],  # -P: it imports from where this process does, and nowhere else
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
         )
-        self._asked = pickle.dumps((function, arguments))
         if self._process.stdin is not None:
-            self._process.stdin.write(self._asked)
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # it ended already: `result` says so
+                self._process.stdin.write(pickle.dumps((function, arguments)))
+                self._process.stdin.close()
             self._process.stdin = None
 
     @property
@@ -91,4 +97,4 @@ def merge(store: LabelStore, folder: Path, note: Callable[[str], None]) -> Merge
 
 
 def _closed_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in journal.segments(folder) if not journal.is_open(path))
+    return sum(journal.size(path) for path in journal.segments(folder) if not journal.is_open(path))

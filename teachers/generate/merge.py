@@ -116,23 +116,22 @@ def merge(store: LabelStore, folder: Path, note: Callable[[str], None] | None = 
     Calls of all segments go in before the permutations made from them. Each transaction takes at most
     :data:`CHUNK` records, and the store is let go after each segment, so that others get at it and memory does not
     grow with the journal; killed anywhere, the next merge finds the segments still there and adds what is missing.
+    One merge at a time: that of another process is waited for.
 
     Raises:
         StoreError: if the store stays locked; the journal then stays as it is.
     """
-    done = Merged()
-    ready: list[tuple[Path, Record]] = []
-    for path in journal.segments(folder):
-        if journal.is_open(path):
-            done.skipped += 1
-            continue
-        head = journal.header(path)
-        if head is not None:
-            ready.append((path, head))
-        else:  # killed before its first line was whole: it holds nothing
-            journal.remove(path)
-    if not ready:
-        return done
+    with journal.merging(folder):
+        done = _merge(store, folder)
+    if note is not None:
+        for line in done.notes:
+            note(line)
+    return done
+
+
+def _merge(store: LabelStore, folder: Path) -> Merged:
+    ready, held = journal.closed(folder)
+    done = Merged(skipped=held)
     for path, head in ready:
         damage = journal.Damage()
         with _target(store, head) as (con, target):
@@ -156,9 +155,6 @@ def merge(store: LabelStore, folder: Path, note: Callable[[str], None] | None = 
     for path, _ in ready:
         journal.remove(path)
         done.segments += 1
-    if note is not None:
-        for line in done.notes:
-            note(line)
     return done
 
 
