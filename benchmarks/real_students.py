@@ -24,13 +24,15 @@ MEASURE = "nDCG@10"
 
 
 class Commands:
-    """Runs msft in processes of its own over one store."""
+    """Runs msft in processes of its own over one store; `lines` are the commands so far."""
 
     def __init__(self, store: Path) -> None:
         self._store = store
+        self.lines: list[str] = []
 
     def __call__(self, *arguments: str, tolerate: tuple[int, ...] = ()) -> str:
-        print(f"$ msft {shlex.join(arguments)}", file=sys.stderr, flush=True)
+        self.lines.append(f"msft {shlex.join(arguments)}")
+        print(f"$ {self.lines[-1]}", file=sys.stderr, flush=True)
         done = subprocess.run(
             [sys.executable, "-m", "cli.main", *arguments, "--store", str(self._store)],
             stdout=subprocess.PIPE,
