@@ -11,12 +11,21 @@ SELECT row_number() OVER (ORDER BY run, query)::INTEGER AS list, run, dataset, q
 FROM (SELECT DISTINCT run, query FROM candidates WHERE run IN (SELECT run FROM chosen_sources))
 JOIN (SELECT run, dataset, content_hash FROM runs) USING (run);
 
+CREATE OR REPLACE TEMP TABLE unheld AS SELECT document FROM documents WHERE text_hash IS NULL;
+
+-- What is below the depth is counted at the end and never gathered: it may be most of a run.
 CREATE OR REPLACE TEMP TABLE items AS
 SELECT o.list, o.query, c.document, c.rank, c.score, coalesce(j.relevance, -1) AS relevance,
-       CASE WHEN c.rank > getvariable('depth') THEN 'below the depth'
-            WHEN d.text_hash IS NULL THEN 'passage not held' END AS reason
-FROM candidates c JOIN offered o ON o.run = c.run AND o.query = c.query JOIN documents d ON d.document = c.document
-LEFT JOIN judged j ON j.dataset = o.dataset AND j.query = c.query AND j.document = c.document;
+       CASE WHEN u.document IS NOT NULL THEN 'passage not held' END AS reason
+FROM candidates c JOIN offered o ON o.run = c.run AND o.query = c.query
+LEFT JOIN unheld u ON u.document = c.document
+LEFT JOIN judged j ON j.dataset = o.dataset AND j.query = c.query AND j.document = c.document
+WHERE c.rank <= getvariable('depth');
+
+CREATE OR REPLACE TEMP TABLE deeper AS
+SELECT count(*) AS n, min(c.query) FILTER (WHERE c.rank = getvariable('depth') + 1) AS query,
+       arg_min(c.document, c.query) FILTER (WHERE c.rank = getvariable('depth') + 1) AS document
+FROM candidates c WHERE c.run IN (SELECT run FROM chosen_sources) AND c.rank > getvariable('depth');
 
 CREATE OR REPLACE TEMP TABLE lists AS
 SELECT list, query, variant FROM offered WHERE list IN (SELECT list FROM items WHERE reason IS NULL);
@@ -30,7 +39,9 @@ CREATE OR REPLACE TEMP TABLE tally AS
 SELECT 'lists' AS step, NULL::VARCHAR AS reason, count(*) AS n, NULL::VARCHAR AS example FROM offered
 UNION ALL SELECT 'lists', 'no passage held', count(*), min(query_id) FROM offered JOIN queries USING (query)
           WHERE list NOT IN (SELECT list FROM lists)
-UNION ALL SELECT 'passages', NULL, count(*), NULL FROM items
+UNION ALL SELECT 'passages', NULL, (SELECT count(*) FROM items) + (SELECT n FROM deeper), NULL
+UNION ALL SELECT 'passages', 'below the depth', n, concat(query_id, ' ', doc_id)
+          FROM deeper LEFT JOIN queries USING (query) LEFT JOIN documents USING (document) WHERE n > 0
 UNION ALL SELECT 'passages', reason, count(*), min(query_id || ' ' || doc_id)
           FROM items JOIN queries USING (query) JOIN documents d USING (document)
           WHERE reason IS NOT NULL GROUP BY reason;
