@@ -201,12 +201,11 @@ class Scheduler(Generic[TaskT]):
         self._tasks = iter(tasks)
         began = time.monotonic()
         weighted = busy = 0.0
-        looked = began
+        busy_since: float | None = None  # of a concurrent engine: when it got work
         while True:
-            if self._in_flight and self.engine.concurrent:
-                self.figures.engine_seconds += time.monotonic() - looked
-            looked = time.monotonic()
             more = self._fill()
+            if busy_since is None and self._in_flight and self.engine.concurrent:
+                busy_since = time.monotonic()
             if not self._in_flight:
                 if self._delayed and not more:
                     time.sleep(max(min(self._delayed[0][0] - time.monotonic(), 1.0), 0.0))
@@ -218,7 +217,10 @@ class Scheduler(Generic[TaskT]):
             level, before = min(len(self._in_flight) / self.engine.capacity, 1.0), time.monotonic()
             completions = self.engine.poll(0.0 if more else self._patience())
             now = time.monotonic()
-            if not self.engine.concurrent:
+            if busy_since is not None:
+                self.figures.engine_seconds += now - busy_since
+                busy_since = now if len(completions) < len(self._in_flight) else None
+            elif not self.engine.concurrent:
                 self.figures.engine_seconds += now - before
             if not self._exhausted or self._ready:
                 weighted += level * (now - before)

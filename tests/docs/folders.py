@@ -68,9 +68,21 @@ def mysearch(folder: Path) -> None:
     (here / "judged" / "qrels.txt").write_text("".join(line + "\n" for line in judged))
 
 
+def teachers(folder: Path) -> None:
+    """``mydata``, and ``tiny``: a random Mistral that stands in for a 7B teacher."""
+    from benchmarks.tiny_mistral import make
+
+    small(folder)
+    make(folder / "tiny", [line.split("\t")[1] for line in _plain(folder / "mydata" / "queries.tsv")])
+
+
+def _plain(file: Path) -> list[str]:
+    return file.read_text("utf-8").splitlines()
+
+
 def _lines(file: Path) -> list[str]:
     with gzip.open(file, "rt", encoding="utf-8") as text:
         return text.read().split("\n")
 
 
-FOLDERS = {"small": small, "mysearch": mysearch}
+FOLDERS = {"small": small, "mysearch": mysearch, "teachers": teachers}
