@@ -11,7 +11,7 @@ from teachers.engines.spelling import constraint
 
 
 class EveryReplyRanks(IdentifierConstraint):
-    """IdentifierConstraint with the same identifiers for all requests: windows of fewer get numbers beyond them."""
+    """IdentifierConstraint with the same 20 identifiers for all requests: it is for windows of 20."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         super().__init__(vllm_config, device, is_pin_memory)

@@ -19,7 +19,8 @@ peak_memory_ratio           peak resident memory of the labelling process (plan,
                             10,000 queries over one of 100; peak_memory_gb: of the larger
 store_memory_ratio          the same of the processes that read the store and merge the journal beside it, as large jobs
                             do; store_memory_gb: of the larger, bounded by MSFT_MEMORY
-server_calls_per_second     over a vLLM server on loopback whose every reply is a ranking, by --engine openai
+server_calls_per_second     over a vLLM server on loopback whose every reply ranks 20, by --engine openai; these lists
+                            have 20, 30 … 100 passages, so that every window has 20
 rankllm_calls_per_second    RankLLM's OpenAI client on the same lists and server (it sends one call after another);
 speedup_over_rankllm        only with --rankllm-python: an environment of `pip install --no-deps rank-llm` and
                             `pip install torch transformers==4.48.3 openai tiktoken ftfy dacite pandas pyyaml
@@ -43,6 +44,7 @@ from benchmarks.labelling_store import WORDS, make
 
 Row = dict[str, Any]
 BATCH = 32  # requests in one batch of vLLM
+WINDOW = 20
 CLIENT = Path(__file__).with_name("rankllm_client.py")
 
 
@@ -148,7 +150,8 @@ def server(folder: Path, options: argparse.Namespace) -> Row:
     from teachers.generate.plan import Settings
 
     number = max(options.queries // 3, 4)
-    store = make(folder / "server.duckdb", number, length=ragged(0))
+    drawn = ragged(0)
+    store = make(folder / "server.duckdb", number, length=lambda k: max(round(drawn(k), -1), WINDOW))
     warm = make(folder / "server-warm.duckdb", 4, seed=1)
     lists = folder / "lists.json"
     with store.read() as con:
@@ -173,6 +176,10 @@ def server(folder: Path, options: argparse.Namespace) -> Row:
         }
         generate(warm, Settings(**common))
         done = generate(store, Settings(**common))
+        if done.labelled != number or done.figures.retried:
+            raise RuntimeError(
+                f"{done.labelled} of {number} queries labelled, {done.figures.retried} retries"
+            )
         row = {
             "server_calls_per_second": done.figures.calls / done.figures.seconds,
             "server_calls": done.figures.calls,
