@@ -71,17 +71,23 @@ def calls_written(store: LabelStore) -> int:
     return sum(path.stat().st_size for path in journal.segments(store.files / "journal"))
 
 
-def kills(store: LabelStore, asked: Path, number: int, seed: int) -> dict[str, Any]:
-    """Kill the job at random moments of its work; what was completed at each kill, by call key."""
+def kills(
+    store: LabelStore, number: int, seed: int, longest: float, script: str, *arguments: str
+) -> dict[str, Any]:
+    """Kill the job at random moments of its work; what was completed at each kill, by call key.
+
+    Args:
+        longest: seconds that it works after its first call, at most.
+    """
     rng = random.Random(seed)
     done: dict[str, Any] = {}
     for _ in range(number):
-        process = start(SCRIPTED, str(store.path), str(asked))
+        process = start(script, str(store.path), *arguments)
         before = calls_written(store)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline and calls_written(store) <= before:
             time.sleep(0.005)
-        time.sleep(rng.uniform(0.0, 0.25))
+        time.sleep(rng.uniform(0.0, longest))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -95,7 +101,7 @@ def check(tmp_path: Path, number: int, seed: int) -> None:
     asked = tmp_path / "asked"
     reference = start(SCRIPTED, str(whole.path), str(tmp_path / "reference"))
     assert reference.communicate()[0].strip() == str(QUERIES)
-    done = kills(store, asked, number, seed)
+    done = kills(store, number, seed, 0.25, SCRIPTED, str(asked))
     assert done, "the kills came in the middle of the work"
     final = start(SCRIPTED, str(store.path), str(asked))
     output, errors = final.communicate()
@@ -210,3 +216,27 @@ def test_killed_with_vllm(tmp_path: Path, shared: Path) -> None:
 @pytest.mark.needs("vllm", "shared")
 def test_killed_with_vllm_over_180_calls(tmp_path: Path, shared: Path) -> None:
     kill_vllm(tmp_path, shared, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("vllm")
+def test_killed_with_vllm_at_twenty_random_points(tmp_path: Path) -> None:
+    from benchmarks.labelling_store import WORDS
+    from benchmarks.tiny_mistral import make as make_model
+
+    folder = make_model(tmp_path / "tiny", [" ".join(WORDS)])
+    store = make(tmp_path / "s.duckdb", QUERIES, length=lambda k: 60 + k % 40)
+    script = VLLM.replace('"dl19"', '"made"').replace('"bm25"', '"first"')
+    done = kills(store, 20, 3, 0.8, script, str(folder), str(QUERIES))
+    jobs = rows(store, "SELECT count(DISTINCT job_key) FROM calls")[0][0]
+    final = start(script, str(store.path), str(folder), str(QUERIES))
+    _, errors = final.communicate()
+    assert final.returncode == 0, errors
+    assert jobs >= 15, "the kills came in the middle of the work"
+    stored = {key: (request, reply) for key, request, reply in rows(
+        store, "SELECT call_key, request_key, reply FROM calls JOIN requests USING (request)"
+    )}  # fmt: skip
+    assert {key: stored.get(key) for key in done} == done
+    assert len({request for request, _ in stored.values()}) == len(stored), "nothing was asked twice"
+    assert rows(store, "SELECT count(*), count(DISTINCT query) FROM permutations") == [(QUERIES, QUERIES)]
+    assert rows(store, "SELECT sum(n_calls) FROM permutations") == [(len(stored),)]
