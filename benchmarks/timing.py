@@ -1,0 +1,31 @@
+"""Several ways to do the same work, timed in turns, so that what else the machine does hits all of them alike."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Timed:
+    """Median seconds, and what the last run gave."""
+
+    seconds: float
+    result: Any
+
+
+def in_turns(ways: Mapping[str, Callable[[Any], Any]], work: Any, repeats: int) -> dict[str, Timed]:
+    """Do the work in every way, ``repeats`` times, each round beginning with another way; the caller has warmed up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    results: dict[str, Any] = {}
+    names = list(ways)
+    for turn in range(repeats):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            began = time.perf_counter()
+            results[name] = ways[name](work)
+            seconds[name].append(time.perf_counter() - began)
+            print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    return {name: Timed(statistics.median(seconds[name]), results[name]) for name in names}
