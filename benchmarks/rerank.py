@@ -7,7 +7,7 @@ The same MiniLM, pairs and limit of 256 tokens for all, in one process and run, 
 what each does unasked (here: bf16 where the machine multiplies it, there: fp32), `speedup_same_precision` is bf16 against
 a peer that was told to take bf16, `speedup_fp32` fp32 against fp32. sentence-transformers gets all pairs in one call,
 which is its best case; lightning-ir's `score` gets a query at a time, with a head of its own, so only its speed counts.
-Without --student a student is trained first (two minutes), because scores that order nothing measure nothing.
+Without --student a student is trained first (four minutes), because scores that order nothing measure nothing.
 """
 
 import argparse
