@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHELL = ("", "sh", "bash", "shell", "console")
 _MARK = re.compile(r"<!--\s*docs:\s*(\w+)\s*(.*?)\s*-->", re.DOTALL)
 _FENCE = re.compile(r"^(```+)\s*([\w-]*)\s*$")
+_RUN = ("msft ", "export ", "curl ", "python -m students.", "torchrun ")  # other lines are for readers
 _PAGE_MARKS = ("folder", "needs", "parse")
 _BLOCK_MARKS = ("skip", "run", "exit")
 
@@ -152,7 +153,7 @@ def _joined(lines: list[str], first: int) -> Iterator[tuple[int, str]]:
         if held.endswith("\\"):
             held = held[:-1].rstrip()
             continue
-        if held.startswith(("msft ", "export ", "curl ")):
+        if held.startswith(_RUN):
             yield begin, held
         held = ""
 
