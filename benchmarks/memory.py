@@ -1,0 +1,135 @@
+"""Memory of training against the length of lists: 100 passages of 256 tokens beside 10, and the gradients' difference.
+
+    python -m benchmarks.memory [--steps 3]
+
+Each figure is of a process of its own that trains MiniLM on the CPU by `students.train.train`, a list per step, RankNet,
+fp32, what is held at once bounded to four passages' tokens.
+
+memory_10_mb, memory_100_mb   peak resident memory above that of a process that trains on two passages of a few words
+memory_ratio                  of the two
+gradient_error                |cached - direct| / |direct| over all parameters, one list of 100 × 256 tokens in fp32
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+MAX_LENGTH, HELD = 256, 4
+WORDS = (
+    "water river stone light paper green window music engine garden winter summer bridge letter market silver"
+)
+
+
+def _view(folder: Path, n: int, words: int, lists: int) -> Path:
+    from benchmarks.real_lists import Ranked, write_view
+
+    vocabulary = WORDS.split()
+    made = [
+        Ranked(
+            f"{vocabulary[k % 16]} {vocabulary[k % 7]}",
+            [
+                " ".join(vocabulary[(k + i * 3 + j * j) % 16] for j in range(words)) + f" {i}"
+                for i in range(n)
+            ],
+        )
+        for k in range(lists)
+    ]
+    return write_view(folder, made)
+
+
+def peak(folder: Path, n: int, words: int, steps: int) -> dict[str, float]:
+    """MB at most while training."""
+    from students.regime import make_recipe
+    from students.train import train
+
+    recipe = make_recipe(
+        {
+            "base": "minilm", "regime": "kd", "precision": "fp32", "lists": 1, "max_length": MAX_LENGTH, "epochs": 0,
+            "max_steps": steps, "batch_tokens": HELD * MAX_LENGTH, "memory_tokens": HELD * MAX_LENGTH, "keep": "last", "patience": 0,
+        }
+    )  # fmt: skip
+    result = train(recipe, [_view(folder / "view", n, words, steps)], folder / "out", device="cpu")
+    status = Path("/proc/self/status").read_text()
+    return {
+        "mb": int(status.partition("VmHWM:")[2].split()[0]) / 1024,
+        "pairs": float(result.stages[0]["pairs"]),
+    }
+
+
+def gradient(folder: Path, n: int, words: int, steps: int) -> dict[str, float]:
+    """The relative difference of cached and direct gradients."""
+    import torch
+
+    from students import gradcache
+    from students.encoder import CrossEncoder
+    from students.lists import read_view
+    from students.regime import make_recipe
+    from students.stepping import Task, plan
+
+    encoder = CrossEncoder.load(
+        "minilm", precision="fp32", device="cpu", max_length=MAX_LENGTH, seed=1,
+        hidden_dropout=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+    view = read_view(_view(folder / "view", n, words, 1))
+    (stage,) = make_recipe({"regime": "kd", "lists": 1}).stages
+    texts = (encoder.tokenise(view.queries.to_pylist()), encoder.tokenise(view.passages.to_pylist()))
+    task = Task.of(stage.objectives[0], view, *texts)
+    step = plan([task], encoder, stage, 1, 0, batch_tokens=2048, memory_tokens=1 << 30)
+    (micro,) = step.micro_batches
+    found = []
+    for cached in (False, True):
+        encoder.zero_grad()
+        gradcache.backward(
+            encoder, micro.pieces, lambda scores: micro.loss(scores, step.denominators),
+            cached=cached, device=torch.device("cpu"),
+        )  # fmt: skip
+        found.append(torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None]))
+    direct, again = found
+    return {"error": float((again - direct).norm() / direct.norm()), "norm": float(direct.norm())}
+
+
+PARTS = {
+    "base": (peak, 2, 3),
+    "10": (peak, 10, 300),
+    "100": (peak, 100, 300),
+    "gradient": (gradient, 100, 300),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        measure, n, words = PARTS[arguments.part]
+        with tempfile.TemporaryDirectory(prefix="msft-memory-") as folder:
+            print(json.dumps(measure(Path(folder), n, words, arguments.steps)))
+        return
+    got: dict[str, Any] = {}
+    for part in PARTS:
+        command = [sys.executable, "-m", "benchmarks.memory", "--steps", str(arguments.steps), "--part", part]
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        got[part] = json.loads(said.strip().splitlines()[-1])
+        print(f"{part}: {got[part]}", file=sys.stderr, flush=True)
+    above = {part: got[part]["mb"] - got["base"]["mb"] for part in ("10", "100")}
+    row = {
+        "benchmark": "memory",
+        "steps": arguments.steps,
+        "base_mb": round(got["base"]["mb"], 1),
+        "memory_10_mb": round(above["10"], 1),
+        "memory_100_mb": round(above["100"], 1),
+        "memory_ratio": round(above["100"] / above["10"], 3),
+        "gradient_error": got["gradient"]["error"],
+    }
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
