@@ -3,10 +3,12 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from cli import diagnostics
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -74,3 +76,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def shared() -> Path:
     """The folder of real collections; mark the test ``needs("shared")``."""
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def talk() -> Iterator[None]:
+    """What a command that ran in this process was told (``-q``, ``--debug``) does not reach the next test."""
+    before = vars(diagnostics.settings).copy()
+    yield
+    vars(diagnostics.settings).update(before)
