@@ -1,9 +1,10 @@
 """Memory of training against the length of lists: 100 passages of 256 tokens beside 10, and the gradients' difference.
 
-    python -m benchmarks.memory [--steps 3]
+    python -m benchmarks.memory [--steps 3] [--repeats 3]
 
-Each figure is of a process of its own that trains MiniLM on the CPU by `students.train.train`, a list per step, RankNet,
-fp32, what is held at once bounded to four passages' tokens.
+Each figure is the median over processes of their own that train MiniLM on the CPU by `students.train.train`, a list per
+step, RankNet, fp32, what is held at once bounded to four passages' tokens; as many pairs in all for both lengths, since
+the allocator's heap grows a little with all that was ever computed.
 
 memory_10_mb, memory_100_mb   peak resident memory above that of a process that trains on two passages of a few words
 memory_ratio                  of the two
@@ -12,6 +13,7 @@ gradient_error                |cached - direct| / |direct| over all parameters, 
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -92,11 +94,12 @@ def gradient(folder: Path, n: int, words: int, steps: int) -> dict[str, float]:
     return {"error": float((again - direct).norm() / direct.norm()), "norm": float(direct.norm())}
 
 
-PARTS = {
-    "base": (peak, 2, 3),
-    "10": (peak, 10, 300),
-    "100": (peak, 100, 300),
-    "gradient": (gradient, 100, 300),
+# what to measure, passages in a list, words in each, steps for one of the longest list's
+PARTS: dict[str, tuple[Any, int, int, int]] = {
+    "base": (peak, 2, 3, 1),
+    "10": (peak, 10, 300, 10),
+    "100": (peak, 100, 300, 1),
+    "gradient": (gradient, 100, 300, 1),
 }
 
 
@@ -105,19 +108,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        measure, n, words = PARTS[arguments.part]
+        measure, n, words, times = PARTS[arguments.part]
         with tempfile.TemporaryDirectory(prefix="msft-memory-") as folder:
-            print(json.dumps(measure(Path(folder), n, words, arguments.steps)))
+            print(json.dumps(measure(Path(folder), n, words, arguments.steps * times)))
         return
     got: dict[str, Any] = {}
     for part in PARTS:
         command = [sys.executable, "-m", "benchmarks.memory", "--steps", str(arguments.steps), "--part", part]
-        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        got[part] = json.loads(said.strip().splitlines()[-1])
-        print(f"{part}: {got[part]}", file=sys.stderr, flush=True)
+        found = []
+        for _ in range(1 if part == "gradient" else arguments.repeats):
+            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found.append(json.loads(said.strip().splitlines()[-1]))
+            print(f"{part}: {found[-1]}", file=sys.stderr, flush=True)
+        got[part] = {key: statistics.median(one[key] for one in found) for key in found[0]}
     above = {part: got[part]["mb"] - got["base"]["mb"] for part in ("10", "100")}
     row = {
         "benchmark": "memory",
