@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,8 +79,6 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def talk() -> Iterator[None]:
-    """What a command that ran in this process was told (``-q``, ``--debug``) does not reach the next test."""
-    before = vars(diagnostics.settings).copy()
-    yield
-    vars(diagnostics.settings).update(before)
+def talk() -> None:
+    """What a command that ran in this process was told (``-q``, ``--debug``), in a fixture too, does not reach a test."""
+    vars(diagnostics.settings).update(vars(type(diagnostics.settings)()))
