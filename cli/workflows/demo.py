@@ -27,7 +27,7 @@ _ANEW = "msft demo --fresh makes it anew; --folder OTHER leaves it as it is"
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of everything: ``full`` fills some eight minutes of two cores, ``short`` about one."""
+    """How much of everything: ``full`` takes some five minutes of two cores, ``short`` about one."""
 
     packages: tuple[str, ...]  # empty: all of them
     passages: int | None
@@ -61,7 +61,7 @@ def demo(
         Path, typer.Option("--folder", help="Where it works; its store is FOLDER/demo.duckdb.")
     ] = Path("demo"),
     profile: Annotated[
-        str, typer.Option("--profile", help="full (some 8 minutes on two cores) or short (about 1).")
+        str, typer.Option("--profile", help="full (some 5 minutes on two cores) or short (about 1).")
     ] = "full",
     teacher: Annotated[
         str | None,

@@ -4,9 +4,12 @@ An engine knows nothing of queries, windows, retries of a call or the store; the
 vLLM. An engine that answers with scores alone (cross-encoder, bi-encoder) sets ``Completion.scores``.
 """
 
+import queue
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from teachers.errors import TeacherError
 
 Message = Mapping[str, str]
 
@@ -128,3 +131,23 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds; requests in flight are dropped."""
+
+
+def completed(done: "queue.SimpleQueue[Completion | TeacherError]", timeout: float) -> list[Completion]:
+    """What an engine's threads have put there, waiting up to ``timeout`` seconds for the first: its `poll`.
+
+    Raises:
+        TeacherError: one that a thread put there, once the completions before it have been handed out.
+    """
+    found: list[Completion] = []
+    try:
+        item = done.get(timeout=timeout) if timeout > 0 else done.get_nowait()
+        while not isinstance(item, TeacherError):
+            found.append(item)
+            item = done.get_nowait()
+    except queue.Empty:
+        return found
+    if not found:
+        raise item
+    done.put(item)  # the calls that were completed are recorded first
+    return found

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from teachers.engines.base import Completion, Request, Sampling
+from teachers.engines.base import Completion, Request, Sampling, completed
 from teachers.engines.breaker import Breaker, retry_after
 from teachers.engines.spelling import ARGUMENT, constraint
 from teachers.errors import TeacherError
@@ -119,16 +119,7 @@ class OpenAIEngine:
             self._jobs.put(_Job(request, now))
 
     def poll(self, timeout: float) -> list[Completion]:
-        done: list[Completion] = []
-        try:
-            item = self._done.get(timeout=timeout) if timeout > 0 else self._done.get_nowait()
-            while True:
-                if isinstance(item, TeacherError):
-                    raise item
-                done.append(item)
-                item = self._done.get_nowait()
-        except queue.Empty:
-            return done
+        return completed(self._done, timeout)
 
     def close(self) -> None:
         with self._change:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-from teachers.engines.base import Completion, Request, Sampling
+from teachers.engines.base import Completion, Request, Sampling, completed
 from teachers.engines.spelling import ARGUMENT, constraint, first_tokens
 from teachers.errors import TeacherError
 
@@ -83,16 +83,7 @@ class VllmEngine:
         self._work.set()
 
     def poll(self, timeout: float) -> list[Completion]:
-        done: list[Completion] = []
-        try:
-            item = self._done.get(timeout=timeout) if timeout > 0 else self._done.get_nowait()
-            while True:
-                if isinstance(item, TeacherError):
-                    raise item
-                done.append(item)
-                item = self._done.get_nowait()
-        except queue.Empty:
-            return done
+        return completed(self._done, timeout)
 
     def close(self) -> None:
         self._closing = True
