@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 
 class _Pairs:
@@ -21,12 +22,16 @@ class _Pairs:
         return getattr(self._table, name)
 
 
-def module(folder: Path, max_length: int, **options: Any) -> Any:
+def module(
+    folder: Path, max_length: int, *, query_length: int = 64, same_head: bool = False, **options: Any
+) -> Any:
     """Its cross-encoder module over a model's folder, with a linear head of its own.
 
     Args:
         max_length: tokens per pair, special tokens counted.
-        options: e.g. ``loss_functions``, or ``config`` settings such as dropout in ``model_kwargs``.
+        query_length: tokens of them that are the query's, in its way of cutting.
+        same_head: give its head the weights of the folder's, where that is BERT's: a pooler and a linear map.
+        options: e.g. ``loss_functions``.
     """
     from lightning_ir import CrossEncoderModule
     from lightning_ir.base import class_factory, tokenizer
@@ -36,8 +41,18 @@ def module(folder: Path, max_length: int, **options: Any) -> Any:
         if not isinstance(place.TOKENIZER_MAPPING, _Pairs):
             place.TOKENIZER_MAPPING = _Pairs(place.TOKENIZER_MAPPING)  # type: ignore[attr-defined]
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    config = MonoConfig(query_length=64, doc_length=max_length - 64 - 3)
-    return CrossEncoderModule(model_name_or_path=str(folder), config=config, **options)
+    weights = load_file(Path(folder) / "model.safetensors") if same_head else {}
+    has_pooler = "bert.pooler.dense.weight" in weights
+    head: dict[str, Any] = {"pooling_strategy": "bert_pool", "linear_bias": True} if has_pooler else {}
+    config = MonoConfig(query_length=query_length, doc_length=max_length - query_length - 3, **head)
+    made = CrossEncoderModule(model_name_or_path=str(folder), config=config, **options)
+    if not has_pooler:
+        return made
+    with torch.no_grad():
+        for theirs, ours in ((made.model.bert_pool[0], "bert.pooler.dense"), (made.model.linear, "classifier")):
+            theirs.weight.copy_(weights[f"{ours}.weight"])
+            theirs.bias.copy_(weights[f"{ours}.bias"])
+    return made
 
 
 def scorer(folder: Path, max_length: int, dtype: torch.dtype) -> Any:

@@ -95,10 +95,16 @@ def candidates(
 
 @dataclass(frozen=True)
 class Ranked:
-    """One query's passages, best first by the teacher."""
+    """One query's passages, best first by the teacher, or with grades."""
 
     query: str
     passages: list[str]
+    grades: list[int] | None = None  # higher is better, equal is a tie
+
+    @property
+    def labels(self) -> list[int]:
+        """The grades, or each passage's place from the end."""
+        return self.grades or list(range(len(self.passages), 0, -1))
 
 
 def rankings(
@@ -111,7 +117,7 @@ def rankings(
             one.query,
             [one.passages[i] for i in np.sort(rng.choice(len(one.passages), per_list, replace=False))],
         )
-        for one in _permutations(data / "dl21-passage", "zephyr")
+        for one in permutations(data / "dl21-passage", "zephyr")
         if len(one.passages) >= per_list
     ]
     while n_lists is not None and len(found) < n_lists:
@@ -119,7 +125,8 @@ def rankings(
     return [found[i] for i in rng.permutation(len(found))[:n_lists]]
 
 
-def _permutations(folder: Path, teacher: str = "") -> list[Ranked]:
+def permutations(folder: Path, teacher: str = "") -> list[Ranked]:
+    """The rankings of the teachers whose names have ``teacher`` in them."""
     texts, asked = passages(folder), queries(folder)
     return [
         Ranked(asked.get(row["query_id"], row["query"]), [texts[d] for d in row["permutation"] if d in texts])
@@ -128,8 +135,8 @@ def _permutations(folder: Path, teacher: str = "") -> list[Ranked]:
     ]
 
 
-def _judged(folder: Path, n_lists: int, per_list: int, seed: int) -> list[Ranked]:
-    """Judged passages of training queries, the more relevant first, before passages drawn at random."""
+def judged(folder: Path, n_lists: int, per_list: int, seed: int) -> list[Ranked]:
+    """Judged passages of training queries with their grades, before passages drawn at random with grade 0."""
     rng = np.random.default_rng(seed)
     texts, asked = passages(folder), queries(folder)
     graded: dict[str, list[tuple[int, str]]] = {}
@@ -140,16 +147,19 @@ def _judged(folder: Path, n_lists: int, per_list: int, seed: int) -> list[Ranked
     every = sorted(texts)
     made = []
     for query_id in rng.permutation(sorted(graded))[:n_lists]:
-        best = [doc_id for _, doc_id in sorted(graded[query_id])[: per_list // 4]]
-        others = [
-            d for d in rng.choice(every, per_list) if d not in dict.fromkeys(d for _, d in graded[query_id])
-        ]
-        made.append(Ranked(asked[query_id], [texts[d] for d in [*best, *others][:per_list]]))
+        best = sorted(graded[query_id])[: per_list // 4]
+        relevant = {doc_id for _, doc_id in graded[query_id]}
+        drawn = dict.fromkeys(rng.choice(every, 2 * per_list).tolist())
+        others = [(0, doc_id) for doc_id in drawn if doc_id not in relevant]
+        chosen = [*best, *others][:per_list]
+        made.append(
+            Ranked(asked[query_id], [texts[d] for _, d in chosen], [-negative for negative, _ in chosen])
+        )
     return made
 
 
 def write_view(folder: Path, ranked: Sequence[Ranked], n_valid: int = 0) -> Path:
-    """Rankings as a distillation view; the last ``n_valid`` lists validate. A passage's label is its place from the end."""
+    """Rankings as a distillation view; the last ``n_valid`` lists validate."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = list(dict.fromkeys(text for one in ranked for text in one.passages))
     number = {text: i for i, text in enumerate(texts)}
@@ -159,7 +169,7 @@ def write_view(folder: Path, ranked: Sequence[Ranked], n_valid: int = 0) -> Path
             "list": pa.array(range(n), pa.int32()),
             "query": pa.array(range(n), pa.int32()),
             "passages": pa.array([[number[t] for t in one.passages] for one in ranked], pa.list_(pa.int32())),
-            "labels": pa.array([range(len(one.passages), 0, -1) for one in ranked], pa.list_(pa.int16())),
+            "labels": pa.array([one.labels for one in ranked], pa.list_(pa.int16())),
             "ranks": pa.array([range(1, len(one.passages) + 1) for one in ranked], pa.list_(pa.int16())),
             "scores": pa.array([None] * n, pa.list_(pa.float32())),
             "weights": pa.array([[1.0] * len(one.passages) for one in ranked], pa.list_(pa.float32())),
@@ -191,9 +201,9 @@ def trained_student(folder: Path, *, data: Path = DATA, minutes: float = 4.0) ->
     from students.train import train
 
     lists = [
-        *_permutations(data / "dl21-passage", "zephyr"),
-        *_permutations(data / "msmarco-train-rankzephyr100"),
-        *_judged(data / "nfcorpus", 400, 16, seed=0),
+        *permutations(data / "dl21-passage", "zephyr"),
+        *permutations(data / "msmarco-train-rankzephyr100"),
+        *judged(data / "nfcorpus", 400, 16, seed=0),
     ]
     view = write_view(folder / "view", [one for one in lists if len(one.passages) > 2])
     recipe = make_recipe(

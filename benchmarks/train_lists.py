@@ -1,0 +1,211 @@
+"""What `benchmarks.train` trains: models that all contenders start from, lists, and the model FLOPs that they take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.collate import texts
+from benchmarks.real_lists import Ranked, judged, permutations, write_view
+
+SHAPES = ("minilm", "tiny", "electra-base")
+PASSAGE_TOKENS, QUERY_TOKENS = 75, 8  # MS MARCO's means in WordPiece tokens; here a word is a token
+
+
+@dataclass(frozen=True)
+class Work:
+    """One collection's training, the same for all.
+
+    Attributes:
+        base: folder of the model that all start from, its head included.
+        lists: in the order of the training, ``per_step`` of them an optimiser step; all of one length.
+        view: the same lists as a view folder, in another order.
+        held_out: lists to measure the loss on.
+        dropout: of hidden states and attention probabilities, in every contender.
+    """
+
+    name: str
+    base: Path
+    lists: list[Ranked]
+    view: Path
+    held_out: list[Ranked]
+    per_step: int
+    lr: float
+    max_length: int
+    dropout: float
+    device: str
+    scratch: Path
+
+    @property
+    def n_pairs(self) -> int:
+        return sum(len(one.passages) for one in self.lists)
+
+    @property
+    def steps(self) -> list[list[Ranked]]:
+        """The lists of each optimiser step."""
+        return [self.lists[i : i + self.per_step] for i in range(0, len(self.lists), self.per_step)]
+
+
+def in_training_order(view: Path, lists: Sequence[Ranked], seed: int) -> list[Ranked]:
+    """A view's lists in the order in which the first epoch of a recipe with this seed takes them."""
+    from students.lists import epoch_order, read_view, stream_key
+
+    key = stream_key(read_view(view).view_hash, seed, 0, "1:kd")
+    return [lists[i] for i in epoch_order(len(lists), key)]
+
+
+def make_lists(
+    name: str, *, data: Path, base: Path, per_list: int, n_lists: int, n_held: int
+) -> tuple[list[Ranked], list[Ranked]]:
+    """Lists to train on and held out: real ones of a collection, or ``made-up`` texts of MS MARCO's lengths.
+
+    dl19-passage: RankZephyr's rankings of DL19's candidates, held out those of DL21's; nfcorpus: judged passages of
+    training queries beside random ones. A list is ``per_list`` passages.
+    """
+    if name == "made-up":
+        made = _made_up(base, per_list, n_lists + n_held)
+        return made[:n_lists], made[n_lists:]
+    if name == "nfcorpus":
+        made = judged(data / name, n_lists + n_held, per_list, seed=0)
+        return made[:n_lists], made[n_lists:]
+    rng = np.random.default_rng(0)
+    other = "dl21-passage" if name == "dl19-passage" else "dl19-passage"
+    return (
+        _sampled(permutations(data / name, "zephyr"), per_list, n_lists, rng),
+        _sampled(permutations(data / other, "zephyr"), per_list, n_held, rng),
+    )
+
+
+def _sampled(ranked: list[Ranked], per_list: int, n: int, rng: np.random.Generator) -> list[Ranked]:
+    """n rankings, each of passages sampled from a longer one; a query comes again with another sample."""
+    long_enough = [one for one in ranked if len(one.passages) >= per_list]
+    made = []
+    for i in rng.permutation(-(-n // len(long_enough)) * len(long_enough))[:n] % len(long_enough):
+        one = long_enough[i]
+        places = np.sort(rng.choice(len(one.passages), per_list, replace=False))
+        made.append(Ranked(one.query, [one.passages[k] for k in places]))
+    return made
+
+
+def _made_up(base: Path, per_list: int, n: int) -> list[Ranked]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    asked = texts(tokenizer, n, QUERY_TOKENS, 0.4, seed=1)
+    found = texts(tokenizer, n * per_list, PASSAGE_TOKENS, 0.48, seed=2)
+    return [Ranked(asked[i], found[i * per_list : (i + 1) * per_list]) for i in range(n)]
+
+
+def make_view(folder: Path, lists: list[Ranked]) -> Path:
+    """The lists as a view without validation lists: nobody validates here."""
+    return write_view(folder, lists)
+
+
+# ------------------------------------------------------------------------------------------------- the models
+def make_base(shape: str, folder: Path, dropout: float) -> Path:
+    """A model's folder: MiniLM with a new head, or random weights in a shape, with a tokenizer of made-up words."""
+    if shape == "minilm":
+        from students.encoder import CrossEncoder
+
+        encoder = CrossEncoder.load(
+            "minilm", device="cpu", seed=0, hidden_dropout=dropout, attention_dropout=dropout
+        )
+        return encoder.save(folder)
+    from transformers import ElectraConfig, ElectraForSequenceClassification
+
+    size = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    words = 30_522
+    if shape == "tiny":
+        size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        words = 800
+    config = ElectraConfig(
+        **size, vocab_size=words, embedding_size=size["hidden_size"], num_labels=1, max_position_embeddings=512,
+        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = ElectraForSequenceClassification(config)
+    with torch.no_grad():  # with the usual initial weights all scores look alike
+        for name, weights in model.named_parameters():
+            if weights.ndim == 2 and (shape == "tiny" or "classifier" in name) and "embeddings" not in name:
+                weights.mul_(4.0)
+    model.save_pretrained(folder)
+    _tokenizer(words).save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(size: int) -> Any:
+    """BERT's tokenizer over made-up words, each of them one token."""
+    from transformers import BertTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = (a + b + c + d for a in letters for b in letters for c in letters for d in letters)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*special, *(next(words) for _ in range(size - len(special)))]
+    return BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=512)
+
+
+# ---------------------------------------------------------------------------------------------------- figures
+def pair_lengths(work: Work) -> np.ndarray:
+    """Real tokens of every pair, special tokens counted, after the cut."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(work.base)
+    return np.array(
+        [
+            len(ids)
+            for one in work.lists
+            for ids in tokenizer(
+                [one.query] * len(one.passages), one.passages, truncation=True, max_length=work.max_length
+            )["input_ids"]
+        ]
+    )
+
+
+def model_flops(config: Any, lengths: np.ndarray) -> float:
+    """FLOPs of the matrix products of a forward and a backward pass over pairs of these lengths.
+
+    A product of (a, b) and (b, c) is 2abc; the backward pass is two such for each of the forward's. Per layer and token
+    that are 2 (4h² + 2hi) for the projections and the feed-forward, and 4hL for a token's attention to L others.
+    Embeddings, norms, softmax and the head are left out, and nothing that is computed again counts.
+    """
+    h, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    lengths = np.asarray(lengths, dtype=np.float64)
+    dense = 2 * (4 * h * h + 2 * h * inner) * lengths.sum()
+    attention = 4 * h * (lengths**2).sum()
+    return float(3 * layers * (dense + attention))
+
+
+def held_out_loss(folder: Path, work: Work) -> float:
+    """RankNet (natural logarithm, mean over pairs of passages) of a saved model on the held-out lists.
+
+    By transformers alone, in fp32, so that it is the same measure for whoever trained it.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval().to(work.device)
+    tokenizer = AutoTokenizer.from_pretrained(work.base)
+
+    def score(one: Ranked) -> torch.Tensor:
+        encoded = tokenizer(
+            [one.query] * len(one.passages), one.passages,
+            truncation=True, max_length=work.max_length, padding=True, return_tensors="pt",
+        )  # fmt: skip
+        logits: torch.Tensor = model(**encoded.to(work.device)).logits[:, 0]
+        return logits
+
+    return ranknet(work.held_out, score)
+
+
+@torch.inference_mode()
+def ranknet(lists: Sequence[Ranked], score: Any) -> float:
+    """The mean of softplus(s_j − s_i) over pairs of passages with label i above label j; score: a list -> (n,)."""
+    terms = []
+    for one in lists:
+        s = score(one).float().cpu()
+        y = torch.tensor(one.labels)
+        above = y[:, None] > y[None, :]
+        terms.append(torch.nn.functional.softplus(s[None, :] - s[:, None])[above])
+    return float(torch.cat(terms).mean())
