@@ -160,31 +160,25 @@ def _scorer(store: "LabelStore", student_run: "lookup.Run"):  # type: ignore[no-
         import polars as pl
 
         from labelstore import lookup
-        from students.jobs import rerank as jobs
+        from students.jobs import candidates as jobs
+        from students.jobs.rerank import student_folder
         from students.rerank import Reranker
 
         with store.read() as con:
             sql = "SELECT name FROM students WHERE student = ?"
             ((name,),) = con.execute(sql, [student_run.student]).fetchall()
             student = lookup.student(con, name)
-            lists = jobs.candidates(con, run, depth)
-        keep = [i for i, query in enumerate(lists.query) if query in set(queries)]
-        texts = [lists.texts[i] for i in keep]
+            found = jobs.candidates(con, run, depth, queries)
         reranker = Reranker.load(
-            jobs.student_folder(store, student),
+            student_folder(store, student),
             precision=student_run.parameters.get("precision", "auto"),
             max_length=student.max_length,
         )
-        total = sum(len(lists.documents[i]) for i in keep)
-        with diagnostics.progress(f"{student.name} over validation queries", total, "pairs") as tick:
-            scores = reranker.scores(texts, progress=tick)
+        with diagnostics.progress(f"{student.name} over validation queries", found.n_pairs, "pairs") as tick:
+            scores = jobs.score(store, reranker, found, progress=tick)
         return pl.DataFrame(
-            {
-                "query": [lists.query[i] for i in keep for _ in lists.documents[i]],
-                "document": [d for i in keep for d in lists.documents[i]],
-                "score": [float(s) for row in scores for s in row],
-            },
-            schema={"query": pl.Int32, "document": pl.Int32, "score": pl.Float64},
+            {"query": found.query, "document": found.document, "score": scores},
+            schema_overrides={"score": pl.Float64},
         )
 
     return score

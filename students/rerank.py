@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from students.batches import PairBatch, budget_batches
 from students.encoder import CrossEncoder, choose_precision
 from students.errors import StudentError
 from students.fused import FusedEncoder, Precision
+from students.spool import TokenSpool
 from students.tokens import Ints, Tokens
 from students.workers import MAX_WORKERS, each_done, worker_pool
 
@@ -51,13 +52,23 @@ def resolve_precision(precision: str, device: torch.device | str | None = None) 
 
 
 @dataclass(frozen=True)
-class _Pairs:
-    """All pairs of a call by the numbers of their texts."""
+class Pairs:
+    """All pairs of a call by the numbers of their texts, whose ids are in memory or in a file."""
 
-    queries: Tokens
-    passages: Tokens
-    query: Ints  # (n_pairs,)
-    passage: Ints  # (n_pairs,)
+    queries: Tokens | TokenSpool
+    passages: Tokens | TokenSpool
+    query: NDArray[Any]  # (n_pairs,) integers: the number of each pair's query
+    passage: NDArray[Any]  # (n_pairs,)
+
+    @property
+    def query_lengths(self) -> Ints:
+        """Tokens of each pair's query, (n_pairs,)."""
+        return self.queries.lengths[self.query]
+
+    @property
+    def passage_lengths(self) -> Ints:
+        """Tokens of each pair's passage, (n_pairs,)."""
+        return self.passages.lengths[self.passage]
 
 
 class Reranker:
@@ -134,25 +145,31 @@ class Reranker:
             progress: called with (pairs scored, pairs).
         """
         sizes = [len(passages) for _, passages in lists]
-        total = sum(sizes)
-        if total == 0:
+        if sum(sizes) == 0:
             return [np.empty(0, dtype=np.float32) for _ in lists]
-        pairs = self._tokenise(lists)
-        lengths = self.encoder.form.lengths(
-            pairs.queries.lengths[pairs.query], pairs.passages.lengths[pairs.passage]
-        )
+        scored = self.score_pairs(self._tokenise(lists), progress)
+        return [part.copy() for part in np.split(scored, np.cumsum(sizes)[:-1])]
+
+    def score_pairs(self, pairs: Pairs, progress: Progress | None = None) -> Scores:
+        """Raw logits of pairs whose texts are tokenised already, (n_pairs,) float32 in their order.
+
+        Args:
+            progress: called with (pairs scored, pairs).
+        """
+        if not len(pairs.query):
+            return np.empty(0, dtype=np.float32)
+        lengths = self.encoder.form.lengths(pairs.query_lengths, pairs.passage_lengths)
         batches = budget_batches(
             lengths,
             self._budget(lengths),
             multiple=self.encoder.multiple,
             padded=self.encoder.layout == "padded",
         )
-        scored = (
+        return (
             self._on_device(pairs, batches, progress)
             if self._cuda
             else self._on_cpu(pairs, batches, progress)
         )
-        return [part.copy() for part in np.split(scored, np.cumsum(sizes)[:-1])]
 
     def pair_lengths(self, query: str, texts: Sequence[str]) -> Ints:
         """Tokens of each pair, special tokens counted, before any truncation."""
@@ -164,7 +181,7 @@ class Reranker:
         share = -(-int(lengths.sum()) // self._workers)
         return max(min(self._batch_tokens, share), int(lengths.max()))
 
-    def _tokenise(self, lists: Lists) -> _Pairs:
+    def _tokenise(self, lists: Lists) -> Pairs:
         query_numbers: dict[str, int] = {}
         passage_numbers: dict[str, int] = {}
         query: list[int] = []
@@ -173,17 +190,19 @@ class Reranker:
             number = query_numbers.setdefault(text, len(query_numbers))
             query += [number] * len(passages)
             passage += [passage_numbers.setdefault(p, len(passage_numbers)) for p in passages]
-        return _Pairs(
+        return Pairs(
             self.encoder.tokenise(list(query_numbers)),
             self.encoder.tokenise(list(passage_numbers)),
             np.array(query, dtype=np.int64),
             np.array(passage, dtype=np.int64),
         )
 
-    def _collate(self, pairs: _Pairs, batch: NDArray[np.intp]) -> PairBatch:
-        return self.encoder.collate(pairs.queries, pairs.passages, pairs.query[batch], pairs.passage[batch])
+    def _collate(self, pairs: Pairs, batch: NDArray[np.intp]) -> PairBatch:
+        queries, query = _in_memory(pairs.queries, pairs.query[batch])
+        passages, passage = _in_memory(pairs.passages, pairs.passage[batch])
+        return self.encoder.collate(queries, passages, query, passage)
 
-    def _on_cpu(self, pairs: _Pairs, batches: list[NDArray[np.intp]], progress: Progress | None) -> Scores:
+    def _on_cpu(self, pairs: Pairs, batches: list[NDArray[np.intp]], progress: Progress | None) -> Scores:
         scored = np.empty(len(pairs.query), dtype=np.float32)
 
         def work(batch: NDArray[np.intp]) -> int:
@@ -198,7 +217,7 @@ class Reranker:
                 progress(done, len(scored))
         return scored
 
-    def _on_device(self, pairs: _Pairs, batches: list[NDArray[np.intp]], progress: Progress | None) -> Scores:
+    def _on_device(self, pairs: Pairs, batches: list[NDArray[np.intp]], progress: Progress | None) -> Scores:
         """Collating runs ahead in a thread; scores stay on the device until all are there."""
         parts: list[torch.Tensor] = []
         done = 0
@@ -220,6 +239,13 @@ class Reranker:
         if self._pool is None:
             self._pool = worker_pool(self._workers, "rerank")
         return self._pool
+
+
+def _in_memory(texts: Tokens | TokenSpool, numbers: NDArray[Any]) -> tuple[Tokens, NDArray[Any]]:
+    """Tokens that hold the numbered texts, and each text's number among them."""
+    if isinstance(texts, Tokens):
+        return texts, numbers
+    return texts.take(numbers), np.arange(len(numbers))
 
 
 def _packed_name(path: str | Path) -> str | None:

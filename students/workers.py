@@ -5,13 +5,15 @@ batch stays in one core's cache, and nobody waits for the slowest part of a prod
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Any
 
 import torch
 
 MAX_WORKERS = 16  # beyond that Python's own lock is what they wait for; they get several cores each instead
+_AHEAD = 4 * MAX_WORKERS  # items handed to the threads before their turn
 
 
 def worker_pool(number: int, name: str) -> ThreadPoolExecutor:
@@ -30,12 +32,17 @@ def worker_pool(number: int, name: str) -> ThreadPoolExecutor:
     return made
 
 
-def each_done(threads: ThreadPoolExecutor, work: Callable[[Any], int], items: Sequence[Any]) -> Iterator[int]:
-    """Results of work(item) as they come; on an error or an interrupt what has not begun is not begun."""
-    futures = {threads.submit(work, item) for item in items}
+def each_done(threads: ThreadPoolExecutor, work: Callable[[Any], int], items: Iterable[Any]) -> Iterator[int]:
+    """Results of work(item) as they come, a few items ahead of the workers, so that millions of items cost no memory.
+
+    On an error or an interrupt what has not begun is not begun.
+    """
+    left = iter(items)
+    futures = {threads.submit(work, item) for item in islice(left, _AHEAD)}
     try:
         while futures:
             ready, futures = wait(futures, return_when=FIRST_COMPLETED)
+            futures |= {threads.submit(work, item) for item in islice(left, len(ready))}
             for future in ready:
                 yield future.result()
     finally:

@@ -8,7 +8,8 @@ import numpy as np
 
 from labelstore import lookup, measuring
 from labelstore.errors import MsftError
-from students.jobs.rerank import Lists, Note, Tick, candidates
+from students.jobs.candidates import Lists, Tick, candidates, lists
+from students.jobs.rerank import Note
 
 if TYPE_CHECKING:
     import duckdb
@@ -51,17 +52,24 @@ def sample(
         dataset, run = found[0]
     of = lookup.pick_dataset(con, dataset)
     source = lookup.pick_run(con, of, run)
-    lists = candidates(con, source, DEPTH)
     judged = qrels(con, of) if of.qrels_hash else None
-    keep = [i for i, q in enumerate(lists.query) if judged is None or q in judged.judged][:MAX_QUERIES]
-    if not keep:
+    chosen = _queries(con, source, judged)
+    if not chosen:
         raise MsftError(f"{source.name} over {of.name} has no judged query", hint="--dataset D --run RUN")
     if note is not None:
-        note(f"comparing scores on {len(keep)} queries of {source.name} over {of.name}")
-    chosen = Lists(
-        [lists.query[i] for i in keep], [lists.texts[i] for i in keep], [lists.documents[i] for i in keep]
-    )
-    return Sample(of.name, source.name, chosen, judged)
+        note(f"comparing scores on {len(chosen)} queries of {source.name} over {of.name}")
+    return Sample(of.name, source.name, lists(con, candidates(con, source, DEPTH, chosen)), judged)
+
+
+def _queries(
+    con: "duckdb.DuckDBPyConnection", source: lookup.Run, judged: measuring.Qrels | None
+) -> list[int]:
+    """Keys of the run's first queries, judged ones where there are judgments."""
+    found = con.execute(
+        "SELECT DISTINCT query, query_id FROM candidates JOIN queries USING (query) WHERE run = ? ORDER BY query_id",
+        [source.run],
+    ).fetchall()
+    return [query for query, _ in found if judged is None or query in judged.judged][:MAX_QUERIES]
 
 
 def compare(

@@ -8,9 +8,10 @@ from labelstore import lookup
 from labelstore.errors import BadInput, UsageError
 from labelstore.store import LabelStore
 from students.card import write_card
+from students.jobs.candidates import Tick
 from students.jobs.check import compare, sample
 from students.jobs.register import card_facts
-from students.jobs.rerank import Note, Tick, student_folder
+from students.jobs.rerank import Note, student_folder
 
 FORMS = ("hf", "onnx", "int8")
 

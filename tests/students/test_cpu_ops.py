@@ -24,7 +24,7 @@ def inputs(width: int = 24) -> torch.Tensor:
 def products(request, monkeypatch):
     """Both ways to multiply, whichever this torch has."""
     if request.param == "plain":
-        monkeypatch.setattr(cpu_ops, "has_onednn", lambda: False)
+        monkeypatch.setattr(cpu_ops, "has_onednn", lambda *_: False)
     elif not cpu_ops.has_onednn():
         pytest.skip("this torch has no oneDNN operators")
 

@@ -12,7 +12,7 @@ from labelstore import lookup
 from labelstore.errors import DataMissing, UsageError
 from labelstore.store import LabelStore
 from students.errors import StudentError
-from students.jobs import rerank as jobs
+from students.jobs import candidates as jobs
 from students.jobs.register import add_student, student_rows
 from students.jobs.rerank import rerank_run
 from students.rerank import Reranker
@@ -40,7 +40,7 @@ def test_a_run_becomes_a_run_ranked_by_the_students_scores(store):
     )
     with store.read() as con:
         source = lookup.run(con, lookup.dataset(con, "c/test"), "first")
-        lists = jobs.candidates(con, source, 10)
+        lists = jobs.lists(con, jobs.candidates(con, source, 10))
         ranked = con.execute(
             "SELECT query, document, rank, score FROM candidates WHERE run = ? ORDER BY query, rank",
             [made.run],
@@ -63,7 +63,7 @@ def test_a_title_is_read_with_its_text(store):
         con.execute("UPDATE documents SET title = ' A title ' WHERE doc_id = 'd3'")
     with store.read() as con:
         source = lookup.run(con, lookup.dataset(con, "c/test"), "first")
-        lists = jobs.candidates(con, source, 30)
+        lists = jobs.lists(con, jobs.candidates(con, source, 30))
         (key,) = con.execute("SELECT document FROM documents WHERE doc_id = 'd3'").fetchall()[0]
     texts = {
         d: t
@@ -128,7 +128,7 @@ def test_a_candidate_without_text_is_named_not_scored_as_empty(tmp_path, tiny):
 
 def test_scores_that_are_not_finite_are_refused(store, monkeypatch):
     monkeypatch.setattr(
-        Reranker, "scores", lambda self, lists, progress=None: [np.full(len(t), np.nan) for _, t in lists]
+        Reranker, "score_pairs", lambda self, pairs, progress=None: np.full(len(pairs.query), np.nan)
     )
     before = counts(store)
     with pytest.raises(StudentError, match="not finite"):
