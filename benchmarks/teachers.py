@@ -1,14 +1,17 @@
 """Labelling: the scheduler against one query at a time and against lockstep, its overhead, its memory; RankLLM beside.
 
-    python -m benchmarks.teachers [--queries 96] [--only vllm,scripted,memory,server] [--rankllm-python PATH]
+    python -m benchmarks.teachers [--queries 96] [--rounds 3] [--only vllm,scripted,memory,server]
+        [--rankllm-python PATH]
 
 Everything runs through `teachers generate`: rendering, hashing, scheduler, parsing, journal and store. Each part is a
 process of its own with a store of its own. The model is a tiny random Mistral in a real vLLM on this machine,
 constrained to rank; lists are ragged, 5 to 100 passages, in sliding windows of 20.
 
 calls_per_second            of the scheduler; sequential_ and lockstep_ of the same code told to work on one query after
-                            another (on fewer queries), and to send a step's windows only when the last one's are in
-speedup_over_sequential     the scheduler's calls per second over theirs
+                            another (on fewer queries), and to send a step's windows only when all of the last one's are
+                            in; one engine, in turns, medians over rounds. Passages have --words words (6): what the
+                            frontier saves is the engine's steps, which count where replies take the time, not prompts
+speedup_over_sequential     the scheduler's calls per second over theirs, median over rounds
 speedup_over_lockstep
 occupancy                   mean requests in flight over what the engine wants, while work was left (of that job)
 overhead_share              (wall - engine time) / wall of a whole job on five times the queries: plan, store, scheduler,
@@ -30,6 +33,7 @@ speedup_over_rankllm        only with --rankllm-python: an environment of `pip i
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,6 +49,7 @@ from benchmarks.labelling_store import WORDS, make
 Row = dict[str, Any]
 BATCH = 32  # requests in one batch of vLLM
 WINDOW = 20
+BASELINES: dict[str, Row] = {"scheduler": {}, "lockstep": {"lockstep": True}, "sequential": {"max_active": 1}}
 CLIENT = Path(__file__).with_name("rankllm_client.py")
 
 
@@ -56,35 +61,41 @@ def ragged(seed: int) -> Callable[[int], int]:
 
 
 # --------------------------------------------------------------------------------------------------- with vLLM
-def vllm(folder: Path, options: argparse.Namespace, how: str = "scheduler") -> Row:
-    """A whole job on real vLLM, after one that warms it up."""
-    from benchmarks.tiny_mistral import make as make_model
-    from teachers.engines.base import Sampling
-    from teachers.engines.vllm import VllmEngine
-    from teachers.generate import job
-    from teachers.generate.plan import Settings
-    from teachers.scheduler import Scheduler
+def vllm(folder: Path, options: argparse.Namespace) -> Row:
+    """The scheduler and its two baselines in turns on one engine, each round on lists and texts of its own."""
+    model, engine = tiny_engine(folder)
+    rates: dict[str, list[float]] = {how: [] for how in BASELINES}
+    for turn in range(options.rounds):
+        order = list(BASELINES)[turn % 3 :] + list(BASELINES)[: turn % 3]
+        for how in order:
+            queries = options.queries // 6 if how == "sequential" else options.queries
+            # other texts for each way, so that none finds the prompts of another in vLLM's cache; the same lengths
+            seed = 10 * turn + order.index(how)
+            store = make(
+                folder / f"{how}-{turn}.duckdb", queries, length=ragged(turn), words=options.words, seed=seed
+            )
+            done = label(store, model, engine, queries, **BASELINES[how])
+            rates[how].append(done.figures.calls / done.figures.seconds)
+            print(f"{how}: {done.figures.calls} calls in {done.figures.seconds:.1f} s", file=sys.stderr)
+    engine.close()
+    row: Row = {
+        f"{how}_calls_per_second".removeprefix("scheduler_"): statistics.median(rates[how]) for how in rates
+    }
+    for peer in ("sequential", "lockstep"):
+        ratios = [ours / theirs for ours, theirs in zip(rates["scheduler"], rates[peer], strict=True)]
+        row |= {f"speedup_over_{peer}": statistics.median(ratios), f"speedups_over_{peer}": ratios}
+    return row
 
-    model = folder / "tiny"
-    if not model.is_dir():
-        make_model(model, [" ".join(WORDS)] * 4)
-    queries = {"sequential": options.queries // 6, "overhead": options.queries * 5}.get(how, options.queries)
-    warm = make(folder / f"{how}-warm.duckdb", 4, seed=1)
-    store = make(folder / f"{how}.duckdb", queries, length=ragged(0))
-    baseline: Row = {"sequential": {"max_active": 1}, "lockstep": {"lockstep": True}}.get(how, {})
-    engine = VllmEngine(str(model), Sampling(constraint="identifiers"), max_num_seqs=BATCH)
-    job.generate(warm, Settings(model=str(model), canaries=0), engine=engine)
-    job.Scheduler = partial(Scheduler, **baseline)  # type: ignore[assignment,misc]
+
+def overhead(folder: Path, options: argparse.Namespace) -> Row:
+    """A whole job on five times the queries and passages of usual length: how much of it the engine had work."""
+    model, engine = tiny_engine(folder)
+    queries = options.queries * 5
+    store = make(folder / "overhead.duckdb", queries, length=ragged(0))
     began = time.perf_counter()
-    done = job.generate(store, Settings(model=str(model), canaries=0), engine=engine)
+    done = label(store, model, engine, queries)
     wall = time.perf_counter() - began
     engine.close()
-    if done.labelled != queries:
-        raise RuntimeError(f"{done.labelled} of {queries} queries are labelled")
-    rate = done.figures.calls / done.figures.seconds
-    if how != "overhead":
-        prefix = "" if how == "scheduler" else f"{how}_"
-        return {f"{prefix}calls_per_second": rate, f"{prefix}calls": done.figures.calls}
     return {
         "occupancy": done.figures.occupancy,
         "overhead_share": (wall - done.figures.engine_seconds) / wall,
@@ -92,6 +103,31 @@ def vllm(folder: Path, options: argparse.Namespace, how: str = "scheduler") -> R
         "overhead_seconds": wall,
         "tokens_per_second": done.figures.tokens_per_second,
     }
+
+
+def tiny_engine(folder: Path) -> tuple[Path, Any]:
+    """The model's folder, and a vLLM with it that has labelled a few queries."""
+    from benchmarks.tiny_mistral import make as make_model
+    from teachers.engines.base import Sampling
+    from teachers.engines.vllm import VllmEngine
+
+    model = make_model(folder / f"tiny-{time.time_ns()}", [" ".join(WORDS)] * 4)
+    engine = VllmEngine(str(model), Sampling(constraint="identifiers"), max_num_seqs=BATCH)
+    label(make(folder / f"{model.name}-warm.duckdb", 4, seed=99), model, engine, 4)
+    return model, engine
+
+
+def label(store: Any, model: Path, engine: Any, queries: int, **scheduling: Any) -> Any:
+    """A whole job; ``scheduling`` are the scheduler's arguments."""
+    from teachers.generate import job
+    from teachers.generate.plan import Settings
+    from teachers.scheduler import Scheduler
+
+    job.Scheduler = partial(Scheduler, **scheduling)  # type: ignore[assignment,misc]
+    done = job.generate(store, Settings(model=str(model), canaries=0), engine=engine)
+    if done.labelled != queries:
+        raise RuntimeError(f"{done.labelled} of {queries} queries are labelled")
+    return done
 
 
 # ------------------------------------------------------------------------------------------------ without model
@@ -197,17 +233,15 @@ def server(folder: Path, options: argparse.Namespace) -> Row:
 
 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], Row]] = {
-    "scheduler": vllm,
-    "lockstep": partial(vllm, how="lockstep"),
-    "sequential": partial(vllm, how="sequential"),
-    "overhead": partial(vllm, how="overhead"),
+    "vllm": vllm,
+    "overhead": overhead,
     "scripted": scripted,
     "memory-100": partial(memory, queries=100),
     "memory-10000": partial(memory, queries=10_000),
     "server": server,
 }
 GROUPS = {
-    "vllm": ("scheduler", "lockstep", "sequential", "overhead"),
+    "vllm": ("vllm", "overhead"),
     "scripted": ("scripted",),
     "memory": ("memory-100", "memory-10000"),
     "server": ("server",),
@@ -234,18 +268,17 @@ def run(folder: Path, options: argparse.Namespace, groups: list[str]) -> Row:
         print(f"{part}: {own}", file=sys.stderr)
         peaks += [own] if part.startswith("memory") else []
         row |= own
-    if "vllm" in groups:
-        for peer in ("sequential", "lockstep"):
-            row[f"speedup_over_{peer}"] = row["calls_per_second"] / row[f"{peer}_calls_per_second"]
     if peaks:
         for what in ("peak", "store"):
             row[f"{what}_memory_ratio"] = peaks[-1][f"{what}_memory_gb"] / peaks[0][f"{what}_memory_gb"]
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+    return json.loads(json.dumps(row), parse_float=lambda text: round(float(text), 4))  # type: ignore[no-any-return]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--queries", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3, help="of the scheduler and its baselines")
+    parser.add_argument("--words", type=int, default=6, help="per passage, in those rounds")
     parser.add_argument("--scripted-queries", type=int, default=2000)
     parser.add_argument("--only", help=f"groups, of {','.join(GROUPS)}")
     parser.add_argument("--rankllm-python", help="the interpreter of an environment with RankLLM")

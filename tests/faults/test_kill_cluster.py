@@ -20,7 +20,8 @@ __all__ = ["local_ray"]  # the fixture
 
 @pytest.fixture
 def killer(tmp_path: Path) -> Iterator[Any]:
-    own = Killer(tmp_path / "s.files" / "journal")
+    # the first to have calls: on a busy machine one worker may be at work long before the other has its model
+    own = Killer(tmp_path / "s.files" / "journal", busy=1, seconds=500)
     own.start()
     yield own
     own.join()

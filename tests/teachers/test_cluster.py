@@ -65,20 +65,20 @@ def answered(folder: Path) -> dict[int, list[str]]:
 
 
 class Killer(threading.Thread):
-    """Kills one worker once the journal has calls of two; `kept` holds what was on record right after."""
+    """Kills one worker once the journal has calls of so many; `kept` holds what was on record right after."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, busy: int = 2, seconds: float = 120) -> None:
         super().__init__()
-        self._folder = folder
+        self._folder, self._busy, self._seconds = folder, busy, seconds
         self.killed: int | None = None
         self.kept: dict[str, tuple[str, str]] = {}  # call_key -> request, reply
 
     def run(self) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + self._seconds
         while time.monotonic() < deadline and self.killed is None:
             time.sleep(0.01)
             busy = {pid for pid, n in Counter(pid for pid, _ in self._calls()).items() if n > 10}
-            if len(busy) == 2:
+            if len(busy) >= self._busy:
                 self.killed = max(busy)
                 os.kill(self.killed, signal.SIGKILL)
                 time.sleep(0.05)

@@ -54,6 +54,17 @@ def request(
     )  # fmt: skip
 
 
+def test_a_cpu_without_bf16_computes_in_fp32(engine: Any) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is used")
+    has = torch.cpu.get_capabilities()
+    native = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    dtype = engine._engine.model_config.dtype
+    assert dtype == (torch.bfloat16 if native else torch.float32)
+
+
 def test_constrained_replies_are_all_valid(engine: Any) -> None:
     """Windows of 1 to 30 passages, numbers and letters, in one running batch."""
     from teachers.replies import parse
