@@ -1,5 +1,6 @@
 """A student of the store, or any model, behind HTTP: what `msft students serve` does."""
 
+import socket
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def serve_student(
         name: a student's name, a model's folder, or a Hugging Face id.
 
     Raises:
-        StudentError: the extra is not installed, or there is no such model (exit code 4).
+        StudentError: the extra is not installed, or there is no such model (exit code 4); the port is taken.
         DataMissing: no such student.
     """
     try:
@@ -43,6 +44,7 @@ def serve_student(
     from students.rerank import Reranker
 
     folder, max_length, facts = _find(store, name)
+    listening = _listen(host, port)
     reranker = Reranker.load(folder, precision=precision, max_length=max_length)
     info = {
         "model_id": name,
@@ -67,11 +69,24 @@ def serve_student(
             h11_max_incomplete_event_size=1 << 16,
         )
     )
-    sockets = [server.config.bind_socket()]
     if note is not None:
-        address, bound = sockets[0].getsockname()[:2]
-        note(f"serving {name} ({reranker.precision}) at http://{address}:{bound}/rerank; Ctrl-C ends it")
-    server.run(sockets=sockets)
+        shown = f"[{host}]" if ":" in host else host
+        note(
+            f"serving {name} ({reranker.precision}) at http://{shown}:{listening.getsockname()[1]}/rerank; Ctrl-C ends it"
+        )
+    server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket: before the model is loaded, so that a port that is taken is said at once."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise StudentError(
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
+            hint="--port 0 picks a free one; --host must be an address of this machine",
+        ) from error
 
 
 def _find(store: LabelStore, name: str) -> tuple[str | Path, int | None, dict[str, Any]]:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import made_store
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny_models
 
-from labelstore import lookup
+from labelstore import keys, lookup
 from labelstore.errors import BadInput
 from labelstore.integrity.verify import verify
 from labelstore.store import LabelStore
@@ -46,7 +47,19 @@ def filled(folder: Path, model: Path, n_queries: int, text: str | None = None, d
     add_student(store, str(model), name="tiny", max_length=32)
     if text is not None:
         with store.write() as con:
-            con.execute("UPDATE documents SET text = doc_id || ' ' || ?", [text])
+            rows = con.execute("SELECT document, doc_id FROM documents").fetchall()
+            texts = [f"{doc_id} {text}" for _, doc_id in rows]
+            longer = pa.table(  # noqa: F841 - DuckDB reads it by name
+                {
+                    "document": [document for document, _ in rows],
+                    "text": texts,
+                    "text_hash": pa.array([keys.text_hash(None, one) for one in texts], pa.uint64()),
+                }
+            )
+            con.execute(
+                """UPDATE documents SET text = l.text, text_hash = l.text_hash FROM longer l
+                   WHERE l.document = documents.document"""
+            )
     return store
 
 
