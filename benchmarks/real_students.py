@@ -1,6 +1,6 @@
 """Students from real human judgments (nfcorpus) and from real LLM labels (RankZephyr's on DL21 and MS MARCO).
 
-    python -m benchmarks.real_students contrastive|distillation [--data ../shared/data] [--store FILE] [--minutes 8]
+    python -m benchmarks.real_students contrastive|contrastive-retrieved|distillation [--data ../shared/data] [--store FILE] [--minutes 8]
 
 Every step is an `msft` command, printed as it runs; the same commands again continue. The value of each system on the
 held-out test queries comes with its 95 % interval over queries (mean ± t · standard error) and, for students, the
@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ class Commands:
         return found
 
 
-def contrastive(msft: Commands, data: Path, minutes: float) -> tuple[str, str, str]:
+def contrastive(
+    msft: Commands, data: Path, minutes: float, *, retrieved: bool = False
+) -> tuple[str, str, str]:
     """nfcorpus: `cl` on human judgments over mined negatives; tested on its test queries."""
+    name = "minilm-cl-retrieved" if retrieved else "minilm-cl"
     folder = data / "nfcorpus"
     for part, qrels in (
         ("train", "qrels.train.txt.gz"),
@@ -70,11 +74,11 @@ def contrastive(msft: Commands, data: Path, minutes: float) -> tuple[str, str, s
     )
     msft(
         "students", "train", "--regime", "cl", "--base", "minilm", "--dataset", "nfcorpus/train", "--negatives", "hard",
-        "--name", "minilm-cl", "--lr", "1e-4", "--batch", "8", "--group-size", "8", "--max-length", "160",
+        *(["--retrieved"] if retrieved else []), "--name", name, "--lr", "1e-4", "--batch", "8", "--group-size", "8", "--max-length", "160",
         "--epochs", "0", "--max-steps", "200", "--max-minutes", str(minutes), "--seed", str(SEED),
         "--set", 'freeze=["embeddings"]', "--set", "keep=last",
     )  # fmt: skip
-    return "nfcorpus/test", "bm25s", "minilm-cl"
+    return "nfcorpus/test", "bm25s", name
 
 
 def distillation(msft: Commands, data: Path, minutes: float) -> tuple[str, str, str]:
@@ -115,7 +119,11 @@ def distillation(msft: Commands, data: Path, minutes: float) -> tuple[str, str, 
     return "dl19", "bm25", "minilm-kd"
 
 
-EXPERIMENTS = {"contrastive": contrastive, "distillation": distillation}
+EXPERIMENTS = {
+    "contrastive": contrastive,
+    "contrastive-retrieved": partial(contrastive, retrieved=True),
+    "distillation": distillation,
+}
 
 
 def main() -> None:

@@ -79,6 +79,9 @@ def train(
     per_query: Annotated[
         int | None, typer.Option("--per-query", help="Negatives per list in the view (cl).")
     ] = None,
+    retrieved: Annotated[
+        bool, typer.Option("--retrieved", help="Only positives that the negatives' runs rank (cl).")
+    ] = False,
     max_lists: Annotated[int | None, typer.Option("--max-lists", help="Lists per view at most.")] = None,
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Train on queries of test sets all the same.")
@@ -110,6 +113,7 @@ def train(
         for key, value in (
             ("valid_fraction", valid_fraction),
             ("per_query", per_query),
+            ("retrieved", retrieved or None),
             ("max_lists", max_lists),
             ("allow_overlap", allow_overlap or None),
         )

@@ -197,6 +197,9 @@ def build(
     ] = None,
     max_positives: Annotated[int | None, typer.Option(help="Lists per query at most (contrastive).")] = None,
     min_relevance: Annotated[int | None, typer.Option(help="Lowest grade that counts as positive.")] = None,
+    retrieved: Annotated[
+        bool, typer.Option("--retrieved", help="Only positives that the negatives' runs rank (contrastive).")
+    ] = False,
     scores: Annotated[
         bool, typer.Option("--scores", help="Put the runs' scores into the lists (contrastive).")
     ] = False,
@@ -221,6 +224,7 @@ def build(
         "positives": positives,
         "max_positives": max_positives,
         "min_relevance": min_relevance,
+        "retrieved": retrieved or None,
         "scores": scores or None,
         "max_repairs": max_repairs,
         "min_passages": min_passages,

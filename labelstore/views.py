@@ -41,6 +41,8 @@ class Contrastive:
             query's positives stand in one list.
         max_positives: with ``each``: lists per query at most.
         min_relevance: the lowest grade that counts as positive.
+        retrieved: only positives that a run of the negatives ranks; else a student may learn to tell what was retrieved
+            from what was not.
         scores: put the runs' scores into the lists (for layouts with scores); lists whose positive no run ranks are
             left out.
         max_lists: lists at most, drawn by the seed.
@@ -53,6 +55,7 @@ class Contrastive:
     positives: str = "each"
     max_positives: int | None = None
     min_relevance: int = 1
+    retrieved: bool = False
     scores: bool = False
     max_lists: int | None = None
     valid_fraction: float = 0.01

@@ -1,7 +1,7 @@
 -- contrastive: for each query its positives (judgments) and sampled negatives (mined ones, or straight from runs).
 --
 -- In   chosen_datasets(dataset), chosen_sources(source, mining, run), protected(normal_hash) and the variables
---      seed, depth, per_query, positives (each | one | all), max_positives, min_relevance.
+--      seed, depth, per_query, positives (each | one | all), max_positives, min_relevance, retrieved.
 -- Out  lists, pairs, tally as views/finish.sql takes them.
 -- A query that stands in two datasets is one query; its judgments are united.
 
@@ -37,6 +37,19 @@ FROM (
         UNION ALL SELECT query, document, -1 FROM pool WHERE label = 1
     ) GROUP BY query, document
 ) p JOIN documents d USING (document) JOIN asked a USING (query) WHERE NOT a.leaks;
+
+-- Where asked, positives that none of the runs ranks are left out: beside negatives that were all retrieved they teach
+-- what a retrieved passage looks like.
+CREATE OR REPLACE TEMP TABLE ranking_runs AS
+SELECT run, getvariable('depth') AS depth FROM chosen_sources WHERE run IS NOT NULL AND getvariable('retrieved')
+UNION ALL
+SELECT DISTINCT source_run, NULL FROM negatives JOIN chosen_sources USING (mining) WHERE getvariable('retrieved');
+
+UPDATE positives SET reason = 'positive not retrieved'
+WHERE reason IS NULL AND getvariable('retrieved') AND NOT EXISTS (
+    FROM candidates c JOIN ranking_runs r USING (run)
+    WHERE c.query = positives.query AND c.document = positives.document AND c.rank <= coalesce(r.depth, c.rank)
+);
 
 UPDATE positives SET number = n.number FROM (
     SELECT p.query, p.document,
@@ -173,7 +186,9 @@ SELECT 'queries', reason, count(*), min(query_id) FROM (
     SELECT query_id,
            CASE WHEN leaks THEN 'stands in a test set'
                 WHEN query NOT IN (SELECT query FROM positives) THEN 'no positive'
-                WHEN query NOT IN (SELECT query FROM positives WHERE reason IS NULL) THEN 'positive not held'
+                WHEN query NOT IN (SELECT query FROM positives WHERE reason IS NULL) THEN
+                    CASE WHEN query IN (SELECT query FROM positives WHERE reason = 'positive not retrieved')
+                         THEN 'positive not retrieved' ELSE 'positive not held' END
                 WHEN query NOT IN (SELECT query FROM lists) THEN 'no negatives' END AS reason
     FROM asked
 ) WHERE reason IS NOT NULL GROUP BY reason;

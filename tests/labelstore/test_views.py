@@ -177,6 +177,27 @@ def test_positives_each_one_all(store: LabelStore) -> None:
     assert len(draws) > 1  # each list draws its own negatives
 
 
+@pytest.mark.parametrize("mined", [False, True])
+def test_positives_that_no_run_ranks_are_left_out_when_asked(store: LabelStore, mined: bool) -> None:
+    with store.write() as con:  # q1's run ranks d3 … d32, q2's d6 … d35; q0's begins with its positive
+        con.execute("INSERT INTO qrels VALUES (1, 1, 20, 1), (1, 2, 7, 1)")
+    source: dict[str, object] = {"runs": ["first"], "depth": 10}
+    if mined:
+        negatives.mine(store, dataset="c/train", runs=["first"], depth=10, per_query=5, name="hard")
+        source = {"negatives": ["hard"]}
+    manifest, lists, docs, queries = read(
+        store, views.build(store, "contrastive", datasets=["c/train"], retrieved=True, **source)
+    )
+    positives = {(queries[row["query"]], docs[row["passages"][0]]): row["ranks"][0] for row in lists}
+    # d20 is at rank 18: within the mining's run, not within the ten taken straight from it
+    assert positives.keys() == {("q0", "d0"), ("q2", "d7")} | ({("q1", "d20")} if mined else set())
+    assert manifest["more_counts"]["positives"]["dropped"]["positive not retrieved"] == 11 - mined
+    assert manifest["counts"]["dropped"] == {
+        "positive not retrieved": 9 - mined,
+        "stands in a test set": 1,
+    }
+
+
 def test_distillation_filters_by_status_repairs_and_text(store: LabelStore) -> None:
     with store.write() as con:
         con.execute(
