@@ -49,7 +49,10 @@ def module(
     if not has_pooler:
         return made
     with torch.no_grad():
-        for theirs, ours in ((made.model.bert_pool[0], "bert.pooler.dense"), (made.model.linear, "classifier")):
+        for theirs, ours in (
+            (made.model.bert_pool[0], "bert.pooler.dense"),
+            (made.model.linear, "classifier"),
+        ):
             theirs.weight.copy_(weights[f"{ours}.weight"])
             theirs.bias.copy_(weights[f"{ours}.bias"])
     return made

@@ -240,7 +240,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--per-list", type=int, default=10, help="passages of a list")
     parser.add_argument("--held-out", type=int, default=20, help="lists to measure the loss on")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--exact-steps", type=int, default=2, help="steps of the comparison without dropout")

@@ -185,7 +185,9 @@ def held_out_loss(folder: Path, work: Work) -> float:
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval().to(work.device)
+    model = (
+        AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval().to(work.device)
+    )
     tokenizer = AutoTokenizer.from_pretrained(work.base)
 
     def score(one: Ranked) -> torch.Tensor:

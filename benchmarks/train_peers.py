@@ -70,7 +70,9 @@ def sentence_transformers(precision: str, mini_batch: int | None = None) -> Cont
         from torch.utils.data import SequentialSampler
 
         def in_order(dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> Any:
-            return DefaultBatchSampler(SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last, **options)
+            return DefaultBatchSampler(
+                SequentialSampler(dataset), batch_size=batch_size, drop_last=drop_last, **options
+            )
 
         out = _fresh(work, f"st-{precision}")
         model = CrossEncoder(str(work.base), max_length=work.max_length, device=work.device)
@@ -133,7 +135,9 @@ def lightning_ir(precision: str) -> Contender:
         seconds = time.perf_counter() - began
         module.model.save_pretrained(out / "model")
         module.eval()
-        return Trained(seconds, lambda: ranknet(work.held_out, lambda one: module.score(one.query, one.passages).scores))
+        return Trained(
+            seconds, lambda: ranknet(work.held_out, lambda one: module.score(one.query, one.passages).scores)
+        )
 
     return run
 

@@ -7,7 +7,9 @@ it consists of; ``F.dropout`` draws one random number per element where a 64-bit
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -81,20 +83,21 @@ class LiveProduct:
         self._parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
         self.sizes = [linear.out_features for linear in linears]
         self._dtype = dtype
-        self._seen: tuple[int, ...] | None = None
+        self._held: tuple[tuple[int, ...], torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, _Linear.apply(x, self, *self._parameters))
 
     def current(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias as they are now, in ``dtype``."""
+        """Weight and bias as they are now, in ``dtype``; threads that find them changed may each make the same."""
         versions = tuple(parameter._version for parameter in self._parameters)
-        if versions != self._seen:
-            self._seen = versions
-            self._weight, self._bias = (
+        held = self._held
+        if held is None or held[0] != versions:
+            weight, bias = (
                 torch.cat([p.detach().to(self._dtype) for p in self._parameters[kind::2]]) for kind in (0, 1)
             )
-        return self._weight, self._bias
+            self._held = held = (versions, weight, bias)
+        return held[1], held[2]
 
 
 class _Linear(torch.autograd.Function):
@@ -167,9 +170,35 @@ def attention(
 
 
 # -------------------------------------------------------------------------------------------------- dropout
+_drawing = threading.local()
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Let `drop` in this thread draw from a generator instead of torch's own, which all threads share."""
+    _drawing.generator = generator
+    try:
+        yield
+    finally:
+        _drawing.generator = None
+
+
 def drop(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Dropout with probability p (to 1/65,536); 0 leaves x as it is. Draws from torch's own generator."""
+    """Dropout with probability p (to 1/65,536); 0 leaves x as it is. Draws from torch's own generator (`drawing_from`)."""
     return cast(torch.Tensor, _Drop.apply(x, p)) if p else x
+
+
+class ModelsDropout(nn.Module):
+    """`drop` in the place of a model's nn.Dropout: active while that model trains."""
+
+    def __init__(self, p: float, model: nn.Module) -> None:
+        super().__init__()
+        self._p = p
+        self._trains = lambda: model.training
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x, or x with some of it dropped."""
+        return drop(x, self._p if self._trains() else 0.0)
 
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -180,8 +209,9 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:
-        n = x.numel()
-        random = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)[:n]
+        n, generator = x.numel(), getattr(_drawing, "generator", None)
+        random = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
+        random = random.view(torch.int16)[:n]
         mask = torch.ge(random, round(p * 65536) - 32768, out=torch.empty(n, dtype=torch.int16)).neg_()
         ctx.save_for_backward(mask.view(x.shape))
         ctx.scale = 1 / (1 - p)

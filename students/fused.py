@@ -6,6 +6,7 @@ value are one matrix product; no mask is made where all pairs of a batch have on
 those of `students.cpu_ops`.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from students.batches import PairBatch
-from students.cpu_ops import LiveProduct, Product, attention, drop, frozen_product
+from students.cpu_ops import LiveProduct, ModelsDropout, Product, attention, drop, frozen_product
 from students.errors import StudentError
 
 ARCHITECTURES = ("bert", "electra", "roberta")
@@ -45,10 +46,14 @@ class _Forward:
     """
 
     def __init__(self, model: Any, layers: Sequence[_Layer]) -> None:
-        self._model = model
         self._heads = int(model.config.num_attention_heads)
-        self._embeddings = model.base_model.embeddings
+        self._embeddings = _with_own_dropout(model.base_model.embeddings, model)
         self._project = getattr(model.base_model, "embeddings_project", None)
+        self._pooler = getattr(model.base_model, "pooler", None)  # BERT's
+        if (classifier := getattr(model, "classifier", None)) is not None:  # a bare encoder has none
+            self._classifier = _with_own_dropout(classifier, model)
+        if self._pooler is not None and hasattr(model, "dropout"):
+            self._dropout = ModelsDropout(model.dropout.p, model)
         *self._layers, self._last = layers
 
     def logits(self, batch: PairBatch, dropout: float = 0.0, attention_dropout: float = 0.0) -> torch.Tensor:
@@ -102,9 +107,9 @@ class _Forward:
         return x.view(n, width, parts, self._heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _head(self, first: torch.Tensor) -> torch.Tensor:
-        if (pooler := getattr(self._model.base_model, "pooler", None)) is not None:  # BERT's
-            first = self._model.dropout(pooler(first))
-        logits: torch.Tensor = self._model.classifier(first)
+        if self._pooler is not None:
+            first = self._dropout(self._pooler(first))
+        logits: torch.Tensor = self._classifier(first)
         return logits.reshape(-1).float()
 
 
@@ -194,6 +199,15 @@ class LearningEncoder:
         return self._forward.logits(
             batch, float(config.hidden_dropout_prob), float(config.attention_probs_dropout_prob)
         )
+
+
+def _with_own_dropout(module: nn.Module, model: Any) -> nn.Module:
+    """The same module, its parameters shared, that drops by `students.cpu_ops.drop`; the model stays as it is."""
+    if not isinstance(dropout := getattr(module, "dropout", None), nn.Dropout):
+        return module
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules, dropout=ModelsDropout(dropout.p, model))
+    return twin
 
 
 def _layers(

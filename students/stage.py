@@ -19,7 +19,9 @@ from students.errors import StudentError
 from students.lists import Draw, Lists
 from students.records import Log
 from students.regime import Recipe, Stage
+from students.side_by_side import SideBySide
 from students.stepping import Step, Task, collate_rows, plan
+from students.workers import MAX_WORKERS
 
 Tick = Callable[..., None]  # progress(done, total or None, **figures such as loss)
 Note = Callable[[str], None]
@@ -70,8 +72,10 @@ class StageRun:
         on_gpu = accelerator.device.type == "cuda"
         self.batch_tokens = stage.batch_tokens or (CUDA_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)
         self.memory_tokens = stage.memory_tokens or _memory_tokens(encoder, self.batch_tokens)
+        self.workers = min(torch.get_num_threads(), MAX_WORKERS) if encoder.fused else 1
         frozen = optimiser.freeze(encoder.model, stage.freeze)
         self.optimiser = optimiser.make(encoder.model, stage)
+        self.side_by_side: SideBySide | None = None
         self.per_epoch = max(task.steps_per_epoch for task in tasks)
         self.bounds = optimiser.Bounds.of(stage, self.per_epoch)
         self.held = validation.hold(
@@ -86,6 +90,7 @@ class StageRun:
             "processes": accelerator.num_processes,
             "batch_tokens": self.batch_tokens,
             "memory_tokens": self.memory_tokens,
+            "workers": self.workers,
             "frozen": len(frozen),
         }
 
@@ -101,6 +106,8 @@ class StageRun:
         if state.step == 0:
             self._validate(state, log)
         steps = _Steps(self._plan, ahead=accelerator.device.type == "cuda")
+        if self.workers > 1:
+            self.side_by_side = SideBySide(self.encoder, list(self.encoder.parameters()), self.workers)
         while state.stopped_by is None:
             rate = optimiser.learning_rate(
                 stage, self.bounds.progress(state.step, state.pairs, state.seconds), state.step
@@ -126,6 +133,8 @@ class StageRun:
             if state.step % self.checkpoint_every == 0 and not state.stopped_by:
                 self._checkpoint(state, log)
         steps.close()
+        if self.side_by_side is not None:
+            self.side_by_side.close()
         log.close()
         if stage.keep == "best" and state.best_step not in (None, state.step):
             checkpoints.load_weights(self.encoder.model, checkpoints.best_path(self.out, state))
@@ -149,6 +158,7 @@ class StageRun:
             self.tasks, self.encoder, self.stage, self.recipe.seed, number,
             batch_tokens=self.batch_tokens, memory_tokens=self.memory_tokens,
             rank=self.accelerator.process_index, processes=self.accelerator.num_processes,
+            workers=self.workers,
         )  # fmt: skip
 
     def _update(self, step: Step, state: StageState) -> dict[str, float]:
@@ -160,10 +170,11 @@ class StageRun:
             cached = stage.gradient_cache == "always" or (
                 stage.gradient_cache == "auto" and micro.n_tokens > self.memory_tokens
             )
-            loss += gradcache.backward(
-                self.encoder, micro.pieces, partial(micro.loss, denominators=step.denominators),
-                cached=cached, device=device,
-            )  # fmt: skip
+            loss_of = partial(micro.loss, denominators=step.denominators)
+            if self.side_by_side is not None:
+                loss += self.side_by_side.backward(micro.pieces, loss_of, cached=cached)
+            else:
+                loss += gradcache.backward(self.encoder, micro.pieces, loss_of, cached=cached, device=device)
         learning = [p for p in self.encoder.parameters() if p.requires_grad]
         if self.accelerator.num_processes > 1:
             loss = self.accelerator.reduce(loss, "sum")

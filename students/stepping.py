@@ -5,6 +5,7 @@ processes all add up to exactly the loss of the whole step. A step depends on (v
 be made ahead of time, and again after a restart.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -189,11 +190,16 @@ def plan(
     memory_tokens: int,
     rank: int = 0,
     processes: int = 1,
+    workers: int = 1,
 ) -> Step:
     """What this process does in a step: the same plan, split, on every process.
 
     Lists go to the process with the fewest tokens so far, longest first; within a process whole lists are joined to
     micro-batches of at most ``memory_tokens``.
+
+    Args:
+        batch_tokens: of a piece, padding counted.
+        workers: threads that share a micro-batch's pieces: these are then as many for each, of about one size.
     """
     drawn, denominators = [], []
     n_pairs = n_tokens = n_truncated = n_skipped = 0
@@ -214,7 +220,7 @@ def plan(
         n_skipped += int(np.count_nonzero(~teaches))
     units = [(int(n), k, i) for k, one in enumerate(drawn) for i, n in enumerate(one.tokens) if n]
     micro_batches = [
-        _micro_batch(drawn, group, encoder, batch_tokens)
+        _micro_batch(drawn, group, encoder, batch_tokens, workers)
         for group in _grouped(_share(units, rank, processes), memory_tokens)
     ]
     return Step(micro_batches, denominators, n_pairs, n_tokens, n_truncated, n_skipped)
@@ -245,8 +251,21 @@ def _grouped(units: list[tuple[int, int, int]], memory_tokens: int) -> list[list
     return groups
 
 
+def _even(lengths: Ints, batch_tokens: int, workers: int) -> int:
+    """The largest budget within ``batch_tokens`` that gives every worker as many pieces, with a little room for padding."""
+    if workers == 1:
+        return batch_tokens
+    total = 1.05 * float(lengths.sum())
+    rounds = math.ceil(total / (batch_tokens * workers))
+    return max(min(batch_tokens, math.ceil(total / (rounds * workers))), int(lengths.max(initial=1)))
+
+
 def _micro_batch(
-    drawn: list[_Drawn], units: list[tuple[int, int, int]], encoder: CrossEncoder, batch_tokens: int
+    drawn: list[_Drawn],
+    units: list[tuple[int, int, int]],
+    encoder: CrossEncoder,
+    batch_tokens: int,
+    workers: int,
 ) -> MicroBatch:
     parts, pieces, n_tokens = [], [], 0
     for number, one in enumerate(drawn):
@@ -258,7 +277,10 @@ def _micro_batch(
         mine = Draw(local, one.draw.rows[inside], one.draw.tiebreak[inside])
         lengths = one.lengths[inside]
         batches = budget_batches(
-            lengths, batch_tokens, multiple=encoder.multiple, padded=encoder.layout == "padded"
+            lengths,
+            _even(lengths, batch_tokens, workers),
+            multiple=encoder.multiple,
+            padded=encoder.layout == "padded",
         )
         lists = one.task.view.train
         pieces += [collate_rows(encoder, one.task, lists, mine.rows[batch]) for batch in batches]
