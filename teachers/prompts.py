@@ -138,13 +138,16 @@ class Template:
         return " > ".join(f"[{self.identifier(i + 1)}]" for i in order)
 
 
-def output_budget(template: Template, n: int, count_tokens: Callable[[str], int], margin: int = 2) -> int:
+def output_budget(
+    template: Template, n: int, count_tokens: Callable[[str], int], margin: int = 2, top: int | None = None
+) -> int:
     """Tokens that a full reply for `n` passages takes, by the model's tokenizer, plus its end-of-text.
 
     The token count of ``[1] > [2] > … > [n]``: about 90 for 20 passages and 491 for 100 (field notes, section 2). The
-    order does not change the count for tokenizers that split digits; `margin` leaves room for those that do not.
+    order does not change the count for tokenizers that split digits; `margin` leaves room for those that do not. A reply
+    that stops after `top` identifiers may name the longest ones, which are the last: ``[11] > … > [20]``.
     """
-    return count_tokens(template.ranking(range(n))) + margin
+    return count_tokens(template.ranking(range(n - min(n, top or n), n))) + margin
 
 
 def chat_renderer(tokenizer: Any, **options: Any) -> Callable[[list[Message]], str] | None:

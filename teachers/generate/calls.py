@@ -135,9 +135,9 @@ class Rendering:
             if template is None or self.teacher.reading == "first":
                 self._max_tokens[n] = 1
             else:
-                shown = min(n, self.teacher.sampling.top or n)
                 count = self.count if self.tokenizer is not None else _rough_tokens
-                self._max_tokens[n] = max(prompts.output_budget(template, n, count) * shown // n, 8)
+                top = self.teacher.sampling.top
+                self._max_tokens[n] = max(prompts.output_budget(template, n, count, top=top), 8)
         return self._max_tokens[n]
 
     def _encode(self, messages: Sequence[prompts.Message]) -> tuple[str, list[int] | None]:

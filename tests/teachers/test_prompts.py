@@ -104,6 +104,22 @@ def test_a_chat_template_that_refuses_a_system_turn_gets_it_in_the_user_turn(cha
     assert text.index("SYS") < text.index("USR")
 
 
+def test_output_budget_of_a_reply_that_stops_early_holds_the_longest_identifiers() -> None:
+    template = prompts.template("rankgpt")
+
+    def digits_apart(text: str) -> int:
+        return len(text.replace(" ", ""))
+
+    assert prompts.output_budget(template, 20, digits_apart, margin=0, top=10) == len(
+        "[11]>[12]>[13]>[14]>[15]>[16]>[17]>[18]>[19]>[20]"
+    )
+    whole = prompts.output_budget(template, 20, digits_apart)
+    assert prompts.output_budget(template, 20, digits_apart, top=20) == whole
+    assert prompts.output_budget(template, 5, digits_apart, top=10) == prompts.output_budget(
+        template, 5, digits_apart
+    )
+
+
 def test_output_budget_is_the_token_count_of_a_full_list() -> None:
     template = prompts.template("rankzephyr")
     # the field notes' counts: [, digits one by one, ], > with a space: about 90 for 20, 491 for 100

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -104,8 +105,6 @@ def test_without_the_constraint_the_same_model_talks_nonsense(engine: Any) -> No
 
 
 def test_early_stop_names_the_best_and_keeps_the_rest(engine: Any) -> None:
-    from dataclasses import replace
-
     from teachers.replies import parse
 
     engine._parameters.clear()
@@ -124,6 +123,30 @@ def test_early_stop_names_the_best_and_keeps_the_rest(engine: Any) -> None:
         assert list(parsed.order[4:]) == sorted(parsed.order[4:])
         assert full[k].text.startswith(short[k].text), "greedy decoding names the same best four"
         assert short[k].tokens_out < full[k].tokens_out / 3
+
+
+def test_a_job_that_stops_early_gives_replies_the_room_they_need(
+    engine: Any, folder: Path, tmp_path: Path
+) -> None:
+    """Ten of twenty identifiers may all be of two digits, each a token of its own."""
+    from benchmarks.labelling_store import make
+    from teachers.generate.job import generate
+    from teachers.generate.plan import Settings
+
+    store = make(tmp_path / "s.duckdb", 6, length=lambda k: 40)
+    whole, engine.sampling = engine.sampling, replace(engine.sampling, top=10)
+    engine._parameters.clear()
+    try:
+        done = generate(store, Settings(model=str(folder), canaries=0, top=10, max_attempts=1), engine=engine)
+    finally:
+        engine.sampling = whole
+        engine._parameters.clear()
+    assert (done.labelled, done.statuses) == (6, {"ok": 6})
+    with store.read() as con:
+        assert con.execute("SELECT DISTINCT status, finish_reason FROM teacher_calls").fetchall() == [
+            ("ok", "stop")
+        ]
+        assert con.execute("SELECT DISTINCT settled FROM permutations").fetchall() == [(10,)]
 
 
 def test_log_probabilities_of_letters_are_the_models(engine: Any, folder: Path) -> None:
