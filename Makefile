@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Tests run side by side; a torch of one thread in each, or their threads would wait for one another.
+WORKERS ?= 2
 
 .PHONY: setup demo test lint docs bench faults fixtures setup-ci setup-colbert clean
 
@@ -19,7 +21,7 @@ demo: setup
 	$(BIN)/msft demo
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .
