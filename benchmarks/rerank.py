@@ -2,15 +2,20 @@
 
     python -m benchmarks.rerank [--data ../shared/data] [--student FOLDER] [--collections dl19-passage,nfcorpus]
         [--queries 20] [--repeats 3]
+    python -m benchmarks.rerank --device cuda --shape electra-base --queries 200
 
 The same MiniLM, pairs and limit of 256 tokens for all, in one process and run, in turns; medians. `speedup_default` is
 what each does unasked (here: bf16 where the machine multiplies it, there: fp32), `speedup_same_precision` is bf16 against
-a peer that was told to take bf16, `speedup_fp32` fp32 against fp32. sentence-transformers gets all pairs in one call,
-which is its best case; lightning-ir's `score` gets a query at a time, with a head of its own, so only its speed counts.
-Without --student a student is trained first (four minutes), because scores that order nothing measure nothing.
+a peer that was told to take bf16 (fp32 against fp32 where the machine has no bf16 products: key same_precision),
+`speedup_fp32` fp32 against fp32. sentence-transformers gets all pairs in one call, which is its best case; lightning-ir's
+`score` gets a query at a time, with a head of its own, so only its speed counts, on the CPU. Without --student a student
+is trained first (four minutes), because scores that order nothing measure nothing. Other shapes have random weights and
+made-up texts of MS MARCO's lengths: their key is score_difference, the largest difference of a score from
+sentence-transformers' in fp32, in standard deviations of these.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 import tempfile
@@ -25,6 +30,7 @@ import torch
 from benchmarks import lightning_peer
 from benchmarks.real_lists import DATA, Candidates, candidates, trained_student
 from benchmarks.timing import in_turns
+from benchmarks.train_lists import SHAPES, make_base, make_lists
 from students.rerank import Reranker, resolve_precision
 
 MAX_LENGTH = 256
@@ -32,16 +38,17 @@ MAX_LENGTH = 256
 Way = Callable[[Candidates], Any]
 
 
-def ours(student: Path, precision: str) -> Way:
-    reranker = Reranker.load(student, precision=precision, max_length=MAX_LENGTH)
+def ours(student: Path, precision: str, device: str) -> Way:
+    reranker = Reranker.load(student, precision=precision, max_length=MAX_LENGTH, device=device)
     return lambda on: np.concatenate(reranker.scores(on.lists))
 
 
-def sentence_transformers(student: Path, dtype: torch.dtype) -> Way:
+def sentence_transformers(student: Path, dtype: torch.dtype, device: str) -> Way:
     from sentence_transformers import CrossEncoder
 
-    model = CrossEncoder(str(student), max_length=MAX_LENGTH, model_kwargs={"dtype": dtype})
-    return lambda on: model.predict(on.pairs, show_progress_bar=False)
+    model = CrossEncoder(str(student), max_length=MAX_LENGTH, device=device, model_kwargs={"dtype": dtype})
+    raw = torch.nn.Identity()  # a folder that names no activation would get a sigmoid
+    return lambda on: model.predict(on.pairs, activation_fn=raw, show_progress_bar=False)
 
 
 def lightning_ir(student: Path, dtype: torch.dtype) -> Way:
@@ -54,70 +61,109 @@ def lightning_ir(student: Path, dtype: torch.dtype) -> Way:
     return all_lists
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--student", type=Path, help="a student's folder")
-    parser.add_argument("--collections", default="dl19-passage,nfcorpus")
-    parser.add_argument("--queries", type=int, default=20, help="per collection")
-    parser.add_argument("--depth", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+def made_up(base: Path, depth: int, n_queries: int) -> Candidates:
+    """Lists of made-up texts that nobody judged."""
+    lists, _ = make_lists("made-up", data=DATA, base=base, per_list=depth, n_lists=n_queries, n_held=0)
+    ids = [str(i) for i in range(n_queries)]
+    doc_ids = [[f"{i}-{k}" for k in range(depth)] for i in ids]
+    return Candidates("made-up", ids, [(one.query, one.passages) for one in lists], doc_ids, {})
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    arguments = _arguments(argv)
     warnings.simplefilter("ignore")
+    shape, device = arguments.shape, arguments.device
+    real = shape == "minilm"
     with tempfile.TemporaryDirectory() as scratch:
-        student = arguments.student or trained_student(Path(scratch), data=arguments.data)
-        ways = _ways(student)
+        student = arguments.student
+        if student is None:
+            folder = Path(scratch)
+            student = (
+                trained_student(folder, data=arguments.data)
+                if real
+                else make_base(shape, folder / shape, 0.0)
+            )
+        ways, best = _ways(student, device)
         result: dict[str, Any] = {
             "benchmark": "rerank",
-            "precision": resolve_precision("auto"),
+            "shape": shape,
+            "device": device,
+            "precision": best,
+            "same_precision": best,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
         seconds = dict.fromkeys(ways, 0.0)
         n_pairs, differences = 0, []
-        for name in arguments.collections.split(","):
-            on = candidates(name, data=arguments.data, depth=arguments.depth, n_queries=arguments.queries)
-            few = candidates(name, data=arguments.data, depth=20, n_queries=2)
+        for name in arguments.collections.split(",") if real else ["made-up"]:
+            on, few = (
+                candidates(name, data=arguments.data, depth=depth, n_queries=n)
+                if real
+                else made_up(student, depth, n)
+                for depth, n in ((arguments.depth, arguments.queries), (20, 2))
+            )
             for way in ways.values():
                 way(few)
             timed = in_turns(ways, on, arguments.repeats)
-            measured = {
-                key: on.ndcg(on.split(one.result)) for key, one in timed.items() if one.result is not None
-            }
-            differences.append(abs(measured["ours"] - measured["st_fp32"]))
+            scored = {key: one.result for key, one in timed.items() if one.result is not None}
+            if real:
+                measured = {key: on.ndcg(on.split(scores)) for key, scores in scored.items()}
+                differences.append(abs(measured[f"ours_{best}"] - measured["st_fp32"]))
+                result |= {f"{name}_{key}_ndcg10": round(value, 4) for key, value in measured.items()}
+            else:
+                away = np.abs(scored[f"ours_{best}"] - scored["st_fp32"]).max()
+                differences.append(float(away / np.std(scored["st_fp32"])))
             n_pairs += on.n_pairs
             for key, one in timed.items():
                 seconds[key] += one.seconds
                 result[f"{name}_{key}_pairs_per_second"] = round(on.n_pairs / one.seconds, 1)
-            result |= {f"{name}_{key}_ndcg10": round(value, 4) for key, value in measured.items()}
             print(json.dumps(result), file=sys.stderr)
+    ratios = {
+        "default": ("st_fp32", best),
+        "same_precision": (f"st_{best}", best),
+        "fp32": ("st_fp32", "fp32"),
+        "over_lightning_ir": ("lir_fp32", best),
+        "over_lightning_ir_same_precision": (f"lir_{best}", best),
+    }
     result |= {
         "pairs": n_pairs,
-        "pairs_per_second": round(n_pairs / seconds["ours"], 1),
-        "speedup_default": round(seconds["st_fp32"] / seconds["ours"], 2),
-        "speedup_same_precision": round(seconds["st_bf16"] / seconds["ours_bf16"], 2),
-        "speedup_fp32": round(seconds["st_fp32"] / seconds["ours_fp32"], 2),
-        "speedup_over_lightning_ir": round(seconds["lir_fp32"] / seconds["ours"], 2),
-        "speedup_over_lightning_ir_same_precision": round(seconds["lir_bf16"] / seconds["ours_bf16"], 2),
-        "measure_difference": round(max(differences), 5),
+        "pairs_per_second": round(n_pairs / seconds[f"ours_{best}"], 1),
+        **{
+            f"speedup_{key}": round(seconds[peer] / seconds[f"ours_{mine}"], 2)
+            for key, (peer, mine) in ratios.items()
+            if peer in seconds
+        },
+        "measure_difference" if real else "score_difference": round(max(differences), 5),
     }
     print(json.dumps(result))
+    return result
 
 
-def _ways(student: Path) -> dict[str, Way]:
-    default = ours(student, "auto")
-    same = resolve_precision("auto") == "bf16"
-    return {
-        "ours": default,
-        "ours_bf16": default if same else ours(student, "bf16"),
-        "ours_fp32": ours(student, "fp32"),
-        "st_fp32": sentence_transformers(student, torch.float32),
-        "st_bf16": sentence_transformers(student, torch.bfloat16),
-        "lir_fp32": lightning_ir(student, torch.float32),
-        "lir_bf16": lightning_ir(student, torch.bfloat16),
-    }
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--student", type=Path, help="a student's folder")
+    parser.add_argument("--shape", choices=SHAPES, default="minilm")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--collections", default="dl19-passage,nfcorpus", help="of --shape minilm")
+    parser.add_argument("--queries", type=int, default=20, help="per collection")
+    parser.add_argument("--depth", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
+    return parser.parse_args(argv)
+
+
+def _ways(student: Path, device: str) -> tuple[dict[str, Way], str]:
+    """Everyone that can run here, and the precision that ours takes unasked; bf16 only where the machine multiplies it."""
+    best = resolve_precision("auto", device)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    chosen = {name: dtypes[name] for name in dict.fromkeys(("fp32", best))}
+    ways = {f"ours_{name}": ours(student, name, device) for name in chosen}
+    ways |= {f"st_{name}": sentence_transformers(student, dtype, device) for name, dtype in chosen.items()}
+    if device == "cpu" and importlib.util.find_spec("lightning_ir"):
+        ways |= {f"lir_{name}": lightning_ir(student, dtype) for name, dtype in chosen.items()}
+    return ways, best
 
 
 if __name__ == "__main__":

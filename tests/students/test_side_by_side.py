@@ -2,11 +2,14 @@
 
 import pytest
 import test_gradcache
+import tiny_views
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from students.regime import make_recipe
 from students.side_by_side import SideBySide, even_shares
+from students.train import train
 
 
 def gradient(encoder, step, *, cached: bool, workers: int = 2, seed: int = 7) -> tuple[float, torch.Tensor]:
@@ -74,6 +77,25 @@ def test_gradients_are_added_and_frozen_parts_get_none(tiny, tmp_path):
     assert all((grad is None) == ("embeddings" in name) for name, grad in grads.items())
     twice = torch.cat([g.flatten() for g in grads.values() if g is not None])
     assert relative(twice, 2 * once) <= 1e-5
+
+
+def test_a_training_with_threads_gives_the_same_weights_again(tiny, tmp_path):
+    recipe = make_recipe(
+        {
+            "base": str(tiny("electra")), "regime": "kd", "precision": "fp32", "lists": 4, "epochs": 0, "max_steps": 4,
+            "batch_tokens": 128, "max_length": 32, "hidden_dropout": 0.2, "attention_dropout": 0.2, "lr": 1e-3,
+        }
+    )  # fmt: skip
+    view = tiny_views.write(tmp_path / "view", "distillation")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        made = [train(recipe, [view], tmp_path / str(i), device="cpu").stages[0] for i in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    assert made[0]["hyperparameters"]["workers"] == 2
+    assert len({stage["weights_hash"] for stage in made}) == 1
+    assert made[0]["weights_moved"] > 1e-3
 
 
 @given(st.lists(st.integers(1, 2048), min_size=1, max_size=60), st.integers(1, 8))

@@ -1,0 +1,117 @@
+"""The benchmarks of training and re-ranking beside peers, at a tiny size: what they print, what they count, equal losses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import ElectraConfig, ElectraForSequenceClassification
+
+pytest.importorskip("datasets")
+pytest.importorskip("sentence_transformers")
+
+from benchmarks import rerank, train, train_lists
+
+
+@pytest.fixture(scope="module")
+def result() -> dict:
+    sizes = ["--pairs", "40", "--per-list", "5", "--lists", "2", "--held-out", "4", "--repeats", "1"]
+    return train.main(["--shape", "tiny", *sizes, "--exact-steps", "4", "--lr", "1e-3"])
+
+
+def test_it_prints_its_keys_last_and_flat(result):
+    again = train.summary(
+        {"c": {"ours_fp32": _of(2, 1), "st_fp32": _of(6, 4), "lir_fp32": _of(8, 7)}}, {"c": 100}, 0.02
+    )
+    assert again["pairs_per_second"] == 50
+    assert (again["speedup_default"], again["speedup_over_lightning_ir"]) == (3, 4)
+    assert (again["loop_speedup_default"], again["speedup_same_precision"]) == (4, 3)
+    assert again["equal_loss"] is True
+    assert again.keys() - {k for k in again if k.startswith("c_")} <= result.keys()
+    for key in (
+        "model_flops_utilisation",
+        "peak_tflops",
+        "token_cache_seconds",
+        "dropout",
+        "loss_difference_exact",
+    ):
+        assert isinstance(result[key], float), key
+    json.dumps(result)
+
+
+def _of(seconds: float, loop: float) -> dict[str, float]:
+    return {"seconds": seconds, "loop": loop, "loss": 0.5}
+
+
+def test_bf16_is_ours_unasked_where_it_was_measured():
+    names = ("ours_fp32", "ours_bf16", "st_fp32", "st_bf16")
+    found = {name: _of(seconds, seconds) for name, seconds in zip(names, (4, 2, 12, 5), strict=True)}
+    row = train.summary({"c": found}, {"c": 100}, 0.02)
+    assert (row["precision"], row["same_precision"]) == ("bf16", "bf16")
+    assert (row["speedup_default"], row["speedup_same_precision"], row["speedup_fp32"]) == (6, 2.5, 3)
+
+
+def test_all_learn_the_same(result):
+    assert result["loss_difference_exact"] < 1e-5, "without dropout only rounding is left"
+    before = result["made-up_loss_before"]
+    after = [result[f"made-up_{name}_fp32_loss"] for name in ("ours", "st")]
+    assert all(abs(loss - before) > 10 * result["loss_difference_exact"] for loss in after)
+    assert result["equal_loss"] is (result["loss_difference"] <= result["tolerance"])
+
+
+def test_a_loss_that_differs_is_told():
+    found = {"ours_fp32": _of(1, 1), "st_fp32": {**_of(1, 1), "loss": 0.6}}
+    row = train.summary({"c": found}, {"c": 10}, 0.02)
+    assert row["equal_loss"] is False
+    assert row["loss_difference"] == pytest.approx(0.1)
+
+
+def test_model_flops_by_hand():
+    config = ElectraConfig(hidden_size=2, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
+    # a token: 4 maps of 2 × 2 and two of 2 × 4, 2 FLOPs a weight: 64; attention to 3: two products of 2 · 2 · 3 = 24
+    assert train_lists.model_flops(config, np.array([3])) == 3 * (3 * 64 + 3 * 24)
+    both = train_lists.model_flops(config, np.array([3, 3]))
+    assert both == 2 * train_lists.model_flops(config, np.array([3]))
+
+
+def test_model_flops_are_what_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    n, length, h = 3, 20, 32
+    config = ElectraConfig(
+        hidden_size=h, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, embedding_size=h,
+        vocab_size=100, num_labels=1, attn_implementation="eager",
+    )  # fmt: skip
+    model = ElectraForSequenceClassification(config)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.ones(n, length, dtype=torch.long)).logits.sum().backward()
+    head = 3 * 2 * n * (h * h + h)
+    assert counter.get_total_flops() == train_lists.model_flops(config, np.full(n, length)) + head
+
+
+def test_the_order_is_that_of_the_training(tmp_path):
+    from students.lists import read_view
+    from students.regime import make_recipe
+    from students.stepping import Task
+    from students.tokens import tokenise
+
+    base = train_lists.make_base("tiny", tmp_path / "base", 0.0)
+    lists, _ = train_lists.make_lists("made-up", data=tmp_path, base=base, per_list=4, n_lists=9, n_held=1)
+    view = train_lists.make_view(tmp_path / "view", lists)
+    (stage,) = make_recipe({"regime": "kd", "lists": 2, "seed": 5}).stages
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    held = read_view(view)
+    texts = (tokenise(tokenizer, held.queries.to_pylist()), tokenise(tokenizer, held.passages.to_pylist()))
+    task = Task.of(stage.objectives[0], held, *texts)
+    seen = [lists[i] for step in range(task.steps_per_epoch) for i in task.drawn(5, 1, step)[0]]
+    assert train_lists.in_training_order(view, lists, 5) == seen
+    assert seen != lists
+
+
+def test_reranking_in_a_tiny_shape():
+    found = rerank.main(["--shape", "tiny", "--queries", "2", "--depth", "5", "--repeats", "1"])
+    assert found["pairs"] == 10
+    assert found["score_difference"] < (0.2 if found["precision"] == "bf16" else 1e-3)
+    assert min(found[f"speedup_{key}"] for key in ("default", "same_precision", "fp32")) > 0
