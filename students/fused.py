@@ -17,7 +17,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from students.batches import PairBatch
-from students.cpu_ops import LiveProduct, ModelsDropout, Product, attention, drop, frozen_product
+from students.cpu_ops import (
+    LiveProduct,
+    ModelsDropout,
+    Product,
+    attention,
+    drop,
+    frozen_product,
+    of_few_sizes,
+)
 from students.errors import StudentError
 
 ARCHITECTURES = ("bert", "electra", "roberta")
@@ -122,21 +130,33 @@ class FusedEncoder:
             come, over the batch: scores depend on the batch a little more than by rounding.
         every_token: run the last layer for all tokens, for `states`; there are no scores then, and the model may be
             a bare encoder.
+        any_size: batches of all sizes come, over and over: memory stays bounded then (`cpu_ops.of_few_sizes`).
 
     Raises:
         StudentError: int8 is asked of a torch that has no such products.
     """
 
-    def __init__(self, model: Any, precision: Precision = "fp32", *, every_token: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        precision: Precision = "fp32",
+        *,
+        every_token: bool = False,
+        any_size: bool = False,
+    ) -> None:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         activation = str(model.config.hidden_act)
 
+        def frozen(linears: Sequence[nn.Linear], **options: Any) -> Product:
+            made = frozen_product(linears, dtype, **options)
+            return of_few_sizes(made) if any_size else made
+
         def product(*linears: nn.Linear) -> Product:
-            return _int8_product(linears) if precision == "int8" else frozen_product(linears, dtype)
+            return _int8_product(linears) if precision == "int8" else frozen(linears)
 
         def inner(linear: nn.Linear) -> Product:
             if precision != "int8" and activation == "gelu":
-                return frozen_product([linear], dtype, gelu=True)
+                return frozen([linear], gelu=True)
             return _activated(product(linear), _ACTIVATIONS[activation])
 
         self._forward = _Forward(model, _layers(model, product, inner, every_token=every_token))

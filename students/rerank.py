@@ -79,6 +79,7 @@ class Reranker:
         batch_tokens: tokens of a batch, padding counted; default by device.
         workers: CPU threads that score batches side by side, each with its share of the cores; default all cores.
         int8: quantise the matrix products (`students.fused`); the encoder is then on the CPU, in fp32.
+        any_size: it is called over and over with lists of all sizes, as by a server (`students.fused`).
 
     Raises:
         StudentError: int8 is asked of an architecture that has no fused forward.
@@ -91,6 +92,7 @@ class Reranker:
         batch_tokens: int | None = None,
         workers: int | None = None,
         int8: bool = False,
+        any_size: bool = False,
     ) -> None:
         self.encoder = encoder.eval()
         self._cuda = encoder.device.type == "cuda"
@@ -99,7 +101,7 @@ class Reranker:
         self.precision: Precision = "int8" if int8 else encoder.precision
         on_cpu = encoder.device.type == "cpu"
         if on_cpu and encoder.layout == "padded" and FusedEncoder.supports(encoder.model):
-            self._forward = FusedEncoder(encoder.model, self.precision)
+            self._forward = FusedEncoder(encoder.model, self.precision, any_size=any_size)
         elif int8:
             raise StudentError(
                 f"{encoder.architecture} cannot be scored in int8", hint="--precision auto", exit_code=2
@@ -118,8 +120,9 @@ class Reranker:
         batch_tokens: int | None = None,
         device: str | None = None,
         workers: int | None = None,
+        any_size: bool = False,
     ) -> "Reranker":
-        """A student's folder, a Hugging Face id, or an alias.
+        """A student's folder, a Hugging Face id, or an alias; what is given is as for the class.
 
         Raises:
             StudentError: no such model (exit code 4), an unknown precision (exit code 2).
@@ -135,7 +138,9 @@ class Reranker:
             attention=packed,
             attention_dropout=0.0 if packed else None,
         )
-        return cls(encoder, batch_tokens=batch_tokens, workers=workers, int8=chosen == "int8")
+        return cls(
+            encoder, batch_tokens=batch_tokens, workers=workers, int8=chosen == "int8", any_size=any_size
+        )
 
     def scores(self, lists: Lists, progress: Progress | None = None) -> list[Scores]:
         """Raw logits of each list's passages, in the order given; an empty list has an empty array.

@@ -45,7 +45,7 @@ def serve_student(
 
     folder, max_length, facts = _find(store, name)
     listening = _listen(host, port)
-    reranker = Reranker.load(folder, precision=precision, max_length=max_length)
+    reranker = Reranker.load(folder, precision=precision, max_length=max_length, any_size=True)
     info = {
         "model_id": name,
         "model_sha": facts.get("weights_hash"),

@@ -140,3 +140,21 @@ def test_dropout_follows_the_generator_and_clears_what_is_no_number():
     assert not torch.equal(first.isnan(), second.isnan())
     assert set(first[~first.isnan()].tolist()) == {0.0}
     assert drop(x, 0.0) is x
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 128, 130, 1024, 1100])
+def test_a_product_of_few_sizes_is_the_same_product(products, rows):
+    maps, seen = linears(8, 16), []
+    whole = frozen_product(maps, torch.float32, gelu=True)
+    x = torch.randn(rows, 1, 24, generator=torch.Generator().manual_seed(1))
+    got = cpu_ops.of_few_sizes(lambda y: (seen.append(y.shape[1]), whole(y))[1])(x)
+    torch.testing.assert_close(got, whole(x), atol=1e-6, rtol=1e-5)
+    assert seen == [{1: 16, 16: 16, 17: 32, 128: 128, 130: 192, 1024: 1024, 1100: 1152}[rows]]
+
+
+def test_few_sizes_come_of_many(products):
+    seen: set[int] = set()
+    product = cpu_ops.of_few_sizes(lambda y: (seen.add(y.shape[1]), y)[1])
+    for rows in range(1, 2049):
+        assert product(torch.ones(rows, 3)).shape == (rows, 3)
+    assert len(seen) < 35

@@ -129,6 +129,18 @@ def test_the_fused_mask_matters(tiny):
     assert (FusedEncoder(encoder.model)(batch) - right).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("architecture", ["bert", "electra"])
+def test_a_servers_reranker_gives_the_same_scores(tiny, architecture):
+    """What bounds its memory appends rows of zeros to each product: they must change nothing."""
+    plain, served = (
+        Reranker.load(tiny(architecture), precision="fp32", device="cpu", any_size=any_size)
+        for any_size in (False, True)
+    )
+    for given in (lists(), lists()[:1], [(lists()[0][0], lists()[0][1][:1])]):
+        for expected, got in zip(plain.scores(given), served.scores(given), strict=True):
+            np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
 def test_unknown_precision_and_model():
     with pytest.raises(StudentError) as unknown:
         resolve_precision("fp8")
