@@ -1,7 +1,7 @@
 """Training beside sentence-transformers' CrossEncoderTrainer and lightning-ir: pairs/s and the loss after equal pairs.
 
     python -m benchmarks.train [--data ../shared/data] [--collections dl19-passage,nfcorpus] [--pairs 480] [--repeats 3]
-    python -m benchmarks.train --device cuda --shape electra-base --per-list 100 --pairs 9600
+    python -m benchmarks.train --device cuda --shape electra-base --per-list 100 --pairs 9600 [--utilisation]
 
 All start from the same weights, head included, and see the same lists in the same steps: RankNet, AdamW, constant rate,
 gradients clipped at norm 1, 256 tokens a pair, the same dropout of hidden states and attention (--dropout, by default
@@ -15,6 +15,8 @@ speedup_same_precision      both in bf16, or in fp32 where the machine has no bf
 speedup_fp32                both in fp32
 speedup_over_lightning_ir   against its module in fp32, …_same_precision as above
 loop_speedup_…              of the optimiser steps alone, without loading, tokenising ahead and saving
+cpu_speedup_…               by CPU seconds: with OMP_NUM_THREADS=1 what compares where others use the machine too (several
+                            threads that wait for one another spend CPU time)
 model_flops_utilisation     model FLOPs of the real tokens / (seconds of our optimiser steps × measured peak)
 NAME_CONTENDER_loss         RankNet on held-out lists after the training, measured in the same way for all
 loss_difference             the largest |ours - theirs| among them, with dropout; equal_loss: it is within --tolerance
@@ -81,12 +83,15 @@ def without_dropout(work: Work, scratch: Path, shape: str, steps: int) -> Work:
 
 
 def measure(work: Work, ways: dict[str, Contender], repeats: int) -> dict[str, Any]:
-    """Median seconds and loop seconds of each contender, and its loss on held-out lists."""
+    """Median seconds, loop seconds and CPU seconds of each contender, and its loss on held-out lists."""
     loops: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
 
     def noting(name: str) -> Any:
         def run(on: Work) -> Trained:
+            began = time.process_time()
             made = ways[name](on)
+            cpu[name].append(time.process_time() - began)
             loops[name].append(made.loop_seconds)
             return made
 
@@ -97,6 +102,7 @@ def measure(work: Work, ways: dict[str, Contender], repeats: int) -> dict[str, A
         name: {
             "seconds": one.seconds,
             "loop": statistics.median(loops[name]),
+            "cpu": statistics.median(cpu[name]),
             "loss": one.result.loss(),
         }
         for name, one in timed.items()
@@ -136,12 +142,13 @@ def summary(found: dict[str, dict[str, Any]], n_pairs: dict[str, int], tolerance
     """The ratios over all collections.
 
     Args:
-        found: by collection, then contender: seconds, loop, loss.
+        found: by collection, then contender: seconds, loop, cpu, loss.
         n_pairs: by collection.
     """
     names = list(next(iter(found.values())))
     whole = {name: sum(one[name]["seconds"] for one in found.values()) for name in names}
     loop = {name: sum(one[name]["loop"] for one in found.values()) for name in names}
+    cpu = {name: sum(one[name]["cpu"] for one in found.values()) for name in names}
     best = "bf16" if "ours_bf16" in names else "fp32"
     total = sum(n_pairs.values())
     row: dict[str, Any] = {"precision": best, "same_precision": best, "pairs": total}
@@ -159,6 +166,7 @@ def summary(found: dict[str, dict[str, Any]], n_pairs: dict[str, int], tolerance
         if peer in names:
             row[f"speedup_{key}"] = round(whole[peer] / whole[f"ours_{best}"], 2)
             row[f"loop_speedup_{key}"] = round(loop[peer] / loop[f"ours_{best}"], 2)
+            row[f"cpu_speedup_{key}"] = round(cpu[peer] / cpu[f"ours_{best}"], 2)
     row["speedup_fp32"] = round(whole["st_fp32"] / whole["ours_fp32"], 2)
     row["pairs_per_second"] = round(total / whole[f"ours_{best}"], 1)
     difference = largest_difference(found)
@@ -180,8 +188,36 @@ def largest_difference(found: dict[str, dict[str, Any]], ours_too: str = "ours")
     )
 
 
+def utilisation(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How much of the machine's measured peak our optimiser steps use, after a training of a few that warms up."""
+    from students.rerank import resolve_precision
+
+    precision, device = resolve_precision("auto", arguments.device), arguments.device
+    with tempfile.TemporaryDirectory(prefix="msft-train-") as folder:
+        scratch = Path(folder)
+        base = make_base(arguments.shape, scratch / "base", arguments.dropout)
+        name = "made-up" if arguments.shape != "minilm" else arguments.collections.split(",")[0]
+        work = make_work(name, base, arguments, scratch)
+        few = work.lists[: 2 * work.per_step]
+        ours(precision)(replace(work, lists=few, view=make_view(scratch / "few", few)))
+        seconds = [ours(precision)(work).loop_seconds for _ in range(arguments.repeats)]
+        lengths = train_lists.pair_lengths(work)
+        flops = train_lists.model_flops(_config(base), lengths)
+    loop, peak = statistics.median(seconds), matmul_peak(device, precision)
+    return {
+        "benchmark": "train utilisation", "shape": arguments.shape, "device": device, "precision": precision,
+        "dropout": arguments.dropout, "lists": arguments.lists, "per_list": arguments.per_list, "pairs": work.n_pairs,
+        "tokens_per_pair": round(float(lengths.mean()), 1), "loop_seconds": round(loop, 3),
+        "loop_pairs_per_second": round(work.n_pairs / loop, 1), "peak_tflops": round(peak / 1e12, 3),
+        "model_flops_utilisation": round(flops / (loop * peak), 4), "torch": torch.__version__,
+    }  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = _arguments(argv)
+    if arguments.utilisation:
+        print(json.dumps(result := utilisation(arguments)))
+        return result
     warnings.simplefilter("ignore")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -245,6 +281,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--exact-steps", type=int, default=2, help="steps of the comparison without dropout")
     parser.add_argument("--tolerance", type=float, default=0.02, help="of the loss, with dropout")
+    parser.add_argument("--utilisation", action="store_true", help="only that, without peers: more pairs fit")
     parser.add_argument(
         "--peer-mini-batch", type=int, help="pairs of sentence-transformers' forward instead of its default"
     )

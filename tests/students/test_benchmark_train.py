@@ -40,7 +40,7 @@ def test_it_prints_its_keys_last_and_flat(result):
 
 
 def _of(seconds: float, loop: float) -> dict[str, float]:
-    return {"seconds": seconds, "loop": loop, "loss": 0.5}
+    return {"seconds": seconds, "loop": loop, "cpu": 2 * seconds, "loss": 0.5}
 
 
 def test_bf16_is_ours_unasked_where_it_was_measured():
