@@ -1,6 +1,7 @@
 """Students from real human judgments (nfcorpus) and from real LLM labels (RankZephyr's on DL21 and MS MARCO).
 
-    python -m benchmarks.real_students contrastive|contrastive-retrieved|distillation [--data ../shared/data] [--store FILE] [--minutes 8]
+    python -m benchmarks.real_students contrastive|contrastive-retrieved|distillation
+        [--data ../shared/data] [--store FILE] [--minutes 8]
 
 Every step is an `msft` command, printed as it runs; the same commands again continue. The value of each system on the
 held-out test queries comes with its 95 % interval over queries (mean ± t · standard error) and, for students, the

@@ -11,7 +11,7 @@ calls_per_second            of the scheduler; sequential_ and lockstep_ of the s
                             another (on fewer queries), and to send a step's windows only when all of the last one's are
                             in; one engine, in turns, medians over rounds. Passages have --words words (6): what the
                             frontier saves is the engine's steps, which count where replies take the time, not prompts
-speedup_over_sequential     the scheduler's calls per second over theirs, median over rounds
+speedup_over_sequential     the scheduler's calls per second over theirs, median over rounds; speedups_… are the rounds'
 speedup_over_lockstep
 occupancy                   mean requests in flight over what the engine wants, while work was left (of that job)
 overhead_share              (wall - engine time) / wall of a whole job on five times the queries: plan, store, scheduler,

@@ -18,6 +18,20 @@ from torch.nn import functional as F
 
 Product = Callable[[torch.Tensor], torch.Tensor]  # (…, in) -> (…, out)
 
+# torch before 2.12 tells these by private functions.
+_PROBES = {
+    "avx512_bf16": "_is_avx512_bf16_supported",
+    "amx_bf16": "_is_amx_tile_supported",
+    "avx512_vnni": "_is_vnni_supported",
+}
+
+
+def cpu_capabilities() -> dict[str, bool]:
+    """Instruction sets that this CPU has or lacks, by torch's names; a name that is missing is not known."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return {name: has for name, has in torch.cpu.get_capabilities().items() if isinstance(has, bool)}
+    return {name: getattr(torch.cpu, probe)() for name, probe in _PROBES.items() if hasattr(torch.cpu, probe)}
+
 
 # ------------------------------------------------------------------------------------------------- products
 @functools.cache
@@ -151,8 +165,7 @@ class _Linear(torch.autograd.Function):
 def _onednn_learns_faster() -> bool:
     """Whether oneDNN's fp32 products beat the BLAS in training: with AVX-512, not with AVX2, where both reach the peak
     and oneDNN, which wants its matrices transposed for a weight's gradient, takes a third more time in all."""
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return has_onednn() and bool(has.get("avx512_f", True))
+    return has_onednn() and cpu_capabilities().get("avx512_f", True)
 
 
 def _times(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

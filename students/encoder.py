@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from students.batches import Layout, PairBatch, collate
+from students.cpu_ops import cpu_capabilities
 from students.errors import StudentError
 from students.fused import FusedEncoder, LearningEncoder
 from students.tokens import PairFormat, Tokens, tokenise
@@ -59,14 +60,8 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["fp3
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else _old_capabilities()
+    has = cpu_capabilities()
     return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
-
-
-def _old_capabilities() -> dict[str, bool]:
-    """torch before 2.12 tells the same by private functions; where those are absent too, nothing is assumed."""
-    probes = {"avx512_bf16": "_is_avx512_bf16_supported", "amx_bf16": "_is_amx_tile_supported"}
-    return {name: bool(getattr(torch.cpu, probe, lambda: False)()) for name, probe in probes.items()}
 
 
 class CrossEncoder(nn.Module):

@@ -22,6 +22,7 @@ from students.cpu_ops import (
     ModelsDropout,
     Product,
     attention,
+    cpu_capabilities,
     drop,
     frozen_product,
     of_few_sizes,
@@ -275,7 +276,8 @@ def _int8_product(linears: Sequence[nn.Linear]) -> Product:
         quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         packed = torch.ops.quantized.linear_prepack(quantised, bias)
     # without VNNI the products of 8 by 8 bits are summed in 16 bits, which 7-bit activations cannot overflow
-    seven_bits = not _has_vnni()
+    has = cpu_capabilities()
+    seven_bits = not (has.get("avx512_vnni") or has.get("avx_vnni"))
 
     def product(x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = torch.ops.quantized.linear_dynamic(x, packed, seven_bits)
@@ -289,10 +291,3 @@ def has_int8() -> bool:
     return torch.backends.quantized.engine in ("x86", "fbgemm", "onednn") and hasattr(
         torch.ops.quantized, "linear_dynamic"
     )
-
-
-def _has_vnni() -> bool:
-    if hasattr(torch.cpu, "get_capabilities"):
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_vnni") or found.get("avx_vnni"))
-    return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())

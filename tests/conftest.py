@@ -55,7 +55,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:  # a file's tests share its engines and stores, so one worker has them all; a page's commands share nothing
+    # A file's tests share its engines and stores, so one worker has them all; a page's commands share nothing.
+    for item in items:
         name = item.nodeid if item.path.name == "test_pages.py" else str(item.path)
         item.add_marker(pytest.mark.xdist_group(name))
     if config.getoption("--full"):

@@ -238,7 +238,10 @@ def _vllm() -> Any:
 
 
 def _multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for bf16; vLLM takes bf16 unasked, which is twenty times slower without."""
+    """Whether this CPU has instructions for bf16; vLLM takes bf16 unasked, which is twenty times slower without.
+
+    An old torch does not tell: then vLLM decides.
+    """
     import torch
 
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"avx512_bf16": True}
