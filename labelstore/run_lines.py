@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from labelstore import formats, lookup
 from labelstore.errors import BadInput
+from labelstore.interrupts import interruptible
 from labelstore.row_hashes import id_hash, number_hashes, row_hashes, whole_number
 from labelstore.store import LabelStore, configure
 
@@ -73,7 +74,10 @@ def read(
         BadInput: naming file:line of a malformed line, a score that is not finite, a passage that comes twice for a
             query, or (without `skip_unknown`) the first unknown id with the counts.
     """
-    with duckdb.connect(":memory:", config={"temp_directory": str(folder / "spill")}) as con:
+    with (
+        duckdb.connect(":memory:", config={"temp_directory": str(folder / "spill")}) as con,
+        interruptible(con),
+    ):
         configure(con)
         # Joins keep the file's order only while the file is what probes.
         con.execute("SET disabled_optimizers = 'join_order, build_side_probe_side'")

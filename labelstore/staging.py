@@ -19,6 +19,7 @@ import pyarrow as pa
 from labelstore import formats, keys, provenance, quick_documents, room
 from labelstore.errors import BadInput
 from labelstore.formats import Document, Judgment, Query
+from labelstore.interrupts import interruptible
 from labelstore.store import LabelStore, configure
 
 Progress = Callable[[int, int | None], None]
@@ -265,6 +266,7 @@ def staging(store: LabelStore) -> Iterator[Staging]:
     with work_folder(store.path.parent) as folder:
         stage = Staging(folder / "staging.duckdb")
         try:
-            yield stage
+            with interruptible(stage.con):
+                yield stage
         finally:
             stage.con.close()

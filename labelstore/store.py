@@ -17,6 +17,7 @@ import duckdb
 
 from labelstore import migrations, room, turns
 from labelstore.errors import DataMissing, StoreDamaged, StoreError
+from labelstore.interrupts import interruptible
 
 DEFAULT_LOCK_WAIT = 60.0
 DEFAULT_MEMORY = "3GB"
@@ -88,7 +89,8 @@ class LabelStore:
                 con = self._connect(read_only=True)
                 version = migrations.CURRENT_VERSION
             migrations.check_not_newer(version, self.path)
-            yield con
+            with interruptible(con):
+                yield con
         except duckdb.Error as error:
             if damaged_at(error) is None:
                 raise
@@ -105,7 +107,8 @@ class LabelStore:
         """
         con = self._connect(read_only=True)
         try:
-            yield con
+            with interruptible(con):
+                yield con
         finally:
             con.close()
 
@@ -139,8 +142,9 @@ class LabelStore:
             version = migrations.schema_version(con)
             if version is not None:
                 migrations.check_not_newer(version, self.path)
-            migrations.migrate(con)
-            yield con
+            with interruptible(con):
+                migrations.migrate(con)
+                yield con
         except duckdb.Error as error:
             if damaged_at(error) is None:
                 raise
@@ -220,7 +224,8 @@ def in_transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(duckdb.Error):  # a damaged file ends the transaction by itself: the first error counts
+        # a damaged file and Ctrl-C end the transaction by themselves: the first error counts
+        with suppress(duckdb.Error, RuntimeError):
             con.execute("ROLLBACK")
         raise
     con.execute("COMMIT")
