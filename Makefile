@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/msft demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 lint: setup
 	$(BIN)/ruff check .

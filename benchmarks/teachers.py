@@ -133,13 +133,13 @@ def label(store: Any, model: Path, engine: Any, queries: int, **scheduling: Any)
 # ------------------------------------------------------------------------------------------------ without model
 def scripted(folder: Path, options: argparse.Namespace, queries: int | None = None) -> Row:
     """A job whose engine answers at once: what everything but the model takes."""
-    from teachers.engines.scripted import ScriptedEngine, hashed_order
+    from teachers.engines.scripted import ScriptedEngine
     from teachers.generate.job import generate
     from teachers.generate.plan import Settings
 
     number = queries or options.scripted_queries
     store = make(folder / "s.duckdb", number)
-    engine = ScriptedEngine(hashed_order)
+    engine = ScriptedEngine(prepared_replies(WINDOW))
     began = time.perf_counter()
     done = generate(store, Settings(model="rankzephyr", canaries=0), engine=engine)
     wall = time.perf_counter() - began
@@ -150,6 +150,13 @@ def scripted(folder: Path, options: argparse.Namespace, queries: int | None = No
         "scripted_calls_per_second": done.figures.calls / done.figures.seconds,
         "scripted_whole_calls_per_second": done.figures.calls / wall,
     }
+
+
+def prepared_replies(n: int, number: int = 1009) -> Callable[[Any], str]:
+    """A request to one of so many full rankings of n passages, by its key: shuffling at each call would be measured."""
+    rng = Random(0)
+    replies = [" > ".join(f"[{k}]" for k in rng.sample(range(1, n + 1), n)) for _ in range(number)]
+    return lambda request: replies[int(request.key[:8], 16) % number]
 
 
 def memory(folder: Path, options: argparse.Namespace, queries: int) -> Row:

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 _MASK64 = (1 << 64) - 1
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+).encode  # made once: json.dumps makes one for each call
 
 
 def canonical_json(value: Any) -> str:
@@ -19,7 +22,7 @@ def canonical_json(value: Any) -> str:
     Raises:
         ValueError: if ``value`` holds NaN or an infinity.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL(value)
 
 
 def content_key(tag: str, value: Any) -> str:

@@ -9,7 +9,6 @@ never continues another's segment. Every engine, Ray's workers too, writes this 
 
 import fcntl
 import hashlib
-import json
 import os
 import threading
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from teachers import exact_json
 from teachers.errors import TeacherError
 
 SUFFIX = ".calls"
@@ -28,12 +28,11 @@ SYNC_CALLS = 64  # never more completed calls than this are waiting for the disk
 SYNC_SECONDS = 1.0  # and none longer than this
 
 Record = dict[str, Any]
-_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def encode(record: Record) -> bytes:
     """One line: 16 hex digits of BLAKE2b over the JSON, a space, the JSON, a newline."""
-    body = _JSON(record).encode("ascii")
+    body = exact_json.dumps(record, finite=record.get("scores") is None)
     return hashlib.blake2b(body, digest_size=8).hexdigest().encode("ascii") + b" " + body + b"\n"
 
 
@@ -44,7 +43,7 @@ def decode(line: bytes) -> Record | None:
     body = line[17:-1]
     if hashlib.blake2b(body, digest_size=8).hexdigest().encode("ascii") != line[:16]:
         return None
-    record: Record = json.loads(body)
+    record: Record = exact_json.loads(body)
     return record
 
 

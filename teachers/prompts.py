@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from string import ascii_uppercase
 from typing import Any
@@ -45,6 +45,16 @@ class Turn:
     role: str
     text: str
     each_passage: bool = False
+
+    @cached_property
+    def _pieces(self) -> list[str]:
+        return _PLACEHOLDER.split(self.text)  # text, name, text, name … text
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """The text with its placeholders' values, filled in one pass."""
+        pieces = self._pieces.copy()
+        pieces[1::2] = [values[name] for name in pieces[1::2]]
+        return "".join(pieces)
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,21 @@ class Template:
             )
         return ascii_uppercase[position - 1]
 
+    def names(self, n: int) -> tuple[str, ...]:
+        """The identifiers of n passages, in order.
+
+        Raises:
+            TeacherError: if letters run out.
+        """
+        known = self._names.get(n)
+        if known is None:
+            known = self._names[n] = tuple(self.identifier(position) for position in range(1, n + 1))
+        return known
+
+    @cached_property
+    def _names(self) -> dict[int, tuple[str, ...]]:
+        return {}
+
     def render(self, query: str, passages: Sequence[str]) -> list[Message]:
         """The messages for one window; texts should have gone through :mod:`teachers.passages` before.
 
@@ -95,7 +120,7 @@ class Template:
         """
         if not passages:
             raise TeacherError("a window without passages cannot be asked")
-        names = [self.identifier(i) for i in range(1, len(passages) + 1)]
+        names = self.names(len(passages))
         common = {
             "num": str(len(passages)),
             "query": query,
@@ -105,7 +130,7 @@ class Template:
         k = 0
         while k < len(self.turns):
             if not self.turns[k].each_passage:
-                messages.append({"role": self.turns[k].role, "content": _fill(self.turns[k].text, common)})
+                messages.append({"role": self.turns[k].role, "content": self.turns[k].fill(common)})
                 k += 1
                 continue
             repeated = []
@@ -114,7 +139,7 @@ class Template:
                 k += 1
             for name, text in zip(names, passages, strict=True):
                 values = {**common, "identifier": name, "passage": text}
-                messages += [{"role": t.role, "content": _fill(t.text, values)} for t in repeated]
+                messages += [{"role": t.role, "content": t.fill(values)} for t in repeated]
         return messages
 
     def text(
@@ -186,10 +211,6 @@ def merge_system(messages: Sequence[Message]) -> list[Message]:
     if system and rest:
         rest[0]["content"] = "\n\n".join([*system, rest[0]["content"]])
     return rest
-
-
-def _fill(text: str, values: Mapping[str, str]) -> str:
-    return _PLACEHOLDER.sub(lambda m: values[m[1]], text)
 
 
 @dataclass(frozen=True)

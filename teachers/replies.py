@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from string import ascii_uppercase
 
 OK = "ok"
@@ -169,10 +170,15 @@ def _longest_span(answer: str, identifiers: str) -> tuple[str, int] | None:
 
 def _read(span: str, n: int, identifiers: str, wanted: int) -> Parsed:
     """Identifiers of a stretch -> order, by the repairs that the field agrees on."""
-    order: list[int] = []
+    names = _NAME[identifiers].findall(span)
+    if len(names) == n:  # nearly every reply is a permutation
+        order = list(map(_POSITIONS[identifiers].get, names, repeat(n)))
+        if len(set(order)) == n and max(order) < n:
+            return Parsed(tuple(order), OK)
+    order = []
     seen: set[int] = set()
     repeated = out_of_range = 0
-    for name in _NAME[identifiers].findall(span):
+    for name in names:
         position = _position(name, identifiers)
         if not 0 <= position < n:
             out_of_range += 1
@@ -188,6 +194,12 @@ def _read(span: str, n: int, identifiers: str, wanted: int) -> Parsed:
     order += [i for i in range(n) if i not in seen]
     status = REPAIRED if missing or repeated or out_of_range else OK
     return Parsed(tuple(order), status, missing, repeated, out_of_range, named if named < n else None)
+
+
+_POSITIONS = {
+    "numbers": {str(k + 1): k for k in range(1000)},
+    "letters": {letter: k for k, letter in enumerate(ascii_uppercase)},
+}
 
 
 def _position(name: str, identifiers: str) -> int:

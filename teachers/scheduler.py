@@ -458,7 +458,8 @@ class Scheduler(Generic[TaskT]):
             result.repairs += answer.repairs
             result.tokens_in += answer.tokens_in
             result.tokens_out += answer.tokens_out
-            result.status = worst([result.status, answer.status])
+            if answer.status != result.status:
+                result.status = worst([result.status, answer.status])
         only = query.answers[0] if len(query.windows) == 1 and query.step == 0 else None
         result.scores = scores_by_candidate(query.windows[0], only.scores) if only is not None else None
         return orders

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,12 +54,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the long trials too (make faults)")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests share its engines and stores, so one worker has them all; pages share nothing.
+
+    pytest-xdist's own groups need node ids that pytest 9.2 no longer lets it change.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file.endswith("test_pages.py") else file
+
+    config.option.loadscopereorder = False  # in the order of collection: the long ones are among the first
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # A file's tests share its engines and stores, so one worker has them all; a page's commands share nothing.
-    for item in items:
-        name = item.nodeid if item.path.name == "test_pages.py" else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(name))
     if config.getoption("--full"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -66,7 +66,6 @@ class Rendering:
             self._fast.no_truncation()
             self._fast.no_padding()
         self._max_tokens: dict[int, int] = {}
-        self._names: dict[int, tuple[str, ...]] = {}
         self._key_head = keys.canonical_json(
             {"revision": teacher.revision, "sampling": teacher.sampling.key(), "reading": teacher.reading}
         ).encode()
@@ -82,7 +81,7 @@ class Rendering:
             return self._pair_request(task, window), None
         if task.query_text is None:
             task.query_text = texts.query(task.text, self._neutralise)
-        shown = [self._prepared(task, index) for index in window]
+        shown = self._prepared(task, window)
         max_tokens = self._budget(len(window))
         messages = template.render(task.query_text, shown)
         text, ids = self._encode(messages)
@@ -116,18 +115,17 @@ class Rendering:
         """Tokens reserved for the reply to a window of n passages."""
         return self._budget(n) if self.teacher.template is not None else 0
 
-    def _prepared(self, task: Task, index: int) -> str:
-        text = task.prepared.get(index)
-        if text is None:
-            candidate = task.candidates[index]
-            text = task.prepared[index] = texts.passage(candidate.title, candidate.text, self._neutralise)
-        return text
+    def _prepared(self, task: Task, window: Window) -> list[str]:
+        prepared = task.prepared
+        for index in window:
+            if index not in prepared:
+                candidate = task.candidates[index]
+                prepared[index] = texts.passage(candidate.title, candidate.text, self._neutralise)
+        return [prepared[index] for index in window]
 
     def _identifiers(self, n: int) -> Sequence[str]:
         template = self.teacher.template
-        if template is not None and n not in self._names:
-            self._names[n] = tuple(template.identifier(position) for position in range(1, n + 1))
-        return self._names[n]
+        return () if template is None else template.names(n)
 
     def _budget(self, n: int) -> int:
         if n not in self._max_tokens:

@@ -5,6 +5,7 @@ journal. In between the job lives from its working file and the journal, so it c
 again: every completed call is found on record and none is asked twice.
 """
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -197,9 +198,11 @@ def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str
             progress=tick,
         )
         running.figures = scheduler.figures
+        gc.freeze()  # a million objects of imported libraries need not be looked through again and again
         try:
             scheduler.run(work.tasks())
         finally:
+            gc.unfreeze()
             tick.finish()
 
 

@@ -5,19 +5,25 @@ their passages or a million answers in memory, and must not hold the store eithe
 """
 
 import json
+import operator
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from teachers import exact_json
 from teachers.scheduler import Answer
 
 _SCHEMA = """
 CREATE TABLE documents (document INTEGER PRIMARY KEY, doc_id TEXT, title TEXT, text TEXT, text_hash TEXT);
 CREATE TABLE lists (number INTEGER PRIMARY KEY, query_id TEXT, text TEXT, documents TEXT, ranks TEXT, n INTEGER);
-CREATE TABLE answers (request_key TEXT PRIMARY KEY, number INTEGER, answer TEXT) WITHOUT ROWID;
+CREATE TABLE answers (request_key TEXT PRIMARY KEY, number INTEGER, answer BLOB) WITHOUT ROWID;
 """
+
+
+FRESH = 1000  # answers that are written at once
 
 
 class Candidate(NamedTuple):
@@ -66,6 +72,7 @@ class Work:
         self._con.executescript("PRAGMA synchronous=OFF; PRAGMA journal_mode=OFF; PRAGMA cache_size=-4096;")
         if not keep:
             self._con.executescript(_SCHEMA)
+        self._fresh: dict[str, tuple[int | None, Answer]] = {}  # learnt, and not yet in the file
         self._any_answers = self._con.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
 
     def add_documents(self, rows: Iterable[tuple[int, str, str | None, str, int]]) -> None:
@@ -96,10 +103,12 @@ class Work:
             known = self.known(request_key)
             if known is None or not known.complete or answer.complete:
                 self.learn(request_key, answer, number)
+        self._write_fresh()
         self._con.execute("COMMIT")
 
     def answers_of(self, numbers: Sequence[int]) -> list[tuple[int, str, Answer]]:
         """(number, request_key, answer) of these queries, as `add_answers` took them."""
+        self._write_fresh()
         if not self._any_answers:
             return []
         self._con.execute("CREATE INDEX IF NOT EXISTS answers_number ON answers (number)")
@@ -107,13 +116,16 @@ class Work:
         rows = self._con.execute(
             f"SELECT number, request_key, answer FROM answers WHERE number IN ({marks})", list(numbers)
         )
-        return [(number, key, Answer(*json.loads(answer))) for number, key, answer in rows]
+        return [(number, key, Answer(*exact_json.loads(answer))) for number, key, answer in rows]
 
     def known(self, request_key: str) -> Answer | None:
+        fresh = self._fresh.get(request_key)
+        if fresh is not None:
+            return fresh[1]
         if not self._any_answers:
             return None
         row = self._con.execute("SELECT answer FROM answers WHERE request_key = ?", (request_key,)).fetchone()
-        return None if row is None else Answer(*json.loads(row[0]))
+        return None if row is None else Answer(*exact_json.loads(row[0]))
 
     def lengths(self) -> list[int]:
         """Candidates per query, in query order."""
@@ -135,27 +147,35 @@ class Work:
         ).fetchone()
         keys = json.loads(documents)
         marks = ",".join("?" * len(keys))
-        rows = {
-            document: (doc_id, title, body, int(text_hash))
-            for document, doc_id, title, body, text_hash in self._con.execute(
-                f"SELECT * FROM documents WHERE document IN ({marks})", keys
-            )
-        }
-        candidates = [Candidate(*rows[k], rank) for k, rank in zip(keys, json.loads(ranks), strict=True)]
-        return Task(number, query_id, text, candidates)
+        found = self._con.execute(f"SELECT * FROM documents WHERE document IN ({marks})", keys)
+        rows = {row[0]: row for row in found}
+        _, doc_ids, titles, texts, hashes = zip(*map(rows.__getitem__, keys), strict=True)
+        columns = zip(doc_ids, titles, texts, map(int, hashes), json.loads(ranks), strict=True)
+        return Task(number, query_id, text, list(map(_CANDIDATE, columns)))
 
     def close(self) -> None:
         self._con.close()
 
     def learn(self, request_key: str, answer: Answer, number: int | None = None) -> None:
+        self._fresh[request_key] = (number, answer)
+        if len(self._fresh) >= FRESH:
+            self._write_fresh()
+
+    def _write_fresh(self) -> None:
+        if not self._fresh:
+            return
         self._any_answers = True
-        body = _JSON([getattr(answer, name) for name in _ANSWER_FIELDS])
-        self._con.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (request_key, number, body))
+        rows = [
+            (key, number, exact_json.dumps(_fields(answer), finite=answer.scores is None))
+            for key, (number, answer) in sorted(self._fresh.items())
+        ]
+        self._con.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+        self._fresh.clear()
 
     def begin(self) -> None:
         """What is learnt from here on need not be on disk: the journal has it, and the file ends with the job."""
         self._con.execute("BEGIN")
 
 
-_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-_ANSWER_FIELDS = tuple(Answer.__dataclass_fields__)
+_CANDIDATE = partial(tuple.__new__, Candidate)  # without a step in Python: a job makes one per candidate
+_fields = operator.attrgetter(*Answer.__dataclass_fields__)

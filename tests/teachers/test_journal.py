@@ -178,3 +178,26 @@ def test_decode_refuses_what_is_not_a_record() -> None:
         json.dumps({"t": "call"}).encode() + b"\n",
     ):
         assert journal.decode(bad) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scores": [-0.25, None, float("-inf"), float("inf")]},
+        {"scores": None, "reply": "Straße\u2028中\udc80"},
+        {"scores": [0.1], "reply": "𝛼 \x00\x1f\n"},
+        {"scores": None, "hashes": [2**64 - 1, 0], "seconds": 0.1 + 0.2, "calls": [(0, "k")]},
+    ],
+)
+def test_a_record_comes_back_to_the_bit(fields: journal.Record) -> None:
+    line = journal.encode({"t": "call", **fields})
+    assert line.count(b"\n") == 1
+    found = journal.decode(line)
+    assert found is not None
+    assert found == json.loads(json.dumps({"t": "call", **fields}))
+
+
+def test_a_score_that_is_no_number_stays_one() -> None:
+    found = journal.decode(journal.encode({"scores": [float("nan")]}))
+    assert found is not None
+    assert found["scores"][0] != found["scores"][0]
