@@ -406,15 +406,15 @@ def call_record(
     words: int | None,
 ) -> Record:
     """A completed call as the journal keeps it: by text ids and content keys, so that any store can take it."""
-    shown = [task.candidates[index] for index in window]
+    doc_ids, _, _, hashes, _ = zip(*map(task.candidates.__getitem__, window), strict=True)
     return {
         "t": "call",
         "key": call_key,
         "request": request.key,
         "job": job_key,
         "query_id": task.query_id,
-        "docs": [candidate.doc_id for candidate in shown],
-        "hashes": [candidate.text_hash for candidate in shown],
+        "docs": doc_ids,
+        "hashes": hashes,
         "prompt_tokens": request.n_prompt_tokens,
         "words": words,
         "attempt": attempt,
@@ -438,13 +438,13 @@ def call_record(
 
 def permutation_record(task: Task, result: Result, order: Sequence[int], teacher: Teacher) -> Record:
     """A query's merged order as the journal keeps it."""
-    items = [task.candidates[index] for index in order]
+    doc_ids, _, _, hashes, initial = zip(*map(task.candidates.__getitem__, order), strict=True)
     return {
         "t": "permutation",
         "query_id": task.query_id,
-        "docs": [candidate.doc_id for candidate in items],
-        "hashes": [candidate.text_hash for candidate in items],
-        "initial": [candidate.initial_rank for candidate in items],
+        "docs": doc_ids,
+        "hashes": hashes,
+        "initial": initial,
         "scores": None if result.scores is None else [result.scores[index] for index in order],
         "status": result.status,
         "repairs": result.repairs,
