@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runner import Done, commands
 
 from cli.workflows import reproduce, reproduce_plan, reproduce_spec, reproduce_table, reproduce_tiny
 from cli.workflows.demo import Steps
@@ -31,14 +31,10 @@ SMALL = reproduce_tiny.Size(
 )  # fmt: skip
 
 
-def msft(*arguments: str, store: Path, code: int = 0, cwd: Path) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments],
-        capture_output=True, text=True, cwd=cwd, timeout=900,
-        env={**os.environ, "MSFT_STORE": str(store), "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-    )  # fmt: skip
-    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
+def msft(*arguments: str, store: Path, code: int = 0, cwd: Path) -> Done:
+    done = commands().run(arguments, cwd, {**os.environ, "MSFT_STORE": str(store)})
+    assert done.code == code, f"{done.out}\n{done.err}"
+    assert "Traceback" not in done.err
     return done
 
 
@@ -93,7 +89,7 @@ dataset = "dl19"
 def test_without_anything_all_is_missing_and_named(tmp_path: Path) -> None:
     store = tmp_path / "none.duckdb"
     done = msft("reproduce", "pezzuti2025", "--format", "json", store=store, code=4, cwd=tmp_path)
-    rows = json.loads(done.stdout)
+    rows = json.loads(done.out)
     assert {row["status"] for row in rows} == {"missing"}
     assert {(r["student"], r["regime"], r["first_stage"]) for r in rows if r["student"]} == CELLS
     assert next(r for r in rows if r["student"] == "electra")["published"] == 0.724
@@ -102,10 +98,10 @@ def test_without_anything_all_is_missing_and_named(tmp_path: Path) -> None:
         "msft teachers import marco-train-100k.jsonl", "--replies marco-train-100k-gpt3.5.json",
         "msft runs import FILE --dataset train --name colbertv2", "none of the 180 values",
     ):  # fmt: skip
-        assert part in done.stderr, part
+        assert part in done.err, part
     assert not store.exists(), "nothing to write, no store"
     dry = msft("reproduce", "pezzuti2025", "--dry-run", "--format", "json", store=store, cwd=tmp_path)
-    assert json.loads(dry.stdout) == rows
+    assert json.loads(dry.out) == rows
     assert not store.exists()
 
 
@@ -324,7 +320,7 @@ def test_tiny_scale_ends_with_all_sixteen_cells_for_each_test_set(tmp_path: Path
         store=tmp_path / "s.duckdb",
         cwd=tmp_path,
     )
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    rows: list[dict[str, Any]] = json.loads(done.out)
     cells = {
         dataset: {
             (r["student"], r["regime"], r["first_stage"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runner import Done, commands
 
 TOPICS = ["otter", "walnut", "glacier", "violin", "harbor", "comet", "meadow", "copper", "falcon", "lantern"]
 FILLER = [
@@ -33,23 +34,17 @@ FILLER = [
 ]
 
 
-def msft(store: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command of msft in a process of its own and check its exit code."""
+def msft(store: Path, *arguments: str, code: int = 0) -> Done:
+    """Run a command of msft outside this process and check its exit code."""
     environment = {**os.environ, "MSFT_STORE": str(store), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
-    assert done.returncode == code, f"msft {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
+    done = commands().run(arguments, store.parent, environment)
+    assert done.code == code, f"msft {' '.join(arguments)}\n{done.out}\n{done.err}"
+    assert "Traceback" not in done.err
     return done
 
 
 def rows(store: Path, *arguments: str) -> list[dict[str, Any]]:
-    return json.loads(msft(store, *arguments, "--format", "json").stdout)
+    return json.loads(msft(store, *arguments, "--format", "json").out)
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +151,8 @@ def test_documents_in_tested_student_out(store: Path, tiny_bert: Path) -> None:
     assert [(s["objective"], s["steps"]) for s in stages] == [("cl", 4), ("kd", 4)]
     again = rows(store, "eval", "--dataset", "own/test", "--measure", "nDCG@10")
     assert again == table
-    assert msft(store, "show", "lineage", "student-cl-kd").stdout.count("view") >= 2
-    assert msft(store, "verify").returncode == 0
+    assert msft(store, "show", "lineage", "student-cl-kd").out.count("view") >= 2
+    assert msft(store, "verify").code == 0
 
 
 @pytest.mark.parametrize(
@@ -176,6 +171,6 @@ def test_documents_in_tested_student_out(store: Path, tiny_bert: Path) -> None:
 )  # fmt: skip
 def test_a_wrong_command_gets_one_clear_line(store: Path, arguments: list[str], code: int, says: str) -> None:
     done = msft(store, *arguments, code=code)
-    assert says in done.stderr
-    assert "hint:" in done.stderr
-    assert done.stdout == ""
+    assert says in done.err
+    assert "hint:" in done.err
+    assert done.out == ""

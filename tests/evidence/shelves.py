@@ -2,9 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
+
+from runner import Done, commands
 
 from labelstore import keys
 from labelstore.store import LabelStore, next_id
@@ -180,15 +180,9 @@ def fill(shelf: Shelf) -> Small:
     return Small(shelf, shelf.store, dataset, bm25, qrels, {"bm25": first, "better": better, "short": short})
 
 
-def msft(store: LabelStore, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own and check its exit code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "MSFT_STORE": str(store.path)},
-        timeout=120,
-    )
-    assert done.returncode == code, f"msft {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
+def msft(store: LabelStore, *arguments: str, code: int = 0) -> Done:
+    """Run a command outside this process and check its exit code."""
+    done = commands().run(arguments, store.path.parent, {**os.environ, "MSFT_STORE": str(store.path)})
+    assert done.code == code, f"msft {' '.join(arguments)}\n{done.out}\n{done.err}"
+    assert "Traceback" not in done.err
     return done

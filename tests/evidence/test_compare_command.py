@@ -21,7 +21,7 @@ def test_compare_gives_the_promised_columns_and_says_what_queries_can_show(toy: 
     done = msft(
         toy.store, "compare", "bm25", "cl-student", "short", "--measure", "nDCG@10", "--format", "json"
     )
-    rows = json.loads(done.stdout)
+    rows = json.loads(done.out)
     assert [(r["system"], r["baseline"]) for r in rows] == [("cl-student", "bm25"), ("short", "bm25")]
     promised = (
         "dataset", "measure", "system", "baseline", "difference", "ci90_low", "ci90_high", "p_value", "p_holm",
@@ -31,22 +31,22 @@ def test_compare_gives_the_promised_columns_and_says_what_queries_can_show(toy: 
     assert all(
         value is None or isinstance(value, str | int | float) for row in rows for value in row.values()
     )
-    assert "toy/test, the only one" in done.stderr
-    assert "6 queries, margin 0.01" in done.stderr
-    assert "is out of reach for" in done.stderr
+    assert "toy/test, the only one" in done.err
+    assert "6 queries, margin 0.01" in done.err
+    assert "is out of reach for" in done.err
 
 
 def test_every_format_has_the_same_pairs(toy: Small) -> None:
     arguments = ("compare", "bm25", "cl-student", "oracle@bm25", "--all", "--margin", "0.02", "-q")
-    rows = json.loads(msft(toy.store, *arguments, "--format", "json").stdout)
+    rows = json.loads(msft(toy.store, *arguments, "--format", "json").out)
     assert [r["verdict"] for r in rows if {r["system"], r["baseline"]} == {"cl-student", "oracle@bm25"}] == [
         "equivalent"
     ]
-    as_csv = list(csv.DictReader(io.StringIO(msft(toy.store, *arguments, "--format", "csv").stdout)))
+    as_csv = list(csv.DictReader(io.StringIO(msft(toy.store, *arguments, "--format", "csv").out)))
     assert [(r["system"], r["baseline"], r["verdict"]) for r in as_csv] == [
         (r["system"], r["baseline"], r["verdict"]) for r in rows
     ]
-    table = msft(toy.store, *arguments, "--correction", "bh").stdout.splitlines()
+    table = msft(toy.store, *arguments, "--correction", "bh").out.splitlines()
     assert len(table) == 2 + 3
     assert "p_bh" in table[0]
     assert "p_holm" not in table[0]
@@ -64,7 +64,7 @@ def test_latex_marks_what_a_system_beats_and_what_it_equals(toy: Small) -> None:
         "RR@10",
         "--format",
         "latex",
-    ).stdout
+    ).out
     lines = {line.split(" & ")[1]: line for line in text.splitlines() if line.count(" & ") == 2}
     assert lines["bm25"].startswith("a & bm25 & $0.")
     assert "^{" not in lines["bm25"]
@@ -87,7 +87,7 @@ def test_text_cannot_break_the_latex(toy: Small) -> None:
     assert latex.escape("a_b & 100% #1 {x}~^\\") == (
         r"a\_b \& 100\% \#1 \{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
     )
-    plain = msft(toy.store, "eval", "--no-rerank", "--format", "latex", "-q").stdout
+    plain = msft(toy.store, "eval", "--no-rerank", "--format", "latex", "-q").out
     assert r"first\_stage" in plain
     assert plain.startswith(r"\begin{tabular}{")
 
@@ -105,11 +105,11 @@ def test_text_cannot_break_the_latex(toy: Small) -> None:
 )
 def test_a_wrong_command_gets_one_clear_line(toy: Small, arguments: list[str], code: int, says: str) -> None:
     done = msft(toy.store, "compare", *arguments, code=code)
-    assert says in done.stderr
-    assert "hint:" in done.stderr
-    assert done.stdout == ""
+    assert says in done.err
+    assert "hint:" in done.err
+    assert done.out == ""
 
 
 def test_the_help_ends_with_an_example(tmp_path: Path) -> None:
-    text = msft(LabelStore(tmp_path / "none.duckdb"), "compare", "--help").stdout
+    text = msft(LabelStore(tmp_path / "none.duckdb"), "compare", "--help").out
     assert "Example: msft compare" in text.splitlines()[-1]

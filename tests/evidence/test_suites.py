@@ -65,7 +65,7 @@ def test_eval_prints_the_suites_mean_and_says_what_is_missing(two: LabelStore, t
     own = tmp_path / "own.txt"
     own.write_text("one\ntwo\n")
     done = msft(two, "eval", "--suite", str(own), "--measure", "RR@10", "--format", "json")
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    rows: list[dict[str, Any]] = json.loads(done.out)
     assert [(r["dataset"], r["system"]) for r in rows] == [
         ("one", "bm25"), ("two", "bm25"), ("two", "extra"), (f"mean({own})", "bm25"),
     ]  # fmt: skip
@@ -73,6 +73,6 @@ def test_eval_prints_the_suites_mean_and_says_what_is_missing(two: LabelStore, t
     assert rows[0]["judged"] == pytest.approx(0.1)
     own.write_text("one\ntwo\nthree\n")
     done = msft(two, "eval", "--suite", str(own), "--measure", "RR@10", code=6)
-    assert "1 of 3 datasets are missing: three" in done.stderr
-    assert "mean(" not in done.stdout, "a mean over two of three datasets is no mean of the suite"
-    assert msft(two, "eval", "--suite", "dl", "--dataset", "one", code=2).stdout == ""
+    assert "1 of 3 datasets are missing: three" in done.err
+    assert "mean(" not in done.out, "a mean over two of three datasets is no mean of the suite"
+    assert msft(two, "eval", "--suite", "dl", "--dataset", "one", code=2).out == ""

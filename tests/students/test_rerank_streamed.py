@@ -202,6 +202,15 @@ def forget_run(store: LabelStore) -> None:
 
 
 def test_an_end_halfway_leaves_nothing_and_a_rerun_ends_it(tmp_path):
+    end_halfway(tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_many_ends_halfway_leave_nothing(tmp_path):
+    end_halfway(tmp_path, 10)
+
+
+def end_halfway(tmp_path, times):
     """SIGINT says so and ends with 130, SIGKILL with nothing said; in both cases the store is as it was."""
     model = tiny_models.make("bert", tmp_path / "model", layers=4, hidden=128)
     store = filled(tmp_path, model, 160, "what does water cause " * 8)
@@ -212,7 +221,7 @@ def test_an_end_halfway_leaves_nothing_and_a_rerun_ends_it(tmp_path):
     assert len(expected) == 4_800
     forget_run(store)
     rng = random.Random(1)
-    to_send = [signal.SIGINT, signal.SIGKILL] * 2
+    to_send = [signal.SIGINT, signal.SIGKILL] * times
     while to_send:
         sent = to_send[-1]
         killed = command(store)

@@ -1,9 +1,11 @@
-"""Runs a page's commands in one folder, as a user would in one shell.
+"""Runs commands in one folder, as a user would in one shell.
 
-Plain msft commands share one process, so that torch is imported once; other lines (pipes, ``&``, curl) are bash's.
+Plain msft commands share one process, over all shells, so that torch is imported once; other lines (pipes, ``&``, curl)
+are bash's.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -13,12 +15,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,35 @@ class Done:
     err: str
 
 
+class Commands:
+    """A process that runs msft commands one after another, each in the folder and environment that it is given."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())], cwd=ROOT, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def run(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Done:
+        """One command; the arguments that follow ``msft``."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {"words": list(words), "folder": str(folder), "environment": dict(environment)}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, f"the process ended with {self._process.wait()} in {words}"
+        return Done(**json.loads(answer))
+
+
+@functools.cache
+def commands() -> Commands:
+    """This test process's own; it ends when its input does."""
+    return Commands()
+
+
 class Shell:
-    """One folder, one environment, one process for plain commands; what runs in the background ends with it."""
+    """One folder and one environment; what runs in the background ends with it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -39,10 +68,6 @@ class Shell:
         clean = {k: v for k, v in os.environ.items() if k != "MSFT_STORE"}
         self._environment = {**clean, "PATH": path, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
         self._behind: list[subprocess.Popen[bytes]] = []
-        self._msft = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve())], cwd=folder, env=self._environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
 
     def __enter__(self) -> "Shell":
         return self
@@ -50,7 +75,7 @@ class Shell:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        for process in [*self._behind, self._msft]:
+        for process in self._behind:
             process.terminate()
             try:
                 process.wait(10)
@@ -60,11 +85,11 @@ class Shell:
     def run(self, line: str, words: tuple[str, ...] | None) -> Done:
         """One line; `words` are those of a plain msft command."""
         if words is not None:
-            return self._ask({"words": list(words)})
+            return commands().run(words, self._folder, self._environment)
         if line.startswith("export "):
             name, _, value = shlex.split(line)[1].partition("=")
             self._environment[name] = value
-            return self._ask({"name": name, "value": value})
+            return Done(0, "", "")
         if line.rstrip().endswith("&"):
             return self._serve(line.rstrip().removesuffix("&"))
         done = subprocess.run(
@@ -76,15 +101,6 @@ class Shell:
             timeout=300,
         )
         return Done(done.returncode, done.stdout, done.stderr)
-
-    def _ask(self, message: dict[str, Any]) -> Done:
-        assert self._msft.stdin is not None
-        assert self._msft.stdout is not None
-        self._msft.stdin.write(json.dumps(message) + "\n")
-        self._msft.stdin.flush()
-        answer = self._msft.stdout.readline()
-        assert answer, f"the process ended with {self._msft.wait()} in {message}"
-        return Done(**json.loads(answer))
 
     def _serve(self, line: str) -> Done:
         """Start a server behind; done when it answers on its port."""
@@ -114,10 +130,9 @@ def _main() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
-        if "name" in request:
-            os.environ[request["name"]] = request["value"]
-            answers.write(json.dumps({"code": 0, "out": "", "err": ""}) + "\n")
-            continue
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
         sys.argv = ["msft", *request["words"]]
         code = 0
         with (
