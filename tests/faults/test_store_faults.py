@@ -216,7 +216,7 @@ def _read_until(store: LabelStore, stop: Path, out: Path) -> None:
         if torn:
             raise RuntimeError(f"{torn} runs are not whole")
         n += 1
-        time.sleep(0.02)  # ten that never rest leave two cores nothing for the writer
+        time.sleep(0.3)  # ten that never rest leave two cores nothing for the writer
     out.write_text(str(n))
 
 
