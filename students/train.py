@@ -208,6 +208,9 @@ def _silent(_: str) -> None:
 
 
 if __name__ == "__main__":
+    import sys
+
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]  # transformers would import it, for 3 seconds
     from students.train_command import main
 
     raise SystemExit(main())

@@ -126,6 +126,7 @@ def _main() -> None:
     """The process of the plain commands: a request a line, an answer a line."""
     from cli.main import run
 
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]  # as cli.main.main
     answers = os.fdopen(os.dup(1), "w", buffering=1)  # what libraries write to 1 does not come between
     os.dup2(2, 1)
     for line in sys.stdin:

@@ -118,7 +118,7 @@ def kill_and_compare(folders, tmp_path: Path, trials: list[tuple[int, int, float
 
 def test_a_killed_training_resumes_to_the_same_bits(folders, tmp_path):
     """Dropout is on, the best weights are kept, gradients come in several micro-batches, the second stage is killed too."""
-    assert kill_and_compare(folders, tmp_path, [(1, 3, 0.05), (1, 12, 0.11), (2, 6, 0.02)]) >= 2
+    assert kill_and_compare(folders, tmp_path, [(1, 12, 0.11), (2, 6, 0.02)]) == 2
 
 
 @pytest.mark.slow
