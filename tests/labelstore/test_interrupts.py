@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def begun(arguments: list[str]) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
+def holds(process: "subprocess.Popen[str]", path: Path) -> bool:
+    """Whether the process has the file open."""
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with suppress(OSError):
+            if descriptor.readlink() == path:
+                return True
+    return False
+
+
 @pytest.mark.parametrize("way", ["read", "write"])
 @pytest.mark.parametrize("statement", STATEMENTS)
 def test_any_statement_ends_as_a_keyboard_interrupt(store, statement, way):
@@ -56,7 +66,7 @@ def test_any_statement_ends_as_a_keyboard_interrupt(store, statement, way):
     process = begun(["-c", script, str(store.path), way])
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
-    time.sleep(0.3)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT, errors  # Python's own end of an unhandled KeyboardInterrupt
@@ -68,7 +78,10 @@ def test_any_statement_ends_as_a_keyboard_interrupt(store, statement, way):
 
 def test_a_command_says_so_and_exits_130(store):
     process = begun(["-m", "cli.main", "sql", LONG, "--store", str(store.path)])
-    time.sleep(3)
+    deadline = time.monotonic() + 100
+    while not holds(process, store.path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130, errors
