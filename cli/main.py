@@ -56,7 +56,7 @@ def main() -> None:
     """Entry point of the console script: a process of its own.
 
     Where scikit-learn is installed transformers imports it, with pandas, for text generation that no command uses: a
-    fifth of the time in which a command that loads a model starts. So it is not there for this process.
+    third of the time in which a command that loads a model starts. So it is not there for this process.
     """
     sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
     run(sys.argv[1:])

@@ -58,8 +58,9 @@ def _listening() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # In this order: a signal that the watcher is told of always reaches our handler, which ends its interrupting.
         signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         told.close()  # the watcher reads the end of it
         watcher.join()
         ours.close()
