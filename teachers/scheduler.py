@@ -1,10 +1,14 @@
 """Every query's next window into a full engine, with bounded memory and no say over results.
 
 The frontier: a query is *active* from its first window to its last; as one of its windows is answered its next ones
-are ready. The engine is kept at its capacity with ready windows, started queries first, and new queries start only
-when those do not fill it; so the engine never waits for the slowest query, and at most about ``capacity`` queries are
-held, however many there are. A permutation is a function of its own replies, so the order in which calls complete
-cannot change it.
+are ready. The engine is kept at its capacity, so it never waits for the slowest query. Which window goes next: that of
+the query with the most calls left, started or not (Hu's rule, Operations Research 9(6), 1961: the best for chains of
+equal calls), since a long query that begins last would end the job alone in an empty engine. It is looked for among
+twice ``capacity`` queries that are active and as many that wait, however many there are. A permutation is a function of
+its own replies, so the order in which calls complete cannot change it.
+
+Where a budget may end the job, and in Ray's workers, which take no more from each other than they need, queries go in
+their own order instead, started ones first: then few are half done at the end.
 
 Strategies are generators (teachers.windows); what a window looks like to the model, what its reply means and where
 calls are kept is the job's business (:class:`Job`), so the same scheduler drives every engine.
@@ -54,6 +58,7 @@ class Answer:
         return self.status in USABLE and self.order is not None
 
 
+Rank = tuple[int, int]  # by calls left, then by the place among the tasks
 NOTHING = Ranked(())
 NO_TASK_YET = 0.01  # seconds until the source of tasks is asked again
 
@@ -120,6 +125,7 @@ class _Active(Generic[TaskT]):
     number: int
     task: TaskT
     strategy: Steps
+    calls: int  # at most
     calls_left: int
     result: Result
     step: int = 0  # of the first window of the batch under way
@@ -149,6 +155,7 @@ class Scheduler(Generic[TaskT]):
         backoff: seconds before the second try after an engine error; doubles with each further one, up to 60.
         lockstep: baseline for measurements: windows are sent only when none is in flight, all that are ready at once.
         max_active: baseline for measurements: at most so many queries at a time (1: one after another).
+        in_order: queries in the order of the tasks, instead of those with the most calls left; so with a limited budget.
         chunk: most requests rendered between two looks at the engine.
     """
 
@@ -162,6 +169,7 @@ class Scheduler(Generic[TaskT]):
         backoff: float = 0.5,
         lockstep: bool = False,
         max_active: int | None = None,
+        in_order: bool = False,
         chunk: int = 32,
         retry_quarantined: bool = False,
         progress: Callable[[Figures], None] | None = None,
@@ -174,14 +182,16 @@ class Scheduler(Generic[TaskT]):
         self._max_active = (
             max_active if max_active is not None else (1 << 60 if lockstep else 2 * engine.capacity)
         )
+        self._in_order = in_order or self._budget.limited
+        self._look_ahead = 1 if self._in_order else 2 * engine.capacity
         self._retry_quarantined = retry_quarantined
         self._progress = progress
         self._tasks: Iterator[TaskT | None] = iter(())
-        self._held: TaskT | None = None  # the next task, while the budget has no room for it
         self._exhausted = False
         self._tickets = itertools.count(1)
         self._numbers = itertools.count()
-        self._ready: list[tuple[int, int, _Ask[TaskT]]] = []
+        self._waiting: list[tuple[Rank, int, TaskT]] = []  # queries to start, with their calls
+        self._ready: list[tuple[Rank, int, _Ask[TaskT]]] = []
         self._delayed: list[tuple[float, int, _Ask[TaskT]]] = []
         self._in_flight: dict[int, _Ask[TaskT]] = {}
         self._twins: dict[str, list[_Ask[TaskT]]] = {}  # asks waiting for the same request's answer
@@ -209,7 +219,7 @@ class Scheduler(Generic[TaskT]):
             if not self._in_flight:
                 if self._delayed and not more:
                     time.sleep(max(min(self._delayed[0][0] - time.monotonic(), 1.0), 0.0))
-                elif not more and (self._exhausted or self.figures.stopped):
+                elif not more and (self._all_started or self.figures.stopped):
                     break
                 elif not more:
                     time.sleep(NO_TASK_YET)
@@ -222,7 +232,7 @@ class Scheduler(Generic[TaskT]):
                 busy_since = now if len(completions) < len(self._in_flight) else None
             elif not self.engine.concurrent:
                 self.figures.engine_seconds += now - before
-            if not self._exhausted or self._ready:
+            if self._ready or not self._all_started:
                 weighted += level * (now - before)
                 busy += now - before
             for completion in completions:
@@ -232,7 +242,7 @@ class Scheduler(Generic[TaskT]):
                 self._progress(self.figures)
         self.figures.seconds = time.monotonic() - began
         self.figures.occupancy = weighted / busy if busy else 0.0
-        self.figures.unfinished += self._active + (self._held is not None)
+        self.figures.unfinished += self._active + len(self._waiting)
         if self.figures.stopped:
             self.figures.unfinished += sum(task is not None for task in self._tasks)
         if self._progress is not None:
@@ -250,12 +260,13 @@ class Scheduler(Generic[TaskT]):
         chunk: list[Request] = []
         limit = 1 << 60 if self._lockstep else self._chunk
         room = 1 << 60 if self._lockstep else self.engine.capacity
-        started = True
+        more = True
         while len(chunk) < limit and len(self._in_flight) < room:
-            if not self._ready and not (started := self._start_next()):
-                break
-            if not self._ready:
+            if self._start_next():
                 continue
+            if not self._ready:
+                more = False
+                break
             ask = heapq.heappop(self._ready)[2]
             if not ask.query.gone and not self._settle_from_record(ask):
                 request = self._take(ask)
@@ -267,35 +278,49 @@ class Scheduler(Generic[TaskT]):
             self.engine.submit(chunk)
             if not self.engine.concurrent:
                 self.figures.engine_seconds += time.monotonic() - before
-        return bool(
-            started and len(self._in_flight) < room and self.figures.stopped is None and not self._lockstep
-        )
+        return more and len(self._in_flight) < room and self.figures.stopped is None and not self._lockstep
+
+    @property
+    def _all_started(self) -> bool:
+        return self._exhausted and not self._waiting
+
+    def _rank(self, calls_left: int, number: int) -> Rank:
+        """What goes before what: the lowest first."""
+        return (0 if self._in_order else -calls_left, number)
 
     def _start_next(self) -> bool:
-        """Start one more query; False when there is none, or no room for one."""
-        if self._exhausted or self._active >= self._max_active or self.figures.stopped:
+        """Start one more query, if one comes before what is ready; False when none does, or there is no room for it."""
+        if self._active >= self._max_active or self.figures.stopped:
             return False
-        task = self._held
-        self._held = None
-        if task is None:
-            try:
-                task = next(self._tasks)
-            except StopIteration:
-                self._exhausted = True
-        if task is None:
+        if self._ready and self._in_order:
             return False
-        calls = self.job.calls(task)
+        while len(self._waiting) < self._look_ahead and (task := self._next_task()) is not None:
+            calls = self.job.calls(task)
+            heapq.heappush(self._waiting, (self._rank(calls, next(self._numbers)), calls, task))
+        if not self._waiting or (self._ready and self._ready[0][0][0] <= self._waiting[0][0][0]):
+            return False
+        (_, number), calls, task = self._waiting[0]
         if not self._budget.admits(calls):
-            self._held = task
             if not self._active:
                 self.figures.stopped = self._budget.reason()
             return False
+        heapq.heappop(self._waiting)
         self._budget.reserve(calls)
-        query = _Active(next(self._numbers), task, self.job.start(task), calls, Result())
+        query = _Active(number, task, self.job.start(task), calls, calls, Result())
         self._active += 1
         self.figures.peak_active = max(self.figures.peak_active, self._active)
         self._advance(query, None)
         return True
+
+    def _next_task(self) -> TaskT | None:
+        """The source's next task; None when it has none now, or none any more."""
+        if self._exhausted:
+            return None
+        try:
+            return next(self._tasks)
+        except StopIteration:
+            self._exhausted = True
+            return None
 
     def _settle_from_record(self, ask: _Ask[TaskT]) -> bool:
         """Render an ask; whether the record already has its answer, or another ask in flight will."""
@@ -357,7 +382,9 @@ class Scheduler(Generic[TaskT]):
         return 0.5
 
     def _push(self, ask: _Ask[TaskT]) -> None:
-        heapq.heappush(self._ready, (ask.query.number, next(self._tickets), ask))
+        query = ask.query
+        rank = self._rank(query.calls - query.step, query.number)
+        heapq.heappush(self._ready, (rank, next(self._tickets), ask))
 
     # ----------------------------------------------------------------------------------------- from the engine
     def _complete(self, completion: Completion) -> None:

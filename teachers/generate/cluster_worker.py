@@ -193,6 +193,7 @@ class Worker:
                     Watched(labelling, self._memory, self._server, self._done),
                     budget=own.budget,
                     max_attempts=settings.max_attempts,
+                    in_order=True,
                     retry_quarantined=settings.retry_quarantined,
                     progress=self._rotation(writing),
                 )
