@@ -13,6 +13,9 @@ calls_per_second            of the scheduler; sequential_ and lockstep_ of the s
                             frontier saves is the engine's steps, which count where replies take the time, not prompts
 speedup_over_sequential     the scheduler's calls per second over theirs, median over rounds; speedups_… are the rounds'
 speedup_over_lockstep
+speedup_over_batches        over lockstep that holds no more queries at once than one batch of the engine has requests
+steps_over_lockstep         the engine's steps that lockstep takes over those that the scheduler takes, for the same calls:
+steps_over_batches          what a machine gains on which a step's price does not grow with its tokens; no noise in it
 occupancy                   mean requests in flight over what the engine wants, while work was left (of that job)
 overhead_share              (wall - engine time) / wall of a whole job on five times the queries: plan, store, scheduler,
                             journal, merge; engine time is time in which the engine had work
@@ -40,6 +43,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -49,7 +53,12 @@ from benchmarks.labelling_store import WORDS, make
 Row = dict[str, Any]
 BATCH = 32  # requests in one batch of vLLM
 WINDOW = 20
-BASELINES: dict[str, Row] = {"scheduler": {}, "lockstep": {"lockstep": True}, "sequential": {"max_active": 1}}
+BASELINES: dict[str, Row] = {
+    "scheduler": {},
+    "lockstep": {"lockstep": True},
+    "batches": {"lockstep": True, "max_active": BATCH},
+    "sequential": {"max_active": 1},
+}
 CLIENT = Path(__file__).with_name("rankllm_client.py")
 
 
@@ -62,11 +71,14 @@ def ragged(seed: int) -> Callable[[int], int]:
 
 # --------------------------------------------------------------------------------------------------- with vLLM
 def vllm(folder: Path, options: argparse.Namespace) -> Row:
-    """The scheduler and its two baselines in turns on one engine, each round on lists and texts of its own."""
+    """The scheduler and its baselines in turns on one engine, each round on lists and texts of its own."""
     model, engine = tiny_engine(folder)
+    taken = count_steps(engine)
     rates: dict[str, list[float]] = {how: [] for how in BASELINES}
+    steps: dict[str, list[int]] = {how: [] for how in BASELINES}
     for turn in range(options.rounds):
-        order = list(BASELINES)[turn % 3 :] + list(BASELINES)[: turn % 3]
+        first = turn % len(BASELINES)
+        order = list(BASELINES)[first:] + list(BASELINES)[:first]
         for how in order:
             queries = options.queries // 6 if how == "sequential" else options.queries
             # other texts for each way, so that none finds the prompts of another in vLLM's cache; the same lengths
@@ -74,17 +86,37 @@ def vllm(folder: Path, options: argparse.Namespace) -> Row:
             store = make(
                 folder / f"{how}-{turn}.duckdb", queries, length=ragged(turn), words=options.words, seed=seed
             )
+            before = taken()
             done = label(store, model, engine, queries, **BASELINES[how])
+            steps[how].append(taken() - before)
             rates[how].append(done.figures.calls / done.figures.seconds)
-            print(f"{how}: {done.figures.calls} calls in {done.figures.seconds:.1f} s", file=sys.stderr)
+            print(
+                f"{how}: {done.figures.calls} calls in {done.figures.seconds:.1f} s, {steps[how][-1]} steps",
+                file=sys.stderr,
+            )
     engine.close()
     row: Row = {
         f"{how}_calls_per_second".removeprefix("scheduler_"): statistics.median(rates[how]) for how in rates
     }
-    for peer in ("sequential", "lockstep"):
+    for peer in ("sequential", "lockstep", "batches"):
         ratios = [ours / theirs for ours, theirs in zip(rates["scheduler"], rates[peer], strict=True)]
         row |= {f"speedup_over_{peer}": statistics.median(ratios), f"speedups_over_{peer}": ratios}
+    for peer in ("lockstep", "batches"):  # the same calls, so steps compare as they are
+        row[f"steps_over_{peer}"] = statistics.median(map(truediv, steps[peer], steps["scheduler"]))
     return row
+
+
+def count_steps(engine: Any) -> Callable[[], int]:
+    """How many steps the engine has taken since this call."""
+    step, number = engine._engine.step, 0
+
+    def counted() -> Any:
+        nonlocal number
+        number += 1
+        return step()
+
+    engine._engine.step = counted
+    return lambda: number
 
 
 def overhead(folder: Path, options: argparse.Namespace) -> Row:
