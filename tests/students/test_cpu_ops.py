@@ -106,6 +106,32 @@ def test_attention_is_sdpa(dtype, masked, rows):
         assert float((blind[0] - got[0]).abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_scores_in_bf16_attend_alike_with_amx_and_without(monkeypatch, amx, masked, rows):
+    monkeypatch.setattr(cpu_ops, "cpu_capabilities", lambda: {"amx_bf16": amx})
+    taken = []
+    theirs = F.scaled_dot_product_attention
+
+    def counted(*given, **options):
+        taken.append(1)
+        return theirs(*given, **options)
+
+    q, k, v = torch.randn(3, 3, 2, 9, 8, generator=torch.Generator().manual_seed(6)).unbind(0)
+    mask = torch.arange(9)[None, :] < torch.tensor([9, 4, 6])[:, None] if masked else None
+    mask = None if mask is None else mask[:, None, None, :]
+    expected = theirs(q[:, :, :rows], k, v, attn_mask=mask)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    with torch.inference_mode():
+        got = attention(q[:, :, :rows].bfloat16(), k.bfloat16(), v.bfloat16(), mask)
+    torch.testing.assert_close(got.float(), expected, atol=0.03, rtol=0.03)
+    assert bool(taken) == amx
+    with torch.no_grad():  # as gradient caching scores its pieces: the same way as with gradients
+        attention(q[:, :, :rows].bfloat16(), k.bfloat16(), v.bfloat16(), mask)
+    assert len(taken) == amx
+
+
 def test_attention_without_dropout_equals_the_explicit_products():
     """fp32 takes SDPA without dropout and the explicit way with it: a dropout that drops nothing must not differ."""
     q, k, v = torch.randn(3, 2, 2, 5, 8, generator=torch.Generator().manual_seed(5)).unbind(0)
