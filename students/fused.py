@@ -108,8 +108,8 @@ class _Forward:
 
     def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor, dropout: float) -> torch.Tensor:
         attended = attended.transpose(1, 2).reshape(x.shape)
-        x = layer.attended_norm(x + drop(layer.attended(attended), dropout))
-        return layer.outer_norm(x + drop(layer.outer(layer.inner(x)), dropout))
+        x = layer.attended_norm(_sum(x, drop(layer.attended(attended), dropout)))
+        return layer.outer_norm(_sum(x, drop(layer.outer(layer.inner(x)), dropout)))
 
     def _split(self, x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         n, width, _ = x.shape
@@ -254,6 +254,13 @@ def _layers(
             )
         )
     return layers
+
+
+def _sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x + y of fp32 and what a product gives: torch adds two types at a fifth to three quarters of this speed."""
+    if torch.is_inference_mode_enabled() and y.dtype != x.dtype:
+        return y.to(x.dtype).add_(x)
+    return x + y
 
 
 def _activated(product: Product, activation: Product) -> Product:

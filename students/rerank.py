@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from students.batches import PairBatch, budget_batches
+from students.cpu_ops import cpu_capabilities
 from students.encoder import CrossEncoder, choose_precision
 from students.errors import StudentError
 from students.fused import FusedEncoder, Precision
@@ -30,6 +31,7 @@ Lists = Sequence[tuple[str, Sequence[str]]]
 Progress = Callable[[int, int | None], None]
 
 CPU_BATCH_TOKENS = 2048  # of one core's batch: what a layer makes of it stays in its cache
+AMX_BATCH_TOKENS = 3072  # in bf16 with AMX: a twelfth faster than 2048, and than 6144
 CUDA_BATCH_TOKENS = 65536
 
 
@@ -96,9 +98,9 @@ class Reranker:
     ) -> None:
         self.encoder = encoder.eval()
         self._cuda = encoder.device.type == "cuda"
-        self._batch_tokens = batch_tokens or (CUDA_BATCH_TOKENS if self._cuda else CPU_BATCH_TOKENS)
         self._forward: Callable[[PairBatch], torch.Tensor] = encoder
         self.precision: Precision = "int8" if int8 else encoder.precision
+        self._batch_tokens = batch_tokens or self._usual_tokens()
         on_cpu = encoder.device.type == "cpu"
         if on_cpu and encoder.layout == "padded" and FusedEncoder.supports(encoder.model):
             self._forward = FusedEncoder(encoder.model, self.precision, any_size=any_size)
@@ -180,6 +182,12 @@ class Reranker:
         """Tokens of each pair, special tokens counted, before any truncation."""
         n_query = len(self.encoder.tokenise([query])[0])
         return n_query + self.encoder.tokenise(list(texts)).lengths + self.encoder.form.n_special
+
+    def _usual_tokens(self) -> int:
+        if self._cuda:
+            return CUDA_BATCH_TOKENS
+        amx = self.precision == "bf16" and cpu_capabilities().get("amx_bf16", False)
+        return AMX_BATCH_TOKENS if amx else CPU_BATCH_TOKENS
 
     def _budget(self, lengths: Ints) -> int:
         """The batch's tokens; less when there is so little to do that some workers would stay idle."""
