@@ -9,7 +9,7 @@ Where a collection's ids are whole numbers (MS MARCO's are) an id's key is one l
 joined. A file whose lines are not in order is sorted by DuckDB, on disk if need be, and checked again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from labelstore import formats, lookup
+from labelstore import formats, lookup, run_source
 from labelstore.errors import BadInput
 from labelstore.interrupts import interruptible
 from labelstore.row_hashes import id_hash, number_hashes, row_hashes, whole_number
@@ -28,11 +28,8 @@ UNKNOWN_QUERY = "query unknown to the collection"
 UNKNOWN_PASSAGE = "passage unknown to the collection"
 OTHER_QUERY = "query of another dataset over the collection"
 
-_LINES = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("rank", pa.float64()), ("score", pa.float64())])  # fmt: skip
 _ROWS = pa.schema([("query", pa.int32()), ("rank", pa.int32()), ("document", pa.int32()), ("score", pa.float32())])  # fmt: skip
-_BATCH = 1 << 16  # lines at a time: what is made of them fits the processor's cache
 _MOST_NUMBERS = 1 << 26  # keys of whole-number ids below this always fit an array (256 MiB)
-_ODD = r"[\x00\t\n\x0b\f\r ]"  # what DuckDB's reader takes for part of a field, and the reference reader does not
 
 Say = Callable[[str], None]
 Drops = dict[str, tuple[int, str | None]]
@@ -83,26 +80,22 @@ def read(
         con.execute("SET disabled_optimizers = 'join_order, build_side_probe_side'")
         con.execute("SET streaming_buffer_size = '64MB'")
         known = _Known.load(store, con, dataset_name)
-        lines = _quick(path)
+        lines = run_source.quick(path)
         while True:
             try:
                 return _read(con, path, known, lines, folder, skip_unknown, say)
             except duckdb.Error as error:
-                if lines == _SLOW:
+                if lines == run_source.SLOW:
                     raise BadInput(
                         f"{path}: cannot be read: {str(error).splitlines()[0]}",
                         hint="is there room on the disk and in memory?",
                     ) from error
-                lines = (
-                    _SLOW  # the reference reader takes any white space, and names the line that it refuses
-                )
+                # The reference reader takes any white space, and names the line that it refuses.
+                lines = run_source.SLOW
             except _Odd:
-                if lines == _SLOW:
+                if lines == run_source.SLOW:
                     raise BadInput(f"{path}: changed while it was read") from None
-                lines = _SLOW
-
-
-_SLOW = "lines_as_they_come"
+                lines = run_source.SLOW
 
 
 class _Odd(Exception):
@@ -160,7 +153,7 @@ class _Known:
                 ),
             ):
                 rows = held.sql(f"{sql} WHERE collection = {self.dataset.collection}")
-                con.register("ids", rows.to_arrow_reader(_BATCH))
+                con.register("ids", rows.to_arrow_reader(run_source.BATCH))
                 con.execute(f"CREATE TABLE {table} AS SELECT * FROM ids")
                 con.unregister("ids")
         self.joined = True
@@ -173,7 +166,7 @@ def _keys(con: duckdb.DuckDBPyConnection, table: str, key: str, id_: str, collec
     )
     keys = np.full(1 << 16, -1, dtype=np.int32)
     n = 0
-    with rows.to_arrow_reader(_BATCH) as batches:
+    with rows.to_arrow_reader(run_source.BATCH) as batches:
         for batch in batches:
             numbers = batch.column("number")
             n += len(numbers)
@@ -193,100 +186,29 @@ def _keys(con: duckdb.DuckDBPyConnection, table: str, key: str, id_: str, collec
     return keys
 
 
-# ------------------------------------------------------------------------------------------------- parsing
-def _quick(path: Path) -> str:
-    """DuckDB's reader over a TREC run in its common form: one space or one tab between six fields."""
-    skip, delimiter, newline, usual = 0, " ", "\\n", ["", ""]
-    try:
-        with formats.open_bytes(path) as file:
-            while line := file.readline(formats.MAX_LINE):
-                fields = line.split()
-                if fields and fields[0] != b"#":
-                    delimiter = "\t" if line.count(b"\t") == 5 else " "
-                    newline = "\\r\\n" if line.endswith(b"\r\n") else "\\n"
-                    if len(fields) != 6 or b"\x00" in line:
-                        return _SLOW
-                    usual = [fields[k].decode("utf-8", "replace").replace("'", "''") for k in (1, 5)]
-                    break
-                skip += 1
-    except formats.DAMAGED:
-        return _SLOW
-    # Of the fields that nothing is made of, those that are as in the first line need no further look.
-    odd = f"""CASE WHEN q0 = '{usual[0]}' AND tag = '{usual[1]}' AND query_id IS NOT NULL AND doc_id IS NOT NULL
-              THEN false ELSE q0 IS NULL OR tag IS NULL OR query_id IS NULL OR doc_id IS NULL
-                              OR regexp_matches(concat(q0, tag), '{_ODD}') END"""
-    return f"""(SELECT query_id, doc_id, rank, score, {odd} AS odd
-        FROM read_csv('{str(path).replace("'", "''")}', delim = '{delimiter}', header = false, auto_detect = false,
-        quote = '', escape = '', comment = '', new_line = '{newline}', compression = '{formats.compression(path)}',
-        strict_mode = true, skip = {skip},
-        columns = {{'query_id': 'VARCHAR', 'q0': 'VARCHAR', 'doc_id': 'VARCHAR', 'rank': 'DOUBLE',
-                    'score': 'DOUBLE', 'tag': 'VARCHAR'}}))"""
-
-
-class _Slow:
-    """The reference reader as an Arrow stream; what it refuses is kept, since DuckDB would only quote it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.error: BaseException | None = None
-
-    def reader(self) -> pa.RecordBatchReader:
-        return pa.RecordBatchReader.from_batches(_LINES, self._batches())
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        rows: list[tuple[str, str, int, float]] = []
-        try:
-            for c in formats.read_run(self._path):
-                rows.append((c.query_id, c.doc_id, c.rank, c.score))
-                if len(rows) == _BATCH:
-                    yield _batch(rows)
-                    rows = []
-        except BaseException as error:
-            self.error = error
-            raise
-        if rows:
-            yield _batch(rows)
-
-
-def _batch(rows: list[tuple[str, str, int, float]]) -> pa.RecordBatch:
-    columns = zip(*rows, strict=True)
-    return pa.record_batch(
-        [pa.array(c, type=f.type) for c, f in zip(columns, _LINES, strict=True)], schema=_LINES
-    )
-
-
-def _source(con: duckdb.DuckDBPyConnection, path: Path, lines: str) -> tuple[str, _Slow | None]:
-    """A relation of the file's lines, fresh: an Arrow stream can be read once."""
-    if lines != _SLOW:
-        return lines, None
-    slow = _Slow(path)
-    con.register(_SLOW, slow.reader())
-    return f"(SELECT *, false AS odd FROM {_SLOW})", slow
-
-
 # ------------------------------------------------------------------------------------------------ checking
 def _read(
     con: duckdb.DuckDBPyConnection, path: Path, known: _Known, lines: str, folder: Path, skip: bool, say: Say
 ) -> Staged:
-    source, slow = _source(con, path, lines)
+    source, slow = run_source.relation(con, path, lines)
     try:
         checker = _Checker(path, known, folder / "rows.arrow")
         sql = _numbered(source) if known.numbered else _joined(source)
         try:
-            checker.run(con.sql(sql).to_arrow_reader(_BATCH), ordered=False)
+            checker.run(con.sql(sql).to_arrow_reader(run_source.BATCH), ordered=False)
         except _Unordered:
             known.join(con)
-            source, slow = _source(con, path, lines)
+            source, slow = run_source.relation(con, path, lines)
             con.execute(f"CREATE OR REPLACE TABLE run_lines AS {_joined(source)}")
             checker = _Checker(path, known, folder / "rows.arrow")
             rows = con.sql(
                 "SELECT * FROM run_lines ORDER BY query NULLS FIRST, score DESC, row"
-            ).to_arrow_reader(_BATCH)
+            ).to_arrow_reader(run_source.BATCH)
             checker.run(rows, ordered=True)
             _say_upset(con, path, checker, say)
         if checker.n_query or checker.n_passage:
             known.join(con)
-            source, slow = _source(con, path, lines)
+            source, slow = run_source.relation(con, path, lines)
             drops = _unknown(con, path, known, source, checker, skip)
         else:
             drops = {}
@@ -494,7 +416,7 @@ def _unknown(
 ) -> Drops:
     """What lines with unknown ids there are, by a second reading; refuses them unless they are to be skipped."""
     odd, queries, passages = con.execute(
-        f"""SELECT count(*) FILTER (regexp_matches(coalesce(unknown_query, unknown_passage), '{_ODD}') OR unknown_query = '#'),
+        f"""SELECT count(*) FILTER (regexp_matches(coalesce(unknown_query, unknown_passage), '{run_source.ODD}') OR unknown_query = '#'),
                    count(DISTINCT unknown_query), count(DISTINCT unknown_passage) FILTER (member IS NULL OR member)
             FROM (SELECT q.member, CASE WHEN q.query IS NULL THEN l.query_id END AS unknown_query,
                          CASE WHEN d.document IS NULL THEN l.doc_id END AS unknown_passage
