@@ -3,8 +3,9 @@
     python -m benchmarks.memory [--steps 3] [--repeats 3]
 
 Each figure is the median over processes of their own that train MiniLM on the CPU by `students.train.train`, a list per
-step, RankNet, fp32. A piece is bounded to six passages, of which one worker makes six and two workers five, for lists of
-either length. As many pairs in all for both, since the allocator's heap grows a little with all that was ever computed.
+step, RankNet, fp32. A piece is bounded to three passages, so that each of two workers has two pieces of a list of 10:
+from its second piece on a worker holds the gradients that it has summed so far, however many more there are. As many
+pairs in all for both, since the allocator's heap grows a little with all that was ever computed.
 
 memory_10_mb, memory_100_mb   peak resident memory above that of a process that trains on two passages of a few words
 memory_ratio                  of the two
@@ -20,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-MAX_LENGTH, HELD = 256, 6
+MAX_LENGTH, HELD = 256, 3
 WORDS = (
     "water river stone light paper green window music engine garden winter summer bridge letter market silver"
 )
