@@ -168,7 +168,10 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
 
 
 def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
-    """A line for each student, regime and first stage: for each test set's headline one's own value and the study's."""
+    """A line for each student, regime and first stage: for each test set's headline one's own value and the study's.
+
+    Its status is `run` or `missing`, and `partly` where some test sets have their value.
+    """
     headline = {test_set.name: test_set.measures[0] for test_set in spec.test_sets}
     runs = {s.name: s.name if s.run == s.name else f"{s.name} ({s.run})" for s in spec.first_stages}
     lines: dict[tuple[Any, ...], Row] = {}
@@ -183,8 +186,11 @@ def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
                 "student": row["student"],
                 "regime": row["regime"],
                 **varied,
+                "status": row["status"],
             },
         )
+        if line["status"] != row["status"]:
+            line["status"] = "partly"
         name = f"{row['dataset']} {row['measure']}"
         line[name] = row["value"]
         if spec.published:

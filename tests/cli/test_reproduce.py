@@ -246,7 +246,7 @@ def test_a_recipe_of_ones_own_goes_on_as_what_is_missing_comes(
     assert jobs(store)["students.train"] == 4
     spec = reproduce_spec.read("own.toml")
     assert list(reproduce_table.beside(spec, list(second.values()))[0]) == [
-        "first_stage", "student", "regime", "own/test RR@10",
+        "first_stage", "student", "regime", "status", "own/test RR@10",
     ]  # fmt: skip
 
 
