@@ -3,10 +3,9 @@
 So a random model can stand in for a ranker where a client cannot say what may be said (`benchmarks.teachers`).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-from teachers.engines.constrained import IdentifierConstraint
+from teachers.engines.constrained import IdentifierConstraint, Language
 from teachers.engines.spelling import constraint
 
 
@@ -18,7 +17,7 @@ class EveryReplyRanks(IdentifierConstraint):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(vllm_config.model_config.tokenizer)
-        self._given = constraint(tokenizer, [str(k) for k in range(1, 21)])
+        self._language = Language.of(constraint(tokenizer, [str(k) for k in range(1, 21)]))
 
-    def given(self, params: Any) -> Mapping[str, Any]:
-        return self._given
+    def language(self, params: Any) -> Language:
+        return self._language

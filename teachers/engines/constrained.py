@@ -1,17 +1,21 @@
 """Replies that are valid by construction: a vLLM logits processor that allows only unused identifiers and the separator.
 
 The language is ``[a] > [b] > …`` with each identifier at most once, then the end. An identifier is spelt by the tokens
-that the tokenizer itself gives it at that place, so the model sees token sequences as in its training; as no spelling
-is the beginning of another's, a list of the identifiers still possible is all the state there is. Each request brings
-its own spellings, so windows of any size and both kinds of identifiers share one batch.
+that the tokenizer itself gives it at that place, so the model sees token sequences as in its training. The spellings
+stand in a trie whose nodes know which identifiers lie below, as bits: what may come next are the children above an
+unused one. No spelling is the beginning of another's, so an identifier is named where its branch ends.
+
+Each request brings its own spellings, as JSON text, so windows of any size and both kinds of identifiers share one
+batch; text, since vLLM copies a request's arguments and looks into them, which takes longer than reading them here once.
 
 A server loads it by name, ``--logits-processors teachers.engines.constrained:IdentifierConstraint``, and takes each
-request's spellings from its field ``vllm_xargs`` (as JSON text: that field holds no nested values). It needs no tokenizer.
+request's spellings from its field ``vllm_xargs``. It needs no tokenizer.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,50 +31,89 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class State:
-    """Where one reply stands.
+class Node:
+    """A place in the spelling of identifiers.
 
     Attributes:
-        first, later: token ids of each identifier as the first and as a later one (separator included).
-        end: the token that ends the reply.
-        output: the reply so far, a live list of vLLM's.
+        below: bit k: identifier k is spelt through here.
+        children: by the token that leads there; none where an identifier ends.
     """
 
-    first: Sequence[Sequence[int]]
-    later: Sequence[Sequence[int]]
+    below: int = 0
+    children: "dict[int, Node]" = field(default_factory=dict)
+
+
+NOWHERE = Node()
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What replies to one kind of window may be.
+
+    Attributes:
+        n: identifiers.
+        first, later: the spellings of the first one named and of those after it (separator included).
+        end: the token that ends the reply.
+        top: how many are named before it ends.
+    """
+
+    n: int
+    first: Node
+    later: Node
     end: int
     top: int
-    output: Sequence[int]
-    unused: list[int] = field(default_factory=list)
-    possible: list[int] = field(default_factory=list)
-    depth: int = 0  # tokens of the current identifier already there
-    named: int = 0
-    read: int = 0  # tokens of `output` taken in
 
-    def __post_init__(self) -> None:
-        self.unused = list(range(len(self.first)))
-        self.possible = list(self.unused)
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Language":
+        """From what `teachers.engines.spelling.constraint` says.
 
-    def allowed(self) -> set[int]:
+        Raises:
+            ValueError: if something is missing.
+        """
+        if not {"first", "later", "end", "top"} <= set(given):
+            raise ValueError(f"{ARGUMENT} needs first, later, end and top")
+        first, later = (trie(given[place]) for place in ("first", "later"))
+        return cls(len(given["first"]), first, later, given["end"], given["top"])
+
+
+def trie(spellings: Sequence[Sequence[int]]) -> Node:
+    """The root of the spellings of identifiers 0, 1 …"""
+    root = Node()
+    for number, tokens in enumerate(spellings):
+        node = root
+        node.below |= 1 << number
+        for token in tokens:
+            node = node.children.setdefault(token, Node())
+            node.below |= 1 << number
+    return root
+
+
+class State:
+    """Where one reply stands; ``output`` is the reply so far, a live list of vLLM's."""
+
+    __slots__ = ("_language", "_named", "_node", "_output", "_read", "_unused")
+
+    def __init__(self, language: Language, output: Sequence[int]) -> None:
+        self._language, self._output = language, output
+        self._node = language.first
+        self._unused = (1 << language.n) - 1  # bit k: identifier k
+        self._named = self._read = 0
+
+    def allowed(self) -> list[int]:
         """Tokens that may come next."""
-        spellings = self.later if self.named else self.first
-        for token in self.output[self.read :]:
-            spellings = self.later if self.named else self.first
-            self.read += 1
-            self.possible = [
-                i
-                for i in self.possible
-                if self.depth < len(spellings[i]) and spellings[i][self.depth] == token
-            ]
-            self.depth += 1
-            if len(self.possible) == 1 and len(spellings[self.possible[0]]) == self.depth:
-                self.unused.remove(self.possible[0])
-                self.named += 1
-                self.possible, self.depth = list(self.unused), 0
-        if self.named >= self.top or not self.possible:
-            return {self.end}
-        spellings = self.later if self.named else self.first
-        return {spellings[i][self.depth] for i in self.possible}
+        for token in self._output[self._read :]:
+            self._read += 1
+            self._node = self._node.children.get(token, NOWHERE)
+            if self._node.below and not self._node.children:
+                self._unused &= ~self._node.below
+                self._named += 1
+                self._node = self._language.later
+        if self._named < self._language.top:
+            unused = self._unused
+            tokens = [token for token, child in self._node.children.items() if child.below & unused]
+            if tokens:
+                return tokens
+        return [self._language.end]
 
 
 class IdentifierConstraint(LogitsProcessor):
@@ -78,16 +121,14 @@ class IdentifierConstraint(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: "SamplingParams") -> None:
-        given = given_in(sampling_params)
-        if given is not None and not {"first", "later", "end", "top"} <= set(given):
-            raise ValueError(f"{ARGUMENT} needs first, later, end and top")
+        language(sampling_params)
 
     def __init__(self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, State] = {}
 
-    def given(self, params: "SamplingParams") -> Mapping[str, Any] | None:
-        """A request's spellings; None where it is free."""
-        return given_in(params)
+    def language(self, params: "SamplingParams") -> Language | None:
+        """What the reply to a request may be; None where it is free."""
+        return language(params)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -99,11 +140,11 @@ class IdentifierConstraint(LogitsProcessor):
         for row in batch_update.removed:
             rows.pop(row, None)
         for row, params, _, output in batch_update.added:
-            given = self.given(params)
-            if given is None:
+            may_say = self.language(params)
+            if may_say is None:
                 rows.pop(row, None)
             else:
-                rows[row] = State(given["first"], given["later"], given["end"], given["top"], output)
+                rows[row] = State(may_say, output)
         for source, target, direction in batch_update.moved:
             moving, staying = rows.pop(source, None), rows.pop(target, None)
             if moving is not None:
@@ -114,23 +155,30 @@ class IdentifierConstraint(LogitsProcessor):
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         if not self._rows:
             return logits
-        rows: list[int] = []
         at: list[int] = []
         tokens: list[int] = []
         for row, state in self._rows.items():
             allowed = state.allowed()
-            rows.append(row)
             at.extend([row] * len(allowed))
             tokens.extend(allowed)
-        kept = logits[at, tokens]
-        logits[rows] = float("-inf")
-        logits[at, tokens] = kept
+        rows = torch.tensor(list(self._rows), device=logits.device)
+        row_of, token_of = torch.tensor((at, tokens), device=logits.device)
+        kept = logits[row_of, token_of]
+        logits.index_fill_(0, rows, float("-inf"))
+        logits[row_of, token_of] = kept
         return logits
 
 
-def given_in(params: "SamplingParams") -> Mapping[str, Any] | None:
-    """The constraint in a request's arguments, from within this process or by a server's API."""
-    given = (params.extra_args or {}).get(ARGUMENT)
-    if isinstance(given, str):
-        given = json.loads(given)
-    return given
+def language(params: "SamplingParams") -> Language | None:
+    """What a request's arguments allow; None where they say nothing.
+
+    Raises:
+        ValueError: if they do not say all, or are not JSON.
+    """
+    text = (params.extra_args or {}).get(ARGUMENT)
+    return None if text is None else _language(text)
+
+
+@lru_cache(maxsize=256)  # by size of window, prefix and top
+def _language(text: str) -> Language:
+    return Language.of(json.loads(text))

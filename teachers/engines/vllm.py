@@ -1,5 +1,6 @@
 """vLLM in this process: requests join the running batch as they come, so the model never waits for a batch to end."""
 
+import json
 import os
 import queue
 import sys
@@ -196,7 +197,7 @@ class VllmEngine:
             stop: list[int] = []
             if sampling.constraint is not None:
                 given = constraint(self.tokenizer, request.identifiers, request.prefix, sampling.top)
-                extra[ARGUMENT] = given
+                extra[ARGUMENT] = json.dumps(given)
                 stop = [given["end"]]
             self._parameters[shown] = SamplingParams(
                 temperature=sampling.temperature,
@@ -207,7 +208,7 @@ class VllmEngine:
                 extra_args=extra or None,
                 stop_token_ids=stop or None,
             )
-        return self._parameters[shown].clone()
+        return self._parameters[shown]  # vLLM takes a copy
 
     def _named_tokens(self, request: Request) -> dict[int, str]:
         shown = tuple(request.identifiers)
