@@ -70,7 +70,7 @@ class Language:
         Raises:
             ValueError: if something is missing.
         """
-        if not {"first", "later", "end", "top"} <= set(given):
+        if not isinstance(given, Mapping) or not {"first", "later", "end", "top"} <= set(given):
             raise ValueError(f"{ARGUMENT} needs first, later, end and top")
         first, later = (trie(given[place]) for place in ("first", "later"))
         return cls(len(given["first"]), first, later, given["end"], given["top"])
