@@ -1,6 +1,6 @@
 """Labelling: the scheduler against one query at a time and against lockstep, its overhead, its memory; RankLLM beside.
 
-    python -m benchmarks.teachers [--queries 96] [--rounds 5] [--only vllm,scripted,memory,server]
+    python -m benchmarks.teachers [--queries 96] [--rounds 12] [--only vllm,scripted,memory,server]
         [--rankllm-python PATH]
 
 Everything runs through `teachers generate`: rendering, hashing, scheduler, parsing, journal and store. Each part is a
@@ -80,7 +80,7 @@ def vllm(folder: Path, options: argparse.Namespace) -> Row:
         first = turn % len(BASELINES)
         order = list(BASELINES)[first:] + list(BASELINES)[:first]
         for how in order:
-            queries = options.queries // 6 if how == "sequential" else options.queries
+            queries = options.queries // 12 if how == "sequential" else options.queries
             # other texts for each way, so that none finds the prompts of another in vLLM's cache; the same lengths
             seed = 10 * turn + order.index(how)
             store = make(
@@ -316,7 +316,7 @@ def run(folder: Path, options: argparse.Namespace, groups: list[str]) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--queries", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=5, help="of the scheduler and its baselines")
+    parser.add_argument("--rounds", type=int, default=12, help="of the scheduler and its baselines")
     parser.add_argument("--words", type=int, default=6, help="per passage, in those rounds")
     parser.add_argument("--scripted-queries", type=int, default=2000)
     parser.add_argument("--only", help=f"groups, of {','.join(GROUPS)}")

@@ -15,6 +15,7 @@ speedup_same_precision      both in bf16, or in fp32 where the machine has no bf
 speedup_fp32                both in fp32
 speedup_over_lightning_ir   against its module in fp32, …_same_precision as above
 loop_speedup_…              of the optimiser steps alone, without loading, tokenising ahead and saving
+loop_speedup_compiled       with --compiled: seconds of our optimiser steps over those with compile = true
 cpu_speedup_…               by CPU seconds: with OMP_NUM_THREADS=1 what compares where others use the machine too (several
                             threads that wait for one another spend CPU time)
 model_flops_utilisation     model FLOPs of the real tokens / (seconds of our optimiser steps × measured peak)
@@ -45,7 +46,7 @@ from benchmarks.train_lists import Work, held_out_loss, in_training_order, make_
 from benchmarks.train_peers import SEED, Contender, Trained, lightning_ir, ours, sentence_transformers
 
 
-def contenders(device: str, mini_batch: int | None) -> dict[str, Contender]:
+def contenders(device: str, mini_batch: int | None, *, compiled: bool = False) -> dict[str, Contender]:
     """Everyone that can run here; bf16 only where the machine multiplies it."""
     from students.rerank import resolve_precision
 
@@ -53,6 +54,8 @@ def contenders(device: str, mini_batch: int | None) -> dict[str, Contender]:
     precisions = ("fp32", "bf16") if has_bf16 else ("fp32",)
     found = {f"ours_{p}": ours(p) for p in precisions}
     found |= {f"st_{p}": sentence_transformers(p, mini_batch) for p in precisions}
+    if compiled:
+        found |= {f"ours_compiled_{p}": ours(p, compiled=True) for p in precisions}
     if importlib.util.find_spec("lightning_ir"):
         found |= {f"lir_{p}": lightning_ir(p) for p in precisions}
     return found
@@ -167,6 +170,8 @@ def summary(found: dict[str, dict[str, Any]], n_pairs: dict[str, int], tolerance
             row[f"speedup_{key}"] = round(whole[peer] / whole[f"ours_{best}"], 2)
             row[f"loop_speedup_{key}"] = round(loop[peer] / loop[f"ours_{best}"], 2)
             row[f"cpu_speedup_{key}"] = round(cpu[peer] / cpu[f"ours_{best}"], 2)
+    if f"ours_compiled_{best}" in names:
+        row["loop_speedup_compiled"] = round(loop[f"ours_{best}"] / loop[f"ours_compiled_{best}"], 2)
     row["speedup_fp32"] = round(whole["st_fp32"] / whole["ours_fp32"], 2)
     row["pairs_per_second"] = round(total / whole[f"ours_{best}"], 1)
     difference = largest_difference(found)
@@ -199,14 +204,16 @@ def utilisation(arguments: argparse.Namespace) -> dict[str, Any]:
         name = "made-up" if arguments.shape != "minilm" else arguments.collections.split(",")[0]
         work = make_work(name, base, arguments, scratch)
         few = work.lists[: 2 * work.per_step]
-        ours(precision)(replace(work, lists=few, view=make_view(scratch / "few", few)))
-        seconds = [ours(precision)(work).loop_seconds for _ in range(arguments.repeats)]
+        way = ours(precision, compiled=arguments.compiled)
+        way(replace(work, lists=few, view=make_view(scratch / "few", few)))
+        seconds = [way(work).loop_seconds for _ in range(arguments.repeats)]
         lengths = train_lists.pair_lengths(work)
         flops = train_lists.model_flops(_config(base), lengths)
     loop, peak = statistics.median(seconds), matmul_peak(device, precision)
     return {
         "benchmark": "train utilisation", "shape": arguments.shape, "device": device, "precision": precision,
-        "dropout": arguments.dropout, "lists": arguments.lists, "per_list": arguments.per_list, "pairs": work.n_pairs,
+        "compiled": arguments.compiled, "dropout": arguments.dropout, "lists": arguments.lists,
+        "per_list": arguments.per_list, "pairs": work.n_pairs,
         "tokens_per_pair": round(float(lengths.mean()), 1), "loop_seconds": round(loop, 3),
         "loop_pairs_per_second": round(work.n_pairs / loop, 1), "peak_tflops": round(peak / 1e12, 3),
         "model_flops_utilisation": round(flops / (loop * peak), 4), "torch": torch.__version__,
@@ -223,7 +230,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     transformers_logging.set_verbosity_error()
     shape, device = arguments.shape, arguments.device
     names = arguments.collections.split(",") if shape == "minilm" else ["made-up"]
-    ways = contenders(device, arguments.peer_mini_batch)
+    ways = contenders(device, arguments.peer_mini_batch, compiled=arguments.compiled)
     found: dict[str, dict[str, Any]] = {}
     result: dict[str, Any] = {
         "benchmark": "train", "shape": shape, "device": device, "dropout": arguments.dropout, "lists": arguments.lists,
@@ -282,6 +289,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--exact-steps", type=int, default=2, help="steps of the comparison without dropout")
     parser.add_argument("--tolerance", type=float, default=0.02, help="of the loss, with dropout")
     parser.add_argument("--utilisation", action="store_true", help="only that, without peers: more pairs fit")
+    parser.add_argument(
+        "--compiled", action="store_true", help="ours with compile = true, too (alone: --utilisation)"
+    )
     parser.add_argument(
         "--peer-mini-batch", type=int, help="pairs of sentence-transformers' forward instead of its default"
     )

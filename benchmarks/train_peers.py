@@ -32,7 +32,7 @@ class Trained:
 Contender = Callable[[Work], Trained]
 
 
-def ours(precision: str) -> Contender:
+def ours(precision: str, *, compiled: bool = False) -> Contender:
     """`students.train.train`, everything in it counted: reading the view, tokenising, start and end weights on disk."""
 
     def run(work: Work) -> Trained:
@@ -45,7 +45,7 @@ def ours(precision: str) -> Contender:
                 "loss": "ranknet", "reduction": "pair", "lists": work.per_step, "lr": work.lr, "schedule": "constant",
                 "warmup": 0, "weight_decay": 0.0, "clip": 1.0, "epochs": 1, "keep": "last", "patience": 0,
                 "hidden_dropout": work.dropout, "attention_dropout": work.dropout,
-                "checkpoint_every": 1_000_000,
+                "checkpoint_every": 1_000_000, "compile": compiled,
             }
         )  # fmt: skip
         out = _fresh(work, f"ours-{precision}")

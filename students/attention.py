@@ -86,6 +86,7 @@ def _kernel(
     return cast(torch.Tensor, mixed).unsqueeze(0)
 
 
+@torch.compiler.disable  # type: ignore[misc]  # which segments are equally long is another program for each batch
 def _loop(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -8,6 +8,8 @@ model is ever run.
 import hashlib
 import importlib.util
 import logging
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -211,6 +213,26 @@ class CrossEncoder(nn.Module):
             self._learning = LearningEncoder(self.model, self.precision)
         return self.fused
 
+    def compile_layers(self) -> None:
+        """Have torch.compile fuse each layer's operations from now on; one compilation serves all layers and lengths.
+
+        Weights keep their names, and what `students.fused` runs is not concerned.
+
+        Raises:
+            StudentError: there is no compiler (exit code 2), or no stack of layers.
+        """
+        if self.device.type == "cuda":
+            if importlib.util.find_spec("triton") is None:
+                raise StudentError(
+                    "torch.compile needs triton", hint="pip install triton, or compile = false", exit_code=2
+                )
+        elif shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise StudentError(
+                "torch.compile needs a C++ compiler", hint="install g++, or compile = false", exit_code=2
+            )
+        for layer in _layer_stack(self.model):
+            layer.compile(dynamic=True)
+
     def forward(self, batch: PairBatch) -> torch.Tensor:
         """Raw logits, (n_pairs,) fp32."""
         if self._learning is not None:
@@ -291,6 +313,19 @@ def _cut_layers(config: Any, layers: int, model: str | Path) -> None:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     config.num_hidden_layers = layers
+
+
+def _layer_stack(model: Any) -> nn.ModuleList:
+    """The encoder's layers: BERT's and its kin's ``encoder.layer``, ModernBERT's ``layers``."""
+    base = model.base_model
+    for owner, name in ((getattr(base, "encoder", None), "layer"), (base, "layers")):
+        if isinstance(stack := getattr(owner, name, None), nn.ModuleList):
+            return stack
+    raise StudentError(
+        f"{model.config.model_type} has no layers that compile = true knows",
+        hint="compile = false",
+        exit_code=2,
+    )
 
 
 def _position_limit(config: Any) -> int:

@@ -113,11 +113,15 @@ class Recipe:
     layout: Literal["auto", "padded", "packed"] = "auto"
     attention_dropout: float | None = None  # instead of the base's; packed on a GPU needs 0
     hidden_dropout: float | None = None  # instead of the base's
+    compile: bool = False  # torch.compile the layers
     stages: tuple[Stage, ...] = ()
 
     def flat(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; ``compile``, which came later, only where it is set: older trainings stay known."""
+        values = asdict(self)
+        if not self.compile:
+            del values["compile"]
+        return values
 
 
 @dataclass(frozen=True)

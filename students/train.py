@@ -176,11 +176,15 @@ def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
         encoder = CrossEncoder.load(
             recipe.base, attention_dropout=attention_dropout, attention="packed_varlen", **options
         )
-    if device.type == "cpu" and not encoder.fuse() and not packed and encoder.precision == "bf16":
+    fused = not recipe.compile and encoder.fuse()
+    if device.type == "cpu" and not fused and not packed and encoder.precision == "bf16":
         encoder.model.set_attn_implementation(
             "eager"
         )  # on a CPU the backward pass of SDPA in bf16 is far slower
-    say(f"{recipe.base}: {encoder.architecture}, {encoder.precision}, {encoder.layout} on {device}")
+    if recipe.compile:
+        encoder.compile_layers()
+    how = ", compiled" if recipe.compile else ""
+    say(f"{recipe.base}: {encoder.architecture}, {encoder.precision}, {encoder.layout}{how} on {device}")
     return encoder
 
 

@@ -45,6 +45,7 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: shutil.which("chromium") is not None,
         "Chromium is not installed (apt-get install chromium)",
     ),
+    "compiler": (lambda: shutil.which("g++") is not None, "no C++ compiler (apt-get install g++)"),
     "shared": (SHARED.is_dir, f"the collections are not at {SHARED}"),
     "gpu": (_gpu, "no GPU"),
 }

@@ -151,8 +151,7 @@ class VllmEngine:
                 self._add(self._asked.get())
             if self._waiting:
                 for output in self._engine.step():
-                    if output.finished:
-                        self._done.put(self._completion(output))
+                    self._done.put(self._completion(output))
 
     def _add(self, request: Request) -> None:
         ticket = str(request.ticket)
@@ -189,6 +188,7 @@ class VllmEngine:
 
     def _sampling_params(self, request: Request) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         shown = (request.max_tokens, tuple(request.identifiers))
         if shown not in self._parameters:
@@ -207,6 +207,7 @@ class VllmEngine:
                 logprob_token_ids=sorted(self._named_tokens(request)) if sampling.logprobs else None,
                 extra_args=extra or None,
                 stop_token_ids=stop or None,
+                output_kind=RequestOutputKind.FINAL_ONLY,  # else each step makes an object of each reply so far
             )
         return self._parameters[shown]  # vLLM takes a copy
 

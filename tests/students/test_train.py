@@ -66,7 +66,13 @@ def test_a_student_learns(recipe, views, tmp_path, architecture):
 
 @pytest.mark.parametrize("regime", ["cl", "cl+kd"])
 @pytest.mark.parametrize(
-    "settings", [{}, {"gradient_cache": "always", "batch_tokens": 90}, {"memory_tokens": 300}]
+    "settings",
+    [
+        {},
+        {"gradient_cache": "always", "batch_tokens": 90},
+        {"memory_tokens": 300},
+        pytest.param({"compile": True}, marks=pytest.mark.needs("compiler")),
+    ],
 )
 def test_the_loop_is_a_plain_one(recipe, views, tmp_path, regime, settings):
     """Weights after nine steps equal those of a loop written out with transformers' own forward and torch's autograd."""
