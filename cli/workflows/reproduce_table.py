@@ -20,7 +20,7 @@ _OF_VERDICT = ("ci90_low", "ci90_high", "p_holm", "tost_p", "margin", "margin_sh
 COLUMNS = (
     "student", "regime", "first_stage", "dataset", "measure", "value", "published", "status", "difference", "setting",
     "seeds", "single_stage", "single_difference", "ci90_low", "ci90_high", "p_holm", "tost_p", "margin",
-    "margin_showable", "verdict", "measured_on", "why",
+    "margin_showable", "verdict", "weights_moved", "measured_on", "why",
 )  # fmt: skip
 
 
@@ -101,10 +101,12 @@ def _row(
 def verdicts(store: "LabelStore", spec: Spec, held: Value) -> dict[tuple[Arm, str, str], Row]:
     """Each regime of several stages against the single contrastive stage, by the headline measure.
 
-    The comparisons over one test set are one family.
+    The comparisons over one test set are one family. Beside a verdict stands how far the regime's least moved stage went,
+    over its seeds: two stages of which one learnt nothing are one.
     """
     from labelstore import comparison
 
+    moved = least_moved(store)
     found: dict[tuple[Arm, str, str], Row] = {}
     for test_set in spec.test_sets:
         measure = test_set.measures[0]
@@ -136,8 +138,20 @@ def verdicts(store: "LabelStore", spec: Spec, held: Value) -> dict[tuple[Arm, st
                 "single_stage": one[0][1],
                 "single_difference": row["difference"],
                 **{name: row[name] for name in _OF_VERDICT},
+                "weights_moved": min(moved[t.name] for t in arms(spec)[two[0]]),
             }
     return found
+
+
+def least_moved(store: "LabelStore") -> dict[str, float]:
+    """For each student the relative distance of the weights in the stage that moved them least."""
+    if not store.exists:
+        return {}
+    with store.read() as con:
+        found = con.execute(
+            "SELECT s.name, min(g.weights_moved) FROM students s JOIN stages g USING (student) GROUP BY 1"
+        ).fetchall()
+    return dict(found)
 
 
 def _single_stage(place: Place, there: Mapping[Place, list[str]]) -> Place | None:
@@ -165,6 +179,24 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
         render.text(f"\n{_COMMENT.get(format, '')}Is a single contrastive stage on par with two?")
         render.write("")
         render.rows(judged, format)
+        for sentence in hardly_trained(judged):
+            render.text(f"\n{_COMMENT.get(format, '')}{sentence}")
+
+
+def hardly_trained(judged: Sequence[Row]) -> list[str]:
+    """Of which comparisons the second regime had a stage that learnt nothing, so that they say nothing about it."""
+    from students.diagnostics import MOVED_LITTLE
+
+    arms = {
+        (row["student"], row["regimes"].partition(" ")[0], row.get("setting")): row["weights_moved"]
+        for row in judged
+        if row["weights_moved"] < MOVED_LITTLE
+    }
+    return [
+        f"{student} {regime}{f' ({setting})' if setting else ''}: a stage moved the weights by {moved:.0e} of their length,"
+        " which is no training: its verdicts say nothing about what that stage could add"
+        for (student, regime, setting), moved in arms.items()
+    ]
 
 
 def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
@@ -229,6 +261,7 @@ def on_par(spec: Spec, found: Sequence[Row]) -> list[Row]:
                 "tost_p": row["tost_p"],
                 "margin_showable": row["margin_showable"],
                 "verdict": row["verdict"],
+                "weights_moved": row["weights_moved"],
                 **({"study": study} if spec.published else {}),
             }
         )

@@ -294,6 +294,10 @@ def test_the_grid_with_stand_ins_is_whole_and_goes_on_where_it_ended(
     assert {(r["verdict"], r["single_difference"]) for r in parity} == {("equivalent", 0.0)}
     shown = reproduce_table.on_par(spec, rows)
     assert len(shown) == 16
+    assert [said.partition(":")[0] for said in reproduce_table.hardly_trained(shown)] == [
+        "electra cl,kd",
+        "roberta cl,kd",
+    ]
     electra = next(
         s
         for s in shown
