@@ -25,6 +25,8 @@ def shown(field: Field[Any]) -> str:
         return "none"
     if isinstance(field.default, str):
         return f'`"{field.default}"`'
+    if isinstance(field.default, bool):
+        return f"`{field.default}`".lower()  # as TOML writes it
     return "`[]`" if field.default == () else f"`{field.default}`"
 
 
