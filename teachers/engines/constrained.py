@@ -173,10 +173,14 @@ def language(params: "SamplingParams") -> Language | None:
     """What a request's arguments allow; None where they say nothing.
 
     Raises:
-        ValueError: if they do not say all, or are not JSON.
+        ValueError: if they do not say all, or are not JSON text.
     """
     text = (params.extra_args or {}).get(ARGUMENT)
-    return None if text is None else _language(text)
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError(f"{ARGUMENT} is JSON text, not {type(text).__name__}")
+    return _language(text)
 
 
 @lru_cache(maxsize=256)  # by size of window, prefix and top

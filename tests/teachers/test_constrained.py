@@ -37,8 +37,8 @@ def test_after_a_token_that_no_spelling_has_the_reply_ends() -> None:
     assert state(4, [1, 7, 5]).allowed() == [END]
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[1]", '{"first": [[1]]}'])
-def test_arguments_that_make_no_language_are_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["no JSON", "[1]", '{"first": [[1]]}', 5, {"first": [[1]]}])
+def test_arguments_that_make_no_language_are_refused(text: Any) -> None:
     from vllm import SamplingParams
 
     from teachers.engines.constrained import IdentifierConstraint
