@@ -69,7 +69,18 @@ def add_folder(
         if documents is not None:
             stage.add_document_file(documents, progress)
         stage.finish(request.update)
-        return ingest.merge(store, stage, request)
+        added = ingest.merge(store, stage, request)
+    if judgments is None and folder is not None and (others := _other_judgments(folder)):
+        added.notes.append(
+            f"no judgments were read: {folder} has no qrels.txt, but {', '.join(others)}; --qrels {others[0]} takes them"
+        )
+    return added
+
+
+def _other_judgments(folder: Path) -> list[str]:
+    """Files of judgments under names of their own, from the folder: qrels/test.tsv, qrels.train.txt …"""
+    found = [*folder.glob("qrels*"), *folder.glob("qrels/*")]
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
 
 
 def _resolve(qrels: Path, folder: Path | None) -> Path:

@@ -116,6 +116,16 @@ def test_splits_share_a_collection_and_hold_the_queries_judged(store: LabelStore
     assert query(store, "SELECT query_id, doc_id FROM judgments WHERE dataset = 'graded'") == [("q3", "01")]
 
 
+def test_judgments_under_other_names_are_mentioned(store: LabelStore, tmp_path: Path) -> None:
+    source = folder(tmp_path / "f", qrels=None)
+    assert add_folder(store, source, Request("none")).notes == []
+    (source / "qrels").mkdir()
+    (source / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\t01\t1\n")
+    (said,) = add_folder(store, source, Request("mine", collection="none")).notes
+    assert "no judgments were read" in said
+    assert "--qrels qrels/test.tsv" in said
+
+
 def test_documents_may_follow_the_judgments(store: LabelStore, tmp_path: Path) -> None:
     add_folder(store, folder(tmp_path / "f", docs=None), Request("mine"))
     assert query(store, "SELECT count(*) FROM documents WHERE version = 0") == [(3,)]
