@@ -18,7 +18,8 @@ loop_speedup_…              of the optimiser steps alone, without loading, tok
 loop_speedup_compiled       with --compiled: seconds of our optimiser steps over those with compile = true
 cpu_speedup_…               by CPU seconds: with OMP_NUM_THREADS=1 what compares where others use the machine too (several
                             threads that wait for one another spend CPU time)
-model_flops_utilisation     model FLOPs of the real tokens / (seconds of our optimiser steps × measured peak)
+model_flops_utilisation     model FLOPs of the real tokens / (seconds of our optimiser steps × measured peak); of these
+                            FLOPs ours computes computed_share: no score needs the last layer of any but first tokens
 NAME_CONTENDER_loss         RankNet on held-out lists after the training, measured in the same way for all
 loss_difference             the largest |ours - theirs| among them, with dropout; equal_loss: it is within --tolerance
 loss_difference_exact       the same without dropout, in fp32, after the first steps: only rounding is left
@@ -209,6 +210,7 @@ def utilisation(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = [way(work).loop_seconds for _ in range(arguments.repeats)]
         lengths = train_lists.pair_lengths(work)
         flops = train_lists.model_flops(_config(base), lengths)
+        share = train_lists.computed_share(_config(base), lengths)
     loop, peak = statistics.median(seconds), matmul_peak(device, precision)
     return {
         "benchmark": "train utilisation", "shape": arguments.shape, "device": device, "precision": precision,
@@ -216,7 +218,8 @@ def utilisation(arguments: argparse.Namespace) -> dict[str, Any]:
         "per_list": arguments.per_list, "pairs": work.n_pairs,
         "tokens_per_pair": round(float(lengths.mean()), 1), "loop_seconds": round(loop, 3),
         "loop_pairs_per_second": round(work.n_pairs / loop, 1), "peak_tflops": round(peak / 1e12, 3),
-        "model_flops_utilisation": round(flops / (loop * peak), 4), "torch": torch.__version__,
+        "model_flops_utilisation": round(flops / (loop * peak), 4), "computed_share": round(share, 4),
+        "torch": torch.__version__,
     }  # fmt: skip
 
 
@@ -239,7 +242,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }  # fmt: skip
     works: list[Work] = []
     exact: list[float] = []
-    flops = cache_seconds = 0.0
+    flops = computed = cache_seconds = 0.0
     with tempfile.TemporaryDirectory(prefix="msft-train-") as folder:
         scratch = Path(folder)
         base = make_base(shape, scratch / "base", arguments.dropout)
@@ -254,7 +257,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             found[name] = measure(work, ways, arguments.repeats)
             lengths = train_lists.pair_lengths(work)
             result[f"{name}_tokens_per_pair"] = round(float(lengths.mean()), 1)
-            flops += train_lists.model_flops(_config(base), lengths)
+            own = train_lists.model_flops(_config(base), lengths)
+            flops += own
+            computed += own * train_lists.computed_share(_config(base), lengths)
             cache_seconds += token_cache_seconds(work)
             print(json.dumps({"collection": name, **found[name]}), file=sys.stderr, flush=True)
     row = summary(found, {work.name: work.n_pairs for work in works}, arguments.tolerance)
@@ -265,6 +270,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "token_cache_seconds": round(cache_seconds, 3),
         "peak_tflops": round(peak / 1e12, 3),
         "model_flops_utilisation": round(flops / (seconds * peak), 4),
+        "computed_share": round(computed / flops, 4),
     }
     print(json.dumps(result))
     return result

@@ -169,13 +169,24 @@ def model_flops(config: Any, lengths: np.ndarray) -> float:
 
     A product of (a, b) and (b, c) is 2abc; the backward pass is two such for each of the forward's. Per layer and token
     that are 2 (4h² + 2hi) for the projections and the feed-forward, and 4hL for a token's attention to L others.
-    Embeddings, norms, softmax and the head are left out, and nothing that is computed again counts.
+    Embeddings, norms, softmax and the head are left out, and nothing that is computed again counts. All layers count
+    whole, though ours leaves out what no score needs of the last one (`computed_share`).
     """
     h, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     lengths = np.asarray(lengths, dtype=np.float64)
     dense = 2 * (4 * h * h + 2 * h * inner) * lengths.sum()
     attention = 4 * h * (lengths**2).sum()
     return float(3 * layers * (dense + attention))
+
+
+def computed_share(config: Any, lengths: np.ndarray) -> float:
+    """The part of `model_flops` that is left where the last layer runs for the first tokens alone, keys and values apart."""
+    h, inner, n_pairs = config.hidden_size, config.intermediate_size, len(lengths)
+    lengths = np.asarray(lengths, dtype=np.float64)
+    spared = (
+        2 * (2 * h * h + 2 * h * inner) * (lengths.sum() - n_pairs) + 4 * h * (lengths**2 - lengths).sum()
+    )
+    return 1 - float(3 * spared) / model_flops(config, lengths)
 
 
 def held_out_loss(folder: Path, work: Work) -> float:

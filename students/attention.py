@@ -1,11 +1,14 @@
 """Attention without padding: all pairs of a batch in one row, each attending to itself alone.
 
-Stock transformers models run so unchanged: an attention function is registered with transformers' own interface, the
-boundaries between pairs travel to it as forward arguments, and the head reads the first token of every pair. On CUDA it
-is PyTorch's variable-length kernel; elsewhere a loop over runs of equally long pairs with SDPA, which is exact and is
-what tests compare against the padded forward.
+Stock transformers layers run so unchanged: an attention function is registered with transformers' own interface, and the
+boundaries between pairs travel to it as forward arguments. A score needs the last layer's first token of every pair
+alone, so BERT and its kin run that layer for those: keys and values of all tokens, everything else of one in a pair. On
+CUDA attention is PyTorch's variable-length kernel; elsewhere a loop over runs of equally long pairs with SDPA, which is
+exact and is what tests compare against the padded forward.
 """
 
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import Any, cast
 
 import torch
@@ -16,6 +19,19 @@ from students.errors import StudentError
 
 NAME = "packed_varlen"
 SUPPORTED = ("electra", "roberta", "xlm-roberta", "camembert", "bert", "modernbert")
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """Where the pairs lie in the rows of queries and of keys.
+
+    ``queries`` and ``keys`` are (segments + 1,) int32 boundaries; ``longest_query`` and ``longest_key`` the longest segments.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    longest_query: int
+    longest_key: int
 
 
 def register() -> None:
@@ -55,17 +71,30 @@ def packed_attention(
     if cu_seq_lens_q is None or max_length_q is None:
         raise RuntimeError("packed attention was called without the boundaries of its segments")
     window = -1 if sliding_window is None else sliding_window - 1
-    if query.device.type == "cuda":
-        return _kernel(query, key, value, cu_seq_lens_q, max_length_q, dropout, scaling, window), None
-    return _loop(query, key, value, cu_seq_lens_q, dropout, scaling, window), None
+    segments = _Segments(cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    return _attend(q, k, v, segments, dropout, scaling, window).unsqueeze(0), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: _Segments,
+    dropout: float,
+    scaling: float | None = None,
+    window: int = -1,
+) -> torch.Tensor:
+    """Attention of each segment's queries over its keys. (tokens, heads, dim) each; gives the queries' form."""
+    way = _kernel if query.device.type == "cuda" else _loop
+    return cast(torch.Tensor, way(query, key, value, segments, dropout, scaling, window))
 
 
 def _kernel(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    boundaries: torch.Tensor,
-    longest: int,
+    segments: _Segments,
     dropout: float,
     scaling: float | None,
     window: int,
@@ -78,12 +107,14 @@ def _kernel(
             f"the packed kernel has no attention dropout, and {dropout} is asked for",
             hint="set attention_dropout = 0.0, or layout = 'padded'",
         )
-    q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
+    q, k, v = (x.contiguous() for x in (query, key, value))
     options: dict[str, Any] = {"scale": scaling}
     if window >= 0:
         options["window_size"] = (window, window)
-    mixed = varlen_attn(q, k, v, boundaries, boundaries, longest, longest, **options)
-    return cast(torch.Tensor, mixed).unsqueeze(0)
+    mixed = varlen_attn(
+        q, k, v, segments.queries, segments.keys, segments.longest_query, segments.longest_key, **options
+    )
+    return cast(torch.Tensor, mixed)
 
 
 @torch.compiler.disable  # type: ignore[misc]  # which segments are equally long is another program for each batch
@@ -91,24 +122,22 @@ def _loop(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    boundaries: torch.Tensor,
+    segments: _Segments,
     dropout: float,
     scaling: float | None,
     window: int,
 ) -> torch.Tensor:
-    """One SDPA call per run of equally long segments (batches are sorted by length, so runs are few)."""
-    ends = boundaries.tolist()
-    heads, dim = query.shape[1], query.shape[3]
+    """One SDPA call per run of segments of one form (batches are sorted by length, so runs are few)."""
+    ends = list(zip(segments.queries.tolist(), segments.keys.tolist(), strict=True))
+    forms = [(q - p, k - j) for (p, j), (q, k) in pairwise(ends)]
+    heads, dim = query.shape[1:]
     outputs, first = [], 0
-    while first < len(ends) - 1:
-        length = ends[first + 1] - ends[first]
-        last = first + 1
-        while last < len(ends) - 1 and ends[last + 1] - ends[last] == length:
-            last += 1
-        part = slice(ends[first], ends[last])
+    for (rows, length), run in groupby(forms):
+        last = first + len(list(run))
+        parts = (slice(ends[first][side], ends[last][side]) for side in (0, 1, 1))
         q, k, v = (
-            x[0, :, part].reshape(heads, last - first, length, dim).transpose(0, 1)
-            for x in (query, key, value)
+            x[part].view(last - first, -1, heads, dim).transpose(1, 2)
+            for x, part in zip((query, key, value), parts, strict=True)
         )
         mask = None
         if 0 <= window < length - 1:
@@ -117,9 +146,9 @@ def _loop(
         mixed = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling
         )
-        outputs.append(mixed.transpose(1, 2).reshape((last - first) * length, heads, dim))
+        outputs.append(mixed.transpose(1, 2).reshape((last - first) * rows, heads, dim))
         first = last
-    return torch.cat(outputs).unsqueeze(0)
+    return torch.cat(outputs)
 
 
 def forward(model: Any, batch: PairBatch) -> torch.Tensor:
@@ -127,27 +156,14 @@ def forward(model: Any, batch: PairBatch) -> torch.Tensor:
     if batch.boundaries is None or batch.positions is None:
         raise StudentError("a packed forward needs a packed batch")
     architecture = str(model.config.model_type)
-    inputs: dict[str, Any] = {
-        "input_ids": batch.ids,
-        "position_ids": batch.positions,
-        "cu_seq_lens_q": batch.boundaries,
-        "cu_seq_lens_k": batch.boundaries,
-        "max_length_q": batch.longest,
-        "max_length_k": batch.longest,
-    }
-    if batch.types is not None:
-        inputs["token_type_ids"] = batch.types
-    hidden = model.base_model(**inputs)[0][0]  # (T, width)
-    first = hidden[batch.boundaries[:-1].long()]
-    if architecture == "bert":
-        logits = model.classifier(model.dropout(model.bert.pooler(first.unsqueeze(1))))
-    elif architecture == "modernbert":
-        pooled = (
-            _segment_mean(hidden, batch.boundaries) if model.config.classifier_pooling == "mean" else first
-        )
-        logits = model.classifier(model.drop(model.head(pooled)))
-    elif architecture in SUPPORTED:  # ELECTRA, RoBERTa: the head takes the first token of (n, length, width)
-        logits = model.classifier(first.unsqueeze(1))
+    if architecture == "modernbert":
+        logits = _modernbert(model, batch)
+    elif architecture in SUPPORTED:
+        first = _first_tokens(model.base_model, batch)  # (n, width)
+        if architecture == "bert":
+            logits = model.classifier(model.dropout(model.bert.pooler(first.unsqueeze(1))))
+        else:  # ELECTRA, RoBERTa: the head takes the first token of (n, length, width)
+            logits = model.classifier(first.unsqueeze(1))
     else:
         raise StudentError(
             f"{architecture} does not run packed",
@@ -155,6 +171,59 @@ def forward(model: Any, batch: PairBatch) -> torch.Tensor:
         )
     scores: torch.Tensor = logits.reshape(-1)[: batch.n_pairs]
     return scores
+
+
+def _boundaries(batch: PairBatch) -> dict[str, Any]:
+    """What `packed_attention` is told, as forward arguments."""
+    return {
+        "cu_seq_lens_q": batch.boundaries,
+        "cu_seq_lens_k": batch.boundaries,
+        "max_length_q": batch.longest,
+        "max_length_k": batch.longest,
+    }
+
+
+def _first_tokens(base: Any, batch: PairBatch) -> torch.Tensor:
+    """The last states of each pair's first token, (n, width), from BERT, ELECTRA or RoBERTa without a head."""
+    assert batch.boundaries is not None
+    types = {} if batch.types is None else {"token_type_ids": batch.types}
+    x = base.embeddings(input_ids=batch.ids, position_ids=batch.positions, **types)
+    if hasattr(base, "embeddings_project"):
+        x = base.embeddings_project(x)
+    *layers, last = base.encoder.layer
+    for layer in layers:
+        x = layer(x, **_boundaries(batch))
+        x = x[0] if isinstance(x, tuple) else x  # transformers before 5
+    x = x.squeeze(0)
+    starts = batch.boundaries[:-1]
+    first = x[starts.long()]
+    attend = last.attention.self
+    q, k, v = (
+        project(of).view(len(of), -1, attend.attention_head_size)
+        for project, of in ((attend.query, first), (attend.key, x), (attend.value, x))
+    )
+    each = torch.arange(len(first) + 1, dtype=torch.int32, device=x.device)
+    mixed = _attend(
+        q,
+        k,
+        v,
+        _Segments(each, batch.boundaries, 1, batch.longest),
+        attend.dropout.p if attend.training else 0.0,
+    )
+    states: torch.Tensor = last.feed_forward_chunk(last.attention.output(mixed.flatten(1), first))
+    return states
+
+
+def _modernbert(model: Any, batch: PairBatch) -> torch.Tensor:
+    """ModernBERT's logits, (n, 1)."""
+    assert batch.boundaries is not None
+    hidden = model.model(input_ids=batch.ids, position_ids=batch.positions, **_boundaries(batch))[0][0]
+    if model.config.classifier_pooling == "mean":
+        pooled = _segment_mean(hidden, batch.boundaries)
+    else:
+        pooled = hidden[batch.boundaries[:-1].long()]
+    logits: torch.Tensor = model.classifier(model.drop(model.head(pooled)))
+    return logits
 
 
 def _segment_mean(hidden: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from students.batches import collate
 from students.encoder import CrossEncoder
@@ -53,26 +54,58 @@ def test_scores_and_gradients_equal_the_padded_forward(tiny, architecture, multi
 
 
 @pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
-def test_ignoring_the_boundaries_changes_the_scores(tiny, architecture):
+def test_ignoring_the_boundaries_changes_the_scores(tiny, architecture, monkeypatch):
     _, packed = both(tiny(architecture))
     batch = batch_for(packed)
-    right = packed(batch)
+    right = packed(batch).detach()
     import students.attention as attention
 
+    def as_one(segments):
+        return replace(segments, queries=segments.queries[[0, -1]], keys=segments.keys[[0, -1]])
+
     real = attention._loop
-    try:
-        attention._loop = lambda q, k, v, b, *rest: real(q, k, v, b[[0, -1]], *rest)
-        wrong = packed(batch)
-    finally:
-        attention._loop = real
-    assert float((right - wrong).abs().max()) > 1e-3
+    monkeypatch.setattr(attention, "_loop", lambda q, k, v, s, *rest: real(q, k, v, as_one(s), *rest))
+    assert float((right - packed(batch).detach()).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
+def test_the_last_layer_runs_for_first_tokens_alone(tiny, architecture):
+    """Its products are counted: all tokens take keys and values, 4 of a layer's 24 H² FLOPs each; the rest is the first's."""
+    _, packed = both(tiny(architecture))
+    batch, config = batch_for(packed), packed.model.config
+    width, inner, tokens = config.hidden_size, config.intermediate_size, batch.ids.shape[1]
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        packed(batch)
+    of_layer = 2 * (4 * width * width + 2 * width * inner)  # products of one token
+    of_last = tokens * 4 * width * width + len(QUERIES) * (of_layer - 4 * width * width)
+    products = sum(n for op, n in counted.get_flop_counts()["Global"].items() if "mm" in str(op))
+    head = 2 * len(QUERIES) * width * (width + 1)  # of all three: a dense layer, and one output
+    if architecture == "electra" and config.embedding_size != width:
+        head += 2 * tokens * config.embedding_size * width
+    assert products == (config.num_hidden_layers - 1) * tokens * of_layer + of_last + head
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
+def test_the_last_layers_attention_drops_while_it_learns(tiny, architecture):
+    _, packed = both(tiny(architecture))
+    batch, attend = batch_for(packed), packed.model.base_model.encoder.layer[-1].attention.self
+    for module in packed.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    kept = packed(batch).detach()
+    packed.train()
+    torch.testing.assert_close(packed(batch).detach(), kept)
+    attend.dropout.p = 0.5
+    assert float((packed(batch).detach() - kept).abs().max()) > 1e-3
+    packed.eval()
+    torch.testing.assert_close(packed(batch).detach(), kept)
 
 
 def test_roberta_with_positions_from_zero_changes_the_scores(tiny):
     _, packed = both(tiny("roberta"))
     assert packed.position_start == 2
     right, wrong = packed(batch_for(packed)), packed(batch_for(packed, position_start=0))
-    assert float((right - wrong).abs().max()) > 1e-3
+    assert float((right - wrong).detach().abs().max()) > 1e-3
 
 
 def test_no_boundaries_is_an_error_not_a_wrong_score(tiny):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from transformers import ElectraConfig, ElectraForSequenceClassification
 
@@ -30,6 +31,7 @@ def test_it_prints_its_keys_last_and_flat(result):
     assert again.keys() - {k for k in again if k.startswith("c_")} <= result.keys()
     for key in (
         "model_flops_utilisation",
+        "computed_share",
         "peak_tflops",
         "token_cache_seconds",
         "dropout",
@@ -87,6 +89,33 @@ def test_model_flops_are_what_torch_counts():
         model(input_ids=torch.ones(n, length, dtype=torch.long)).logits.sum().backward()
     head = 3 * 2 * n * (h * h + h)
     assert counter.get_total_flops() == train_lists.model_flops(config, np.full(n, length)) + head
+
+
+def test_the_computed_share_is_what_torch_counts(tmp_path):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from students.encoder import CrossEncoder
+
+    folder = tiny_models.make("electra", tmp_path / "electra")
+    encoder = CrossEncoder.load(folder, device="cpu", precision="fp32", attention="packed_varlen").eval()
+    config = encoder.model.config
+    texts = tiny_models.sentences(8, 10, 10)
+    each = np.arange(8)
+    batch = encoder.collate(encoder.tokenise(texts), encoder.tokenise(texts), each, each)
+    lengths = np.diff(batch.boundaries.numpy())
+    assert len(lengths) == batch.n_pairs  # no filler
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        encoder(batch)
+    h = config.hidden_size
+    around = 2 * len(each) * (h * h + h)
+    if config.embedding_size != h:
+        around += 2 * batch.ids.numel() * config.embedding_size * h
+    share = train_lists.computed_share(config, lengths)
+    assert counter.get_total_flops() - around == pytest.approx(
+        share * train_lists.model_flops(config, lengths) / 3
+    )
+    assert 0.5 < share < 0.8  # of two layers, five sixths of one are spared
 
 
 def test_the_order_is_that_of_the_training(tmp_path):
