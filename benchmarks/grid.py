@@ -1,9 +1,10 @@
 """A small real grid on a CPU: MiniLM in four regimes and several seeds, from real judgments and real LLM rankings.
 
     python -m benchmarks.grid [--data ../shared/data] [--store FILE] [--seeds 1,2] [--pairs 8000]
-        [--depths 50,20]
+        [--depths 50,20] [--retrieved]
 
-`cl` learns from nfcorpus's human judgments over negatives mined from BM25; `kd` from one view across three collections:
+`cl` learns from nfcorpus's human judgments over negatives mined from BM25, with ``--retrieved`` from those judged passages
+alone that BM25 has in its top 100 too, as all negatives are; `kd` from one view across three collections:
 RankZephyr's rankings of DL21's queries, RankZephyr's own training labels, and TFRank's graded labels, which hold ties.
 Recipe: `small`. Tested on DL19 over Anserini's BM25 and on nfcorpus's test queries over bm25s. A stage that another
 student of the same seed has been through is taken from there. Every step is an `msft` command; the same call continues.
@@ -74,16 +75,22 @@ def student_name(regime: str, seed: int) -> str:
     return f"{regime.replace(',', '-')}-s{seed}"
 
 
-def train(msft: Commands, seeds: list[int], pairs: int) -> None:
+def train(msft: Commands, seeds: list[int], pairs: int, *, retrieved: bool) -> None:
     """Every regime in every seed, and the model untrained."""
     msft("students", "add", "minilm", "--name", UNTRAINED, "--max-length", "128", "--seed", str(seeds[0]))
     for seed in seeds:
         for regime in REGIMES:
             objectives = regime.split(",")
-            judged = ("--dataset", "nfcorpus/train", "--negatives", "hard") if "cl" in objectives else ()
+            judged = [
+                "--dataset",
+                "nfcorpus/train",
+                "--negatives",
+                "hard",
+                *(["--retrieved"] if retrieved else []),
+            ]
             labelled = [a for name in LABELS for a in ("--labels", name)] if "kd" in objectives else []
             msft(
-                "students", "train", "--recipe", "small", "--regime", regime, *judged, *labelled,
+                "students", "train", "--recipe", "small", "--regime", regime, *(judged if "cl" in objectives else []), *labelled,
                 "--name", student_name(regime, seed), "--seed", str(seed), "--set", f"max_pairs={pairs}",
                 "--set", "valid_every=100",
             )  # fmt: skip
@@ -160,14 +167,21 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2")
     parser.add_argument("--pairs", type=int, default=8_000, help="of each stage")
     parser.add_argument("--depths", default="50,20", help="candidates re-ranked: DL19's, nfcorpus's")
+    parser.add_argument("--retrieved", action="store_true", help="cl: only positives that BM25 ranks")
     arguments = parser.parse_args()
     began = time.monotonic()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     depths = [int(depth) for depth in arguments.depths.split(",")]
     msft = Commands(arguments.store)
     collections(msft, arguments.data)
-    train(msft, seeds, arguments.pairs)
-    result: Row = {"benchmark": "grid", "measure": MEASURE, "seeds": len(seeds), "pairs": arguments.pairs}
+    train(msft, seeds, arguments.pairs, retrieved=arguments.retrieved)
+    result: Row = {
+        "benchmark": "grid",
+        "measure": MEASURE,
+        "seeds": len(seeds),
+        "pairs": arguments.pairs,
+        "retrieved": arguments.retrieved,
+    }
     for (dataset, first_stage), depth in zip(TESTS.items(), depths, strict=True):
         rows = measured(msft, dataset, first_stage, depth, seeds)
         against = [verdicts(msft, dataset, baseline, REGIMES) for baseline in (first_stage, UNTRAINED)]

@@ -3,10 +3,12 @@
 Stock transformers layers run so unchanged: an attention function is registered with transformers' own interface, and the
 boundaries between pairs travel to it as forward arguments. A score needs the last layer's first token of every pair
 alone, so BERT and its kin run that layer for those: keys and values of all tokens, everything else of one in a pair. On
-CUDA attention is PyTorch's variable-length kernel; elsewhere a loop over runs of equally long pairs with SDPA, which is
+CUDA attention is PyTorch's variable-length kernel, or flash-attn's where that is installed and PyTorch's is missing or
+lacks what is asked for; elsewhere a loop over runs of equally long pairs with SDPA, which is
 exact and is what tests compare against the padded forward.
 """
 
+import inspect
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any, cast
@@ -44,6 +46,49 @@ def register() -> None:
 def supports(architecture: str) -> bool:
     """Whether a model type runs packed."""
     return architecture in SUPPORTED
+
+
+def has_kernel(*, dropout: bool = False) -> bool:
+    """Whether there is a kernel for CUDA, one with attention dropout if that is asked for."""
+    return _FLASH_ATTN is not None or (not dropout and _TORCH_VARLEN is not None)
+
+
+def check_kernel(dropout: float) -> None:
+    """Raise a StudentError (exit code 2) where CUDA has no kernel with that attention dropout."""
+    if not has_kernel(dropout=dropout > 0):
+        raise _no_kernel(dropout)
+
+
+def _no_kernel(dropout: float) -> StudentError:
+    with_dropout = f" that has attention dropout, and {dropout} is asked for" if dropout else ""
+    other = "attention_dropout = 0.0" if dropout else "torch 2.11 or later"
+    return StudentError(
+        f"no kernel for packed attention is installed{with_dropout}",
+        hint=f"{other}, pip install flash-attn, or layout = 'padded'",
+        exit_code=2,
+    )
+
+
+def _torch_varlen() -> Any | None:
+    """PyTorch's kernel, which has no dropout; None before 2.11, where it is missing or knows neither scale nor window."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if "scale" in known and "window_size" in known else None
+
+
+def _flash_attn() -> Any | None:
+    """flash-attn's kernel; None where it is not installed, or was built for another PyTorch."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return flash_attn_varlen_func
+
+
+_TORCH_VARLEN, _FLASH_ATTN = _torch_varlen(), _flash_attn()  # once, where torch.compile need not follow
 
 
 def packed_attention(
@@ -99,22 +144,15 @@ def _kernel(
     scaling: float | None,
     window: int,
 ) -> torch.Tensor:
-    """PyTorch's variable-length kernel: fp16 and bf16, no dropout."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    if dropout > 0:
-        raise StudentError(
-            f"the packed kernel has no attention dropout, and {dropout} is asked for",
-            hint="set attention_dropout = 0.0, or layout = 'padded'",
-        )
+    """A variable-length kernel for fp16 and bf16: PyTorch's, or flash-attn's for dropout and where PyTorch has none."""
     q, k, v = (x.contiguous() for x in (query, key, value))
-    options: dict[str, Any] = {"scale": scaling}
-    if window >= 0:
-        options["window_size"] = (window, window)
-    mixed = varlen_attn(
-        q, k, v, segments.queries, segments.keys, segments.longest_query, segments.longest_key, **options
-    )
-    return cast(torch.Tensor, mixed)
+    at = (segments.queries, segments.keys, segments.longest_query, segments.longest_key)
+    options: dict[str, Any] = {"window_size": (window, window)} if window >= 0 else {}
+    if _TORCH_VARLEN is not None and not dropout:
+        return cast(torch.Tensor, _TORCH_VARLEN(q, k, v, *at, scale=scaling, **options))
+    if _FLASH_ATTN is None:
+        raise _no_kernel(dropout)
+    return cast(torch.Tensor, _FLASH_ATTN(q, k, v, *at, dropout_p=dropout, softmax_scale=scaling, **options))
 
 
 @torch.compiler.disable  # type: ignore[misc]  # which segments are equally long is another program for each batch

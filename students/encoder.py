@@ -103,7 +103,7 @@ class CrossEncoder(nn.Module):
             max_length: tokens per pair; else the tokenizer's own limit, at most 512 and the model's positions.
             precision: of the matrix products; weights stay fp32 (`choose_precision`).
             device: default CUDA where there is one, else the CPU.
-            attention_dropout, hidden_dropout: instead of the config's (packed attention on a GPU needs 0 for the first).
+            attention_dropout, hidden_dropout: instead of the config's (packed attention on a GPU needs 0 for the first, or flash-attn).
             attention: transformers' ``attn_implementation``, or ``packed_varlen``.
             seed: of a new head's weights.
             layers: keep only the first layers.

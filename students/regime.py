@@ -111,7 +111,7 @@ class Recipe:
     layers: int = 0  # keep only the base's first layers; 0: all
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     layout: Literal["auto", "padded", "packed"] = "auto"
-    attention_dropout: float | None = None  # instead of the base's; packed on a GPU needs 0
+    attention_dropout: float | None = None  # instead of the base's; packed on a GPU needs 0, or flash-attn
     hidden_dropout: float | None = None  # instead of the base's
     compile: bool = False  # torch.compile the layers
     stages: tuple[Stage, ...] = ()
@@ -266,7 +266,7 @@ def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -
         raise StudentError(
             f"{where}: {len(unique)} error{'s' if len(unique) > 1 else ''}\n"
             + "\n".join(f"  {e}" for e in unique),
-            hint="students/regime.py lists every setting",
+            hint="docs/training.md lists every setting",
             exit_code=2,
         )
     return Grid(tuple(recipes), tuple(choices), evaluate, tuple(published))

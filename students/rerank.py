@@ -272,4 +272,4 @@ def _packed_name(path: str | Path) -> str | None:
         config = AutoConfig.from_pretrained(resolve_base(str(path)), trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None  # CrossEncoder.load says what is wrong with it
-    return attention.NAME if attention.supports(config.model_type) else None
+    return attention.NAME if attention.supports(config.model_type) and attention.has_kernel() else None

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from students import checkpoints, diagnostics
-from students.attention import supports
+from students import attention, checkpoints, diagnostics
 from students.encoder import CrossEncoder
 from students.errors import StudentError
 from students.lists import View, assign_views, read_view
@@ -150,10 +149,34 @@ def train(
     return TrainingResult(out / "model", records.stages(), records.log())
 
 
+def choose_layout(
+    recipe: Recipe, architecture: str, device: str, precision: str
+) -> tuple[bool, float | None]:
+    """Whether to pack, and the attention dropout then, None for the base's own.
+
+    On a GPU PyTorch's kernel has no such dropout: what the recipe does not say is 0 there, unless flash-attn is installed.
+
+    Raises:
+        StudentError: packed is asked for and cannot be (exit code 2).
+    """
+    wanted, on_gpu = recipe.attention_dropout, device == "cuda"
+    able = attention.supports(architecture)
+    if recipe.layout == "packed" and not able:
+        raise StudentError(
+            f"{architecture} does not run packed", hint="layout = 'padded' (or 'auto')", exit_code=2
+        )
+    if recipe.layout == "packed" and on_gpu:
+        attention.check_kernel(wanted or 0.0)
+    of_itself = able and on_gpu and precision == "bf16" and attention.has_kernel(dropout=bool(wanted))
+    if recipe.layout == "padded" or (recipe.layout == "auto" and not of_itself):
+        return False, wanted
+    if on_gpu and wanted is None and not attention.has_kernel(dropout=True):
+        return True, 0.0
+    return True, wanted
+
+
 def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
     """The base model as the recipe wants it."""
-    attention_dropout = recipe.attention_dropout
-    packed = recipe.layout == "packed"
     options: dict[str, Any] = {
         "max_length": recipe.max_length,
         "precision": recipe.precision,
@@ -162,16 +185,10 @@ def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
         "seed": recipe.seed,
         "layers": recipe.layers or None,
     }
-    encoder = CrossEncoder.load(recipe.base, attention_dropout=attention_dropout, **options)
-    if packed and not supports(encoder.architecture):
-        raise StudentError(
-            f"{encoder.architecture} does not run packed", hint="layout = 'padded' (or 'auto')", exit_code=2
-        )
-    if recipe.layout == "auto" and device.type == "cuda" and encoder.precision == "bf16":
-        packed = supports(encoder.architecture) and attention_dropout in (None, 0.0)
+    encoder = CrossEncoder.load(recipe.base, attention_dropout=recipe.attention_dropout, **options)
+    packed, attention_dropout = choose_layout(recipe, encoder.architecture, device.type, encoder.precision)
     if packed:
-        if device.type == "cuda" and attention_dropout is None:
-            attention_dropout = 0.0
+        if attention_dropout != recipe.attention_dropout:
             say("packed attention on the GPU: attention_dropout is 0")
         encoder = CrossEncoder.load(
             recipe.base, attention_dropout=attention_dropout, attention="packed_varlen", **options

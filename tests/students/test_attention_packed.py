@@ -8,8 +8,12 @@ import tiny_models
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from students import attention
 from students.batches import collate
 from students.encoder import CrossEncoder
+from students.errors import StudentError
+from students.regime import make_recipe
+from students.train import choose_layout
 
 QUERIES = tiny_models.sentences(9, 3, 6)
 PASSAGES = tiny_models.sentences(9, 4, 40)
@@ -58,7 +62,6 @@ def test_ignoring_the_boundaries_changes_the_scores(tiny, architecture, monkeypa
     _, packed = both(tiny(architecture))
     batch = batch_for(packed)
     right = packed(batch).detach()
-    import students.attention as attention
 
     def as_one(segments):
         return replace(segments, queries=segments.queries[[0, -1]], keys=segments.keys[[0, -1]])
@@ -139,6 +142,92 @@ def test_a_saved_packed_model_is_an_ordinary_one(tiny, tmp_path):
     assert again.layout == "padded"
     assert packed.layout == "packed"
     torch.testing.assert_close(again.eval()(batch_for(again)).detach(), expected, atol=2e-6, rtol=1e-5)
+
+
+def kernel(takes_dropout):
+    """A stand-in for a kernel, with PyTorch's arguments or flash-attn's, that computes what the loop does."""
+    called = []
+
+    def attend(q, k, v, cu_q, cu_k, max_q, max_k, dropout, scale, window):
+        assert (max_q, max_k) == tuple(int((cu[1:] - cu[:-1]).max()) for cu in (cu_q, cu_k))
+        called.append(dropout)
+        segments = attention._Segments(cu_q, cu_k, max_q, max_k)
+        return attention._loop(q, k, v, segments, 0.0, scale, window[0])
+
+    def torchs(*at, scale=None, window_size=(-1, -1)):
+        return attend(*at, 0.0, scale, window_size)
+
+    def flash(*at, dropout_p=0.0, softmax_scale=None, window_size=(-1, -1)):
+        return attend(*at, dropout_p, softmax_scale, window_size)
+
+    return (flash if takes_dropout else torchs), called
+
+
+@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
+def test_kernels_get_what_the_loop_gets(tiny, architecture, monkeypatch):
+    _, packed = both(tiny(architecture))
+    batch = batch_for(packed)
+    expected = packed(batch).detach()
+    torchs, flash = kernel(takes_dropout=False), kernel(takes_dropout=True)
+    monkeypatch.setattr(attention, "_attend", lambda *args: attention._kernel(*[*args, None, -1][:7]))
+    for own, other in ((torchs, flash), (None, flash)):
+        monkeypatch.setattr(attention, "_TORCH_VARLEN", own and own[0])
+        monkeypatch.setattr(attention, "_FLASH_ATTN", other[0])
+        torch.testing.assert_close(packed(batch).detach(), expected)
+    n = packed.model.config.num_hidden_layers
+    assert (torchs[1], flash[1]) == ([0.0] * n, [0.0] * n)
+
+
+def test_dropout_is_flash_attns_or_an_error(tiny, monkeypatch):
+    _, packed = both(tiny("bert"))
+    batch = batch_for(packed)
+    torchs, flash = kernel(takes_dropout=False), kernel(takes_dropout=True)
+    monkeypatch.setattr(attention, "_attend", lambda *args: attention._kernel(*[*args, None, -1][:7]))
+    monkeypatch.setattr(attention, "_TORCH_VARLEN", torchs[0])
+    monkeypatch.setattr(attention, "_FLASH_ATTN", flash[0])
+    packed.train()
+    packed(batch)
+    assert set(flash[1]) == {0.1}
+    assert torchs[1] == []
+    monkeypatch.setattr(attention, "_FLASH_ATTN", None)
+    with pytest.raises(StudentError, match=r"attention dropout, and 0\.1") as error:
+        packed(batch)
+    assert "flash-attn" in (error.value.hint or "")
+    packed.eval()
+    packed(batch)
+    monkeypatch.setattr(attention, "_TORCH_VARLEN", None)
+    with pytest.raises(StudentError, match="no kernel") as error:
+        packed(batch)
+    assert "layout = 'padded'" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "settings", "expected"),
+    [
+        ("torch", {}, (True, 0.0)),
+        ("torch", {"attention_dropout": 0.1}, (False, 0.1)),
+        ("torch", {"layout": "padded"}, (False, None)),
+        ("torch flash", {}, (True, None)),
+        ("flash", {"attention_dropout": 0.1}, (True, 0.1)),
+        ("", {}, (False, None)),
+        ("", {"layout": "packed"}, "no kernel"),
+        ("torch", {"layout": "packed", "attention_dropout": 0.1}, "attention dropout"),
+    ],
+)
+def test_what_a_gpu_packs(monkeypatch, kernels, settings, expected):
+    for name, word in (("_TORCH_VARLEN", "torch"), ("_FLASH_ATTN", "flash")):
+        monkeypatch.setattr(attention, name, object() if word in kernels.split() else None)
+    recipe = make_recipe(settings)
+    if isinstance(expected, str):
+        with pytest.raises(StudentError, match=expected) as error:
+            choose_layout(recipe, "electra", "cuda", "bf16")
+        assert error.value.exit_code == 2
+    else:
+        assert choose_layout(recipe, "electra", "cuda", "bf16") == expected
+    if "layout" not in settings:
+        assert choose_layout(recipe, "electra", "cuda", "fp32")[0] is False
+        assert choose_layout(recipe, "deberta-v2", "cuda", "bf16")[0] is False
+        assert choose_layout(recipe, "electra", "cpu", "bf16")[0] is False
 
 
 @pytest.mark.needs("gpu")
