@@ -17,6 +17,7 @@ measure_difference is the largest difference of nDCG@10, over the collections, b
 sentence-transformers' fp32. In bf16 it takes --measured queries to tell it from chance: passages with nearly equal scores
 change places in any rounding, which moves the mean of 20 queries by .004. Over these queries the reference is msft's own
 fp32, in a third of the time; that it is sentence-transformers' is said by fp32_measure_difference, on the timed queries.
+peak_tflops_… is what a large product reaches then: how much of it a virtual machine has depends on its neighbours.
 """
 
 import argparse
@@ -34,7 +35,7 @@ import torch
 
 from benchmarks import lightning_peer
 from benchmarks.real_lists import DATA, Candidates, candidates, trained_student
-from benchmarks.timing import in_turns
+from benchmarks.timing import in_turns, matmul_peak
 from benchmarks.train_lists import SHAPES, make_base, make_lists
 from students.rerank import Reranker, resolve_precision
 
@@ -145,6 +146,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             if peer in seconds
         },
         "measure_difference" if real else "score_difference": round(max(differences), 5),
+    }
+    result |= {
+        f"peak_tflops_{p}": round(matmul_peak(device, p) / 1e12, 3) for p in dict.fromkeys(("fp32", best))
     }
     if real:
         result |= {

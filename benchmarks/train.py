@@ -42,7 +42,7 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks import train_lists
 from benchmarks.real_lists import DATA
-from benchmarks.timing import in_turns
+from benchmarks.timing import in_turns, matmul_peak
 from benchmarks.train_lists import Work, held_out_loss, in_training_order, make_base, make_lists, make_view
 from benchmarks.train_peers import SEED, Contender, Trained, lightning_ir, ours, sentence_transformers
 
@@ -111,20 +111,6 @@ def measure(work: Work, ways: dict[str, Contender], repeats: int) -> dict[str, A
         }
         for name, one in timed.items()
     }
-
-
-def matmul_peak(device: str, precision: str) -> float:
-    """FLOP/s of a large square matrix product: the best of five."""
-    n = 8192 if device == "cuda" else 1024
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        began = time.perf_counter()
-        c = a @ b
-        float(c[0, 0])  # waits for the device
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best
 
 
 def token_cache_seconds(work: Work) -> float:

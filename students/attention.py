@@ -4,8 +4,8 @@ Stock transformers layers run so unchanged: an attention function is registered 
 boundaries between pairs travel to it as forward arguments. A score needs the last layer's first token of every pair
 alone, so BERT and its kin run that layer for those: keys and values of all tokens, everything else of one in a pair. On
 CUDA attention is PyTorch's variable-length kernel, or flash-attn's where that is installed and PyTorch's is missing or
-lacks what is asked for; elsewhere a loop over runs of equally long pairs with SDPA, which is
-exact and is what tests compare against the padded forward.
+lacks what is asked for; elsewhere a loop over runs of equally long pairs with SDPA, which is exact and is what tests
+compare against the padded forward.
 """
 
 import inspect
@@ -231,7 +231,6 @@ def _first_tokens(base: Any, batch: PairBatch) -> torch.Tensor:
     *layers, last = base.encoder.layer
     for layer in layers:
         x = layer(x, **_boundaries(batch))
-        x = x[0] if isinstance(x, tuple) else x  # transformers before 5
     x = x.squeeze(0)
     starts = batch.boundaries[:-1]
     first = x[starts.long()]
