@@ -10,7 +10,7 @@ onnx_fp32, onnx_int8              `msft students export --format onnx | int8` in
 
 Per collection and way: max_difference and mean_difference of the scores (score_deviation is their spread, to judge them
 by), tau (Kendall's, of each list's order, averaged), ndcg10 and ndcg10_difference from hf_fp32's, pairs_per_second. The
-table is written to stderr. Without --student one is trained first (four minutes): an untrained head's scores are all
+table is written to stderr. Without --student one is trained first (some minutes): an untrained head's scores are all
 alike, so that any difference turns their order.
 """
 

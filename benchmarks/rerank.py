@@ -9,7 +9,7 @@ what each does unasked (here: bf16 where the machine multiplies it, there: fp32)
 a peer that was told to take bf16 (fp32 against fp32 where the machine has no bf16 products: key same_precision),
 `speedup_fp32` fp32 against fp32. sentence-transformers gets all pairs in one call, which is its best case; lightning-ir's
 `score` gets a query at a time, with a head of its own, so only its speed counts, on the CPU. Without --student a student
-is trained first (four minutes), because scores that order nothing measure nothing. Other shapes have random weights and
+is trained first (some minutes), because scores that order nothing measure nothing. Other shapes have random weights and
 made-up texts of MS MARCO's lengths: their key is score_difference, the largest difference of a score from
 sentence-transformers' in fp32, in standard deviations of these.
 
