@@ -195,9 +195,9 @@ def forward(model: Any, batch: PairBatch) -> torch.Tensor:
         raise StudentError("a packed forward needs a packed batch")
     architecture = str(model.config.model_type)
     if architecture == "modernbert":
-        logits = _modernbert(model, batch)
+        logits = _modernbert(model, batch, batch.boundaries)
     elif architecture in SUPPORTED:
-        first = _first_tokens(model.base_model, batch)  # (n, width)
+        first = _first_tokens(model.base_model, batch, batch.boundaries)  # (n, width)
         if architecture == "bert":
             logits = model.classifier(model.dropout(model.bert.pooler(first.unsqueeze(1))))
         else:  # ELECTRA, RoBERTa: the head takes the first token of (n, length, width)
@@ -221,9 +221,8 @@ def _boundaries(batch: PairBatch) -> dict[str, Any]:
     }
 
 
-def _first_tokens(base: Any, batch: PairBatch) -> torch.Tensor:
+def _first_tokens(base: Any, batch: PairBatch, boundaries: torch.Tensor) -> torch.Tensor:
     """The last states of each pair's first token, (n, width), from BERT, ELECTRA or RoBERTa without a head."""
-    assert batch.boundaries is not None
     types = {} if batch.types is None else {"token_type_ids": batch.types}
     x = base.embeddings(input_ids=batch.ids, position_ids=batch.positions, **types)
     if hasattr(base, "embeddings_project"):
@@ -232,33 +231,26 @@ def _first_tokens(base: Any, batch: PairBatch) -> torch.Tensor:
     for layer in layers:
         x = layer(x, **_boundaries(batch))
     x = x.squeeze(0)
-    starts = batch.boundaries[:-1]
-    first = x[starts.long()]
+    first = x[boundaries[:-1].long()]
     attend = last.attention.self
     q, k, v = (
         project(of).view(len(of), -1, attend.attention_head_size)
         for project, of in ((attend.query, first), (attend.key, x), (attend.value, x))
     )
     each = torch.arange(len(first) + 1, dtype=torch.int32, device=x.device)
-    mixed = _attend(
-        q,
-        k,
-        v,
-        _Segments(each, batch.boundaries, 1, batch.longest),
-        attend.dropout.p if attend.training else 0.0,
-    )
+    segments = _Segments(each, boundaries, 1, batch.longest)
+    mixed = _attend(q, k, v, segments, attend.dropout.p if attend.training else 0.0)
     states: torch.Tensor = last.feed_forward_chunk(last.attention.output(mixed.flatten(1), first))
     return states
 
 
-def _modernbert(model: Any, batch: PairBatch) -> torch.Tensor:
+def _modernbert(model: Any, batch: PairBatch, boundaries: torch.Tensor) -> torch.Tensor:
     """ModernBERT's logits, (n, 1)."""
-    assert batch.boundaries is not None
     hidden = model.model(input_ids=batch.ids, position_ids=batch.positions, **_boundaries(batch))[0][0]
     if model.config.classifier_pooling == "mean":
-        pooled = _segment_mean(hidden, batch.boundaries)
+        pooled = _segment_mean(hidden, boundaries)
     else:
-        pooled = hidden[batch.boundaries[:-1].long()]
+        pooled = hidden[boundaries[:-1].long()]
     logits: torch.Tensor = model.classifier(model.drop(model.head(pooled)))
     return logits
 
