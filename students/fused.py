@@ -1,9 +1,9 @@
 """BERT's forward on a CPU: transformers' numbers from fewer and larger operations, for scoring and for training.
 
 BERT, ELECTRA and RoBERTa are one encoder under three names. A score needs only the first token of the last layer, so
-there the queries, the output projection and the feed-forward run for one token per pair instead of all; query, key and
-value are one matrix product; no mask is made where all pairs of a batch have one length. The operations themselves are
-those of `students.cpu_ops`.
+there the queries, the output projection and the feed-forward run for one token per pair instead of all, and scoring makes
+no keys and values either; query, key and value are one matrix product; no mask is made where all pairs of a batch have one
+length. The operations themselves are those of `students.cpu_ops`.
 """
 
 import copy
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from students.batches import PairBatch
 from students.cpu_ops import (
+    FirstTokenAttention,
     LiveProduct,
     ModelsDropout,
     Product,
@@ -34,12 +35,15 @@ Precision = Literal["fp32", "bf16", "int8"]
 
 _ACTIVATIONS: dict[str, Product] = {"gelu": F.gelu, "relu": F.relu}
 
+Attend = Callable[[torch.Tensor, "torch.Tensor | None", float], torch.Tensor]
+"""States (n, width, hidden), mask (n, 1, 1, width) and dropout to what was attended to, (n, width or 1, hidden)."""
+
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's maps: query, key and value as one, or, where only the first token is wanted, queries apart."""
+    """One layer's maps."""
 
-    projections: tuple[Product, ...]
+    attend: Attend
     attended: Product
     attended_norm: Product
     inner: Product  # with its activation
@@ -55,7 +59,6 @@ class _Forward:
     """
 
     def __init__(self, model: Any, layers: Sequence[_Layer]) -> None:
-        self._heads = int(model.config.num_attention_heads)
         self._embeddings = _with_own_dropout(model.base_model.embeddings, model)
         self._project = getattr(model.base_model, "embeddings_project", None)
         self._pooler = getattr(model.base_model, "pooler", None)  # BERT's
@@ -75,11 +78,8 @@ class _Forward:
         x = self._embed(batch.ids, **types)
         for layer in self._layers:
             x = self._whole(layer, x, mask, dropout, attention_dropout)
-        first = x[:, :1]
-        (q,) = self._split(self._last.projections[0](first), 1)
-        k, v = self._split(self._last.projections[1](x), 2)
-        first = self._finish(self._last, first, attention(q, k, v, mask, attention_dropout), dropout)
-        return self._head(first)
+        first = self._last.attend(x, mask, attention_dropout)
+        return self._head(self._finish(self._last, x[:, :1], first, dropout))
 
     def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The last layer's states of all tokens; its layers were made for every token."""
@@ -103,17 +103,11 @@ class _Forward:
         attention_dropout: float = 0.0,
     ) -> torch.Tensor:
         """A layer for all tokens."""
-        q, k, v = self._split(layer.projections[0](x), 3)
-        return self._finish(layer, x, attention(q, k, v, mask, attention_dropout), dropout)
+        return self._finish(layer, x, layer.attend(x, mask, attention_dropout), dropout)
 
     def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor, dropout: float) -> torch.Tensor:
-        attended = attended.transpose(1, 2).reshape(x.shape)
         x = layer.attended_norm(_sum(x, drop(layer.attended(attended), dropout)))
         return layer.outer_norm(_sum(x, drop(layer.outer(layer.inner(x)), dropout)))
-
-    def _split(self, x: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
-        n, width, _ = x.shape
-        return x.view(n, width, parts, self._heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _head(self, first: torch.Tensor) -> torch.Tensor:
         if self._pooler is not None:
@@ -160,7 +154,8 @@ class FusedEncoder:
                 return frozen([linear], gelu=True)
             return _activated(product(linear), _ACTIVATIONS[activation])
 
-        self._forward = _Forward(model, _layers(model, product, inner, every_token=every_token))
+        first = None if every_token else FirstTokenAttention
+        self._forward = _Forward(model, _layers(model, product, inner, first))
 
     @staticmethod
     def supports(model: Any) -> bool:
@@ -210,7 +205,10 @@ class LearningEncoder:
         def inner(linear: nn.Linear) -> Product:
             return _activated(product(linear), activation)
 
-        self._forward = _Forward(model, _layers(model, product, inner))
+        def first(query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> Attend:
+            return _attend_first(product(query), product(key, value), heads)
+
+        self._forward = _Forward(model, _layers(model, product, inner, first))
 
     def __call__(self, batch: PairBatch) -> torch.Tensor:
         """Raw logits of a padded batch, (n_pairs,) fp32."""
@@ -235,17 +233,21 @@ def _layers(
     model: Any,
     product: Callable[..., Product],
     inner: Callable[[nn.Linear], Product],
-    *,
-    every_token: bool = False,
+    first: Callable[[nn.Linear, nn.Linear, nn.Linear, int], Attend] | None,
 ) -> list[_Layer]:
+    """A model's layers; ``first`` makes the last one's attention of first tokens alone, without it all tokens attend."""
     layers = []
+    heads = int(model.config.num_attention_heads)
     of_model = model.base_model.encoder.layer
     for number, layer in enumerate(of_model, 1):
-        first_only = number == len(of_model) and not every_token
         q, k, v = (getattr(layer.attention.self, name) for name in ("query", "key", "value"))
+        if number == len(of_model) and first is not None:
+            attend = first(q, k, v, heads)
+        else:
+            attend = _attend_all(product(q, k, v), heads)
         layers.append(
             _Layer(
-                projections=(product(q), product(k, v)) if first_only else (product(q, k, v),),
+                attend=attend,
                 attended=product(layer.attention.output.dense),
                 attended_norm=layer.attention.output.LayerNorm,
                 inner=inner(layer.intermediate.dense),
@@ -254,6 +256,28 @@ def _layers(
             )
         )
     return layers
+
+
+def _attend_all(projection: Product, heads: int) -> Attend:
+    def attend(x: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
+        q, k, v = _by_head(projection(x), 3, heads)
+        return attention(q, k, v, mask, dropout).transpose(1, 2).reshape(x.shape)
+
+    return attend
+
+
+def _attend_first(query: Product, key_value: Product, heads: int) -> Attend:
+    def attend(x: torch.Tensor, mask: torch.Tensor | None, dropout: float) -> torch.Tensor:
+        (q,) = _by_head(query(x[:, :1]), 1, heads)
+        k, v = _by_head(key_value(x), 2, heads)
+        return attention(q, k, v, mask, dropout).reshape(len(x), 1, -1)
+
+    return attend
+
+
+def _by_head(x: torch.Tensor, parts: int, heads: int) -> tuple[torch.Tensor, ...]:
+    n, width, _ = x.shape
+    return x.view(n, width, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

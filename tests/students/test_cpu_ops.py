@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from students import cpu_ops
-from students.cpu_ops import LiveProduct, attention, drop, frozen_product
+from students.cpu_ops import FirstTokenAttention, LiveProduct, attention, drop, frozen_product
 from students.optimiser import make
 from students.regime import make_recipe
 
@@ -130,6 +130,45 @@ def test_scores_in_bf16_attend_alike_with_amx_and_without(monkeypatch, amx, mask
     with torch.no_grad():  # as gradient caching scores its pieces: the same way as with gradients
         attention(q[:, :, :rows].bfloat16(), k.bfloat16(), v.bfloat16(), mask)
     assert len(taken) == amx
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0, -30.0, 2000.0, -2000.0])
+def test_scores_in_bf16_attend_alike_however_large_they_are(monkeypatch, shift):
+    """Far from 0 an exponential is infinite or 0, and the softmax, which takes the largest score off, must step in."""
+    monkeypatch.setattr(cpu_ops, "cpu_capabilities", lambda: {"amx_bf16": False})
+    q, k, v = torch.randn(3, 2, 2, 7, 16, generator=torch.Generator().manual_seed(8)).bfloat16().unbind(0)
+    q[..., 0], k[..., 0] = 4.0, shift  # adds the same to every score, which attention does not see
+    mask = (torch.arange(7) < torch.tensor([[7], [5]]))[:, None, None, :]
+    with torch.no_grad():
+        softmaxs = attention(q, k, v, mask)  # not in inference mode
+    exponentials = cpu_ops._by_exponentials
+    safe = []
+
+    def seen(*given):
+        safe.append((mixed := exponentials(*given)) is not None)
+        return mixed
+
+    monkeypatch.setattr(cpu_ops, "_by_exponentials", seen)
+    with torch.inference_mode():
+        got = attention(q, k, v, mask)
+    assert safe == [abs(shift) < 100]
+    # scores of 30 are an eighth apart in bf16, and scaled by another number they are rounded otherwise
+    torch.testing.assert_close(got, softmaxs, atol=0.03 if shift == 0 else 0.15, rtol=0.03)
+    assert float(got.float().std()) > 0.1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_first_token_attends_without_keys_and_values(masked):
+    generator = torch.Generator().manual_seed(9)
+    query, key, value = (torch.nn.Linear(24, 24) for _ in range(3))
+    x = torch.randn(3, 9, 24, generator=generator)
+    mask = torch.arange(9)[None, :] < torch.tensor([9, 4, 6])[:, None] if masked else None
+    mask = None if mask is None else mask[:, None, None, :]
+    with torch.inference_mode():
+        q, k, v = (linear(x).view(3, 9, 4, 6).transpose(1, 2) for linear in (query, key, value))
+        expected = F.scaled_dot_product_attention(q[:, :, :1], k, v, attn_mask=mask)
+        got = FirstTokenAttention(query, key, value, heads=4)(x, mask)
+    torch.testing.assert_close(got, expected.transpose(1, 2).reshape(3, 1, 24), atol=1e-6, rtol=1e-5)
 
 
 def test_attention_without_dropout_equals_the_explicit_products():
