@@ -214,10 +214,8 @@ def _sdpa_is_fast() -> bool:
     return cpu_capabilities().get("amx_bf16", False)
 
 
-_SUMS = (
-    2.0**-60,
-    2.0**100,
-)  # of a row's exponentials: between them no weight that counts is rounded to 0 or infinite
+# What a row's exponentials may sum up to: between these no weight that counts is rounded to 0 or infinite.
+_LEAST_SUM, _LARGEST_SUM = 2.0**-60, 2.0**100
 
 
 def _by_exponentials(
@@ -237,7 +235,7 @@ def _by_exponentials(
         by_head[..., first:].masked_fill_(away[..., first:], -math.inf)
     sums = scores.exp2_().sum(-1, keepdim=True)
     least, most = sums.aminmax()
-    if not (least >= _SUMS[0] and most <= _SUMS[1]):
+    if not (least >= _LEAST_SUM and most <= _LARGEST_SUM):  # nor where one is no number
         return None
     return torch.bmm(scores, v).div_(sums)
 
@@ -252,11 +250,14 @@ class FirstTokenAttention:
 
     def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> None:
         dim = query.out_features // heads
-        self._query = query.weight.detach().float() / math.sqrt(dim)
-        self._query_bias = query.bias.detach().float() / math.sqrt(dim)
-        self._key = key.weight.detach().float().view(heads, dim, -1)
-        self._value = value.weight.detach().float().view(heads, dim, -1).transpose(1, 2).contiguous()
-        self._value_bias = value.bias.detach().float().view(heads, 1, dim)
+        # copies, as `frozen_product` makes them: a later change of the model changes no score
+        self._query, self._query_bias = (
+            p.detach().float() / math.sqrt(dim) for p in (query.weight, query.bias)
+        )
+        self._key, self._value = (
+            linear.weight.detach().float().clone().view(heads, dim, -1) for linear in (key, value)
+        )
+        self._value_bias = value.bias.detach().float().clone().view(heads, 1, dim)
 
     def __call__(self, x: torch.Tensor, mask: torch.Tensor | None, _dropout: float = 0.0) -> torch.Tensor:
         """(n, 1, hidden) of states (n, length, hidden) fp32; mask (n, 1, 1, length) is True where there is a token."""
@@ -267,7 +268,7 @@ class FirstTokenAttention:
             scores.masked_fill_(~mask.view(n, 1, -1), -math.inf)
         mixed = torch.softmax(scores, -1) @ x
         return (
-            torch.baddbmm(self._value_bias, mixed.transpose(0, 1), self._value)
+            torch.baddbmm(self._value_bias, mixed.transpose(0, 1), self._value.transpose(1, 2))
             .transpose(0, 1)
             .reshape(n, 1, -1)
         )

@@ -121,8 +121,9 @@ class FusedEncoder:
 
     Args:
         model: a ForSequenceClassification of one of `ARCHITECTURES` with one output, in eval mode, on the CPU.
-        precision: of the matrix products. int8 quantises weights per output channel, once, and activations as they
-            come, over the batch: scores depend on the batch a little more than by rounding.
+        precision: of the matrix products; the last layer's attention is fp32 in all. int8 quantises weights per output
+            channel, once, and activations as they come, over the batch: scores depend on the batch a little more than
+            by rounding.
         every_token: run the last layer for all tokens, for `states`; there are no scores then, and the model may be
             a bare encoder.
         any_size: batches of all sizes come, over and over: memory stays bounded then (`cpu_ops.of_few_sizes`).
