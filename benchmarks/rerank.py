@@ -8,7 +8,9 @@ The same MiniLM, pairs and limit of 256 tokens for all, in one process and run, 
 what each does unasked (here: bf16 where the machine multiplies it, there: fp32), `speedup_same_precision` is bf16 against
 a peer that was told to take bf16 (fp32 against fp32 where the machine has no bf16 products: key same_precision),
 `speedup_fp32` fp32 against fp32. sentence-transformers gets all pairs in one call, which is its best case; lightning-ir's
-`score` gets a query at a time, with a head of its own, so only its speed counts, on the CPU. Without --student a student
+`score` gets a query at a time, with a head of its own, so only its speed counts, on the CPU. A plain loop over transformers'
+model, batches of 32 pairs sorted by length, says what this machine gives to anyone: plain_loop_over_default is that loop
+in bf16 by sentence-transformers' fp32, speedup_over_plain_loop msft by the loop in the same precision. Without --student a student
 is trained first (some minutes), because scores that order nothing measure nothing. Other shapes have random weights and
 made-up texts of MS MARCO's lengths: their key is score_difference, the largest difference of a score from
 sentence-transformers' in fp32, in standard deviations of these.
@@ -65,6 +67,29 @@ def lightning_ir(student: Path, dtype: torch.dtype) -> Way:
             score(query, passages)
 
     return all_lists
+
+
+def plain_loop(student: Path, dtype: torch.dtype, device: str, batch_size: int = 32) -> Way:
+    """transformers' own model and tokenizer in a loop over batches of pairs, the longest first, as many people write it."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    model = AutoModelForSequenceClassification.from_pretrained(student, dtype=dtype).eval().to(device)
+
+    @torch.inference_mode()
+    def all_pairs(on: Candidates) -> Any:
+        queries, passages = zip(*on.pairs, strict=True)
+        encoded = tokenizer(list(queries), list(passages), truncation=True, max_length=MAX_LENGTH)
+        order = sorted(range(on.n_pairs), key=lambda i: -len(encoded["input_ids"][i]))
+        scores = torch.empty(on.n_pairs)
+        for begin in range(0, on.n_pairs, batch_size):
+            rows = order[begin : begin + batch_size]
+            some = {name: [values[i] for i in rows] for name, values in encoded.items()}
+            batch = tokenizer.pad(some, return_tensors="pt").to(device)
+            scores[rows] = model(**batch).logits[:, 0].float().cpu()
+        return scores.numpy()
+
+    return all_pairs
 
 
 def made_up(base: Path, depth: int, n_queries: int) -> Candidates:
@@ -134,6 +159,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "default": ("st_fp32", best),
         "same_precision": (f"st_{best}", best),
         "fp32": ("st_fp32", "fp32"),
+        "over_plain_loop": (f"plain_{best}", best),
         "over_lightning_ir": ("lir_fp32", best),
         "over_lightning_ir_same_precision": (f"lir_{best}", best),
     }
@@ -145,6 +171,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             for key, (peer, mine) in ratios.items()
             if peer in seconds
         },
+        "plain_loop_over_default": round(seconds["st_fp32"] / seconds[f"plain_{best}"], 2),
         "measure_difference" if real else "score_difference": round(max(differences), 5),
     }
     result |= {
@@ -188,6 +215,7 @@ def _ways(student: Path, device: str) -> tuple[dict[str, Way], str]:
     chosen = {name: dtypes[name] for name in dict.fromkeys(("fp32", best))}
     ways = {f"ours_{name}": ours(student, name, device) for name in chosen}
     ways |= {f"st_{name}": sentence_transformers(student, dtype, device) for name, dtype in chosen.items()}
+    ways[f"plain_{best}"] = plain_loop(student, dtypes[best], device)
     if device == "cpu" and importlib.util.find_spec("lightning_ir"):
         ways |= {f"lir_{name}": lightning_ir(student, dtype) for name, dtype in chosen.items()}
     return ways, best

@@ -143,4 +143,13 @@ def test_reranking_in_a_tiny_shape():
     found = rerank.main(["--shape", "tiny", "--queries", "2", "--depth", "5", "--repeats", "1"])
     assert found["pairs"] == 10
     assert found["score_difference"] < (0.2 if found["precision"] == "bf16" else 1e-3)
-    assert min(found[f"speedup_{key}"] for key in ("default", "same_precision", "fp32")) > 0
+    assert (
+        min(found[f"speedup_{key}"] for key in ("default", "same_precision", "over_plain_loop", "fp32")) > 0
+    )
+
+
+def test_the_plain_loop_gives_every_pair_its_score(tmp_path):
+    base = train_lists.make_base("tiny", tmp_path / "base", 0.0)
+    on = rerank.made_up(base, 5, 3)
+    plain = rerank.plain_loop(base, torch.float32, "cpu", batch_size=4)(on)
+    np.testing.assert_allclose(plain, rerank.ours(base, "fp32", "cpu")(on), atol=1e-5)
