@@ -33,6 +33,12 @@ def cpu_capabilities() -> dict[str, bool]:
     return {name: getattr(torch.cpu, probe)() for name, probe in _PROBES.items() if hasattr(torch.cpu, probe)}
 
 
+def multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bf16; without them bf16 is emulated, which is slower than fp32."""
+    has = cpu_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 # ------------------------------------------------------------------------------------------------- products
 @functools.cache
 def has_onednn(dtype: torch.dtype = torch.float32) -> bool:

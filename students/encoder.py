@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from students.batches import Layout, PairBatch, collate
-from students.cpu_ops import cpu_capabilities
+from students.cpu_ops import multiplies_bf16
 from students.errors import StudentError
 from students.fused import FusedEncoder, LearningEncoder
 from students.tokens import PairFormat, Tokens, tokenise
@@ -62,8 +62,7 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["fp3
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
-    has = cpu_capabilities()
-    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
+    return "bf16" if multiplies_bf16() else "fp32"
 
 
 class CrossEncoder(nn.Module):

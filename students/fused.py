@@ -7,7 +7,6 @@ length. The operations themselves are those of `students.cpu_ops`.
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,12 +22,11 @@ from students.cpu_ops import (
     ModelsDropout,
     Product,
     attention,
-    cpu_capabilities,
     drop,
     frozen_product,
     of_few_sizes,
 )
-from students.errors import StudentError
+from students.int8 import Int8Products, Largest
 
 ARCHITECTURES = ("bert", "electra", "roberta")
 Precision = Literal["fp32", "bf16", "int8"]
@@ -46,8 +44,7 @@ class _Layer:
     attend: Attend
     attended: Product
     attended_norm: Product
-    inner: Product  # with its activation
-    outer: Product
+    feed_forward: Product
     outer_norm: Product
 
 
@@ -107,7 +104,7 @@ class _Forward:
 
     def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor, dropout: float) -> torch.Tensor:
         x = layer.attended_norm(_sum(x, drop(layer.attended(attended), dropout)))
-        return layer.outer_norm(_sum(x, drop(layer.outer(layer.inner(x)), dropout)))
+        return layer.outer_norm(_sum(x, drop(layer.feed_forward(x), dropout)))
 
     def _head(self, first: torch.Tensor) -> torch.Tensor:
         if self._pooler is not None:
@@ -121,12 +118,13 @@ class FusedEncoder:
 
     Args:
         model: a ForSequenceClassification of one of `ARCHITECTURES` with one output, in eval mode, on the CPU.
-        precision: of the matrix products; the last layer's attention is fp32 in all. int8 quantises weights per output
-            channel, once, and activations as they come, over the batch: scores depend on the batch a little more than
-            by rounding.
+        precision: of the matrix products; the last layer's attention is fp32 in all. int8 is that of `students.int8`: a
+            feed-forward's inputs have one scale over the batch, so scores depend on the batch a little more than by
+            rounding.
         every_token: run the last layer for all tokens, for `states`; there are no scores then, and the model may be
             a bare encoder.
         any_size: batches of all sizes come, over and over: memory stays bounded then (`cpu_ops.of_few_sizes`).
+        largest: what `students.int8.largest_inputs` says of the model; int8 needs it.
 
     Raises:
         StudentError: int8 is asked of a torch that has no such products.
@@ -139,24 +137,24 @@ class FusedEncoder:
         *,
         every_token: bool = False,
         any_size: bool = False,
+        largest: Largest | None = None,
     ) -> None:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         activation = str(model.config.hidden_act)
-
-        def frozen(linears: Sequence[nn.Linear], **options: Any) -> Product:
-            made = frozen_product(linears, dtype, **options)
-            return of_few_sizes(made) if any_size else made
-
-        def product(*linears: nn.Linear) -> Product:
-            return _int8_product(linears) if precision == "int8" else frozen(linears)
-
-        def inner(linear: nn.Linear) -> Product:
-            if precision != "int8" and activation == "gelu":
-                return frozen([linear], gelu=True)
-            return _activated(product(linear), _ACTIVATIONS[activation])
-
+        product: Callable[..., Product]
+        feed_forward: Callable[[nn.Linear, nn.Linear], Product]
+        if precision == "int8":
+            if largest is None:
+                raise ValueError("int8 needs largest")
+            int8 = Int8Products(largest, activation)
+            product, feed_forward = int8.product, int8.feed_forward
+        else:
+            product, feed_forward = _frozen(
+                torch.bfloat16 if precision == "bf16" else torch.float32, activation
+            )
+        if any_size:
+            product, feed_forward = _of_few_sizes(product), _of_few_sizes(feed_forward)
         first = None if every_token else FirstTokenAttention
-        self._forward = _Forward(model, _layers(model, product, inner, first))
+        self._forward = _Forward(model, _layers(model, product, feed_forward, first))
 
     @staticmethod
     def supports(model: Any) -> bool:
@@ -203,13 +201,14 @@ class LearningEncoder:
         def product(*linears: nn.Linear) -> Product:
             return LiveProduct(linears, dtype)
 
-        def inner(linear: nn.Linear) -> Product:
-            return _activated(product(linear), activation)
+        def feed_forward(inner: nn.Linear, outer: nn.Linear) -> Product:
+            first, second = product(inner), product(outer)
+            return lambda x: second(activation(first(x)))
 
         def first(query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> Attend:
             return _attend_first(product(query), product(key, value), heads)
 
-        self._forward = _Forward(model, _layers(model, product, inner, first))
+        self._forward = _Forward(model, _layers(model, product, feed_forward, first))
 
     def __call__(self, batch: PairBatch) -> torch.Tensor:
         """Raw logits of a padded batch, (n_pairs,) fp32."""
@@ -233,7 +232,7 @@ def _with_own_dropout(module: nn.Module, model: Any) -> nn.Module:
 def _layers(
     model: Any,
     product: Callable[..., Product],
-    inner: Callable[[nn.Linear], Product],
+    feed_forward: Callable[[nn.Linear, nn.Linear], Product],
     first: Callable[[nn.Linear, nn.Linear, nn.Linear, int], Attend] | None,
 ) -> list[_Layer]:
     """A model's layers; ``first`` makes the last one's attention of first tokens alone, without it all tokens attend."""
@@ -251,8 +250,7 @@ def _layers(
                 attend=attend,
                 attended=product(layer.attention.output.dense),
                 attended_norm=layer.attention.output.LayerNorm,
-                inner=inner(layer.intermediate.dense),
-                outer=product(layer.output.dense),
+                feed_forward=feed_forward(layer.intermediate.dense, layer.output.dense),
                 outer_norm=layer.output.LayerNorm,
             )
         )
@@ -288,38 +286,24 @@ def _sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return x + y
 
 
-def _activated(product: Product, activation: Product) -> Product:
-    return lambda x: activation(product(x))
+def _frozen(
+    dtype: torch.dtype, activation: str
+) -> tuple[Callable[..., Product], Callable[[nn.Linear, nn.Linear], Product]]:
+    """What makes products with fixed weights in ``dtype``, and what makes feed-forwards of them."""
+
+    def product(*linears: nn.Linear) -> Product:
+        return frozen_product(linears, dtype)
+
+    def feed_forward(inner: nn.Linear, outer: nn.Linear) -> Product:
+        second = product(outer)
+        if activation == "gelu":
+            first = frozen_product([inner], dtype, gelu=True)
+            return lambda x: second(first(x))
+        plain, after = product(inner), _ACTIVATIONS[activation]
+        return lambda x: second(after(plain(x)))
+
+    return product, feed_forward
 
 
-def _int8_product(linears: Sequence[nn.Linear]) -> Product:
-    """Weights as int8 with a scale per output channel; activations as 8 bits with a scale per call."""
-    if not has_int8():
-        raise StudentError(
-            "this torch has no int8 products on the CPU",
-            hint="--precision fp32, or `msft students export --format int8`",
-        )
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    bias = torch.cat([linear.bias.detach() for linear in linears])
-    scales = weight.abs().amax(1).clamp_min(1e-12).double() / 127
-    zeros = torch.zeros(len(weight), dtype=torch.long)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch means to move these functions, not to end them
-        quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        packed = torch.ops.quantized.linear_prepack(quantised, bias)
-    # without VNNI the products of 8 by 8 bits are summed in 16 bits, which 7-bit activations cannot overflow
-    has = cpu_capabilities()
-    seven_bits = not (has.get("avx512_vnni") or has.get("avx_vnni"))
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = torch.ops.quantized.linear_dynamic(x, packed, seven_bits)
-        return result
-
-    return product
-
-
-def has_int8() -> bool:
-    """Whether this torch multiplies int8 on this CPU."""
-    return torch.backends.quantized.engine in ("x86", "fbgemm", "onednn") and hasattr(
-        torch.ops.quantized, "linear_dynamic"
-    )
+def _of_few_sizes(make: Callable[..., Product]) -> Callable[..., Product]:
+    return lambda *linears: of_few_sizes(make(*linears))

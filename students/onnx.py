@@ -17,6 +17,7 @@ from torch import nn
 from students.batches import budget_batches, collate
 from students.encoder import CrossEncoder
 from students.errors import StudentError
+from students.int8 import split_maps
 from students.tokens import PairFormat, tokenise
 
 FILE = "model.onnx"
@@ -43,7 +44,8 @@ def export_onnx(source: Path, folder: Path, *, max_length: int, int8: bool = Fal
 
     Args:
         source: the student's Hugging Face folder.
-        int8: quantise weights to int8 per channel; activations are quantised as they come (dynamic).
+        int8: quantise weights to int8 per channel; activations are quantised as they come (dynamic), after
+            `students.int8.split_maps`.
 
     Returns:
         The graph's path.
@@ -56,6 +58,8 @@ def export_onnx(source: Path, folder: Path, *, max_length: int, int8: bool = Fal
     encoder.model.config._attn_implementation = (
         "eager"  # spelled out in matrix products, which can be quantised
     )
+    if int8:
+        split_maps(encoder)
     names = ["input_ids", "attention_mask"] + (["token_type_ids"] if encoder.form.has_types else [])
     folder.mkdir(parents=True, exist_ok=True)
     plain = folder / ("fp32.onnx" if int8 else FILE)

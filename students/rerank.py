@@ -22,6 +22,7 @@ from students.cpu_ops import cpu_capabilities
 from students.encoder import CrossEncoder, choose_precision
 from students.errors import StudentError
 from students.fused import FusedEncoder, Precision
+from students.int8 import largest_inputs
 from students.spool import TokenSpool
 from students.tokens import Ints, Tokens
 from students.workers import MAX_WORKERS, each_done, worker_pool
@@ -80,7 +81,7 @@ class Reranker:
         encoder: the student, already on its device.
         batch_tokens: tokens of a batch, padding counted; default by device.
         workers: CPU threads that score batches side by side, each with its share of the cores; default all cores.
-        int8: quantise the matrix products (`students.fused`); the encoder is then on the CPU, in fp32.
+        int8: quantise the matrix products (`students.int8`); the encoder is then on the CPU, in fp32.
         any_size: it is called over and over with lists of all sizes, as by a server (`students.fused`).
 
     Raises:
@@ -103,7 +104,8 @@ class Reranker:
         self._batch_tokens = batch_tokens or self._usual_tokens()
         on_cpu = encoder.device.type == "cpu"
         if on_cpu and encoder.layout == "padded" and FusedEncoder.supports(encoder.model):
-            self._forward = FusedEncoder(encoder.model, self.precision, any_size=any_size)
+            largest = largest_inputs(encoder) if int8 else None
+            self._forward = FusedEncoder(encoder.model, self.precision, any_size=any_size, largest=largest)
         elif int8:
             raise StudentError(
                 f"{encoder.architecture} cannot be scored in int8", hint="--precision auto", exit_code=2

@@ -1,0 +1,285 @@
+"""int8 matrix products on a CPU that keep a student's order, and the calibration that they need.
+
+A few channels of a transformer's states are ten times as large as the others, whatever the text (Dettmers et al. 2022,
+LLM.int8(), arXiv 2208.07339). One scale for all leaves the others a tenth of the 256 steps. So
+
+- an input channel that is large counts as several with a part of it each, which changes nothing but the range (Zhao et
+  al. 2019, outlier channel splitting, arXiv 1901.09504);
+- a token has a scale of its own;
+- in a feed-forward tokens share one, because then the hidden units go from one product to the next in 8 bits, through the
+  activation, and never exist in fp32; the few units that grow large are computed beside them, in fp32.
+
+Weights have a scale per output channel. Which channels are large is the model's doing, so pairs of random tokens tell.
+`Int8Products` is for `students.fused`; `split_maps` prepares any model for onnxruntime, which has no such feed-forward.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from students.cpu_ops import Product, cpu_capabilities, multiplies_bf16
+from students.errors import StudentError
+from students.tokens import Tokens, id_type
+
+if TYPE_CHECKING:
+    from students.encoder import CrossEncoder
+
+Largest = Mapping[nn.Linear, torch.Tensor]
+"""The largest absolute value of each input channel of a linear map, (in_features,) fp32."""
+
+EXTRA_CHANNELS = (
+    32  # how many copies of large channels a product may have; a multiple of what instructions take at once
+)
+UNITS_APART = 16  # hidden units of a feed-forward that fp32 computes
+# A hidden unit may be this much larger than in calibration before it is cut off. Cutting costs more than coarse steps do:
+# with 1 scores were off by a third more, with 2 by as much.
+HEADROOM = 1.5
+CALIBRATION_PAIRS, QUERY_TOKENS, PASSAGE_TOKENS = 32, 8, 112
+
+_ACTIVATIONS: dict[str, tuple[float, Product]] = {"gelu": (0.17, F.gelu), "relu": (0.0, F.relu)}
+"""How far below zero an activation goes, and the activation."""
+
+
+# ---------------------------------------------------------------------------------------------- calibration
+@torch.inference_mode()
+def largest_inputs(encoder: "CrossEncoder") -> dict[nn.Linear, torch.Tensor]:
+    """What goes into each linear map of a student when it scores pairs of random tokens, always the same ones.
+
+    Args:
+        encoder: in eval mode; its own forward is run, so that every architecture will do.
+
+    Returns:
+        `Largest` of the maps that were called.
+    """
+    largest: dict[nn.Linear, torch.Tensor] = {}
+
+    def see(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        seen = given[0].detach().float().abs().flatten(0, -2).amax(0)
+        linear = cast(nn.Linear, module)
+        largest[linear] = torch.maximum(largest[linear], seen) if linear in largest else seen
+
+    maps = [module for module in encoder.model.modules() if isinstance(module, nn.Linear)]
+    hooks = [linear.register_forward_pre_hook(see) for linear in maps]
+    try:
+        each = np.arange(CALIBRATION_PAIRS)
+        queries, passages = _random_texts(encoder, QUERY_TOKENS, 0), _random_texts(encoder, PASSAGE_TOKENS, 1)
+        encoder(encoder.collate(queries, passages, each, each))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return largest
+
+
+def _random_texts(encoder: "CrossEncoder", length: int, seed: int) -> Tokens:
+    tokenizer = encoder.tokenizer
+    known = min(len(tokenizer), int(encoder.model.config.vocab_size))
+    plain = np.setdiff1d(np.arange(known), tokenizer.all_special_ids)
+    ids = np.random.default_rng(seed).choice(plain, CALIBRATION_PAIRS * length).astype(id_type(tokenizer))
+    starts = np.arange(CALIBRATION_PAIRS) * length
+    return Tokens(ids, starts, np.full(CALIBRATION_PAIRS, length))
+
+
+class Split(nn.Module):
+    """Input channels as a product takes them: a large one several times, with an equal part of it each time.
+
+    Args:
+        largest: (in_features,) as in `Largest`. The channel whose part is the largest is given one more, ``extra`` times.
+    """
+
+    source: torch.Tensor  # (in_features + extra,) int64
+    part: torch.Tensor  # (in_features + extra,) fp32
+
+    def __init__(self, largest: torch.Tensor, extra: int = EXTRA_CHANNELS) -> None:
+        super().__init__()
+        copies = torch.ones_like(largest)
+        for _ in range(extra):
+            copies[(largest / copies).argmax()] += 1
+        every = torch.arange(len(largest))
+        again = torch.repeat_interleave(every, copies.long() - 1)
+        self.register_buffer("source", torch.cat([every, again]))
+        self.register_buffer("part", (1 / copies)[self.source])
+        self._n = len(largest)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, in_features) as (…, in_features + extra): all channels, then the further copies."""
+        return x.index_select(-1, self.source).mul_(self.part)
+
+    def joined(self, x: torch.Tensor) -> torch.Tensor:
+        """The same as onnxruntime does it sooner, which gathers channels one by one."""
+        again = x.index_select(-1, self.source[self._n :])
+        return torch.cat([x * self.part[: self._n], again * self.part[self._n :]], -1)
+
+    def weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """(out, in_features) as the (out, in_features + extra) that give the same with what `forward` gives."""
+        return weight[:, self.source]
+
+
+class SplitLinear(nn.Module):
+    """A linear map whose product int8 can take well: its inputs split, their scale per token taken off and put back."""
+
+    def __init__(self, linear: nn.Linear, largest: torch.Tensor) -> None:
+        super().__init__()
+        self.split = Split(largest)
+        self.weight = nn.Parameter(self.split.weight(linear.weight.detach()))
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the linear map gives."""
+        parts = self.split.joined(x)
+        scale = _per_token(parts)
+        y = F.linear(parts / scale, self.weight) * scale
+        return y if self.bias is None else y + self.bias
+
+
+def split_maps(encoder: "CrossEncoder") -> None:
+    """Put a `SplitLinear` for each linear map that scoring calls; scores stay what they are but for rounding."""
+    largest = largest_inputs(encoder)
+    for module in list(encoder.model.modules()):
+        for name, linear in list(module.named_children()):
+            if isinstance(linear, nn.Linear) and linear in largest:
+                setattr(module, name, SplitLinear(linear, largest[linear]))
+
+
+def _per_token(x: torch.Tensor) -> torch.Tensor:
+    """The largest absolute value of each token's channels, (…, 1), never 0."""
+    return x.abs().amax(-1, keepdim=True).clamp_min(1e-9)
+
+
+# ------------------------------------------------------------------------------------------------- products
+class Int8Products:
+    """Makes a fused forward's products, `Product` each, from linear maps that share an input; no gradients.
+
+    Args:
+        largest: of every linear map that will be asked for.
+        activation: ``gelu`` or ``relu``.
+
+    Raises:
+        StudentError: this torch has no such products on this CPU.
+    """
+
+    def __init__(self, largest: Largest, activation: str) -> None:
+        if not has_int8():
+            raise StudentError(
+                "this torch has no int8 products on the CPU",
+                hint="--precision fp32, or `msft students export --format int8`",
+            )
+        self._largest = largest
+        self._activation = activation
+        # without VNNI two products of 8 by 8 bits are summed in 16 bits, which 7-bit inputs cannot overflow
+        has = cpu_capabilities()
+        self._steps = 255 if has.get("avx512_vnni") or has.get("avx_vnni") else 127
+
+    def product(self, *linears: nn.Linear) -> Product:
+        """The maps' outputs side by side; bf16 where the next to compute with them is faster in it, else fp32."""
+        weight, bias = _joined(linears)
+        split = Split(self._largest[linears[0]])
+        multiply = _Multiply(split.weight(weight), None)
+        half = self._steps // 2
+        dtype = torch.bfloat16 if len(linears) > 1 and multiplies_bf16() else torch.float32
+        bias = bias.to(dtype)
+
+        def product(x: torch.Tensor) -> torch.Tensor:
+            rows = split(x.reshape(-1, x.shape[-1]).float())
+            scale = _per_token(rows).div_(half)
+            rows = rows.div_(scale).add_(half + 1).round_().to(torch.uint8)
+            y = multiply(rows, 1.0, half + 1, dtype=dtype)
+            return torch.addcmul(bias, y, scale.to(dtype)).view(*x.shape[:-1], -1)
+
+        return product
+
+    def feed_forward(self, inner: nn.Linear, outer: nn.Linear) -> Product:
+        """Both maps of a feed-forward with the activation between them, fp32."""
+        split = Split(self._largest[inner])
+        first = _Multiply(split.weight(inner.weight.detach()), inner.bias.detach())
+        hidden = self._largest[outer]
+        apart = hidden.topk(min(UNITS_APART, len(hidden) // 2)).indices.sort().values
+        together = torch.ones_like(hidden).index_fill_(0, apart, 0.0)
+        second = _Multiply(outer.weight.detach() * together, outer.bias.detach())
+        below, activation = _ACTIVATIONS[self._activation]
+        most = float((hidden * together).max()) * HEADROOM
+        hidden_scale = max(most + below, 1e-9) / self._steps
+        hidden_zero = round(below / hidden_scale)
+        inner_apart, bias_apart = inner.weight.detach()[apart].t().contiguous(), inner.bias.detach()[apart]
+        outer_apart = outer.weight.detach()[:, apart].t().contiguous()
+
+        def feed_forward(x: torch.Tensor) -> torch.Tensor:
+            rows = x.reshape(-1, x.shape[-1])
+            taken, scale, zero = self._quantised(split(rows))
+            after = (self._activation, hidden_scale, hidden_zero)
+            y = second(first(taken, scale, zero, torch.uint8, *after), hidden_scale, hidden_zero)
+            y.addmm_(activation(torch.addmm(bias_apart, rows, inner_apart)), outer_apart)
+            return y.view(x.shape)
+
+        return feed_forward
+
+    def _quantised(self, x: torch.Tensor) -> tuple[torch.Tensor, float, int]:
+        """8 bits of x (changed), their scale and their zero, over all of it."""
+        least, most = (float(end) for end in x.aminmax())
+        least, most = min(least, 0.0), max(most, 0.0)
+        scale = max(most - least, 1e-9) / self._steps
+        zero = round(-least / scale)
+        x.div_(scale).add_(zero).round_().clamp_(0, self._steps)
+        return x.to(torch.uint8), scale, zero
+
+
+class _Multiply:
+    """A weight matrix in int8, a scale per output channel, laid out for oneDNN; x comes as unsigned 8 bits."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._scales = weight.abs().amax(1).clamp_min(1e-12) / 127
+        self._zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self._bias = bias
+        rounded = (weight / self._scales[:, None]).round().to(torch.int8)
+        self._packed = torch.ops.onednn.qlinear_prepack(rounded, [1024, weight.shape[1]])
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        scale: float,
+        zero: int,
+        dtype: torch.dtype = torch.float32,
+        activation: str = "none",
+        out_scale: float = 1.0,
+        out_zero: int = 0,
+    ) -> torch.Tensor:
+        given = (
+            x,
+            scale,
+            zero,
+            self._packed,
+            self._scales,
+            self._zeros,
+            self._bias,
+            out_scale,
+            out_zero,
+            dtype,
+        )
+        # unsigned x alone: for signed ones oneDNN 3.11 takes its reference code, a thousand times slower
+        return cast(torch.Tensor, torch.ops.onednn.qlinear_pointwise(*given, activation, [], "none"))
+
+
+def _joined(linears: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.cat([one.weight.detach() for one in linears]), torch.cat(
+        [one.bias.detach() for one in linears]
+    )
+
+
+@functools.cache
+def has_int8() -> bool:
+    """Whether this torch multiplies int8 on this CPU, and gives what it should."""
+    ops: Any = torch.ops.onednn
+    if not (hasattr(ops, "qlinear_pointwise") and hasattr(ops, "qlinear_prepack")):
+        return False
+    try:
+        with torch.inference_mode():
+            weight = torch.arange(512.0).view(32, 16) / 512 - 0.5
+            x = torch.arange(64.0).view(4, 16) / 64
+            made = _Multiply(weight, None)((x * 127).round().to(torch.uint8), 1 / 127, 0)
+            return torch.allclose(made, x @ weight.t(), atol=0.1)
+    except (RuntimeError, NotImplementedError):
+        return False
