@@ -12,6 +12,8 @@ pytest.importorskip("datasets")
 pytest.importorskip("sentence_transformers")
 
 from benchmarks import rerank, train, train_lists
+from benchmarks.real_lists import Candidates
+from students.int8 import has_int8
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,18 @@ def test_reranking_in_a_tiny_shape():
     assert (
         min(found[f"speedup_{key}"] for key in ("default", "same_precision", "over_plain_loop", "fp32")) > 0
     )
+    assert ("int8_over_default" in found) is has_int8()
+
+
+def test_ways_are_measured_apart_from_the_reference():
+    ids = [[f"d{k}" for k in range(5)]] * 2
+    on = Candidates("made", ["q0", "q1"], [("q", ["p"] * 5)] * 2, ids, {q: {"d4": 1} for q in ("q0", "q1")})
+    right, wrong = np.tile(np.arange(5.0), 2), np.tile(-np.arange(5.0), 2)
+    apart = rerank._measured_apart(
+        on, {"same": lambda on: 3 * right, "reversed": lambda on: wrong}, lambda on: right
+    )
+    assert apart["same"] == 0
+    assert apart["reversed"] == pytest.approx(1 - 1 / np.log2(6))
 
 
 def test_the_plain_loop_gives_every_pair_its_score(tmp_path):
