@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 Largest = Mapping[nn.Linear, torch.Tensor]
 """The largest absolute value of each input channel of a linear map, (in_features,) fp32."""
 
-EXTRA_CHANNELS = (
-    32  # how many copies of large channels a product may have; a multiple of what instructions take at once
-)
+# Copies of large channels that a product takes beside its own; instructions take 32 at once.
+EXTRA_CHANNELS = 32
 UNITS_APART = 16  # hidden units of a feed-forward that fp32 computes
 # A hidden unit may be this much larger than in calibration before it is cut off. Cutting costs more than coarse steps do:
 # with 1 scores were off by a third more, with 2 by as much.
@@ -55,6 +54,9 @@ def largest_inputs(encoder: "CrossEncoder") -> dict[nn.Linear, torch.Tensor]:
 
     Returns:
         `Largest` of the maps that were called.
+
+    Raises:
+        StudentError: the model computes what is no number.
     """
     largest: dict[nn.Linear, torch.Tensor] = {}
 
@@ -72,6 +74,10 @@ def largest_inputs(encoder: "CrossEncoder") -> dict[nn.Linear, torch.Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
+    if not all(bool(seen.isfinite().all()) for seen in largest.values()):
+        raise StudentError(
+            "the student computes infinite values or NaN", hint="look at its weights; train it again"
+        )
     return largest
 
 
@@ -247,26 +253,16 @@ class _Multiply:
         out_scale: float = 1.0,
         out_zero: int = 0,
     ) -> torch.Tensor:
-        given = (
-            x,
-            scale,
-            zero,
-            self._packed,
-            self._scales,
-            self._zeros,
-            self._bias,
-            out_scale,
-            out_zero,
-            dtype,
-        )
         # unsigned x alone: for signed ones oneDNN 3.11 takes its reference code, a thousand times slower
-        return cast(torch.Tensor, torch.ops.onednn.qlinear_pointwise(*given, activation, [], "none"))
+        multiply = torch.ops.onednn.qlinear_pointwise
+        weight = self._packed, self._scales, self._zeros, self._bias
+        y = multiply(x, scale, zero, *weight, out_scale, out_zero, dtype, activation, [], "none")
+        return cast(torch.Tensor, y)
 
 
 def _joined(linears: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.cat([one.weight.detach() for one in linears]), torch.cat(
-        [one.bias.detach() for one in linears]
-    )
+    weights, biases = zip(*((one.weight.detach(), one.bias.detach()) for one in linears), strict=True)
+    return torch.cat(weights), torch.cat(biases)
 
 
 @functools.cache

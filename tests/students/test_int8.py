@@ -93,6 +93,14 @@ def test_calibration_sees_every_map_that_scoring_calls_and_leaves_the_model_alon
     assert not any(one._forward_pre_hooks for one in maps)
 
 
+def test_a_student_that_computes_nan_is_refused(tiny):
+    encoder = CrossEncoder.load(tiny("bert"), precision="fp32", max_length=48, device="cpu").eval()
+    with torch.no_grad():
+        encoder.model.base_model.encoder.layer[0].output.dense.weight[3, 3] = torch.nan
+    with pytest.raises(StudentError, match="NaN"):
+        Reranker(encoder, int8=True)
+
+
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
 def test_split_maps_leave_scores_what_they_are(tiny, architecture):
     def scores(prepare):
