@@ -54,6 +54,11 @@ def export_onnx(source: Path, folder: Path, *, max_length: int, int8: bool = Fal
         StudentError: the extra is not installed, or the exporter cannot take the model.
     """
     _require()
+    # 2.9 writes its guards against sizes into the graph, in words that its exporter cannot read
+    if torch.__version__ < "2.10":  # compared as versions
+        raise StudentError(
+            f"torch {torch.__version__} exports no such model", hint="pip install 'msft[onnx]'", exit_code=4
+        )
     encoder = CrossEncoder.load(source, max_length=max_length, precision="fp32", device="cpu").eval()
     encoder.model.config._attn_implementation = (
         "eager"  # spelled out in matrix products, which can be quantised

@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         from students.train import train
 
-        result = train(
-            recipe,
-            _views(options.view),
-            options.out,
-            tokens=options.tokens,
-            progress=None if options.quiet else _Progress(),
-            note=None if options.quiet else _note,
-            trackers=options.tracker,
-            device=options.device,
-        )
+        with _stdout_kept():
+            result = train(
+                recipe,
+                _views(options.view),
+                options.out,
+                tokens=options.tokens,
+                progress=None if options.quiet else _Progress(),
+                note=None if options.quiet else _note,
+                trackers=options.tracker,
+                device=options.device,
+            )
     except StudentError as error:
         print(f"error: {error}", file=sys.stderr)
         if error.hint:
@@ -70,6 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if int(os.environ.get("RANK", "0")) == 0:  # torchrun's and accelerate's number of this process
         sys.stdout.write(json.dumps(result.stages, indent=1) + "\n")
     return 0
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """What libraries print meanwhile goes to stderr, from below Python too: torch 2.9's Gloo says who is connected."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _views(given: list[str]) -> Any:

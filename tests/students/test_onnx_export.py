@@ -6,8 +6,10 @@ import made_store
 import numpy as np
 import pytest
 import tiny_models
+from torch.torch_version import TorchVersion
 
 from labelstore.errors import BadInput, UsageError
+from students.errors import StudentError
 from students.jobs.export import export_student
 from students.jobs.register import add_student
 from students.onnx import FILE, OnnxScorer, export_onnx
@@ -53,6 +55,14 @@ def test_the_export_carries_its_measured_difference_and_card(tiny, tmp_path):
     (row,) = export_student(store, "tiny", tmp_path / "hf", form="hf")
     assert "max_difference" not in row
     assert (tmp_path / "hf" / "model.safetensors").is_file()
+
+
+def test_a_torch_that_cannot_export_is_said_to_be_too_old(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.__version__", TorchVersion("2.9.1"))
+    with pytest.raises(StudentError, match=r"torch 2\.9\.1") as caught:
+        export_onnx(tiny("bert"), tmp_path / "onnx", max_length=48)
+    assert "msft[onnx]" in str(caught.value.hint)
+    assert not (tmp_path / "onnx").exists()
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_overwritten(tiny, tmp_path):

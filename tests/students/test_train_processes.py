@@ -13,6 +13,9 @@ import pytest
 import tiny_models
 import tiny_views
 
+from students import train_command
+from students.train import TrainingResult
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -156,6 +159,22 @@ def test_two_processes_learn_what_one_does(folders, tmp_path):
     assert valid[0] - valid[-1] > 1e-3, "a tolerance of 1e-4 is small against what was learnt"
     for row, other in losses:
         assert other["value"] == pytest.approx(row["value"], abs=1e-4), row
+
+
+def test_what_libraries_print_does_not_come_between_the_stages_that_scripts_read(
+    monkeypatch, tmp_path, capfd
+):
+    """Gloo of torch 2.9 tells stdout who is connected, from C++."""
+
+    def chatty(*_: object, **__: object) -> TrainingResult:
+        os.write(1, b"[Gloo] Rank 1 is connected to 1 peer ranks\n")
+        return TrainingResult(tmp_path, [{"stage": 1}], [])
+
+    monkeypatch.setattr("students.train.train", chatty)
+    assert train_command.main(["--view", "v", "--regime", "cl", "--base", "b", "--out", str(tmp_path)]) == 0
+    said = capfd.readouterr()
+    assert json.loads(said.out) == [{"stage": 1}]
+    assert "[Gloo]" in said.err
 
 
 # ------------------------------------------------------------------------------------- without the store
