@@ -118,9 +118,7 @@ class FusedEncoder:
 
     Args:
         model: a ForSequenceClassification of one of `ARCHITECTURES` with one output, in eval mode, on the CPU.
-        precision: of the matrix products; the last layer's attention is fp32 in all. int8 is that of `students.int8`: a
-            feed-forward's inputs have one scale over the batch, so scores depend on the batch a little more than by
-            rounding.
+        precision: of the matrix products, int8 as in `students.int8`; the last layer's attention is fp32 in all.
         every_token: run the last layer for all tokens, for `states`; there are no scores then, and the model may be
             a bare encoder.
         any_size: batches of all sizes come, over and over: memory stays bounded then (`cpu_ops.of_few_sizes`).

@@ -132,6 +132,20 @@ def test_a_pretrained_students_scores_are_off_by_little_of_their_spread(tmp_path
     assert np.corrcoef(rough, exact)[0, 1] > 0.995
 
 
+@pytest.mark.parametrize("architecture", ["bert", "electra", "roberta"])
+def test_a_score_does_not_depend_on_what_it_is_scored_with(tiny, architecture):
+    """A server's batches are not a run's. One scale over a batch moved scores by as much as all of int8 does."""
+    exact = np.concatenate(
+        Reranker.load(tiny(architecture), precision="fp32", max_length=48, device="cpu").scores(LISTS)
+    )
+    reranker = Reranker.load(tiny(architecture), precision="int8", max_length=48, device="cpu")
+    together = np.concatenate(reranker.scores(LISTS))
+    alone = np.concatenate([reranker.scores([(q, [p])])[0] for q, passages in LISTS for p in passages])
+    off = np.abs(together - exact).mean()
+    assert off > 0
+    assert np.abs(alone - together).mean() < 0.2 * off
+
+
 def test_a_torch_without_such_products_is_an_error_that_says_what_to_do(tiny, monkeypatch):
     monkeypatch.setattr(int8, "has_int8", lambda: False)
     with pytest.raises(StudentError, match="no int8 products") as caught:
