@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 Product = Callable[[torch.Tensor], torch.Tensor]  # (…, in) -> (…, out)
 
+ACTIVATIONS: dict[str, Product] = {"gelu": F.gelu, "relu": F.relu}  # by transformers' names
+
 # torch before 2.12 tells these by private functions.
 _PROBES = {
     "avx512_bf16": "_is_avx512_bf16_supported",

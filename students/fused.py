@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from students.batches import PairBatch
 from students.cpu_ops import (
+    ACTIVATIONS,
     FirstTokenAttention,
     LiveProduct,
     ModelsDropout,
@@ -30,8 +30,6 @@ from students.int8 import Int8Products, Largest
 
 ARCHITECTURES = ("bert", "electra", "roberta")
 Precision = Literal["fp32", "bf16", "int8"]
-
-_ACTIVATIONS: dict[str, Product] = {"gelu": F.gelu, "relu": F.relu}
 
 Attend = Callable[[torch.Tensor, "torch.Tensor | None", float], torch.Tensor]
 """States (n, width, hidden), mask (n, 1, 1, width) and dropout to what was attended to, (n, width or 1, hidden)."""
@@ -162,7 +160,7 @@ class FusedEncoder:
             config.model_type in ARCHITECTURES
             and not getattr(config, "is_decoder", False)
             and getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
-            and config.hidden_act in _ACTIVATIONS
+            and config.hidden_act in ACTIVATIONS
             and len(model.base_model.encoder.layer) > 0
         )
 
@@ -194,7 +192,7 @@ class LearningEncoder:
     def __init__(self, model: Any, precision: Literal["fp32", "bf16"]) -> None:
         self._model = model
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        activation = _ACTIVATIONS[str(model.config.hidden_act)]
+        activation = ACTIVATIONS[str(model.config.hidden_act)]
 
         def product(*linears: nn.Linear) -> Product:
             return LiveProduct(linears, dtype)
@@ -297,7 +295,7 @@ def _frozen(
         if activation == "gelu":
             first = frozen_product([inner], dtype, gelu=True)
             return lambda x: second(first(x))
-        plain, after = product(inner), _ACTIVATIONS[activation]
+        plain, after = product(inner), ACTIVATIONS[activation]
         return lambda x: second(after(plain(x)))
 
     return product, feed_forward

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from students.cpu_ops import Product, cpu_capabilities, multiplies_bf16
+from students.cpu_ops import ACTIVATIONS, Product, cpu_capabilities, multiplies_bf16
 from students.errors import StudentError
 from students.tokens import Tokens, id_type
 
@@ -42,8 +42,7 @@ UNITS_APART = 16  # hidden units of a feed-forward that fp32 computes
 HEADROOM = 1.3
 CALIBRATION_PAIRS, QUERY_TOKENS, PASSAGE_TOKENS = 32, 8, 112
 
-_ACTIVATIONS: dict[str, tuple[float, Product]] = {"gelu": (0.17, F.gelu), "relu": (0.0, F.relu)}
-"""How far below zero an activation goes, and the activation."""
+_BELOW = {"gelu": 0.17, "relu": 0.0}  # how far below zero an activation goes
 
 
 # ---------------------------------------------------------------------------------------------- calibration
@@ -181,21 +180,24 @@ class Int8Products:
         # without VNNI two products of 8 by 8 bits are summed in 16 bits, which 7-bit inputs cannot overflow
         has = cpu_capabilities()
         self._steps = 255 if has.get("avx512_vnni") or has.get("avx_vnni") else 127
+        self._half = self._steps // 2
+
+    def _rounded(self, x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+        """8 bits of x (changed), zero in their middle; what is beyond them is cut off."""
+        return x.div_(scale).add_(self._half + 1).round_().clamp_(0, self._steps).to(torch.uint8)
 
     def product(self, *linears: nn.Linear) -> Product:
         """The maps' outputs side by side; bf16 where the next to compute with them is faster in it, else fp32."""
         weight, bias = _joined(linears)
         split = Split(self._largest[linears[0]])
         multiply = _Multiply(split.weight(weight), None)
-        half = self._steps // 2
         dtype = torch.bfloat16 if len(linears) > 1 and multiplies_bf16() else torch.float32
         bias = bias.to(dtype)
 
         def product(x: torch.Tensor) -> torch.Tensor:
             rows = split(x.reshape(-1, x.shape[-1]).float())
-            scale = _per_token(rows).div_(half)
-            rows = rows.div_(scale).add_(half + 1).round_().to(torch.uint8)
-            y = multiply(rows, 1.0, half + 1, dtype=dtype)
+            scale = _per_token(rows).div_(self._half)
+            y = multiply(self._rounded(rows, scale), 1.0, self._half + 1, dtype=dtype)
             return torch.addcmul(bias, y, scale.to(dtype)).view(*x.shape[:-1], -1)
 
         return product
@@ -204,13 +206,12 @@ class Int8Products:
         """Both maps of a feed-forward with the activation between them, fp32."""
         split = Split(self._largest[inner])
         first = _Multiply(split.weight(inner.weight.detach()), inner.bias.detach())
-        half = self._steps // 2
-        scale = max(float(split(self._largest[inner]).max()) * HEADROOM, 1e-9) / half
+        scale = max(float(split(self._largest[inner]).max()) * HEADROOM, 1e-9) / self._half
         hidden = self._largest[outer]
         apart = hidden.topk(min(UNITS_APART, len(hidden) // 2)).indices.sort().values
         together = torch.ones_like(hidden).index_fill_(0, apart, 0.0)
         second = _Multiply(outer.weight.detach() * together, outer.bias.detach())
-        below, activation = _ACTIVATIONS[self._activation]
+        below, activation = _BELOW[self._activation], ACTIVATIONS[self._activation]
         most = float((hidden * together).max()) * HEADROOM
         hidden_scale = max(most + below, 1e-9) / self._steps
         hidden_zero = round(below / hidden_scale)
@@ -219,9 +220,9 @@ class Int8Products:
 
         def feed_forward(x: torch.Tensor) -> torch.Tensor:
             rows = x.reshape(-1, x.shape[-1])
-            taken = split(rows).div_(scale).add_(half + 1).round_().clamp_(0, self._steps).to(torch.uint8)
+            taken = self._rounded(split(rows), scale)
             after = (self._activation, hidden_scale, hidden_zero)
-            y = second(first(taken, scale, half + 1, torch.uint8, *after), hidden_scale, hidden_zero)
+            y = second(first(taken, scale, self._half + 1, torch.uint8, *after), hidden_scale, hidden_zero)
             y.addmm_(activation(torch.addmm(bias_apart, rows, inner_apart)), outer_apart)
             return y.view(x.shape)
 
