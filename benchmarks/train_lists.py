@@ -189,6 +189,18 @@ def computed_share(config: Any, lengths: np.ndarray) -> float:
     return 1 - float(3 * spared) / model_flops(config, lengths)
 
 
+def first_token_flops(config: Any, lengths: Sequence[int]) -> float:
+    """FLOPs of the matrix products of a forward whose last layer is of the first tokens alone (`students.fused`).
+
+    As in `model_flops`; there a head's query asks the states themselves, and it is they that are mixed.
+    """
+    h, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    tokens = np.asarray(lengths, dtype=np.float64)
+    whole = 2 * (4 * h * h + 2 * h * inner) * tokens.sum() + 4 * h * (tokens**2).sum()
+    last = 4 * h * config.num_attention_heads * tokens.sum() + 2 * (4 * h * h + 2 * h * inner) * len(tokens)
+    return float((layers - 1) * whole + last)
+
+
 def held_out_loss(folder: Path, work: Work) -> float:
     """RankNet (natural logarithm, mean over pairs of passages) of a saved model on the held-out lists.
 

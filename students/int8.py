@@ -40,6 +40,7 @@ UNITS_APART = 16  # hidden units of a feed-forward that fp32 computes
 # What feed-forwards take and hold may be this much larger than in calibration before it is cut off: on real passages scores
 # are off by about as much with 1 to 2, so it is for what is unlike them.
 HEADROOM = 1.3
+LEAST = 1e-9  # what counts as the largest value where all are 0
 CALIBRATION_PAIRS, QUERY_TOKENS, PASSAGE_TOKENS = 32, 8, 112
 
 _BELOW = {"gelu": 0.17, "relu": 0.0}  # how far below zero an activation goes
@@ -114,12 +115,17 @@ class Split(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…, in_features) as (…, in_features + extra): all channels, then the further copies."""
-        return x.index_select(-1, self.source).mul_(self.part)
-
-    def joined(self, x: torch.Tensor) -> torch.Tensor:
-        """The same as onnxruntime does it sooner, which gathers channels one by one."""
         again = x.index_select(-1, self.source[self._n :])
         return torch.cat([x * self.part[: self._n], again * self.part[self._n :]], -1)
+
+    def times(self, x: torch.Tensor, factor: float = 1.0) -> torch.Tensor:
+        """The same times a factor, fp32, in half the time; of fp32 x, for no export and no gradients."""
+        part = self.part * factor
+        rows = x.new_empty(*x.shape[:-1], len(part))
+        torch.mul(x, part[: self._n], out=rows[..., : self._n])
+        again = x.index_select(-1, self.source[self._n :])
+        torch.mul(again, part[self._n :], out=rows[..., self._n :])
+        return rows
 
     def weight(self, weight: torch.Tensor) -> torch.Tensor:
         """(out, in_features) as the (out, in_features + extra) that give the same with what `forward` gives."""
@@ -137,8 +143,8 @@ class SplitLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """What the linear map gives."""
-        parts = self.split.joined(x)
-        scale = _per_token(parts)
+        parts = self.split(x)
+        scale = parts.abs().amax(-1, keepdim=True).clamp_min(LEAST)
         y = F.linear(parts / scale, self.weight) * scale
         return y if self.bias is None else y + self.bias
 
@@ -150,11 +156,6 @@ def split_maps(encoder: "CrossEncoder") -> None:
         for name, linear in list(module.named_children()):
             if isinstance(linear, nn.Linear) and linear in largest:
                 setattr(module, name, SplitLinear(linear, largest[linear]))
-
-
-def _per_token(x: torch.Tensor) -> torch.Tensor:
-    """The largest absolute value of each token's channels, (…, 1), never 0."""
-    return x.abs().amax(-1, keepdim=True).clamp_min(1e-9)
 
 
 # ------------------------------------------------------------------------------------------------- products
@@ -182,9 +183,7 @@ class Int8Products:
         self._steps = 255 if has.get("avx512_vnni") or has.get("avx_vnni") else 127
         self._half = self._steps // 2
 
-    def _rounded(self, x: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
-        """8 bits of x (changed), zero in their middle; what is beyond them is cut off."""
-        return x.div_(scale).add_(self._half + 1).round_().clamp_(0, self._steps).to(torch.uint8)
+        self._zero = self._half + 1
 
     def product(self, *linears: nn.Linear) -> Product:
         """The maps' outputs side by side; bf16 where the next to compute with them is faster in it, else fp32."""
@@ -193,11 +192,13 @@ class Int8Products:
         multiply = _Multiply(split.weight(weight), None)
         dtype = torch.bfloat16 if len(linears) > 1 and multiplies_bf16() else torch.float32
         bias = bias.to(dtype)
+        zero = torch.full_like(split.part, self._zero)  # addcmul takes seven times as long with one number
 
         def product(x: torch.Tensor) -> torch.Tensor:
-            rows = split(x.reshape(-1, x.shape[-1]).float())
-            scale = _per_token(rows).div_(self._half)
-            y = multiply(self._rounded(rows, scale), 1.0, self._half + 1, dtype=dtype)
+            rows = split.times(x.reshape(-1, x.shape[-1]).float())
+            most = torch.maximum(rows.amax(-1, keepdim=True), rows.amin(-1, keepdim=True).neg_())
+            scale = most.clamp_min_(LEAST).div_(self._half)
+            y = multiply(_whole(torch.addcmul(zero, rows, 1 / scale, out=rows)), 1.0, self._zero, dtype=dtype)
             return torch.addcmul(bias, y, scale.to(dtype)).view(*x.shape[:-1], -1)
 
         return product
@@ -206,27 +207,33 @@ class Int8Products:
         """Both maps of a feed-forward with the activation between them, fp32."""
         split = Split(self._largest[inner])
         first = _Multiply(split.weight(inner.weight.detach()), inner.bias.detach())
-        scale = max(float(split(self._largest[inner]).max()) * HEADROOM, 1e-9) / self._half
+        scale = max(float(split(self._largest[inner]).max()) * HEADROOM, LEAST) / self._half
         hidden = self._largest[outer]
         apart = hidden.topk(min(UNITS_APART, len(hidden) // 2)).indices.sort().values
         together = torch.ones_like(hidden).index_fill_(0, apart, 0.0)
         second = _Multiply(outer.weight.detach() * together, outer.bias.detach())
         below, activation = _BELOW[self._activation], ACTIVATIONS[self._activation]
         most = float((hidden * together).max()) * HEADROOM
-        hidden_scale = max(most + below, 1e-9) / self._steps
+        hidden_scale = max(most + below, LEAST) / self._steps
         hidden_zero = round(below / hidden_scale)
         inner_apart, bias_apart = inner.weight.detach()[apart].t().contiguous(), inner.bias.detach()[apart]
         outer_apart = outer.weight.detach()[:, apart].t().contiguous()
 
         def feed_forward(x: torch.Tensor) -> torch.Tensor:
             rows = x.reshape(-1, x.shape[-1])
-            taken = self._rounded(split(rows), scale)
+            taken = _whole(split.times(rows, 1 / scale).add_(self._zero).clamp_(0, self._steps))
             after = (self._activation, hidden_scale, hidden_zero)
-            y = second(first(taken, scale, self._half + 1, torch.uint8, *after), hidden_scale, hidden_zero)
+            y = second(first(taken, scale, self._zero, torch.uint8, *after), hidden_scale, hidden_zero)
             y.addmm_(activation(torch.addmm(bias_apart, rows, inner_apart)), outer_apart)
             return y.view(x.shape)
 
         return feed_forward
+
+
+def _whole(x: torch.Tensor) -> torch.Tensor:
+    """The nearest whole numbers of x (changed), from 0 to 255, as bytes."""
+    # torch takes a fifth of the time through 16 bits
+    return x.add_(0.5).to(torch.int16).to(torch.uint8)
 
 
 class _Multiply:

@@ -120,6 +120,28 @@ def test_the_computed_share_is_what_torch_counts(tmp_path):
     assert 0.5 < share < 0.8  # of two layers, five sixths of one are spared
 
 
+def test_the_flops_of_scoring_are_what_torch_counts(tmp_path, monkeypatch):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from students import cpu_ops
+    from students.encoder import CrossEncoder
+    from students.fused import FusedEncoder
+
+    monkeypatch.setattr(cpu_ops, "has_onednn", lambda *_: False)  # it counts torch's own products alone
+    folder = tiny_models.make("bert", tmp_path / "bert")
+    encoder = CrossEncoder.load(folder, device="cpu", precision="fp32").eval()
+    forward, config = FusedEncoder(encoder.model, "fp32"), encoder.model.config
+    texts, each = [" ".join(["word"] * 12)] * 6, np.arange(6)
+    batch = encoder.collate(encoder.tokenise(texts), encoder.tokenise(texts), each, each)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        forward(batch)
+    h = config.hidden_size
+    head = 2 * len(each) * (h * h + h)
+    expected = train_lists.first_token_flops(config, [batch.ids.shape[1]] * len(each))
+    assert counter.get_total_flops() - head == pytest.approx(expected)
+
+
 def test_the_order_is_that_of_the_training(tmp_path):
     from students.lists import read_view
     from students.regime import make_recipe
@@ -149,6 +171,7 @@ def test_reranking_in_a_tiny_shape():
         min(found[f"speedup_{key}"] for key in ("default", "same_precision", "over_plain_loop", "fp32")) > 0
     )
     assert ("int8_over_default" in found) is has_int8()
+    assert found["bound_over_default"] > found["speedup_default"] > 0  # tiny products are the least of it
 
 
 def test_ways_are_measured_apart_from_the_reference():
