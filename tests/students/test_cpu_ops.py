@@ -141,20 +141,46 @@ def test_scores_in_bf16_attend_alike_however_large_they_are(monkeypatch, shift):
     mask = (torch.arange(7) < torch.tensor([[7], [5]]))[:, None, None, :]
     with torch.no_grad():
         softmaxs = attention(q, k, v, mask)  # not in inference mode
-    exponentials = cpu_ops._by_exponentials
-    safe = []
-
-    def seen(*given):
-        safe.append((mixed := exponentials(*given)) is not None)
-        return mixed
-
-    monkeypatch.setattr(cpu_ops, "_by_exponentials", seen)
+    again = softmaxs_calls(monkeypatch)
     with torch.inference_mode():
         got = attention(q, k, v, mask)
-    assert safe == [abs(shift) < 100]
+    assert again == ([] if abs(shift) < 100 else [4])
     # scores of 30 are an eighth apart in bf16, and scaled by another number they are rounded otherwise
     torch.testing.assert_close(got, softmaxs, atol=0.03 if shift == 0 else 0.15, rtol=0.03)
     assert float(got.float().std()) > 0.1
+
+
+def softmaxs_calls(monkeypatch):
+    """How many heads' attention each call of the softmax's way is given, from now on."""
+    calls, by_softmax = [], cpu_ops._by_softmax
+
+    def counted(q, *given):
+        calls.append(len(q))
+        return by_softmax(q, *given)
+
+    monkeypatch.setattr(cpu_ops, "_by_softmax", counted)
+    return calls
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("at_once", [1, 300, 1 << 20])
+def test_a_head_with_large_scores_changes_no_other(monkeypatch, masked, at_once):
+    monkeypatch.setattr(cpu_ops, "cpu_capabilities", lambda: {"amx_bf16": False})
+    monkeypatch.setattr(cpu_ops, "_SCORES_AT_ONCE", at_once)  # one pair, three and all five
+    q, k, v = torch.randn(3, 5, 2, 7, 16, generator=torch.Generator().manual_seed(8)).bfloat16().unbind(0)
+    mask = (torch.arange(7) < torch.tensor([7, 5, 6, 3, 7])[:, None])[:, None, None, :] if masked else None
+    again = softmaxs_calls(monkeypatch)
+    with torch.inference_mode():
+        without = attention(q, k, v, mask)
+        assert not again
+        q[2, 1] *= 300
+        got = attention(q, k, v, mask)
+    assert again == [1]
+    changed = torch.zeros(5, 2, dtype=torch.bool)
+    changed[2, 1] = True
+    assert torch.equal(got[~changed], without[~changed])
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
+    torch.testing.assert_close(got[2, 1].float(), expected[2, 1], atol=0.03, rtol=0.03)
 
 
 @pytest.mark.parametrize("masked", [False, True])
