@@ -244,17 +244,16 @@ def _by_exponentials(
     """
     n_pairs = len(q) if away is None else len(away)
     heads, (rows, columns) = len(q) // n_pairs, (q.shape[1], k.shape[1])
-    first = (
-        columns if away is None else int(away.any(0).int().argmax())
-    )  # tokens come first: padding is beyond
+    # tokens come first, so what is padded lies beyond
+    first = columns if away is None else int(away.any(0).int().argmax())
     scale = math.log2(math.e) / math.sqrt(q.shape[-1])
     step = max(1, _SCORES_AT_ONCE // (heads * rows * columns))
     space = q.new_empty(min(step, n_pairs) * heads, rows, columns)
-    sums, mixed = q.new_empty(len(q), rows, 1), torch.empty_like(q)
+    sums, mixed, nothing = q.new_empty(len(q), rows, 1), torch.empty_like(q), q.new_zeros(1, 1, 1)
     for pair in range(0, n_pairs, step):
         part = slice(pair * heads, min(pair + step, n_pairs) * heads)
         scores = space[: len(q[part])]
-        torch.baddbmm(q.new_zeros(1, 1, 1), q[part], k[part].transpose(1, 2), beta=0, alpha=scale, out=scores)
+        torch.baddbmm(nothing, q[part], k[part].transpose(1, 2), beta=0, alpha=scale, out=scores)
         if away is not None:
             beyond = scores.view(-1, heads, rows, columns)[..., first:]
             beyond.masked_fill_(away[pair : pair + step, None, :, first:], -math.inf)

@@ -23,13 +23,19 @@ def worker_pool(number: int, name: str) -> ThreadPoolExecutor:
     made = ThreadPoolExecutor(
         number,
         thread_name_prefix=name,
-        initializer=torch.set_num_threads,
+        initializer=_take,
         initargs=(max(1, cores // number),),
     )
     for started in [made.submit(gate.wait) for _ in range(number)]:
         started.result()
     torch.set_num_threads(cores)  # torch keeps the last value for threads that others start
     return made
+
+
+def _take(cores: int) -> None:
+    # a thread's first operation takes torch's count of that moment, the caller's: it must lie before the setting
+    torch.get_num_threads()
+    torch.set_num_threads(cores)
 
 
 def each_done(threads: ThreadPoolExecutor, work: Callable[[Any], int], items: Iterable[Any]) -> Iterator[int]:
