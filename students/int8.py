@@ -182,8 +182,7 @@ class Int8Products:
         has = cpu_capabilities()
         self._steps = 255 if has.get("avx512_vnni") or has.get("avx_vnni") else 127
         self._half = self._steps // 2
-
-        self._zero = self._half + 1
+        self._zero = self._half + 1  # the byte that stands for 0
 
     def product(self, *linears: nn.Linear) -> Product:
         """The maps' outputs side by side; bf16 where the next to compute with them is faster in it, else fp32."""
