@@ -34,6 +34,9 @@ Precision = Literal["fp32", "bf16", "int8"]
 Attend = Callable[[torch.Tensor, "torch.Tensor | None", float], torch.Tensor]
 """States (n, width, hidden), mask (n, 1, 1, width) and dropout to what was attended to, (n, width or 1, hidden)."""
 
+FeedForward = Callable[[torch.Tensor, float], torch.Tensor]
+"""States and dropout to the states with what the feed-forward makes of them added, not yet normalised."""
+
 
 @dataclass(frozen=True)
 class _Layer:
@@ -42,7 +45,7 @@ class _Layer:
     attend: Attend
     attended: Product
     attended_norm: Product
-    feed_forward: Product
+    feed_forward: FeedForward
     outer_norm: Product
 
 
@@ -102,7 +105,7 @@ class _Forward:
 
     def _finish(self, layer: _Layer, x: torch.Tensor, attended: torch.Tensor, dropout: float) -> torch.Tensor:
         x = layer.attended_norm(_sum(x, drop(layer.attended(attended), dropout)))
-        return layer.outer_norm(_sum(x, drop(layer.feed_forward(x), dropout)))
+        return layer.outer_norm(layer.feed_forward(x, dropout))
 
     def _head(self, first: torch.Tensor) -> torch.Tensor:
         if self._pooler is not None:
@@ -149,8 +152,13 @@ class FusedEncoder:
             )
         if any_size:
             product, feed_forward = _of_few_sizes(product), _of_few_sizes(feed_forward)
+
+        def added(inner: nn.Linear, outer: nn.Linear) -> FeedForward:
+            made = feed_forward(inner, outer)
+            return lambda x, _dropout: made(x)
+
         first = None if every_token else FirstTokenAttention
-        self._forward = _Forward(model, _layers(model, product, feed_forward, first))
+        self._forward = _Forward(model, _layers(model, product, added, first))
 
     @staticmethod
     def supports(model: Any) -> bool:
@@ -197,9 +205,9 @@ class LearningEncoder:
         def product(*linears: nn.Linear) -> Product:
             return LiveProduct(linears, dtype)
 
-        def feed_forward(inner: nn.Linear, outer: nn.Linear) -> Product:
+        def feed_forward(inner: nn.Linear, outer: nn.Linear) -> FeedForward:
             first, second = product(inner), product(outer)
-            return lambda x: second(activation(first(x)))
+            return lambda x, dropout: _sum(x, drop(second(activation(first(x))), dropout))
 
         def first(query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> Attend:
             return _attend_first(product(query), product(key, value), heads)
@@ -228,7 +236,7 @@ def _with_own_dropout(module: nn.Module, model: Any) -> nn.Module:
 def _layers(
     model: Any,
     product: Callable[..., Product],
-    feed_forward: Callable[[nn.Linear, nn.Linear], Product],
+    feed_forward: Callable[[nn.Linear, nn.Linear], FeedForward],
     first: Callable[[nn.Linear, nn.Linear, nn.Linear, int], Attend] | None,
 ) -> list[_Layer]:
     """A model's layers; ``first`` makes the last one's attention of first tokens alone, without it all tokens attend."""
@@ -285,7 +293,7 @@ def _sum(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def _frozen(
     dtype: torch.dtype, activation: str
 ) -> tuple[Callable[..., Product], Callable[[nn.Linear, nn.Linear], Product]]:
-    """What makes products with fixed weights in ``dtype``, and what makes feed-forwards of them."""
+    """What makes products with fixed weights in ``dtype``, and what makes x + feed-forward(x) of them."""
 
     def product(*linears: nn.Linear) -> Product:
         return frozen_product(linears, dtype)
@@ -294,9 +302,9 @@ def _frozen(
         second = product(outer)
         if activation == "gelu":
             first = frozen_product([inner], dtype, gelu=True)
-            return lambda x: second(first(x))
+            return lambda x: _sum(x, second(first(x)))
         plain, after = product(inner), ACTIVATIONS[activation]
-        return lambda x: second(after(plain(x)))
+        return lambda x: _sum(x, second(after(plain(x))))
 
     return product, feed_forward
 
