@@ -45,7 +45,9 @@ class Limits:
     texts: int = 1000  # per request
     characters: int = 100_000  # per text
     body: int = 16_000_000  # bytes per request
-    bodies: int = 64_000_000  # bytes of all requests that are being read or wait
+    bodies: int = (
+        64_000_000  # bytes of all requests that are being read or wait; one takes no more than is then left
+    )
     waiting: int = 20_000  # pairs that wait, all requests together
     seconds_to_send: float = 30.0  # for a client to send its body
 
@@ -244,11 +246,12 @@ class _Held:
         """Count bytes in.
 
         Raises:
-            Refused: all requests together hold too many.
+            Refused: this one holds more than it leaves to all others. So however many large bodies come, each is refused
+                before they leave no room for a small one (dynamic thresholds, Choudhury and Hahne 1998).
         """
         self.bytes += n
         self._server._bytes += n
-        if self._server._bytes > self._server._limits.bodies:
+        if self.bytes > self._server._limits.bodies - self._server._bytes:
             raise Refused(429, "Overloaded", "too many bytes wait; try again later")
 
     def release(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -245,6 +246,22 @@ def test_overload_is_refused_and_passes():
             thread.join()
         assert sorted(codes) == [200, 429, 429, 429]
         assert ask(url, query="q", texts=["a"]).status_code == 200
+
+
+def test_large_bodies_leave_room_for_small_requests():
+    """13 clients stop in the middle of bodies that together would be 600 bytes short of what may be held."""
+    with serving(Stub()) as url, contextlib.ExitStack() as connections:
+        address = httpx.URL(url)
+        for _ in range(13):
+            connection = connections.enter_context(socket.create_connection((address.host, address.port)))
+            connection.sendall(b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 160000\r\n\r\n")
+            with contextlib.suppress(ConnectionError):  # those that are refused
+                connection.sendall(b" " * 153_800)
+        deadline = time.monotonic() + 1.5  # they are sent away after 2 s
+        while (held := _metric(url, "msft_bytes_in_flight")) < 1_000_000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert 1_000_000 <= held <= LIMITS.bodies
+        assert ask(url, query="q", texts=["water " * 100] * 2).status_code == 200
 
 
 def test_a_failing_model_fails_its_requests_and_no_other():
