@@ -45,9 +45,7 @@ class Limits:
     texts: int = 1000  # per request
     characters: int = 100_000  # per text
     body: int = 16_000_000  # bytes per request
-    bodies: int = (
-        64_000_000  # bytes of all requests that are being read or wait; one takes no more than is then left
-    )
+    bodies: int = 64_000_000  # bytes of all requests that are being read or wait; one holds at most half
     waiting: int = 20_000  # pairs that wait, all requests together
     seconds_to_send: float = 30.0  # for a client to send its body
 
