@@ -33,6 +33,20 @@ _RUN_FIELDS = {
     3: "query_id doc_id rank",
 }
 BEIR_HEADER = (b"query-id", b"corpus-id", b"score")
+_ID_HEADERS = {
+    *DOC_KEYS,
+    *QUERY_KEYS,
+    "query-id",
+    "queryid",
+    "corpus-id",
+    "doc-id",
+    "topic",
+    "topic_id",
+    "number",
+}
+_TEXT_HEADERS = {"text", "query", "query_text", "question", "title", "contents", "passage", "description"}
+_QRELS_HINT = "TREC qrels: query_id 0 doc_id relevance"
+_BEIR_HINT = "BEIR's qrels: query-id, corpus-id and score (a whole number), apart by tabs"
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Judgment:
     query_id: str
     doc_id: str
     relevance: int
+    iteration: str = "0"  # TREC's second field; a subtopic's number in qrels for diversity
 
 
 @dataclass(frozen=True)
@@ -202,6 +217,22 @@ def decode(path: Path, number: int, line: bytes) -> str:
         ) from error
 
 
+def whole(text: bytes) -> int | None:
+    """A whole number in ASCII digits; None for other text. Python's own reading takes ``1_0`` too."""
+    try:
+        return None if b"_" in text else int(text)
+    except ValueError:
+        return None
+
+
+def real(text: bytes) -> float:
+    """A number in ASCII digits; NaN for other text. Python's own reading takes ``1_0`` too."""
+    try:
+        return math.nan if b"_" in text else float(text)
+    except ValueError:
+        return math.nan
+
+
 def _id(path: Path, number: int, value: Any, what: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -283,15 +314,39 @@ def read_queries(path: Path) -> Iterator[Query]:
                 )
             yield Query(number, query_id, _sound(path, number, text).strip())
         return
+    for number, query_id, text in _table(path, "query_id"):
+        yield Query(number, query_id, text)
+
+
+def read_document_table(path: Path) -> Iterator[Document]:
+    """Documents of a TSV, as MS MARCO's ``collection.tsv``: ``doc_id<TAB>text``; further tabs belong to the text.
+
+    Raises:
+        BadInput: naming the line that is none.
+    """
+    for number, doc_id, text in _table(path, "doc_id"):
+        yield Document(number, doc_id, None, text)
+
+
+def _table(path: Path, id_name: str) -> Iterator[tuple[int, str, str]]:
+    """(line, id, text) of a TSV; a header in its first line is passed over."""
+    first = True
     for number, line in lines(path):
         if not line.strip():
             continue
-        query_id, tab, text = decode(path, number, line).partition("\t")
+        id_, tab, text = decode(path, number, line).partition("\t")
         if not tab:
             raise BadInput(
-                f"{path}:{number}: no tab between query_id and text", hint="each line is query_id<TAB>text"
+                f"{path}:{number}: no tab between {id_name} and text", hint=f"each line is {id_name}<TAB>text"
             )
-        yield Query(number, _id(path, number, query_id.strip(), "query_id"), text.strip())
+        header, first = first and _is_header(id_, text), False
+        if not header:
+            yield number, _id(path, number, id_.strip(), id_name), text.strip()
+
+
+def _is_header(id_: str, text: str) -> bool:
+    names = id_.strip(' #"').lower(), text.partition("\t")[0].strip(' "').lower()
+    return names[0] in _ID_HEADERS and names[1] in _TEXT_HEADERS
 
 
 def read_qrels(path: Path) -> Iterator[Judgment]:
@@ -300,29 +355,37 @@ def read_qrels(path: Path) -> Iterator[Judgment]:
     Raises:
         BadInput: naming the line that is neither.
     """
-    beir = False
+    beir, hint = False, _QRELS_HINT
     for number, line in lines(path):
-        fields = line.split()
+        fields = _fields(path, number, line)
         if not fields:
             continue
         if number == 1 and tuple(fields) == BEIR_HEADER:
-            beir = True
+            beir, hint = True, _BEIR_HINT
             continue
         if len(fields) != (3 if beir else 4):
             raise BadInput(
                 f"{path}:{number}: {len(fields)} fields, not {3 if beir else 4}",
-                hint="TREC qrels: query_id 0 doc_id relevance",
+                hint=hint,
             )
-        try:
-            relevance = int(fields[-1])
-        except ValueError:
-            relevance = 1 << 20
-        if not -(2**15) <= relevance < 2**15:
+        relevance = whole(fields[-1])
+        if relevance is None or not -(2**15) <= relevance < 2**15:
             raise BadInput(
-                f"{path}:{number}: relevance {decode(path, number, fields[-1])!r} is no small whole number",
-                hint="TREC qrels: query_id 0 doc_id relevance",
+                f"{path}:{number}: relevance {fields[-1].decode()!r} is not a small whole number", hint=hint
             )
-        yield Judgment(number, decode(path, number, fields[0]), decode(path, number, fields[-2]), relevance)
+        iteration = "0" if beir else fields[1].decode()
+        yield Judgment(number, fields[0].decode(), fields[-2].decode(), relevance, iteration)
+
+
+def _fields(path: Path, number: int, line: bytes) -> list[bytes]:
+    """A line's fields, apart by ASCII white space.
+
+    Raises:
+        BadInput: if the line is not UTF-8.
+    """
+    if not line.isascii():
+        decode(path, number, line)
+    return line.split()
 
 
 def read_run(path: Path) -> Iterator[Candidate]:
@@ -338,9 +401,9 @@ def read_run(path: Path) -> Iterator[Candidate]:
     """
     wanted, hint = 0, ""
     for number, line in lines(path):
-        fields = line.split()
-        if not fields or fields[0] == b"#":
+        if line.split(None, 1)[:1] in ([], [b"#"]):
             continue
+        fields = _fields(path, number, line)
         if not wanted:
             wanted = len(fields) if len(fields) in _RUN_FIELDS else 6
             hint = f"each line is {_RUN_FIELDS[wanted]}"
@@ -351,27 +414,17 @@ def read_run(path: Path) -> Iterator[Candidate]:
             value, tag = fields[3] if wanted == 4 else b"-" + place.lstrip(b"+-"), RANKING_TAG
         else:
             query, _, document, place, value = fields[:5]
-            tag = decode(path, number, fields[5])
-        try:
-            rank = float(place)
-            whole = rank.is_integer() and abs(rank) < 2**31
-        except ValueError:
-            whole = False
-        if not whole:
-            raise BadInput(
-                f"{path}:{number}: rank {decode(path, number, place)!r} is no whole number", hint=hint
-            )
-        try:
-            score = float(value)
-        except ValueError:
-            score = math.nan
+            tag = fields[5].decode()
+        rank = real(place)
+        if not (rank.is_integer() and abs(rank) < 2**31):
+            raise BadInput(f"{path}:{number}: rank {place.decode()!r} is no whole number", hint=hint)
+        score = real(value)
         if not abs(score) < _FLOAT32_MAX:
             raise BadInput(
-                f"{path}:{number}: score {decode(path, number, value)!r} is no finite number",
+                f"{path}:{number}: score {value.decode()!r} is no finite number",
                 hint="every candidate needs a finite score; take out the line or mend the system that wrote it",
             )
-        query_id, doc_id = decode(path, number, query), decode(path, number, document)
-        yield Candidate(number, query_id, doc_id, int(rank), score, tag)
+        yield Candidate(number, query.decode(), document.decode(), int(rank), score, tag)
 
 
 def format_score(score: float) -> str:

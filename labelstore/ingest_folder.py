@@ -1,7 +1,7 @@
 """A folder into the store: docs.jsonl, queries.tsv and qrels.txt, each plain, .gz or .zst.
 
 Documents may be absent where the collection is there already, judgments always. BEIR's names (corpus.jsonl,
-queries.jsonl, qrels/test.tsv through --qrels) are taken too.
+queries.jsonl, qrels/test.tsv through --qrels) and MS MARCO's collection.tsv are taken too.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from labelstore.staging import Progress, staging
 from labelstore.store import LabelStore
 
 _ENDINGS = ("", ".gz", ".zst")
-_DOCUMENTS = ("docs.jsonl", "corpus.jsonl")
+_DOCUMENTS = ("docs.jsonl", "corpus.jsonl", "collection.tsv", "docs.tsv", "corpus.tsv")
 _QUERIES = ("queries.tsv", "queries.jsonl")
 _QRELS = ("qrels.txt", "qrels.tsv")
 
@@ -74,6 +74,11 @@ def add_folder(
         added.notes.append(
             f"no judgments were read: {folder} has no qrels.txt, but {', '.join(others)}; --qrels {others[0]} takes them"
         )
+    if documents is None and folder is not None and (others := _other_texts(folder, queries, judgments)):
+        added.notes.append(
+            f"no passages were read: {folder} has no docs.jsonl or collection.tsv, but {', '.join(others)};"
+            " rename the file that holds them"
+        )
     return added
 
 
@@ -81,6 +86,12 @@ def _other_judgments(folder: Path) -> list[str]:
     """Files of judgments under names of their own, from the folder: qrels/test.tsv, qrels.train.txt …"""
     found = [*folder.glob("qrels*"), *folder.glob("qrels/*")]
     return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+
+
+def _other_texts(folder: Path, *read: Path | None) -> list[str]:
+    """Files in the folder that may hold passages under names of their own."""
+    found = [p for kind in ("jsonl", "tsv") for ending in _ENDINGS for p in folder.glob(f"*.{kind}{ending}")]
+    return sorted(p.name for p in found if p not in read and not p.name.startswith(("qrels", "queries")))
 
 
 def _resolve(qrels: Path, folder: Path | None) -> Path:

@@ -128,4 +128,5 @@ def _queries(source: Any) -> Iterator[Query]:
 
 def _judgments(source: Any) -> Iterator[Judgment]:
     for number, row in enumerate(source.qrels_iter(), 1):
-        yield Judgment(number, row.query_id, row.doc_id, int(row.relevance))
+        subtopic = str(getattr(row, "subtopic_id", "0"))
+        yield Judgment(number, row.query_id, row.doc_id, int(row.relevance), subtopic)

@@ -175,8 +175,9 @@ def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
             raise UsageError(f"{key} is {getattr(options, key)!r}", hint=f"it takes {' | '.join(allowed)}")
     for key in ("min_rank", "depth", "per_query", "at_least"):
         if getattr(options, key) < 1:
+            option = f"--{key.replace('_', '-')}"
             raise UsageError(
-                f"{key} is {getattr(options, key)}: it must be at least 1", hint="ranks begin with 1"
+                f"{option} is {getattr(options, key)}: it must be at least 1", hint=f"{option} 1 or more"
             )
     if options.min_rank > options.depth:
         raise UsageError(

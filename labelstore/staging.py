@@ -38,7 +38,7 @@ REPEATED_JUDGMENT = "same judgment again"
 _TABLES = {
     "docs": pa.schema([("line", pa.int64()), ("doc_id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("text_hash", pa.uint64())]),
     "queries": pa.schema([("line", pa.int64()), ("query_id", pa.string()), ("text", pa.string()), ("text_hash", pa.uint64()), ("normal_hash", pa.uint64())]),
-    "judgments": pa.schema([("line", pa.int64()), ("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int16())]),
+    "judgments": pa.schema([("line", pa.int64()), ("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int16()), ("iteration", pa.string())]),
 }  # fmt: skip
 
 
@@ -75,7 +75,8 @@ class Staging:
             """CREATE TABLE docs (line BIGINT, doc_id VARCHAR, title VARCHAR, text VARCHAR, text_hash UBIGINT);
                CREATE TABLE queries (line BIGINT, query_id VARCHAR, text VARCHAR, text_hash UBIGINT,
                                      normal_hash UBIGINT);
-               CREATE TABLE judgments (line BIGINT, query_id VARCHAR, doc_id VARCHAR, relevance SMALLINT)"""
+               CREATE TABLE judgments (line BIGINT, query_id VARCHAR, doc_id VARCHAR, relevance SMALLINT,
+                                       iteration VARCHAR)"""
         )
         self.steps: dict[str, Step] = {}
         self.clock = provenance.Clock()  # the reading is part of the job
@@ -127,11 +128,14 @@ class Staging:
         self._append("docs", rows(), step, progress)
 
     def add_document_file(self, path: Path, progress: Progress | None = None) -> None:
-        """Read a JSONL file: in blocks where it is in the common form, else by the reference reader.
+        """Read a TSV, or a JSONL file: in blocks where it is in the common form, else by the reference reader.
 
         Raises:
             BadInput: naming the line that cannot be taken.
         """
+        if ".tsv" in path.suffixes:
+            self.add_documents(formats.read_document_table(path), str(path), progress)
+            return
         step = Step("documents", str(path))
         self.con.execute("BEGIN")
         try:
@@ -166,11 +170,34 @@ class Staging:
         self._append("queries", rows(), step, None)
 
     def add_judgments(self, judgments: Iterable[Judgment], source: str) -> None:
-        """Read judgments."""
+        """Read judgments.
+
+        Raises:
+            BadInput: if there are none, or a pair comes again for another subtopic.
+        """
         step = self.steps.setdefault("qrels", Step("qrels", source))
-        self._append(
-            "judgments", ((j.line, j.query_id, j.doc_id, j.relevance) for j in judgments), step, None
-        )
+        rows = ((j.line, j.query_id, j.doc_id, j.relevance, j.iteration) for j in judgments)
+        self._append("judgments", rows, step, None)
+        if not step.n_read:
+            raise BadInput(
+                f"{source}: the file holds no judgment",
+                hint="give the file with the judgments; without one leave --qrels out",
+            )
+        self._refuse_subtopics(source)
+
+    def _refuse_subtopics(self, source: str) -> None:
+        """Qrels for diversity judge a passage once for each subtopic: one grade for each pair cannot hold that."""
+        found = self.con.execute(
+            """SELECT query_id, doc_id, min(iteration), max(iteration), max(line) FROM judgments
+               GROUP BY query_id, doc_id HAVING min(iteration) <> max(iteration) ORDER BY min(line) LIMIT 1"""
+        ).fetchall()
+        if found:
+            query, document, one, other, line = found[0]
+            raise BadInput(
+                f"{source}:{line}: {document} is judged for the subtopics {one} and {other} of query {query};"
+                " one judgment for each query and passage is wanted",
+                hint="make plain qrels of it first, e.g. the highest relevance of each query and passage, field two 0",
+            )
 
     def finish(self, update: bool) -> None:
         """Refuse contradictions within the source, count repeats once, and make the file ready to be attached.

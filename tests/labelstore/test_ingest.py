@@ -152,7 +152,7 @@ def test_documents_may_follow_the_judgments(store: LabelStore, tmp_path: Path) -
         ),
         ({"queries": []}, "no judgment names a query"),
         ({"queries": [], "qrels": None}, "there is no query to keep"),
-        ({"qrels": []}, "no judgment names a query"),
+        ({"qrels": []}, "qrels.txt: the file holds no judgment"),
     ],
 )
 @pytest.mark.parametrize("empty_store", [True, False])
