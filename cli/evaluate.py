@@ -55,6 +55,13 @@ def evaluate(
     rerank: Annotated[
         bool, typer.Option("--rerank/--no-rerank", help="Whether students re-rank what they have not yet.")
     ] = True,
+    exclude_self: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-self",
+            help="Leave a passage with its query's id out of the ranking, as ArguAna and Quora always do; such values are not kept.",
+        ),
+    ] = False,
 ) -> None:
     """Measure first stages, teachers and students side by side.
 
@@ -110,6 +117,7 @@ def evaluate(
             students=student,
             measures=measures,
             kinds=kinds,
+            exclude_self=exclude_self,
             note=diagnostics.note,
         )
     if suite:

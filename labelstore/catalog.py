@@ -13,6 +13,8 @@ BEIR: Final = ("nDCG@10", "R@100")
 CLASSIC: Final = ("nDCG@10", "AP", "P@10", "R@100")
 OTHER: Final = ("nDCG@10", "AP", "RR@10", "R@100")
 
+SELF_RETRIEVING: Final = ("arguana", "quora")  # BEIR's collections whose queries are passages
+
 ROLES: Final = ("train", "dev", "test")
 
 
@@ -134,6 +136,11 @@ def measures(name: str) -> tuple[str, ...]:
             return usual
     parent = find(name.rpartition("/")[0]) if "/" in name else None
     return parent.measures if parent else OTHER
+
+
+def leaves_out_self(name: str) -> bool:
+    """Whether queries are passages themselves there, which the literature leaves out of their own rankings."""
+    return collection(name) in SELF_RETRIEVING or name in {f"beir/{known}" for known in SELF_RETRIEVING}
 
 
 def role(name: str, has_judgments: bool) -> str:

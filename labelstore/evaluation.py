@@ -22,6 +22,8 @@ Row = dict[str, Any]
 KINDS = ("first_stage", "teacher", "student", "fused")  # the order in which they are shown
 CEILING_DEPTH = 100  # a first stage's recall is shown at this depth, or its own where it is shallower
 _KIND_OF_RUN = {"imported": "first_stage"}
+_OWN = """SELECT q.query, d.document FROM queries q
+          JOIN documents d ON d.collection = q.collection AND d.doc_id = q.query_id"""
 _USABLE = ("ok", "repaired")  # permutations of other statuses are not rankings
 
 
@@ -119,17 +121,17 @@ def qrels(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> Qrels:
     return Qrels(judged, of.qrels_hash)
 
 
-def ranking(con: duckdb.DuckDBPyConnection, of: System) -> Ranking:
-    """The system's ranking, by query and rank."""
+def ranking(con: duckdb.DuckDBPyConnection, of: System, exclude_self: bool = False) -> Ranking:
+    """The system's ranking, by query and rank; without passages that bear their query's id where asked."""
     if of.run is not None:
-        sql = "SELECT query, document, rank FROM candidates WHERE run = ? ORDER BY query, rank"
-        columns = con.execute(sql, [of.run]).fetchnumpy()
+        sql, values = "SELECT query, document, rank FROM candidates WHERE run = ?", [of.run]
     else:
-        columns = con.execute(
-            """SELECT p.query, i.document, i.rank FROM permutation_items i JOIN permutations p USING (permutation)
-               WHERE p.labeling = ? AND p.status IN (SELECT unnest(?::VARCHAR[])) ORDER BY p.query, i.rank""",
-            [of.labeling, list(_USABLE)],
-        ).fetchnumpy()
+        sql = """SELECT p.query, i.document, i.rank FROM permutation_items i JOIN permutations p USING (permutation)
+                 WHERE p.labeling = ? AND p.status IN (SELECT unnest(?::VARCHAR[]))"""
+        values = [of.labeling, list(_USABLE)]
+    if exclude_self:
+        sql = f"SELECT * FROM ({sql}) r ANTI JOIN ({_OWN}) o USING (query, document)"
+    columns = con.execute(f"{sql} ORDER BY query, rank", values).fetchnumpy()
     return Ranking(*(np.asarray(columns[name]) for name in ("query", "document", "rank")))
 
 
@@ -147,6 +149,7 @@ def evaluate(
     students: Sequence[str] | None = None,
     measures: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
+    exclude_self: bool = False,
     note: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Measure systems over a dataset and return a row for each system and measure.
@@ -157,6 +160,7 @@ def evaluate(
         students: names of students. None: all.
         measures: ir-measures names. None: the catalog's for this dataset.
         kinds: which kinds of system.
+        exclude_self: see :func:`scores`.
 
     Returns:
         rows with dataset, system, kind, first_stage, measure, value, n_queries, p_value (two-sided paired t-test
@@ -171,7 +175,7 @@ def evaluate(
         of = lookup.dataset(con, dataset)
         names = [measuring.canonical(m) for m in measures] if measures else default_measures(of)
         chosen = select(con, of, runs, labelings, students, kinds)
-    scored = scores(store, of, chosen, names, note=note)
+    scored = scores(store, of, chosen, names, exclude_self=exclude_self, note=note)
     return rows(of, chosen, names, scored)
 
 
@@ -220,6 +224,7 @@ def scores(
     of: lookup.Dataset,
     chosen: Sequence[System],
     measures: Sequence[str],
+    exclude_self: bool = False,
     note: Callable[[str], None] | None = None,
 ) -> dict[tuple[System, str], Scores]:
     """Per-query scores of systems, measured where the store lacks them and kept there.
@@ -228,7 +233,13 @@ def scores(
 
     Args:
         measures: canonical names.
+        exclude_self: leave passages that bear their query's id out of its ranking. Where the dataset's protocol says
+            so (`catalog.leaves_out_self`) this is always done; elsewhere such values are not kept.
     """
+    by_protocol = any(
+        catalog.leaves_out_self(name) for name in (of.ir_datasets_id or of.name, of.collection_name)
+    )
+    apart = exclude_self and not by_protocol
     level = measuring.relevance_level(measures)
     wanted = {s: list(dict.fromkeys([*measures, *companions(s, level)])) for s in chosen}
     found: dict[tuple[System, str], Scores] = {}
@@ -236,7 +247,7 @@ def scores(
     with store.read() as con:
         judged = qrels(con, of)
         for system, names in wanted.items():
-            held = _stored(con, of, system, names)
+            held = {} if apart else _stored(con, of, system, names)
             found.update({(system, name): values for name, values in held.items()})
             lacking = [name for name in names if name not in held]
             if lacking:
@@ -246,7 +257,7 @@ def scores(
         fresh: dict[tuple[System, str], Scores] = {}
         for system, names in todo.items():
             with store.read() as con:
-                ranked = ranking(con, system)
+                ranked = ranking(con, system, by_protocol or exclude_self)
                 tied = _tied_queries(con, system)
             if tied and note:
                 note(
@@ -260,6 +271,8 @@ def scores(
                     f"{system.name}: {absent} of {len(judged.judged)} judged queries are not ranked and score 0"
                 )
         found.update(fresh)
+        if apart:
+            return found
         with provenance.recorded(store, "eval", clock) as job, store.write() as con:
             _keep(con, job.job, of, fresh, {s: n_missing(con, of, s) for s in todo})
     return found

@@ -238,7 +238,8 @@ def _select(
     variables = asdict(options) | {"seed": seed, "needs_score": any(limit is not None for limit in limits)}
     del variables["shares"]
     set_variables(con, variables)
-    con.execute(sql_file("sampling") + sql_file("mining"))
+    for part in ("sampling", "mining_asked", "own_passages", "mining"):
+        con.execute(sql_file(part))
     draw = sql_file("mining_draw")
     shares = quotas(options.per_query, options.shares or [1.0] * len(runs))
     passes = [(source, quota, False) for source, quota in enumerate(shares, 1)]

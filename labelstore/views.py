@@ -261,7 +261,8 @@ def select(
         if key in variables and variables[key] is None:
             variables[key] = NO_LIMIT
     set_variables(con, variables)
-    text = sql_file("sampling") + sql_file(kind)
+    before = ("contrastive_asked", "own_passages") if kind == "contrastive" else ()
+    text = "".join(sql_file(part) for part in ("sampling", *before, kind))
     if getattr(options, "scores", False):
         text += sql_file("contrastive_scores")
     con.execute(text)

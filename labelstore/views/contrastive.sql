@@ -1,15 +1,10 @@
 -- contrastive: for each query its positives (judgments) and sampled negatives (mined ones, or straight from runs).
 --
 -- In   chosen_datasets(dataset), chosen_sources(source, mining, run), protected(normal_hash) and the variables
---      seed, depth, per_query, positives (each | one | all), max_positives, min_relevance, retrieved.
+--      seed, depth, per_query, positives (each | one | all), max_positives, min_relevance, retrieved; own_passages, which
+--      own_passages.sql makes of `asked`.
 -- Out  lists, pairs, tally as views/finish.sql takes them.
 -- A query that stands in two datasets is one query; its judgments are united.
-
-CREATE OR REPLACE TEMP TABLE asked AS
-SELECT DISTINCT q.query, q.query_id, c.name AS collection, salt_of(getvariable('seed'), concat(c.name, ':', q.query_id)) AS salt,
-       q.normal_hash IN (SELECT normal_hash FROM protected) AS leaks
-FROM chosen_datasets JOIN dataset_queries dq USING (dataset) JOIN queries q USING (query)
-JOIN collections c ON c.collection = q.collection;
 
 CREATE OR REPLACE TEMP TABLE judged AS
 SELECT query, document, max(relevance) AS relevance
@@ -60,7 +55,7 @@ UPDATE positives SET number = n.number FROM (
 UPDATE positives SET reason = 'another positive was drawn'
 WHERE reason IS NULL AND number > CASE getvariable('positives') WHEN 'one' THEN 1 ELSE getvariable('max_positives') END;
 
--- Candidates that cannot be negatives: what is or reads like a positive, what has no text. Both are small tables, so
+-- Candidates that cannot be negatives: what is or reads like a positive, the query itself, what has no text. Both are small tables, so
 -- that the large one is filtered and not joined to all documents.
 CREATE OR REPLACE TEMP TABLE excluded AS
 SELECT query, document, min(reason) AS reason FROM (
@@ -68,6 +63,8 @@ SELECT query, document, min(reason) AS reason FROM (
     UNION ALL
     SELECT p.query, d.document, 'same text as a positive' FROM positives p JOIN documents d USING (text_hash)
     WHERE d.document <> p.document
+    UNION ALL
+    SELECT query, document, reason FROM own_passages
 ) GROUP BY query, document;
 
 CREATE OR REPLACE TEMP TABLE unheld AS SELECT document FROM documents WHERE text_hash IS NULL;

@@ -4,13 +4,8 @@
 --      margins compare; empty: each source's own) and the variables
 --      seed, strategy (uniform | top), min_rank, depth, per_query, min_relevance, reference (best | worst),
 --      absolute_margin, relative_margin, max_score, min_score (NULL: not asked), denoise (drop | relabel | downweight),
---      denoise_weight, max_repairs, include_positives.
+--      denoise_weight, max_repairs, include_positives; own_passages, which own_passages.sql makes of `asked`.
 -- Out  mining_draws, filled by mining_draw.sql source by source; mining_end.sql counts.
-
-CREATE OR REPLACE TEMP TABLE asked AS
-SELECT q.query, q.query_id, salt_of(getvariable('seed'), concat(c.name, ':', q.query_id)) AS salt
-FROM mined_dataset JOIN dataset_queries USING (dataset) JOIN queries q USING (query)
-JOIN collections c ON c.collection = q.collection;
 
 CREATE OR REPLACE TEMP TABLE judged AS
 SELECT query, document, max(relevance) AS relevance FROM qrels JOIN mined_dataset USING (dataset) GROUP BY query, document;
@@ -56,6 +51,7 @@ SELECT s.source, s.run, c.query, c.document, c.rank, c.score, t.rank AS teacher_
             ELSE coalesce(-x.score, c.rank) END AS place,
        CASE WHEN w.document IS NOT NULL AND NOT getvariable('include_positives') THEN 'is a positive'
             WHEN d.text_hash IS NULL THEN 'passage not held'
+            WHEN w.document IS NULL AND o.document IS NOT NULL THEN o.reason
             WHEN w.document IS NULL AND pt.text_hash IS NOT NULL THEN 'same text as a positive'
             WHEN w.document IS NOT NULL THEN NULL
             WHEN (SELECT count(*) FROM scorer) > 0 AND x.score IS NULL AND getvariable('needs_score')
@@ -76,6 +72,7 @@ JOIN documents d ON d.document = c.document
 LEFT JOIN positives w ON w.query = c.query AND w.document = c.document
 LEFT JOIN (SELECT DISTINCT query, text_hash FROM positives WHERE text_hash IS NOT NULL) pt
        ON pt.query = c.query AND pt.text_hash = d.text_hash
+LEFT JOIN own_passages o ON o.query = c.query AND o.document = c.document
 LEFT JOIN rescored x ON x.query = c.query AND x.document = c.document
 LEFT JOIN reference r ON r.source = s.source AND r.query = c.query
 LEFT JOIN teacher t ON t.query = c.query AND t.document = c.document
