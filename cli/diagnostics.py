@@ -53,6 +53,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    error = _named(error)
     code = getattr(error, "exit_code", ExitCode.FAILURE)
     if hasattr(error, "format_message"):  # typer's own usage errors
         print(f"error: {error.format_message()}", file=sys.stderr)
@@ -71,6 +72,15 @@ def report(error: BaseException) -> int:
             "hint: this is not an error that msft expects; --debug shows where it comes from", file=sys.stderr
         )
     return int(ExitCode.FAILURE)
+
+
+def _named(error: BaseException) -> BaseException:
+    """An error of the machine (a full disk, no memory) as what it is; any other as it came."""
+    if hasattr(error, "hint") or hasattr(error, "format_message"):
+        return error
+    from labelstore import room
+
+    return room.explained(error) or error
 
 
 def fail(error: BaseException) -> NoReturn:

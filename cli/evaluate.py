@@ -119,6 +119,7 @@ def evaluate(
             kinds=kinds,
             exclude_self=exclude_self,
             note=diagnostics.note,
+            warn=diagnostics.warn,
         )
     if suite:
         rows += suites.macro_means(suite, rows, names)

@@ -56,6 +56,14 @@ class NoRoom(MsftError):
     """The disk is full, or a file may not grow."""
 
 
+class NotWritable(MsftError):
+    """A file system or a file that may only be read, or not even that."""
+
+
+class NoMemory(MsftError):
+    """Memory that the work needs and the machine does not give."""
+
+
 class DataMissing(MsftError):
     """A dataset, run, labeling, student, file or model that is not there."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from labelstore import catalog, keys, lookup, measuring, provenance, significance
-from labelstore.errors import DataMissing, UsageError
+from labelstore.errors import DataMissing, NoRoom, NotWritable, UsageError
 from labelstore.measuring import Qrels, Ranking, Scores
 from labelstore.store import LabelStore, next_id
 
@@ -151,6 +151,7 @@ def evaluate(
     kinds: Sequence[str] = KINDS,
     exclude_self: bool = False,
     note: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Measure systems over a dataset and return a row for each system and measure.
 
@@ -175,7 +176,7 @@ def evaluate(
         of = lookup.dataset(con, dataset)
         names = [measuring.canonical(m) for m in measures] if measures else default_measures(of)
         chosen = select(con, of, runs, labelings, students, kinds)
-    scored = scores(store, of, chosen, names, exclude_self=exclude_self, note=note)
+    scored = scores(store, of, chosen, names, exclude_self=exclude_self, note=note, warn=warn)
     return rows(of, chosen, names, scored)
 
 
@@ -226,6 +227,7 @@ def scores(
     measures: Sequence[str],
     exclude_self: bool = False,
     note: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> dict[tuple[System, str], Scores]:
     """Per-query scores of systems, measured where the store lacks them and kept there.
 
@@ -235,6 +237,7 @@ def scores(
         measures: canonical names.
         exclude_self: leave passages that bear their query's id out of its ranking. Where the dataset's protocol says
             so (`catalog.leaves_out_self`) this is always done; elsewhere such values are not kept.
+        warn: told why values are not kept where the store cannot be written; an error without it.
     """
     by_protocol = any(
         catalog.leaves_out_self(name) for name in (of.ir_datasets_id or of.name, of.collection_name)
@@ -273,8 +276,13 @@ def scores(
         found.update(fresh)
         if apart:
             return found
-        with provenance.recorded(store, "eval", clock) as job, store.write() as con:
-            _keep(con, job.job, of, fresh, {s: n_missing(con, of, s) for s in todo})
+        try:
+            with provenance.recorded(store, "eval", clock) as job, store.write() as con:
+                _keep(con, job.job, of, fresh, {s: n_missing(con, of, s) for s in todo})
+        except (NotWritable, NoRoom) as error:
+            if warn is None:
+                raise
+            warn(f"the values are not kept: {error}")
     return found
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import zstandard
 
-from labelstore.errors import BadInput, DataMissing
+from labelstore.errors import BadInput, DataMissing, UsageError
 
 MAX_LINE = 64 * 2**20  # bytes; a longer line is not text that anybody ranks
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -436,7 +436,20 @@ def format_score(score: float) -> str:
 
 @contextmanager
 def create(path: Path) -> Iterator[IO[str]]:
-    """A text file to write, compressed as its name says (.gz, .zst); it appears whole or not at all."""
+    """A text file to write, compressed as its name says (.gz, .zst); it appears whole or not at all.
+
+    A link is followed; a device or a pipe is written to and never replaced.
+
+    Raises:
+        UsageError: if it is a folder.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint=f"name a file in it, e.g. -o {path / 'out.txt'}")
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8", newline="\n") as device:
+            yield device
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:

@@ -1,4 +1,7 @@
-"""A full disk in a user's words, whoever met it: Python, Arrow or DuckDB."""
+"""What the machine refuses, in a user's words, whoever met it: Python, Arrow, DuckDB, torch or safetensors.
+
+A full disk, a read-only file system, a file that is not the user's, too few file descriptors, too little memory.
+"""
 
 import errno
 import re
@@ -8,35 +11,75 @@ from pathlib import Path
 
 import duckdb
 
-from labelstore.errors import NoRoom
+from labelstore.errors import MsftError, NoMemory, NoRoom, NotWritable
 
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_SAYS_FULL = re.compile(
-    r"No space left on device|File too large|Disk quota exceeded|failed to offload data block"
+_FULL = re.compile(r"No space left on device|File too large|Disk quota exceeded|failed to offload data block")
+_READ_ONLY = re.compile(r"Read-only file system", re.IGNORECASE)
+_FORBIDDEN = re.compile(r"Permission denied|Operation not permitted")
+_DESCRIPTORS = re.compile(r"Too many open files")
+_MEMORY = re.compile(
+    r"Out of Memory Error|out of memory|(can't|cannot|unable to|failed to) allocate|Cannot allocate memory|bad_alloc"
+    r"|can't start new thread|failed to map segment",
+    re.IGNORECASE,
 )
+_PLACES = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @contextmanager
 def needed_in(folder: Path) -> Iterator[None]:
-    """Name what cannot be written in `folder`, or beside it, for want of room.
+    """Name what cannot be written in `folder`, or beside it.
 
     Raises:
-        NoRoom: in place of the error that says so.
+        NoRoom, NotWritable, NoMemory, MsftError: in place of the error that says so.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except (OSError, duckdb.Error, MemoryError) as error:
+        named = explained(error, folder)
+        if named is None:
             raise
-        raise _no_room(folder, error) from error
-    except duckdb.Error as error:
-        if not _SAYS_FULL.search(str(error)):
-            raise
-        raise _no_room(folder, error) from error
+        raise named from error
 
 
-def _no_room(folder: Path, error: BaseException) -> NoRoom:
-    return NoRoom(
-        f"there is no room in {folder}: {str(error).splitlines()[0]}",
-        hint="make room on the disk, or work with --store on another one; nothing was changed, run it again",
-    )
+def explained(error: BaseException, where: Path | None = None) -> MsftError | None:
+    """The error as a user can act on it; None if the machine is not to blame.
+
+    Args:
+        where: the folder that was worked in, for errors that name no file.
+    """
+    if hasattr(error, "hint"):
+        return None
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0]
+    name = getattr(error, "filename", None)
+    place = where or name or "the place that was written to"
+    if _FULL.search(text):
+        return NoRoom(
+            f"there is no room in {place}: {first}",
+            hint="make room on the disk, or work with --store on another one; nothing was changed, run it again",
+        )
+    if _READ_ONLY.search(text):
+        return NotWritable(
+            f"{place} is on a read-only file system: nothing can be written there",
+            hint="copy the store to a disk that can be written, and name it with --store",
+        )
+    if _FORBIDDEN.search(text):
+        return NotWritable(
+            f"{name or place} may not be used by this user: {first}",
+            hint="change its permissions (chmod, chown), or name another place",
+        )
+    if _DESCRIPTORS.search(text):
+        return MsftError(
+            f"the system lets this process open no more files: {first}",
+            hint="raise the limit with `ulimit -n 1024`, then run it again",
+        )
+    if isinstance(error, MemoryError) or _MEMORY.search(text):
+        return NoMemory(
+            f"there is too little memory: {first}",
+            hint="end other programs, or ask for less: MSFT_MEMORY=1GB bounds DuckDB, --batch-tokens a model",
+        )
+    if isinstance(error, OSError) and error.errno in _PLACES and name is not None:
+        return MsftError(
+            f"{name} cannot be used: {error.strerror}", hint="check the path, or name another one"
+        )
+    return None

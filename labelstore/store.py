@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from labelstore import migrations, room, turns
-from labelstore.errors import DataMissing, StoreDamaged, StoreError
+from labelstore.errors import DataMissing, MsftError, StoreDamaged, StoreError, UsageError
 from labelstore.interrupts import interruptible
 
 DEFAULT_LOCK_WAIT = 60.0
@@ -37,12 +37,13 @@ class LabelStore:
     """A store by its path; holds no connection between uses.
 
     Args:
-        path: the DuckDB file. Its companion folder is ``<name>.files/`` beside it.
+        path: the DuckDB file, or a link to it: the file that it leads to is meant. Its companion folder is
+            ``<name>.files/`` beside it.
         lock_wait: seconds to wait for another process's lock (default: ``MSFT_LOCK_WAIT`` or 60).
     """
 
     def __init__(self, path: str | Path, lock_wait: float | None = None) -> None:
-        self.path = Path(path)
+        self.path = _checked(Path(path))
         if lock_wait is None:
             lock_wait = float(os.environ.get("MSFT_LOCK_WAIT", DEFAULT_LOCK_WAIT))
         self.lock_wait = lock_wait
@@ -52,6 +53,21 @@ class LabelStore:
         """The companion folder: ``journal/``, ``views/``, ``tokens/``, ``students/``."""
         name = self.path.name.removesuffix(".duckdb")
         return self.path.with_name(name + ".files")
+
+    def missing_hint(self, folder: str) -> str:
+        """What to do where a folder of the store is not there: a store that was renamed or copied left it behind.
+
+        Args:
+            folder: relative to :attr:`files`.
+        """
+        held = [
+            f for f in sorted(self.files.parent.glob("*.files")) if f != self.files and (f / folder).is_dir()
+        ]
+        if not held:
+            return "put it back"
+        return (
+            f"{held[0]} holds it: if the store was renamed, `mv {held[0]} {self.files}`; if copied, `cp -r`"
+        )
 
     def folder(self, name: str) -> Path:
         """A subfolder of :attr:`files`, made if absent."""
@@ -179,7 +195,7 @@ class LabelStore:
             time.sleep(pause)
             pause = min(pause * 1.5, 0.5)
 
-    def _explain(self, error: duckdb.Error) -> StoreError | StoreDamaged:
+    def _explain(self, error: duckdb.Error) -> MsftError:
         text = str(error).splitlines()[0]
         location = damaged_at(error)
         if location is not None:
@@ -187,6 +203,8 @@ class LabelStore:
                 f"{self.path} is damaged: the block at byte {location:,} is cut short or does not match its checksum",
                 hint="`msft verify` tells what it held; put back a copy, or `msft import-store` from an archive",
             )
+        if (named := room.explained(error, self.path)) is not None:
+            return named
         if "not a valid DuckDB database" in text:
             return StoreError(
                 f"{self.path} is not a DuckDB file", hint="name the store with --store or MSFT_STORE"
@@ -199,6 +217,26 @@ class LabelStore:
             f"{self.path} cannot be opened: {text}",
             hint="`msft verify` tells what is damaged; restore a copy if it is",
         )
+
+
+def _checked(path: Path) -> Path:
+    """The path, a link followed, if DuckDB can take it: that reads ``?`` as the start of options, and writes ``\\`` as ``/``.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    if (
+        path.is_symlink()
+    ):  # DuckDB would keep its log beside the link, where the file's next user does not look
+        path = path.resolve()
+    whole = str(path.absolute())
+    for sign in "?\\":
+        if sign in whole:
+            raise UsageError(
+                f"--store {path}: DuckDB cannot take a path with {sign}: {whole}",
+                hint="rename the folder or file, or name another with --store",
+            )
+    return path
 
 
 def damaged_at(error: duckdb.Error) -> int | None:
@@ -214,7 +252,11 @@ def configure(con: duckdb.DuckDBPyConnection) -> None:
     store for the time being.
     """
     con.execute("SET enable_progress_bar = false")
-    con.execute(f"SET memory_limit = '{os.environ.get('MSFT_MEMORY', DEFAULT_MEMORY)}'")
+    limit = os.environ.get("MSFT_MEMORY", DEFAULT_MEMORY)
+    try:
+        con.execute("SET memory_limit = ?", [limit])
+    except (duckdb.ParserException, duckdb.InvalidInputException) as error:
+        raise UsageError(f"MSFT_MEMORY is {limit!r}", hint="give a size, e.g. MSFT_MEMORY=2GB") from error
 
 
 @contextmanager

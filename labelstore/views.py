@@ -430,7 +430,7 @@ def folder_of(store: LabelStore, view: lookup.View) -> Path:
     if not folder.is_dir():
         raise DataMissing(
             f"the folder of view {view.name} is not at {folder}",
-            hint="`msft views build` with the same parameters makes it again; `msft verify` checks all",
+            hint=f"{store.missing_hint(view.folder)}; or `msft views build` with the same parameters makes it again",
         )
     return folder
 

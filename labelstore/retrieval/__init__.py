@@ -5,6 +5,7 @@
 
 from labelstore import lookup, provenance
 from labelstore.errors import BadInput, UsageError
+from labelstore.retrieval import scripts
 from labelstore.retrieval.common import Note, Progress, Retriever, read_corpus, silent
 from labelstore.store import LabelStore
 
@@ -69,9 +70,13 @@ def retrieve(
     answered = set(ranking.rows["query"].unique().to_list())
     without = [text for query, text in corpus.queries if query not in answered]
     if not answered:
+        unsegmented = scripts.language(without[0]) if retriever.system == "bm25s" else None
         raise BadInput(
-            f"none of the {len(without)} queries of {of.name} found a passage, e.g. {without[0]!r}",
-            hint=f"are the queries and {of.collection_name} in one language? `msft data show {of.name}`",
+            f"none of the {len(without)} queries of {of.name} found a passage, e.g. {without[0]!r}"
+            + (": bm25s does not segment this script" if unsegmented else ""),
+            hint=f"msft retrieve --dataset {of.name} --retriever bm25 --language {unsegmented}"
+            if unsegmented
+            else f"are the queries and {of.collection_name} in one language? `msft data show {of.name}`",
         )
     with store.write() as con, provenance.recorded_in(con, "retrieve", clock) as job:
         n_rows = len(ranking.rows) + sum(n for n, _ in ranking.drops.values())
@@ -95,4 +100,10 @@ def retrieve(
         con.unregister("retrieved")
     if without:
         note(f"{len(without)} of {len(corpus.queries)} queries found no passage, e.g. {without[0]!r}")
+    written = [code for _, text in corpus.queries if (code := scripts.language(text)) not in (None, "ko")]
+    if written and retriever.system == "bm25s":
+        note(
+            f"{len(written)} of {len(corpus.queries)} queries are in a script that bm25s does not segment: whole"
+            f" clauses are its words; --retriever bm25 --language {written[0]} does"
+        )
     return run

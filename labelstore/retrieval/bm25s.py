@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from labelstore.errors import UsageError
+from labelstore.retrieval import scripts
 from labelstore.retrieval.common import (
     Corpus,
     Note,
@@ -65,6 +66,11 @@ class Analyser:
             self._stem = str
         elif language in known:
             self._stem = Stemmer.Stemmer("porter" if language == "english" else language).stemWord
+        elif language.lower() in scripts.NAMES:
+            raise UsageError(
+                f"bm25s does not segment {language}",
+                hint=f"--retriever bm25 --language {scripts.NAMES[language.lower()]}",
+            )
         else:
             raise UsageError(f"no stemmer for {language!r}", hint=f"--language none | {' | '.join(known)}")
         self._english = language in ("english", "en", "porter")

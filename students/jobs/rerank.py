@@ -38,7 +38,7 @@ def student_folder(store: LabelStore, student: lookup.Student) -> Path:
     if not (folder / "config.json").is_file():
         raise DataMissing(
             f"the folder of student {student.name!r} is not at {folder}",
-            hint="put it back, or register a copy with `msft students add FOLDER --name NAME`",
+            hint=f"{store.missing_hint(student.folder)}; or register a copy: `msft students add FOLDER --name NAME`",
         )
     return folder
 
