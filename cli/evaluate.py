@@ -98,10 +98,11 @@ def evaluate(
         names[number] = own
         with store.read() as con:
             of = lookup.dataset(con, own)
-            evaluation.qrels(con, of)  # before any work: there must be something to measure against
             measures = (
                 [measuring.canonical(m) for m in measure] if measure else evaluation.default_measures(of)
             )
+            # before any work: there must be something to measure against, that the measures can take
+            measuring.check_grades(measures, evaluation.qrels(con, of))
         reranking.ensure_first_stage(store, own, depth)
         over = reranking.first_stages(store, own, run)
         if rerank:

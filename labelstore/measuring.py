@@ -15,6 +15,13 @@ from labelstore.errors import UsageError
 
 Scores = dict[int, float]  # query -> value
 
+MOST = (
+    1_000_000  # of a cut-off or grade: the programs make room for each number below it, and some use 32 bits
+)
+_LONGEST_NAME = 300
+_HINT = "names are ir-measures': nDCG@10, RR@10, RR(rel=2)@10, AP(rel=2), R@100, Judged@10"
+_BOUNDS = {"p": (0.0, 1.0), "recall": (0.0, 1.0), "alpha": (0.0, 1.0)}  # of decimal parameters
+_HIGHEST_GRADE = {"gdeval": 4}  # its script ends at a higher one
 _QUERIES_AT_ONCE = 500  # bounds the memory of the nested dicts that ir-measures reads
 
 
@@ -45,21 +52,115 @@ class Qrels:
 
 
 def parse(name: str) -> Any:
-    """The ir-measures measure of that name.
+    """The ir-measures measure of that name, with parameters that its program can take.
 
     Raises:
-        UsageError: for a name that ir-measures does not know, or one that is no mean over queries.
+        UsageError: for a name that ir-measures does not know, a parameter that lacks or is out of bounds, or a measure
+            that is no mean over queries.
     """
-    hint = "names are ir-measures': nDCG@10, RR@10, RR(rel=2)@10, AP(rel=2), R@100, Judged@10"
+    if len(name) > _LONGEST_NAME:
+        raise UsageError(f"--measure {name[:40]}…: {len(name):,} characters", hint=_HINT)
     try:
         measure = ir_measures.parse_measure(name)
-    except (NameError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"--measure {name}: {error}", hint=hint) from error
+    except (NameError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise UsageError(f"--measure {name}: {error or 'nested too deep'}", hint=_HINT) from error
+    _check_parameters(name, measure)
     if not isinstance(measure.aggregator(), ir_measures.measures.MeanAgg):
-        raise UsageError(f"--measure {name} is not a mean over queries", hint=hint)
-    if not any(p.is_available() and p.supports(measure) for p in ir_measures.DefaultPipeline.providers):
-        raise UsageError(f"--measure {name} has no provider installed", hint="pip install 'ir-measures[all]'")
+        raise UsageError(f"--measure {name} is not a mean over queries", hint=_HINT)
+    if _provider(measure) is None:
+        raise UsageError(
+            f"--measure {name}: no installed program computes it with these parameters",
+            hint="name a cut-off, as in ERR@20, or pip install 'ir-measures[all]'",
+        )
     return measure
+
+
+def _provider(measure: Any) -> str | None:
+    """Which of ir-measures' programs computes a measure: the first that can."""
+    able = (p.NAME for p in ir_measures.DefaultPipeline.providers if p.is_available() and p.supports(measure))
+    return next(able, None)
+
+
+def _check_parameters(name: str, measure: Any) -> None:
+    """Check by hand what ir-measures asserts, and what its programs end the process at."""
+    for key in measure.params:
+        if key not in measure.SUPPORTED_PARAMS:
+            takes = ", ".join(measure.SUPPORTED_PARAMS) or "none"
+            raise UsageError(f"--measure {name}: {measure.NAME} has no parameter {key!r}; it takes {takes}")
+    for key, info in measure.SUPPORTED_PARAMS.items():
+        if key in measure.params:
+            wanted = _wanted(key, info, measure.params[key])
+            if wanted:
+                what = "the cut-off" if key == "cutoff" else key
+                raise UsageError(
+                    f"--measure {name}: {what} is {measure.params[key]!r}, expected {wanted}", hint=_HINT
+                )
+        elif info.required:
+            what = "a cut-off" if key == "cutoff" else key
+            raise UsageError(
+                f"--measure {name}: {measure.NAME} needs {what}: {_example(measure)}", hint=_HINT
+            )
+    low, high = (
+        measure["min_rel"] if "min_rel" in measure.SUPPORTED_PARAMS else 0,
+        measure.params.get("max_rel"),
+    )
+    if high is not None and low >= high:
+        raise UsageError(f"--measure {name}: min_rel is {low}, expected less than max_rel, which is {high}")
+
+
+def _wanted(key: str, info: Any, value: Any) -> str | None:
+    """What a parameter's value should have been; None where it can be taken."""
+    if info.dtype is int:
+        low = 0 if key == "min_rel" else 1
+        good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= MOST
+        return None if good else f"a whole number from {low} to {MOST:,}"
+    if info.dtype is float:
+        low, high = _BOUNDS.get(key, (0.0, 100.0))
+        good = isinstance(value, float) and low <= value <= high
+        return None if good else f"a decimal number from {low} to {high}"
+    if info.dtype is dict:
+        good = isinstance(value, dict) and all(
+            isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= MOST
+            for pair in value.items()
+            for n in pair
+        )
+        return None if good else f"grades and whole numbers from 0 to {MOST:,}, as in {{1:1,2:3}}"
+    return None if info.validate(value) else str(info.choices if info.dtype is str else info.dtype.__name__)
+
+
+def _example(measure: Any) -> str:
+    """The measure with what it needs: ``BPM(max_rel=3)@10``."""
+    needed = {key: info for key, info in measure.SUPPORTED_PARAMS.items() if info.required}
+    lacking = [f"{key}=3" for key in needed if key not in (measure.AT_PARAM, *measure.params)]
+    given = [f"{key}={value!r}" for key, value in measure.params.items() if key != measure.AT_PARAM]
+    inside = ",".join([*given, *lacking])
+    at = measure.params.get(measure.AT_PARAM) or (0.1 if measure.AT_PARAM == "recall" else 10)
+    tail = f"@{at}" if measure.AT_PARAM in needed or measure.AT_PARAM in measure.params else ""
+    return f"{measure.NAME}{f'({inside})' if inside else ''}{tail}"
+
+
+def check_grades(measures: Sequence[str], qrels: Qrels) -> None:
+    """Check that each measure's program can take the judgments' grades.
+
+    Raises:
+        UsageError: for a grade above what it takes.
+    """
+    highest = max((grade for documents in qrels.judged.values() for grade in documents.values()), default=0)
+    lowest = min((grade for documents in qrels.judged.values() for grade in documents.values()), default=0)
+    for name in measures:
+        most = _HIGHEST_GRADE.get(_provider(parse(name)) or "", MOST)
+        if highest > most:
+            raise UsageError(
+                f"--measure {name} cannot take grades above {most:,}, and the judgments hold {highest:,}",
+                hint="--measure nDCG@10 takes grades up to a million"
+                if most < MOST
+                else "import judgments with smaller grades",
+            )
+        if lowest < -MOST:
+            raise UsageError(
+                f"--measure {name} cannot take grades below {-MOST:,}, and the judgments hold {lowest:,}",
+                hint="import judgments with grades nearer to 0",
+            )
 
 
 def canonical(name: str) -> str:
@@ -80,7 +181,11 @@ def per_query(ranking: Ranking, qrels: Qrels, measures: Sequence[str]) -> dict[s
 
     Returns:
         measure -> query -> value, every judged query present.
+
+    Raises:
+        UsageError: if a measure cannot take the judgments' grades, or has no value on a query.
     """
+    check_grades(measures, qrels)
     parsed = {parse(name): name for name in measures}
     values: dict[str, Scores] = {name: dict.fromkeys(qrels.judged, 0.0) for name in measures}
     batch: dict[str, dict[str, float]] = {}
@@ -104,8 +209,16 @@ def _measure(
     values: dict[str, Scores],
 ) -> None:
     judged = {query: qrels.judged[int(query)] for query in batch}
-    for metric in ir_measures.iter_calc(list(parsed), judged, batch):
-        values[parsed[metric.measure]][int(metric.query_id)] = float(metric.value)
+    try:
+        for metric in ir_measures.iter_calc(list(parsed), judged, batch):
+            values[parsed[metric.measure]][int(metric.query_id)] = float(metric.value)
+    except ZeroDivisionError as error:
+        names = ", ".join(parsed.values())
+        raise UsageError(
+            f"--measure {names}: one has no value on a query: it divides by a count that is 0 there"
+            " (Accuracy: by the passages ranked above the cut-off that are not relevant)",
+            hint="leave out Accuracy, or choose a larger cut-off: Accuracy@100",
+        ) from error
 
 
 def mean(scores: Scores) -> float:
