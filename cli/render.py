@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
@@ -14,6 +15,9 @@ from typing import IO, Any
 from cli import latex
 
 Row = Mapping[str, Any]
+
+# what a terminal obeys, or shows in another order
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Format(StrEnum):
@@ -68,8 +72,13 @@ def stream() -> IO[str]:
 
 
 def write(value: str) -> None:
-    sys.stdout.write(value + "\n")
+    sys.stdout.write((escaped(value) if sys.stdout.isatty() else value) + "\n")
     sys.stdout.flush()
+
+
+def escaped(value: str) -> str:
+    """Control characters but tab and line end as ``\\u001b``: a terminal would obey them."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
 def plain(value: Any) -> Any:
@@ -106,7 +115,7 @@ def _cell(value: Any) -> str:
         return str(value)
     if isinstance(value, dict | list):
         value = json.dumps(plain(value), ensure_ascii=False)
-    return " ".join(str(plain(value)).split())
+    return escaped(" ".join(str(plain(value)).split()))
 
 
 def _md(cells: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ def sql(
         typer.Argument(help="SQL, or @NAME for an analysis that comes with msft.", show_default=False),
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Allow it to change the store.")] = False,
+    files: Annotated[bool, typer.Option("--files", help="Allow it to read and write files.")] = False,
     limit: Annotated[int, typer.Option("--limit", help="Rows at most; 0 prints all.")] = DEFAULT_LIMIT,
     param: Annotated[
         list[str] | None, typer.Option("--param", help="NAME=VALUE, read with getvariable('NAME').")
@@ -42,7 +43,7 @@ def sql(
         bool, typer.Option("--list", help="List the analyses that come with msft.")
     ] = False,
 ) -> None:
-    """Ask the store in SQL; read-only unless --write."""
+    """Ask the store in SQL; read-only unless --write, and without access to files unless --files."""
     from labelstore import query as queries
     from labelstore.errors import UsageError
 
@@ -58,7 +59,9 @@ def sql(
         if not sign:
             raise UsageError(f"--param {item}: not NAME=VALUE", hint="--param dataset=dl19")
         parameters[name] = value
-    names, found, cut = queries.run(context.store, query, write=write, limit=limit, parameters=parameters)
+    names, found, cut = queries.run(
+        context.store, query, write=write, files=files, limit=limit, parameters=parameters
+    )
     if names or not write:
         render.rows(found, context.format, names)
     if cut:

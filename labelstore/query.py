@@ -1,5 +1,6 @@
 """One SQL statement of the user's over the store, or one of the analyses in ``queries/``."""
 
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
@@ -11,6 +12,16 @@ from labelstore.errors import BadInput, UsageError
 from labelstore.store import LabelStore
 
 Row = dict[str, Any]
+
+_READS = {"SELECT", "EXPLAIN", "MULTI"}  # MULTI: a PIVOT
+_WRITES = {"INSERT", "UPDATE", "DELETE", "MERGE_INTO", "CREATE", "CREATE_FUNC", "ALTER", "DROP", "ANALYZE"}
+_FILES = {"COPY", "COPY_DATABASE", "EXPORT", "ATTACH", "DETACH"}
+_HIDES = re.compile(r"\b(copy|export|attach|install|load|secret)\b", re.IGNORECASE)
+_CLOSED = re.compile(
+    r"disabled (by|through) configuration|configuration has been locked|Function with name getenv"
+    r"|Table with name \S*[/\\.]"
+)
+_FILES_HINT = "--files allows access to files; -o FILE writes the result; --write changes the store"
 
 
 def shipped() -> dict[str, str]:
@@ -41,6 +52,7 @@ def run(
     query: str,
     *,
     write: bool = False,
+    files: bool = False,
     limit: int = 0,
     parameters: Mapping[str, str] | None = None,
 ) -> tuple[list[str], list[Row], bool]:
@@ -48,6 +60,7 @@ def run(
 
     Args:
         write: allow it to change the store; it is then one transaction and a job in `provenance`.
+        files: allow it to read and write files beside the store.
         limit: rows at most; 0 is all.
         parameters: what ``getvariable('NAME')`` gives in it.
 
@@ -55,26 +68,36 @@ def run(
         Column names, rows, and whether rows were cut off.
 
     Raises:
+        UsageError: for an empty query, or one that does what was not allowed.
         BadInput: what DuckDB says is wrong, in one line.
     """
     sql = text_of(query)
     try:
         if write:
             with store.write() as con, provenance.recorded_in(con, "sql"):
-                return _fetch(con, sql, limit, parameters or {})
+                return _fetch(con, sql, limit, parameters or {}, write, files)
         with store.read() as con:
-            return _fetch(con, sql, limit, parameters or {})
+            return _fetch(con, sql, limit, parameters or {}, write, files)
     except duckdb.Error as error:
         raise _explained(error) from error
 
 
 def _fetch(
-    con: duckdb.DuckDBPyConnection, sql: str, limit: int, parameters: Mapping[str, str]
+    con: duckdb.DuckDBPyConnection,
+    sql: str,
+    limit: int,
+    parameters: Mapping[str, str],
+    write: bool,
+    files: bool,
 ) -> tuple[list[str], list[Row], bool]:
     for key, value in parameters.items():
         if not key.isidentifier():
             raise UsageError(f"--param {key}: not a name", hint="--param dataset=dl19")
         con.execute(f"SET VARIABLE {key} = ?", [_value(value)])
+    _check(con, sql, write, files)
+    if not files:
+        con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")
     cursor = con.execute(sql)
     names = _unique([column[0] for column in cursor.description or []])
     if not names:
@@ -82,6 +105,37 @@ def _fetch(
     found = cursor.fetchmany(limit + 1) if limit else cursor.fetchall()
     cut = bool(limit) and len(found) > limit
     return names, [dict(zip(names, row, strict=True)) for row in (found[:limit] if cut else found)], cut
+
+
+def _check(con: duckdb.DuckDBPyConnection, sql: str, write: bool, files: bool) -> None:
+    """Check each statement's type before any of them runs.
+
+    Raises:
+        UsageError: for a type that was not allowed, and where there is no statement.
+    """
+    statements = con.extract_statements(sql)
+    if not statements:
+        raise UsageError("the query holds no statement", hint='msft sql "SELECT * FROM results", or --list')
+    allowed = _READS | (_WRITES if write else set()) | (_FILES if files else set())
+    for statement in statements:
+        kind = statement.type.name
+        if kind not in allowed:
+            raise _refused(kind)
+        if kind in ("EXPLAIN", "MULTI", "CREATE") and not files:
+            hidden = _HIDES.search(statement.query)
+            if hidden:
+                raise UsageError(f"{kind} with {hidden[0]} is not allowed here", hint=_FILES_HINT)
+
+
+def _refused(kind: str) -> UsageError:
+    if kind in _WRITES:
+        return UsageError(f"{kind} would change the store", hint="--write allows it")
+    if kind in _FILES:
+        return UsageError(f"{kind} would read or write files", hint=_FILES_HINT)
+    return UsageError(
+        f"statements of type {kind} are not allowed in msft sql",
+        hint="SHOW TABLES and DESCRIBE TABLE tell the names; --param NAME=VALUE sets a variable",
+    )
 
 
 def _value(text: str) -> int | float | str:
@@ -103,11 +157,13 @@ def _unique(names: list[str]) -> list[str]:
     return result
 
 
-def _explained(error: duckdb.Error) -> BadInput:
+def _explained(error: duckdb.Error) -> BadInput | UsageError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
     more = next((line for line in lines[1:] if line.startswith(("Did you mean", "Candidate"))), None)
     if "read-only" in message:
-        return BadInput("this statement would change the store", hint="--write allows it")
+        return UsageError("this statement would change the store", hint="--write allows it")
+    if _CLOSED.search(message):
+        return UsageError(f"SQL: {message}", hint=_FILES_HINT)
     hint = 'msft sql "SHOW TABLES" and "DESCRIBE TABLE" tell the names; labelstore/schema.sql says what they hold'
     return BadInput(f"SQL: {message}", hint=f"{more} {hint}" if more else hint)

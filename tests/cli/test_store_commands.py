@@ -49,7 +49,7 @@ def test_sql_error_is_one_line_with_a_hint(path: Path, capsys) -> None:
 def test_sql_reads_only_unless_told(path: Path, capsys) -> None:
     for statement in ("DELETE FROM qrels", "DROP TABLE qrels", "CREATE TABLE x (a INT)"):
         code, _, err = msft(capsys, "sql", statement, "--store", path)
-        assert code == 1
+        assert code == 2
         assert "--write" in err
     code, *_ = msft(capsys, "sql", "DELETE FROM qrels WHERE relevance = 1", "--write", "--store", path)
     assert code == 0
@@ -59,6 +59,46 @@ def test_sql_reads_only_unless_told(path: Path, capsys) -> None:
         capsys, "sql", "SELECT kind FROM provenance ORDER BY job", "--store", path, "--format", "csv"
     )
     assert out.split() == ["kind", "data.add", "sql"]
+
+
+OUTSIDE = [
+    "COPY qrels TO '{}/x.parquet'", "EXPORT DATABASE '{}/x'", "ATTACH '{}/x.db'", "INSTALL icu", "LOAD json",
+    "CREATE SECRET s (TYPE http)", "PRAGMA enable_profiling", "SET profiling_output = '{}/x'", "RESET threads",
+    "SELECT * FROM read_csv('{}/in.csv')", "SELECT * FROM read_text('{}/in.csv')", "FROM glob('{}/*')",
+    "FROM '{}/in.csv'", "FROM read_blob('/proc/self/environ')", "SELECT getenv('HOME')", "FROM sniff_csv('{}/in.csv')",
+    "EXPLAIN ANALYZE COPY qrels TO '{}/x.csv'", "PREPARE p AS COPY qrels TO '{}/x.csv'",
+    "CALL enable_logging(storage = 'file', storage_path = '{}/x')", "SELECT 1; COPY qrels TO '{}/x.csv'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("statement", OUTSIDE)
+@pytest.mark.parametrize("write", [[], ["--write"]])
+def test_sql_touches_nothing_but_the_store(path: Path, capsys, statement: str, write: list[str]) -> None:
+    folder = path.parent / "outside"
+    folder.mkdir()
+    (folder / "in.csv").write_text("a\nsecret\n")
+    code, out, err = msft(capsys, "sql", statement.format(folder), *write, "--store", path)
+    assert (code, out) == (2, "")
+    assert "hint:" in err
+    assert [file.name for file in folder.iterdir()] == ["in.csv"]
+
+
+def test_sql_reads_files_where_asked(path: Path, capsys) -> None:
+    (path.parent / "in.csv").write_text("a\nshown\n")
+    code, out, _ = msft(capsys, "sql", f"FROM '{path.parent}/in.csv'", "--files", "--store", path)
+    assert (code, out.split()) == (0, ["a", "-----", "shown"])
+    assert msft(capsys, "sql", "DELETE FROM qrels", "--files", "--store", path)[0] == 2
+
+
+@pytest.mark.parametrize("query", [";", " ", "-- nothing", "/* */ ;;"])
+def test_sql_without_a_statement_is_a_usage_error(path: Path, capsys, query: str) -> None:
+    assert msft(capsys, "sql", query, "--store", path)[0] == 2
+
+
+@pytest.mark.parametrize("code_point", [0x1B, 0x07, 0x9B, 0x202E])
+def test_control_characters_are_escaped(path: Path, capsys, code_point: int) -> None:
+    _, out, _ = msft(capsys, "sql", f"SELECT 'a' || chr({code_point}) || 'b' AS x", "--store", path)
+    assert out.split()[-1] == f"a\\u{code_point:04x}b"
 
 
 def test_a_failed_write_leaves_the_store(path: Path, capsys) -> None:
