@@ -115,9 +115,9 @@ def _wanted(key: str, info: Any, value: Any) -> str | None:
         good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= MOST
         return None if good else f"a whole number from {low} to {MOST:,}"
     if info.dtype is float:
-        low, high = _BOUNDS.get(key, (0.0, 100.0))
-        good = isinstance(value, float) and low <= value <= high
-        return None if good else f"a decimal number from {low} to {high}"
+        least, most = _BOUNDS.get(key, (0.0, 100.0))
+        good = isinstance(value, float) and least <= value <= most
+        return None if good else f"a decimal number from {least} to {most}"
     if info.dtype is dict:
         good = isinstance(value, dict) and all(
             isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= MOST
