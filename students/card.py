@@ -27,13 +27,15 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class Measured:
-    """One value of one measure; over which first stage its candidates came."""
+    """One value of one measure: of which system, over which first stage's candidates."""
 
     dataset: str
     first_stage: str | None
     measure: str
     value: float
     n_queries: int
+    system: str
+    alone: bool  # the student's own ranking, not one fused with another system's
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def _metadata(facts: CardFacts) -> dict[str, Any]:
     sources = sorted({source for stage in facts.stages for source in stage.sources})
     if sources:
         data["msft_sources"] = sources
-    if facts.measured:
+    own = [row for row in facts.measured if row.alone]
+    if own:
         data["model-index"] = [
             {
                 "name": facts.name,
@@ -102,7 +105,7 @@ def _metadata(facts: CardFacts) -> dict[str, Any]:
                         },
                         "metrics": [{"type": row.measure, "name": row.measure, "value": round(row.value, 5)}],
                     }
-                    for row in facts.measured
+                    for row in own
                 ],
             }
         ]
@@ -160,12 +163,16 @@ def _training(facts: CardFacts) -> str:
 def _measures(facts: CardFacts) -> str:
     if not facts.measured:
         return "\nNone recorded yet: `msft eval` measures, `msft students export` writes them here."
-    lines = ["", "| dataset | over | measure | value | queries |", "|---|---|---|---|---|"]
+    lines = ["", "| dataset | over | system | measure | value | queries |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {row.dataset} | {row.first_stage or ''} | {row.measure} | {row.value:.4f} | {row.n_queries:,} |"
+        f"| {row.dataset} | {row.first_stage or ''} | {_system(row)} | {row.measure} | {row.value:.4f} | {row.n_queries:,} |"
         for row in facts.measured
     ]
     return "\n".join(lines)
+
+
+def _system(row: Measured) -> str:
+    return f"{row.system}, {'the student alone' if row.alone else 'fused'}"
 
 
 def _limits(facts: CardFacts) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 
 _NAME = re.compile(r"checkpoint-(\d+)-(\d+)$")
 
@@ -32,6 +32,10 @@ class StageState:
     best_value: float | None = None
     best_step: int | None = None
     worse: int = 0  # validations since the best one
+    warm: float = 0.0  # progress when a warm-up counted in steps ended
+    half: float | None = None  # progress when half of a time guard was over
+    looked: float = 0.0  # seconds when the stage was last validated
+    saved: float = 0.0  # seconds at the last checkpoint
     stopped_by: str | None = None  # set when the stage has ended
     log_bytes: int = 0  # length of training_log.jsonl
     sums: dict[str, float] = field(default_factory=dict)  # of the log interval that is open
@@ -118,15 +122,14 @@ def random_state() -> dict[str, torch.Tensor]:
 def save_weights(model: torch.nn.Module, path: Path) -> None:
     """Write a model's weights, whole or not at all: the same bytes as transformers' ``save_pretrained``."""
     beside = path.with_name(f".{path.name}")
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, beside, metadata={"format": "pt"})
+    save_model(model, str(beside), metadata={"format": "pt"})  # what two names share is written once
     _flush(beside)
     beside.rename(path)
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
     """Read weights back into a model."""
-    model.load_state_dict(load_file(path))
+    load_model(model, path)
 
 
 def best_path(folder: Path, state: StageState) -> Path:

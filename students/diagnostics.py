@@ -1,8 +1,10 @@
 """Diagnostics that speak: a training that did nothing, or went wrong, says so, and says which setting to look at."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import nn
 
@@ -12,6 +14,7 @@ from students.regime import Stage
 from students.validation import HIGHER_IS_BETTER
 
 MOVED_LITTLE = 1e-5  # relative L2 distance: one AdamW step at 1e-6 moves a base model about this far
+ABSURD = 10.0  # times the length that the weights had: no training that learns comes near
 COLLAPSED = 1e-3  # spread of the scores within a list, in logits
 
 
@@ -19,8 +22,9 @@ def weights_moved(model: nn.Module, start: Path) -> float:
     """Relative L2 distance ‖w − w₀‖ / ‖w₀‖ of all weights from those in the safetensors file ``start``."""
     distance = norm = 0.0
     with safe_open(start, framework="pt") as before:
+        written = set(before.keys())  # what two names share stands under one of them
         for name, value in model.state_dict().items():
-            if not value.is_floating_point():
+            if name not in written or not value.is_floating_point():
                 continue
             old = before.get_tensor(name).double()
             distance += float((value.detach().cpu().double() - old).square().sum())
@@ -64,14 +68,52 @@ def collapsed(spread: float) -> bool:
     return spread < COLLAPSED
 
 
-def check_finite(loss: float, stage: Stage, step: int) -> None:
-    """Stop at a loss that is no number, before it reaches the weights.
+def length(model: nn.Module) -> float:
+    """‖w‖ of all weights; not finite where one of them is not, or where they are that large."""
+    weights = [p.detach() for p in model.parameters()]
+    return float(torch.nn.utils.get_total_norm(weights))
+
+
+def check_step(loss: float, norm: float, stage: Stage, step: int) -> None:
+    """Stop at a loss or a gradient that is no number, before it reaches the weights.
 
     Raises:
         StudentError: naming stage and step.
     """
-    if not math.isfinite(loss):
-        raise StudentError(
-            f"the loss of stage {stage.number} ({stage.objective}, {stage.loss}) is {loss} at step {step:,}",
-            hint=f"lower lr ({stage.lr:g}) or clip ({stage.clip:g}), or set precision = 'fp32'; the last checkpoint is kept",
+    for what, value in (("loss", loss), ("gradient's norm", norm)):
+        if not math.isfinite(value):
+            raise _went_wrong(stage, f"the {what} of", f"is {value} at step {step:,}")
+
+
+def check_weights(model: nn.Module, before: float, stage: Stage, step: int) -> None:
+    """Stop at weights that no training could have made, before a checkpoint or a student is made of them.
+
+    Args:
+        before: their length when the stage began.
+
+    Raises:
+        StudentError: naming stage and step.
+    """
+    now = length(model)
+    if not now <= ABSURD * before:  # nan too
+        raise _went_wrong(
+            stage, "the weights of", f"have length {now:.3g} at step {step:,}, and had {before:.3g} before it"
         )
+
+
+def check_validation(values: Mapping[str, float], stage: Stage, step: int) -> None:
+    """Stop at a validation that gave no number.
+
+    Raises:
+        StudentError: naming the measure, stage and step.
+    """
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise _went_wrong(stage, f"{name} of", f"is {value} at step {step:,}")
+
+
+def _went_wrong(stage: Stage, what: str, how: str) -> StudentError:
+    return StudentError(
+        f"{what} stage {stage.number} ({stage.objective}, {stage.loss}) {how}",
+        hint=f"lower lr ({stage.lr:g}) or clip ({stage.clip:g}), or set precision = 'fp32'; the last checkpoint is kept",
+    )

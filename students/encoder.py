@@ -23,6 +23,7 @@ from students.batches import Layout, PairBatch, collate
 from students.cpu_ops import multiplies_bf16
 from students.errors import StudentError
 from students.fused import FusedEncoder, LearningEncoder
+from students.heads import keep_fp32
 from students.tokens import PairFormat, Tokens, tokenise
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -80,6 +81,8 @@ class CrossEncoder(nn.Module):
         self.max_length = max_length
         self.precision = precision
         self.form = PairFormat.of(tokenizer, max_length)
+        if precision == "bf16":
+            keep_fp32(model)
         self._learning: LearningEncoder | None = None
 
     @classmethod
@@ -118,6 +121,7 @@ class CrossEncoder(nn.Module):
             tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise _not_there(path_or_id, source, error) from error
+        _set_padding(config, tokenizer, path_or_id)
         _set_dropout(config, attention_dropout, hidden_dropout)
         if layers is not None:
             _cut_layers(config, layers, path_or_id)
@@ -140,10 +144,7 @@ class CrossEncoder(nn.Module):
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise _not_there(path_or_id, source, error) from error
         except RuntimeError as error:  # a head of another shape
-            raise StudentError(
-                f"{path_or_id}: {str(error).splitlines()[0]}",
-                hint="a student needs a model with one output (num_labels 1), or one without a head",
-            ) from error
+            raise _other_head(path_or_id, source, error) from error
         limit = _position_limit(config)
         if max_length is None:
             max_length = min(int(tokenizer.model_max_length), limit, DEFAULT_MAX_LENGTH)
@@ -290,6 +291,38 @@ class CrossEncoder(nn.Module):
         return digest.hexdigest()
 
 
+def _set_padding(config: Any, tokenizer: Any, model: str | Path) -> None:
+    """A decoder finds each pair's last token by the padding's id: a config without one takes its tokenizer's.
+
+    Raises:
+        StudentError: a tokenizer without any token to pad with.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise StudentError(
+                f"the tokenizer of {model} has neither a padding token nor an end token",
+                hint="set pad_token in its tokenizer_config.json",
+                exit_code=2,
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _other_head(model: str | Path, source: str, error: RuntimeError) -> StudentError:
+    """A head that does not fit a student's."""
+    from transformers import AutoConfig
+
+    n = AutoConfig.from_pretrained(source, trust_remote_code=False).num_labels
+    what = f"its head has {n} labels, and a student has 1" if n != 1 else str(error).splitlines()[0]
+    return StudentError(
+        f"{model}: {what}",
+        hint="give the model that this one was fine-tuned from, or save this one without its head:"
+        " AutoModel.from_pretrained(…).save_pretrained(…)",
+        exit_code=2,
+    )
+
+
 def _set_dropout(config: Any, attention: float | None, hidden: float | None) -> None:
     """Set the dropout rates under the names that the architectures give them."""
     for names, value in (
@@ -303,7 +336,14 @@ def _set_dropout(config: Any, attention: float | None, hidden: float | None) -> 
 
 def _cut_layers(config: Any, layers: int, model: str | Path) -> None:
     """Make a config of the first layers alone; the weights of the others are then not read."""
-    if not 1 <= layers <= config.num_hidden_layers:
+    there = getattr(config, "num_hidden_layers", None)
+    if not isinstance(there, int) or getattr(config, "is_encoder_decoder", False):
+        raise StudentError(
+            f"{model}: layers = {layers} keeps the first layers of one stack, and {config.model_type} is not one",
+            hint="leave layers out",
+            exit_code=2,
+        )
+    if not 1 <= layers <= there:
         raise StudentError(
             f"{model} has {config.num_hidden_layers} layers, not {layers}",
             hint=f"layers = 1 to {config.num_hidden_layers}, or leave it out",

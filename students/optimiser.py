@@ -12,14 +12,14 @@ from torch import nn
 from students.errors import StudentError
 from students.regime import Stage
 
-_LAYER = re.compile(r"\.layers?\.(\d+)\.")
+_LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
     """Let only what no part names learn; returns the frozen parameters' names.
 
     A part is ``position_embeddings``, ``embeddings``, ``layers:0-5``, or any piece of parameters' names. A model with
-    rotary positions has no position embeddings, and nothing to freeze there.
+    rotary positions has no position embeddings, and nothing to freeze there: one recipe serves several bases.
 
     Raises:
         StudentError: a part that names no parameter, or parts that leave none to learn (exit code 2).
@@ -28,7 +28,8 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
     names = [name for name, _ in model.named_parameters()]
     for part in parts:
         matched = [name for name in names if _names(part, name)]
-        if not matched and part != "position_embeddings":
+        rotary = part == "position_embeddings" and any("rotary" in name for name, _ in model.named_modules())
+        if not matched and not rotary:
             raise StudentError(
                 f"freeze: no parameter of this model is called {part!r}",
                 hint="position_embeddings, embeddings, layers:0-5, or a piece of a name such as "
@@ -86,15 +87,26 @@ class Bounds:
         steps = [s for s in (by_epochs, stage.max_steps) if s]
         return cls(min(steps, default=0), stage.max_pairs, 60 * stage.max_minutes)
 
-    def progress(self, steps: int, pairs: int, seconds: float) -> float:
+    def progress(self, steps: int, pairs: int, seconds: float, half: float | None = None) -> float:
         """How much of the stage is done, 0 to 1, by the nearest bound.
 
-        Time counts only where it is the only bound: else a learning rate would follow the machine's moods.
+        A time guard beside other bounds counts from its half on: a learning rate must not follow the machine's moods,
+        and must be at its end where the guard ends the stage.
+
+        Args:
+            half: progress when half of the guard was over (`half_over`), None before.
         """
         parts: list[tuple[float, float]] = [(steps, self.steps), (pairs, self.pairs)]
         if not self.steps and not self.pairs:
             parts = [(seconds, self.seconds)]
-        return min(1.0, max((done / bound for done, bound in parts if bound), default=0.0))
+        done = max((done / bound for done, bound in parts if bound), default=0.0)
+        if half is not None:
+            done = max(done, half + (1 - half) * (2 * seconds / self.seconds - 1))
+        return min(1.0, done)
+
+    def half_over(self, seconds: float) -> bool:
+        """Whether half of a time guard beside other bounds is over."""
+        return bool(self.seconds and (self.steps or self.pairs)) and 2 * seconds >= self.seconds
 
     def reached(self, steps: int, pairs: int, seconds: float, stage: Stage) -> str | None:
         """What ended the stage, in the words of the `stages` table, or None."""
@@ -107,16 +119,20 @@ class Bounds:
         return None
 
 
-def learning_rate(stage: Stage, progress: float, step: int) -> float:
-    """The rate of step ``step`` (from 0) when ``progress`` of the stage is done: linear warm-up, then the schedule."""
+def learning_rate(stage: Stage, progress: float, step: int, warm_until: float = 0.0) -> float:
+    """The rate of step ``step`` (from 0) when ``progress`` of the stage is done: linear warm-up, then the schedule.
+
+    Args:
+        warm_until: the progress at which a warm-up counted in steps ended; the schedule runs over the rest.
+    """
     if stage.warmup >= 1:
         warm = (step + 1) / stage.warmup
-        rest = progress
+        begin = warm_until
     else:
         warm = progress / stage.warmup if stage.warmup else 1.0
         warm = max(warm, 0.01)  # the first step is not for nothing
-        rest = (progress - stage.warmup) / (1 - stage.warmup)
-    rest = min(max(rest, 0.0), 1.0)
+        begin = stage.warmup
+    rest = min(max((progress - begin) / (1 - begin), 0.0), 1.0) if begin < 1 else 1.0
     shape = {"linear": 1 - rest, "cosine": 0.5 * (1 + math.cos(math.pi * rest)), "constant": 1.0}[
         stage.schedule
     ]

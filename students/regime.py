@@ -7,6 +7,7 @@ that (a grid has several regimes). Unknown keys fail, and all errors come at onc
 """
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -79,7 +80,7 @@ class Stage:
         0  # tokens whose activations are held at once; beyond, gradients are cached. 0: by the device
     )
     gradient_cache: Literal["auto", "always", "never"] = "auto"
-    valid_every: int = 0  # steps between validations; 0: ten times a stage
+    valid_every: int = 0  # steps between validations; 0: ten times a stage, and every ten minutes
     valid_lists: int = 500  # at most that many validation lists
     stop_on: Measure = "loss"  # what early stopping and the best checkpoint go by
     patience: int = 10  # validations without a better value before the stage ends; 0: never
@@ -415,8 +416,8 @@ def _check_stage(stage: Stage, errors: list[str]) -> None:
     bounds = (stage.epochs, stage.max_steps, stage.max_pairs, stage.max_minutes)
     if any(bound < 0 for bound in bounds) or not any(bounds):
         errors.append(f"{where} one of epochs, max_steps, max_pairs, max_minutes must be above 0, none below")
-    if stage.lr <= 0:
-        errors.append(f"{where} lr must be above 0, not {stage.lr}")
+    if not 0 < stage.lr <= 1e30:  # more does not fit the optimiser's 32 bits
+        errors.append(f"{where} lr must be above 0 and at most 1e30, not {stage.lr}")
     for name in (
         "warmup",
         "weight_decay",
@@ -478,6 +479,9 @@ def _typed(known: Mapping[str, Any], key: str, value: Any, where: str, errors: l
         value = float(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         errors.append(f"{where}{key} must be {_named(wanted)}, not {value!r}")
+        return {}
+    if isinstance(value, float) and not math.isfinite(value):
+        errors.append(f"{where}{key} must be a finite number, not {value}")
         return {}
     return {key: value}
 

@@ -29,6 +29,7 @@ Note = Callable[[str], None]
 CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2_048, 32_768  # of one forward
 CPU_VALID_PAIRS, CUDA_VALID_PAIRS = 1_000, 20_000
 CPU_ACTIVATIONS = 4 << 30  # bytes of activations held at once, where a recipe does not say
+_LOOK_SECONDS = 600  # at most between validations, and between checkpoints
 _BUCKET = 16 << 20  # numbers exchanged between processes at once
 
 
@@ -81,8 +82,12 @@ class StageRun:
         self.held = validation.hold(
             tasks, stage, recipe.seed, CUDA_VALID_PAIRS if on_gpu else CPU_VALID_PAIRS
         )
-        self.valid_every = stage.valid_every or max(1, (self.bounds.steps or self.per_epoch) // 10)
-        self.checkpoint_every = stage.checkpoint_every or self.valid_every
+        self.length = diagnostics.length(encoder.model)
+        if stage.warmup >= 1 and self.bounds.steps and stage.warmup >= self.bounds.steps:
+            say(
+                f"{self.name}: warmup ({stage.warmup:g} steps) is as long as the stage ({self.bounds.steps:,} steps); "
+                "the learning rate only rises"
+            )
         self.settings = {
             "precision": encoder.precision,
             "layout": encoder.layout,
@@ -109,9 +114,10 @@ class StageRun:
         if self.workers > 1:
             self.side_by_side = SideBySide(self.encoder, list(self.encoder.parameters()), self.workers)
         while state.stopped_by is None:
-            rate = optimiser.learning_rate(
-                stage, self.bounds.progress(state.step, state.pairs, state.seconds), state.step
-            )
+            done = self._progress(state)
+            if state.step <= stage.warmup:
+                state.warm = done
+            rate = optimiser.learning_rate(stage, done, state.step, state.warm)
             optimiser.set_rate(self.optimiser, rate)
             step = steps.take(state.step)
             state.lists_skipped += step.n_skipped
@@ -125,12 +131,19 @@ class StageRun:
             state.stopped_by = self.bounds.reached(state.step, state.pairs, state.seconds, stage)
             if state.step % stage.log_every == 0 or state.stopped_by:
                 self._log(state, log, rate)
-            if state.step % self.valid_every == 0 or state.stopped_by:
+            before, done = done, self._progress(state)
+            tenth = int(10 * done) > int(10 * before)
+            valid = _due(stage.valid_every, state, tenth, state.looked)
+            saves = _due(stage.checkpoint_every or stage.valid_every, state, tenth, state.saved)
+            if valid or saves or state.stopped_by:
+                diagnostics.check_weights(self.encoder.model, self.length, stage, state.step)
+            if valid or state.stopped_by:
                 self._validate(state, log)
+                state.looked = state.seconds
             if self.progress is not None:
-                done = self.bounds.progress(state.step, state.pairs, state.seconds)
                 self.progress(state.pairs, int(state.pairs / done) if done else None, **log.last)
-            if state.step % self.checkpoint_every == 0 and not state.stopped_by:
+            if saves and not state.stopped_by:
+                state.saved = state.seconds
                 self._checkpoint(state, log)
         steps.close()
         if self.side_by_side is not None:
@@ -152,6 +165,12 @@ class StageRun:
             self.say("more processes than before: their dropout is drawn anew")
         self.say(f"going on with {self.name} at step {state.step:,}")
         return state
+
+    def _progress(self, state: StageState) -> float:
+        done = self.bounds.progress(state.step, state.pairs, state.seconds, state.half)
+        if state.half is None and self.bounds.half_over(state.seconds):
+            state.half = done
+        return done
 
     def _plan(self, number: int) -> Step:
         return plan(
@@ -183,7 +202,7 @@ class StageRun:
         found_loss, found_norm = torch.stack(
             [loss, norm.to(loss)]
         ).tolist()  # the step's only wait for the device
-        diagnostics.check_finite(found_loss, stage, state.step)
+        diagnostics.check_step(found_loss, found_norm, stage, state.step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return {"loss": found_loss, "grad_norm": found_norm}
@@ -204,6 +223,7 @@ class StageRun:
         stage = self.stage
         self.encoder.eval()
         values = validation.measure(self.held, self._scores)
+        diagnostics.check_validation(values, stage, state.step)
         log.write(state, values)
         self._track(state, values)
         if state.step and diagnostics.collapsed(values["valid_spread"]) and "collapsed" not in state.warned:
@@ -267,6 +287,13 @@ class StageRun:
             self.out, state, self.encoder.model, self.optimiser,
             rank=self.accelerator.process_index, wait=self.accelerator.wait_for_everyone,
         )  # fmt: skip
+
+
+def _due(every: int, state: StageState, tenth: bool, last: float) -> bool:
+    """Whether it is time: every so many steps, or at each tenth of the stage and after ten minutes at the latest."""
+    if every:
+        return state.step % every == 0
+    return tenth or state.seconds - last >= _LOOK_SECONDS
 
 
 class _Steps:

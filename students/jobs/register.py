@@ -219,8 +219,8 @@ def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> Car
         [student.student],
     ).fetchall()
     measured = con.execute(
-        """SELECT dataset, first_stage, measure, value, n_queries FROM results
-           WHERE student = ? ORDER BY dataset, first_stage, measure""",
+        """SELECT dataset, first_stage, measure, value, n_queries, system, kind = 'student' FROM results
+           WHERE student = ? ORDER BY dataset, first_stage, kind DESC, system, measure""",
         [student.name],
     ).fetchall()
     return CardFacts(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from labelstore import keys, lookup, provenance, views
 from labelstore.errors import DataMissing, UsageError
 from labelstore.store import LabelStore
+from students.alone import alone
 from students.card import write_card
 from students.jobs.register import base_revision, card_facts, check_name, insert_student
 from students.jobs.rerank import Note, Tick, student_folder
@@ -67,6 +68,7 @@ def train_student(
 
     Raises:
         StudentError: an unknown regime, recipe setting or base model, a loss that the views do not fit.
+        StudentError: another process trains a student of that name (exit code 3).
         UsageError: the name is another training's; a source that the regime has no use for.
         DataMissing: negatives, labels or a dataset that are not there.
     """
@@ -83,18 +85,19 @@ def train_student(
     }
     key = keys.content_key("training", identity)
     name = check_name(name or _default_name(chosen, key))
-    known = _known(store, name, identity)
-    if known is not None:
-        if note is not None:
-            note(f"student {name} is trained already, with this recipe and these views")
-        return known
-    folder = store.folder("students") / name
-    work = store.folder("students") / f".{name}.{key[:12]}"
-    _reuse_stages(store, work, chosen, folder_of_base, identity, built, note)
-    stages, log = _train(chosen, folder_of_base, built, store, work, progress, note)
-    student = _merge(store, name, chosen, identity, built, stages, log, work, folder, clock)
-    shutil.rmtree(work, ignore_errors=True)
-    return student
+    students = store.folder("students")
+    with alone(students / f".{name}.lock", f"student {name}"):
+        known = _known(store, name, identity)
+        if known is not None:
+            if note is not None:
+                note(f"student {name} is trained already, with this recipe and these views")
+            return known
+        work = students / f".{name}.{key[:12]}"
+        _reuse_stages(store, work, chosen, folder_of_base, identity, built, note)
+        stages, log = _train(chosen, folder_of_base, built, store, work, progress, note)
+        student = _merge(store, name, chosen, identity, built, stages, log, work, students / name, clock)
+        shutil.rmtree(work, ignore_errors=True)
+        return student
 
 
 def build_views(

@@ -1,5 +1,6 @@
 """The model card: metadata that the hub can read, and every fact it promises."""
 
+import pytest
 import yaml
 
 from students.card import CardFacts, Measured, StageFacts, card
@@ -23,7 +24,7 @@ def facts(**changes) -> CardFacts:
     values = {
         "name": "electra-kd", "base": "google/electra-base-discriminator", "base_revision": "abc", "architecture": "electra",
         "regime": "kd", "max_length": 256, "seed": 7, "licence": "research only", "weights_hash": "feed",
-        "stages": [STAGE], "measured": [Measured("dl19", "bm25", "nDCG@10", 0.71234, 43)],
+        "stages": [STAGE], "measured": [Measured("dl19", "bm25", "nDCG@10", 0.71234, 43, "electra-kd@bm25", True)],
     }  # fmt: skip
     return CardFacts(**(values | changes))
 
@@ -63,6 +64,18 @@ def test_the_body_tells_data_settings_measures_limits_and_terms():
         "feed",
     ):
         assert fact in body, fact
+
+
+@pytest.mark.parametrize("fused", ["electra-kd@bm25+bm25", "hybrid", "rrf(a,b,c)"])
+def test_each_figure_names_its_system_and_the_index_holds_the_students_own(fused):
+    own = Measured("dl20", "bm25", "RR@10", 0.5, 9, "electra-kd@bm25", True)
+    other = Measured("dl20", "bm25", "RR@10", 0.75, 9, fused, False)
+    metadata, body = split(card(facts(measured=[own, other])))
+    (result,) = metadata["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == 0.5
+    assert f"{fused}, fused | RR@10 | 0.7500" in body
+    assert "electra-kd@bm25, the student alone | RR@10 | 0.5000" in body
+    assert "model-index" not in split(card(facts(measured=[other])))[0]
 
 
 def test_a_local_base_is_not_passed_off_as_a_hub_model_and_unknown_terms_are_said(tmp_path):

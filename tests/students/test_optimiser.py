@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import tiny_models
@@ -106,6 +107,42 @@ def test_warm_up_in_steps_and_none():
     assert learning_rate(stage(lr=1.0, warmup=4, schedule="constant"), 0.5, 40) == 1.0
     assert learning_rate(stage(lr=1.0, warmup=0.0), 0.25, 1) == 0.75
     assert math.isclose(learning_rate(stage(lr=1.0, warmup=0.0, schedule="cosine"), 0.5, 1), 0.5)
+
+
+@pytest.mark.parametrize(("total", "warm"), [(100, 50), (40, 4), (1000, 900), (7, 1)])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_after_a_warm_up_in_steps_the_schedule_runs_over_the_rest(total, warm, schedule):
+    one = stage(lr=1.0, warmup=float(warm), schedule=schedule, epochs=0, max_steps=total)
+    until = warm / total
+    rates = [learning_rate(one, i / total, i, until) for i in range(total + 1)]
+    assert rates[warm] == 1.0
+    assert rates[(warm + total) // 2] == pytest.approx(0.5, abs=1.6 / (total - warm))
+    assert rates[-1] == pytest.approx(0.0, abs=1e-12)
+    assert rates[warm:] == sorted(rates[warm:], reverse=True)
+
+
+@pytest.mark.parametrize("pace", [0.6, 0.31, 0.05])
+def test_a_time_guard_ends_the_schedule_at_its_end(pace):
+    bounds, half, seen = Bounds(0, 1000, 100.0), None, []
+    for second in range(101):
+        done = bounds.progress(0, int(10 * pace * second), float(second), half)
+        if half is None and bounds.half_over(second):
+            half = done
+        seen.append(done)
+    assert seen[-1] == 1.0
+    assert seen == sorted(seen)
+    assert max(b - a for a, b in pairwise(seen)) < 0.03
+    assert seen[:50] == [int(10 * pace * s) / 1000 for s in range(50)]
+
+
+@pytest.mark.parametrize(("architecture", "part"), [
+    ("bert", "layers:7-9"), ("modernbert", "token_type_embeddings"), ("roberta", "embeddings_project"),
+])  # fmt: skip
+def test_a_part_that_the_architecture_lacks_does_not_freeze(models, architecture, part):
+    with pytest.raises(StudentError, match=part) as raised:
+        freeze(models[architecture], [part])
+    assert raised.value.exit_code == 2
+    assert raised.value.hint
 
 
 def test_the_optimiser_is_torchs_adamw(models):

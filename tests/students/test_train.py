@@ -1,12 +1,19 @@
 """Training: it learns, it does what a plain loop does, and it says when it did nothing or cannot begin."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tiny_views
 import torch
+from safetensors.torch import load_file
 
+from students import stage as stages
+from students.alone import alone
+from students.checkpoints import StageState
 from students.encoder import CrossEncoder
 from students.errors import StudentError
 from students.lists import read_view
@@ -246,6 +253,82 @@ def test_a_loss_that_is_no_number_stops_before_the_weights(recipe, views, tmp_pa
     with pytest.raises(StudentError, match=r"stage 1 \(kd, ranknet\) is nan at step 0") as raised:
         train(recipe("kd"), [views["kd"]], tmp_path / "out")
     assert "lower lr (0.002)" in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize("lr", [1e30, 1e5, 1e20])
+def test_weights_that_no_training_makes_end_the_stage_and_leave_no_student(recipe, views, tmp_path, lr):
+    with pytest.raises(StudentError, match=r"stage 1 \(kd, ranknet\)"):
+        train(recipe("kd", lr=lr, warmup=0.0), [views["kd"]], tmp_path / "out")
+    assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_no_number_ends_before_the_step_and_the_checkpoint_stays(
+    recipe, views, tmp_path, monkeypatch, bad, clip
+):
+    from students import gradcache
+
+    real, calls = gradcache.backward, []
+
+    def backward(encoder, *given, **options):
+        loss = real(encoder, *given, **options)
+        calls.append(1)
+        if len(calls) == 6:
+            next(p for p in encoder.parameters() if p.grad is not None).grad.view(-1)[0] = bad
+        return loss
+
+    monkeypatch.setattr(gradcache, "backward", backward)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    with pytest.raises(StudentError, match="gradient's norm of stage 1") as raised:
+        train(recipe("kd", clip=clip), [views["kd"]], tmp_path / "out")
+    assert "last checkpoint is kept" in (raised.value.hint or "")
+    (kept,) = (tmp_path / "out").glob("checkpoint-*")
+    assert kept.name == "checkpoint-1-4"
+    assert all(bool(v.isfinite().all()) for v in load_file(kept / "weights.safetensors").values())
+
+
+@pytest.mark.parametrize("key", ["lr", "clip", "weight_decay", "warmup", "epochs", "temperature"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_settings_that_are_no_finite_numbers_are_refused(key, value):
+    with pytest.raises(StudentError, match=f"{key} must be a finite number") as raised:
+        make_recipe({key: value})
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize("bounds", [
+    {"epochs": 0, "max_pairs": 600}, {"epochs": 50, "max_pairs": 600}, {"epochs": 0, "max_steps": 20},
+])  # fmt: skip
+def test_validation_comes_ten_times_by_the_nearest_bound(recipe, views, tmp_path, bounds):
+    result = train(recipe("cl", valid_every=0, lists=2, **bounds), [views["cl"]], tmp_path / "out")
+    assert 10 <= len(figures(result, "valid_loss")) <= 12
+
+
+@pytest.mark.parametrize(
+    ("seconds", "last", "due"), [(601.0, 0.0, True), (599.0, 0.0, False), (1300.0, 700.0, True)]
+)
+def test_validation_comes_after_ten_minutes_at_the_latest(seconds, last, due):
+    assert stages._due(0, StageState(1, step=3, seconds=seconds), False, last) is due
+
+
+@pytest.mark.parametrize("out", ["a", "b c", "deep/er"])
+def test_a_second_training_of_one_student_is_told_who_holds_it(tmp_path, out):
+    lock = tmp_path / out / ".name.lock"
+    code = (
+        "import sys, pathlib; from students.alone import alone\n"
+        "with alone(pathlib.Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(StudentError, match=f"PID {holder.pid}") as raised, alone(lock, "student x"):
+        pytest.fail("both hold it")
+    assert raised.value.exit_code == 3
+    holder.kill()
+    holder.communicate()
+    with alone(lock, "student x"):
+        assert lock.read_text().strip() == str(os.getpid())
 
 
 @pytest.mark.parametrize(

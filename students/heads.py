@@ -1,0 +1,40 @@
+"""A classifier's head in fp32, whatever the products before it compute in.
+
+In bf16 a logit has eight bits: a third of a list's scores would tie. The head runs once a pair, so fp32 costs nothing.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def keep_fp32(model: Any) -> None:
+    """Have all that comes after the encoder, and a pooler within it, leave autocast; weights keep their names."""
+    base = model.base_model
+    after = [child for child in model.children() if child is not base]
+    if base is model:  # no encoder of its own: the last part is the head
+        after = after[-1:]
+    pooler = getattr(base, "pooler", None)
+    for module in (*after, *([pooler] if isinstance(pooler, nn.Module) else [])):
+        if next(module.parameters(), None) is not None:
+            kind: Any = type(module)
+            module.__class__ = _in_fp32(kind)
+
+
+@cache
+def _in_fp32(kind: Any) -> Any:
+    class InFp32(kind):  # type: ignore[misc]
+        def forward(self, *inputs: Any, **options: Any) -> Any:
+            device = next(self.parameters()).device.type
+            with torch.autocast(device, enabled=False):
+                named = {name: _widened(value) for name, value in options.items()}
+                return super().forward(*map(_widened, inputs), **named)
+
+    InFp32.__name__ = InFp32.__qualname__ = kind.__name__
+    return InFp32
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value

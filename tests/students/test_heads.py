@@ -1,0 +1,105 @@
+"""Bases of other kinds: heads compute in fp32, and what a student cannot be made of says so."""
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    LlamaConfig,
+    T5Config,
+    T5ForSequenceClassification,
+)
+
+from students import checkpoints
+from students.encoder import CrossEncoder
+from students.errors import StudentError
+from students.optimiser import freeze
+
+CONFIGS = {
+    "distilbert": lambda n: DistilBertConfig(vocab_size=n, dim=32, n_layers=2, n_heads=2, hidden_dim=64),
+    "llama": lambda n: LlamaConfig(
+        vocab_size=n, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        pad_token_id=None,
+    ),
+    "t5": lambda n: T5Config(
+        vocab_size=n, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, eos_token_id=3, pad_token_id=0,
+        decoder_start_token_id=0,
+    ),
+}  # fmt: skip
+PASSAGES = tiny_models.sentences(100, seed=5)
+
+
+def other(kind: str, folder, labels: int = 1):
+    torch.manual_seed(3)
+    tokenizer = tiny_models.wordpiece()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    config = CONFIGS[kind](len(tokenizer))
+    config.num_labels = labels
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("attention", [None, "packed_varlen"])
+@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
+def test_no_scores_tie_under_autocast(tiny, architecture, attention):
+    encoder = CrossEncoder.load(tiny(architecture), precision="bf16", device="cpu", attention=attention)
+    scores = encoder.score("water energy", PASSAGES)
+    assert len(np.unique(scores)) == len(set(PASSAGES))
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "llama"])
+def test_no_scores_tie_under_autocast_whatever_the_family(kind, tmp_path):
+    encoder = CrossEncoder.load(other(kind, tmp_path / "m"), precision="bf16", device="cpu", max_length=64)
+    assert len(np.unique(encoder.score("water energy", PASSAGES))) >= 0.98 * len(set(PASSAGES))
+
+
+def test_a_decoder_takes_its_padding_from_its_tokenizer(tmp_path):
+    encoder = CrossEncoder.load(other("llama", tmp_path / "m"), precision="fp32", device="cpu", max_length=64)
+    assert encoder.model.config.pad_token_id == encoder.tokenizer.pad_token_id
+    together = encoder.score("river", PASSAGES[:9])
+    each = [encoder.score("river", [passage])[0] for passage in PASSAGES[:9]]
+    np.testing.assert_allclose(together, each, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("distilbert", 2), ("llama", 3), ("distilbert", 7)])
+def test_a_base_with_several_labels_says_which_and_what_to_do(kind, labels, tmp_path):
+    with pytest.raises(StudentError, match=f"its head has {labels} labels") as raised:
+        CrossEncoder.load(other(kind, tmp_path / "m", labels), device="cpu", max_length=64)
+    assert raised.value.exit_code == 2
+    assert "without its head" in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 9])
+def test_layers_of_a_model_of_two_stacks_are_refused(layers, tmp_path):
+    with pytest.raises(StudentError, match="layers = ") as raised:
+        CrossEncoder.load(other("t5", tmp_path / "m"), device="cpu", max_length=64, layers=layers)
+    assert raised.value.hint == "leave layers out"
+
+
+@pytest.mark.parametrize(("kind", "part"), [
+    ("llama", "word_embeddings"), ("t5", "position_embeddings"), ("llama", "pooler"),
+])  # fmt: skip
+def test_a_part_of_another_architecture_does_not_freeze(kind, part, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(other(kind, tmp_path / "m"))
+    with pytest.raises(StudentError, match=part) as raised:
+        freeze(model, [part])
+    assert raised.value.hint
+
+
+def test_tensors_that_two_names_share_are_saved_and_read_back(tmp_path):
+    torch.manual_seed(1)
+    config = CONFIGS["t5"](120)
+    one, two = T5ForSequenceClassification(config), T5ForSequenceClassification(config)
+    checkpoints.save_weights(one, tmp_path / "w.safetensors")
+    checkpoints.load_weights(two, tmp_path / "w.safetensors")
+    for name, value in one.state_dict().items():
+        assert torch.equal(two.state_dict()[name], value), name
+    from students.diagnostics import weights_moved
+
+    assert weights_moved(two, tmp_path / "w.safetensors") == 0.0
+    with torch.no_grad():
+        two.classification_head.out_proj.weight.add_(1.0)
+    assert weights_moved(two, tmp_path / "w.safetensors") > 0
