@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from labelstore import migrations
+from labelstore import foreign, migrations
 from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.integrity.digest import content_hash
 from labelstore.integrity.relations import REFERENCES
@@ -32,6 +34,13 @@ from labelstore.staging import work_folder
 from labelstore.store import LabelStore
 
 FORMAT = 1
+_MARK = ".msft-import"  # in a companion folder whose store has not appeared yet
+_NOT_ROWS = (
+    duckdb.ConversionException, duckdb.BinderException, duckdb.ConstraintException, duckdb.InvalidInputException,
+)  # fmt: skip
+_AGAIN = "copy the whole folder again, or export it again where it was made"
+_MOST_ROWS_PER_BYTE = 64
+_MOST_UNFOLDING = 500
 COMPANIONS = ("views", "students")
 _TABLE = re.compile(r"CREATE TABLE (\w+) \(")
 _COLUMN = re.compile(r"    (\w+) +\w.*-- (.+)")
@@ -161,23 +170,48 @@ def import_store(folder: Path, store: LabelStore, progress: Progress | None = No
         DataMissing: if the folder is no archive or lacks a file.
         BadInput: if a file was changed, the archive is of another version, or the store's content is not the archive's.
     """
-    if store.path.exists() or (store.files.is_dir() and any(store.files.iterdir())):
-        raise UsageError(
-            f"there is a store at {store.path} already, or files of one in {store.files}",
-            hint="--store NEW.duckdb makes a new one; `msft merge NEW.duckdb` then unites the two",
-        )
+    if store.path.exists():
+        raise _taken(store)
     manifest = _read_manifest(folder)
+    if store.files.is_symlink() or (
+        store.files.is_dir() and any(store.files.iterdir()) and not _half_done(store, manifest)
+    ):
+        raise _taken(store)
     with work_folder(store.path.absolute().parent) as work:
         beside = LabelStore(work / "store.duckdb")
         _load(beside, folder, manifest, progress)
         companions = _copy_companions(folder / "files", beside.files)
-        if beside.files.exists():
-            if store.files.exists():
-                store.files.rmdir()
-            beside.files.rename(store.files)
-        beside.path.rename(store.path)
+        _appear(beside, store, manifest)
     rows = {table: described["rows"] for table, described in manifest["tables"].items()}
     return Archived(folder, rows, companions, manifest["verify_hash"])
+
+
+def _taken(store: LabelStore) -> UsageError:
+    return UsageError(
+        f"there is a store at {store.path} already, or files of one in {store.files}",
+        hint="--store NEW.duckdb makes a new one; `msft merge NEW.duckdb` then unites the two",
+    )
+
+
+def _appear(beside: LabelStore, store: LabelStore, manifest: dict[str, Any]) -> None:
+    """The store at its place. Its folder comes first; a mark in it tells a rerun after a kill whose it is."""
+    mark = store.files / _MARK
+    if beside.files.exists():
+        (beside.files / _MARK).write_text(manifest["verify_hash"], "utf-8")
+        if store.files.exists():
+            if mark.is_file():
+                shutil.rmtree(store.files)
+            else:
+                store.files.rmdir()
+        beside.files.rename(store.files)
+    beside.path.rename(store.path)
+    mark.unlink(missing_ok=True)
+
+
+def _half_done(store: LabelStore, manifest: dict[str, Any]) -> bool:
+    """Whether the folder is of an import of this archive that was killed before its store appeared."""
+    mark = store.files / _MARK
+    return mark.is_file() and not mark.is_symlink() and mark.read_text("utf-8") == manifest["verify_hash"]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -186,11 +220,20 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise DataMissing(
             f"{folder} is no archive: it has no manifest.json", hint="`msft export-store` makes one"
         )
+    for odd in foreign.odd_files(folder.resolve()):
+        raise BadInput(
+            f"{odd} is a link, or neither file nor folder", hint="archives hold files and folders alone"
+        )
     try:
         manifest = json.loads(path.read_text("utf-8"))
         version, tables = manifest["schema_version"], manifest["tables"]
-        unsound = manifest["format"] != FORMAT or not manifest["verify_hash"] or not tables
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        unsound = (
+            manifest["format"] != FORMAT
+            or not isinstance(manifest["verify_hash"], str)
+            or not isinstance(tables, dict)
+            or not tables
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(
             f"{path}: not the manifest of an archive ({error})", hint="put back a copy of it"
         ) from error
@@ -203,13 +246,39 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has schema version {version}, and this msft has {migrations.CURRENT_VERSION}",
             hint="import it with the msft that wrote it; opening that store with this one then migrates it",
         )
-    for described in tables.values():
-        file = folder / described["file"]
-        if not file.is_file():
-            raise DataMissing(f"{file} is missing", hint="copy the whole folder again")
-        if file_hash(file) != described["hash"]:
-            raise BadInput(f"{file} was changed since it was written", hint="put back a copy of it")
+    for table, described in tables.items():
+        _check_file(folder, table, described)
     return dict(manifest)
+
+
+def _check_file(folder: Path, table: str, described: Any) -> None:
+    """A table's file against the manifest, by its footer and its hash: no row is read."""
+    path = folder / "manifest.json"
+    values = described if isinstance(described, dict) else {}
+    name, rows, hash_ = values.get("file"), values.get("rows"), values.get("hash")
+    if not re.fullmatch(r"\w+", table, re.ASCII) or name != f"{table}.parquet":
+        raise BadInput(f"{path}: {table!r} names the file {name!r}, expected TABLE.parquet", hint=_AGAIN)
+    if type(rows) is not int or rows < 0 or not isinstance(hash_, str):
+        raise BadInput(
+            f"{path}: {table} has rows {rows!r} and hash {hash_!r}, expected a number and a text", hint=_AGAIN
+        )
+    file = folder / name
+    if not file.is_file():
+        raise DataMissing(f"{file} is missing", hint=_AGAIN)
+    if file_hash(file) != hash_:
+        raise BadInput(f"{file} was changed since it was written", hint="put back a copy of it")
+    try:
+        footer = pq.read_metadata(file)
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{file} is not Parquet: {str(error).splitlines()[0]}", hint=_AGAIN) from error
+    if footer.num_rows != rows:
+        raise BadInput(f"{file} holds {footer.num_rows:,} rows, its manifest says {rows:,}", hint=_AGAIN)
+    size = file.stat().st_size
+    if rows > size * _MOST_ROWS_PER_BYTE:  # rows of a store differ from each other and never pack so tightly
+        raise BadInput(f"{file} unfolds {size:,} bytes to {rows:,} rows, which no store does", hint=_AGAIN)
+    packed = sum(footer.row_group(k).total_byte_size for k in range(footer.num_row_groups))
+    if packed > size * _MOST_UNFOLDING + (64 << 20):
+        raise BadInput(f"{file} unfolds {size:,} bytes to {packed:,}, which no store does", hint=_AGAIN)
 
 
 def _load(store: LabelStore, folder: Path, manifest: dict[str, Any], progress: Progress | None) -> None:
@@ -224,9 +293,15 @@ def _load(store: LabelStore, folder: Path, manifest: dict[str, Any], progress: P
         for n, table in enumerate(known):
             if progress:
                 progress(n, len(known))
-            con.execute(
-                f"INSERT INTO {table} BY NAME FROM read_parquet('{_quoted(folder / tables[table]['file'])}')"
-            )
+            file = folder / tables[table]["file"]
+            try:
+                con.execute(f"INSERT INTO {table} BY NAME FROM read_parquet('{_quoted(file)}')")
+            except _NOT_ROWS as error:
+                raise BadInput(
+                    f"{file} does not fit its table: {str(error).splitlines()[0]}", hint=_AGAIN
+                ) from error
+        foreign.lock(con)
+        foreign.check_rows(con, folder)
         found = content_hash(con)
         if found != manifest["verify_hash"]:
             raise BadInput(

@@ -153,7 +153,7 @@ class OnnxScorer:
         self.session = onnxruntime.InferenceSession(
             str(folder / FILE), options, providers=["CPUExecutionProvider"]
         )
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         self.form = PairFormat.of(self.tokenizer, max_length)
         self._takes = {given.name for given in self.session.get_inputs()}
 

@@ -18,6 +18,7 @@ from importlib.resources import files
 from string import ascii_uppercase
 from typing import Any
 
+from teachers import chats
 from teachers.errors import TeacherError
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -182,24 +183,20 @@ def chat_renderer(tokenizer: Any, **options: Any) -> Callable[[list[Message]], s
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
-    refuses = _refuses_system(tokenizer, options)
+    chat = chats.Chat(tokenizer, options)
+    refuses = _refuses_system(chat)
 
     def render(messages: list[Message]) -> str:
-        if refuses:
-            messages = merge_system(messages)
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-        return str(text)
+        return chat.render(merge_system(messages) if refuses else messages)
 
     return render
 
 
-def _refuses_system(tokenizer: Any, options: Mapping[str, Any]) -> bool:
-    from jinja2.exceptions import TemplateError
-
+def _refuses_system(chat: chats.Chat) -> bool:
     probe = [{"role": "system", "content": "probe-of-system"}, {"role": "user", "content": "probe-of-user"}]
     try:
-        text = tokenizer.apply_chat_template(probe, tokenize=False, add_generation_prompt=True, **options)
-    except TemplateError:
+        text = chat.render(probe)
+    except chats.Refused:
         return True
     return "probe-of-system" not in text  # some templates drop it in silence
 

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from labelstore import export
+from labelstore import export, foreign
 from labelstore.errors import BadInput, DataMissing, StoreDamaged
 from labelstore.integrity.findings import Finding
 from labelstore.keys import file_hash
@@ -54,6 +54,9 @@ def _views(store: LabelStore, rows: list[tuple[Any, ...]] | None) -> Iterator[Fi
         known.add(view_hash)
         where = store.files / folder
         hint = _rebuild(where, name, kind, json.loads(parameters), seed)
+        if not foreign.view_inside(folder, view_hash):
+            yield _escaping("view", f"{name} {view_hash}", folder, f"views/{view_hash}")
+            continue
         if not where.is_dir():
             yield Finding(
                 "view", f"{name} {view_hash}", f"its folder is not at {where}", f"{hint}; or {_MERGE}"
@@ -82,6 +85,16 @@ def _views(store: LabelStore, rows: list[tuple[Any, ...]] | None) -> Iterator[Fi
                 "`msft views build` with the same options takes it up again; or rm -r "
                 + shlex.quote(str(where)),
             )
+
+
+def _escaping(what: str, name: str, folder: str, wanted: str) -> Finding:
+    """A row whose folder is not the store's own: whoever follows it leaves the store."""
+    return Finding(
+        what,
+        name,
+        f"its folder {folder!r} leads out of the store, expected {wanted}, a folder and no link",
+        "put back a copy of the store; use nothing of this row",
+    )
 
 
 def view_problems(folder: Path, view_hash: str, kind: str) -> list[str]:
@@ -125,6 +138,9 @@ def _students(store: LabelStore, rows: list[tuple[Any, ...]] | None) -> Iterator
     known = set()
     for name, folder, weights_hash in rows or ():
         where = store.files / folder
+        if not foreign.student_inside(folder) or where.is_symlink() or where.parent.is_symlink():
+            yield _escaping("student", name, folder, "students/NAME")
+            continue
         known.add(where.resolve())
         for problem in student_problems(where, weights_hash):
             yield Finding("student", name, problem, f"put it back from a copy; {_MERGE}")

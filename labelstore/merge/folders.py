@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from labelstore import foreign
 from labelstore.integrity.folders import student_problems, view_problems
 from labelstore.merge.maps import Maps
 from labelstore.staging import work_folder
@@ -26,18 +27,39 @@ class Copy:
     kind: str | None
 
     def problems(self) -> list[str]:
-        """What is wrong with the folder there."""
+        """What is wrong with the folder there, or with the place here: links are followed on neither side."""
+        for root in (
+            self.source.parent.parent,
+            self.source.parent,
+            self.target.parent.parent,
+            self.target.parent,
+        ):
+            if root.is_symlink():
+                return [f"{root} is a link, which is not followed"]
+        if self.target.is_symlink():
+            return [f"{self.target} is a link, which is not followed"]
+        for odd in foreign.odd_files(self.source):
+            return [f"{odd} is a link, or neither file nor folder"]
         if self.kind is None:
             return student_problems(self.source, self.content)
         return view_problems(self.source, self.content, self.kind)
 
     def run(self) -> None:
-        """Copy: the folder appears whole or not at all. One that is there belongs to nothing in the store and goes."""
+        """Copy: the folder appears whole or not at all. One that is there keeps its content, beside, as NAME.aside-N."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         with work_folder(self.target.parent) as work:
-            shutil.copytree(self.source, work / "copy")
-            shutil.rmtree(self.target, ignore_errors=True)
+            shutil.copytree(self.source, work / "copy", symlinks=True)
+            if self.target.exists():  # this store names it nowhere, so it may be the user's own
+                self.target.rename(_free(self.target))
             (work / "copy").rename(self.target)
+
+
+def _free(folder: Path) -> Path:
+    """The first of NAME.aside-1, NAME.aside-2 … that is not taken."""
+    n = 1
+    while (beside := folder.with_name(f"{folder.name}.aside-{n}")).exists():
+        n += 1
+    return beside
 
 
 def lacking(maps: Maps, store: LabelStore, other: LabelStore) -> Iterator[Copy]:
@@ -51,8 +73,6 @@ def lacking(maps: Maps, store: LabelStore, other: LabelStore) -> Iterator[Copy]:
         """SELECT s.name, m.name, s.folder, s.weights_hash, m.fresh FROM msft_theirs.students s
            JOIN m_students m ON m.other = s.student ORDER BY s.student"""
     ):
-        if Path(folder).is_absolute():
-            continue
         target = store.files / (folder if name == there else f"students/{name}")
         if (fresh and student_problems(target, weights_hash)) or not target.is_dir():
             yield Copy(f"student {name}", other.files / folder, target, weights_hash, None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import duckdb
 
-from labelstore import provenance
+from labelstore import foreign, provenance
 from labelstore.errors import BadInput, UsageError
 from labelstore.merge.folders import lacking
 from labelstore.merge.maps import Contradiction, Maps
@@ -78,8 +78,7 @@ def merge(
     if store.exists and store.path.resolve() == other.path.resolve():
         raise UsageError(f"{other.path} is this store itself", hint="name another file")
     clock = provenance.Clock()
-    with other.read():  # there, and of this version
-        pass
+    _look_at(other)
     if not store.exists:
         with store.write():
             pass
@@ -108,6 +107,14 @@ def merge(
             hint=f"msft verify --store {other.path}",
         ) from error
     return done
+
+
+def _look_at(other: LabelStore) -> None:
+    """The other store is there, holds a store's tables alone, and is of this version."""
+    if other.exists:
+        foreign.check_store(other)
+    with other.read():
+        pass
 
 
 def _write(
@@ -156,3 +163,4 @@ def _attach(con: duckdb.DuckDBPyConnection, other: LabelStore) -> None:
         with other.read():  # waits while somebody writes it, and says what is wrong otherwise
             pass
         con.execute(f"ATTACH '{path}' AS msft_theirs (READ_ONLY)")
+    foreign.lock(con)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from labelstore import keys, lookup, provenance
 from labelstore.errors import DataMissing, UsageError
+from labelstore.foreign import check_name
 from labelstore.store import LabelStore, next_id
 from students.card import CardFacts, Measured, StageFacts, write_card
 
@@ -126,19 +127,6 @@ def base_revision(model: str, encoder: "CrossEncoder | None" = None) -> str | No
         return keys.file_hash(weights)
     commit = getattr(encoder.model.config, "_commit_hash", None) if encoder is not None else None
     return None if commit is None else str(commit)
-
-
-def check_name(name: str) -> str:
-    """A student's name: it is a folder too.
-
-    Raises:
-        UsageError: if it cannot be one.
-    """
-    if not name or name != Path(name).name or name.startswith(".") or any(c in name for c in "\\:\0\n"):
-        raise UsageError(
-            f"{name!r} cannot be a student's name", hint="letters, digits, '-', '_', '.' and ','"
-        )
-    return name
 
 
 def _named(store: LabelStore, name: str) -> lookup.Student | None:

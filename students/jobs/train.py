@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from labelstore import keys, lookup, provenance, views
 from labelstore.errors import DataMissing, UsageError
+from labelstore.foreign import check_name
 from labelstore.store import LabelStore
 from students.alone import alone
 from students.card import write_card
-from students.jobs.register import base_revision, card_facts, check_name, insert_student
+from students.jobs.register import base_revision, card_facts, insert_student
 from students.jobs.rerank import Note, Tick, student_folder
 from students.regime import KINDS, Recipe, load_recipe, make_recipe, parse_regime
 

@@ -75,9 +75,11 @@ class BiEncoderEngine:
         self._cuda = self._device.type == "cuda"
         try:
             self.precision = resolve_precision(precision, self._device)
-            self._encode = AutoTokenizer.from_pretrained(model)
+            self._encode = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             with QuietLoading():
-                loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+                loaded = AutoModel.from_pretrained(
+                    model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                )
         except StudentError as error:
             raise TeacherError(error.message, hint=error.hint, exit_code=error.exit_code) from error
         except (OSError, ValueError) as error:

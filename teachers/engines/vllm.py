@@ -123,6 +123,8 @@ class VllmEngine:
             from teachers.engines.constrained import IdentifierConstraint
 
             settings.setdefault("logits_processors", [IdentifierConstraint])
+        settings["trust_remote_code"] = False  # no code of a model's folder runs, whatever --engine-arg says
+        settings.setdefault("load_format", "safetensors")
         try:
             with _out_of_sight("llvmlite.binding.ffi"):
                 self._llm = llm_class(

@@ -61,7 +61,9 @@ def tokenizer(plan: Plan) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(plan.settings.tokenizer or plan.location, local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            plan.settings.tokenizer or plan.location, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         if plan.settings.tokenizer is None:
             return None

@@ -122,7 +122,7 @@ def _context(made: Plan) -> int | None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(made.location, local_files_only=True)
+        config = AutoConfig.from_pretrained(made.location, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         return None
     limit = getattr(config, "max_position_embeddings", None)
