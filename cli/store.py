@@ -1,6 +1,7 @@
 """`msft sql`, `status`: the store asked; and (in cli.store_upkeep) verified, merged, archived, traced."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,7 +36,13 @@ def sql(
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Allow it to change the store.")] = False,
     files: Annotated[bool, typer.Option("--files", help="Allow it to read and write files.")] = False,
-    limit: Annotated[int, typer.Option("--limit", help="Rows at most; 0 prints all.")] = DEFAULT_LIMIT,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Rows at most, 0 for all; default: 1000, or all with -o.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File for the rows: .csv, .json or .parquet."),
+    ] = None,
     param: Annotated[
         list[str] | None, typer.Option("--param", help="NAME=VALUE, read with getvariable('NAME').")
     ] = None,
@@ -59,6 +66,14 @@ def sql(
         if not sign:
             raise UsageError(f"--param {item}: not NAME=VALUE", hint="--param dataset=dl19")
         parameters[name] = value
+    limit = limit if limit is not None else 0 if output else DEFAULT_LIMIT
+    if limit < 0:
+        raise UsageError(f"--limit {limit}: at least 0", hint="--limit 0 prints all rows")
+    if output:
+        if write or files:
+            raise UsageError("-o goes with neither --write nor --files", hint="leave them out")
+        queries.save(context.store, query, output, limit, parameters)
+        return
     names, found, cut = queries.run(
         context.store, query, write=write, files=files, limit=limit, parameters=parameters
     )

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from labelstore import lookup, provenance
+from labelstore import lookup, provenance, query_files
 from labelstore.errors import BadInput, UsageError
 from labelstore.store import LabelStore
 
@@ -78,6 +79,31 @@ def run(
                 return _fetch(con, sql, limit, parameters or {}, write, files)
         with store.read() as con:
             return _fetch(con, sql, limit, parameters or {}, write, files)
+    except duckdb.Error as error:
+        raise _explained(error) from error
+
+
+def save(
+    store: LabelStore, query: str, path: Path, limit: int = 0, parameters: Mapping[str, str] | None = None
+) -> None:
+    """Write what a reading query gives to a file; see :mod:`labelstore.query_files`.
+
+    Raises:
+        UsageError: for a file's ending that is none of ours, or a query that does more than to read the store.
+    """
+    query_files.check(path)
+    sql = text_of(query)
+    try:
+        with store.read() as con:
+            names, _, _ = _fetch(
+                con,
+                f"SELECT * FROM ({sql.rstrip().rstrip(';')}\n) LIMIT 0",
+                0,
+                parameters or {},
+                False,
+                False,
+            )
+            query_files.write(con, sql, names, limit, path)
     except duckdb.Error as error:
         raise _explained(error) from error
 

@@ -61,6 +61,20 @@ def test_sql_reads_only_unless_told(path: Path, capsys) -> None:
     assert out.split() == ["kind", "data.add", "sql"]
 
 
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_sql_writes_its_rows_to_a_file(path: Path, capsys, ending: str) -> None:
+    file = path.parent / f"o.{ending}"
+    query = "SELECT n, n::VARCHAR AS n FROM range(25000) t(n)"
+    assert msft(capsys, "sql", query, "-o", file, "--limit", 20001, "--store", path)[:2] == (0, "")
+    _, out, _ = msft(capsys, "sql", f"SELECT count(*), max(n) FROM '{file}'", "--files", "--store", path)
+    assert out.split()[-2:] == ["20001", "20000"]
+    for other in ("o.txt", "o", "o.csv.gz"):
+        assert msft(capsys, "sql", query, "-o", path.parent / other, "--store", path)[0] == 2
+    code, _, err = msft(capsys, "sql", query, "-o", f"/proc/nowhere/o.{ending}", "--store", path)
+    assert code == 1
+    assert "cannot be written" in err
+
+
 OUTSIDE = [
     "COPY qrels TO '{}/x.parquet'", "EXPORT DATABASE '{}/x'", "ATTACH '{}/x.db'", "INSTALL icu", "LOAD json",
     "CREATE SECRET s (TYPE http)", "PRAGMA enable_profiling", "SET profiling_output = '{}/x'", "RESET threads",
