@@ -123,6 +123,7 @@ def qrels(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> Qrels:
 
 def ranking(con: duckdb.DuckDBPyConnection, of: System, exclude_self: bool = False) -> Ranking:
     """The system's ranking, by query and rank; without passages that bear their query's id where asked."""
+    values: list[Any]
     if of.run is not None:
         sql, values = "SELECT query, document, rank FROM candidates WHERE run = ?", [of.run]
     else:

@@ -144,6 +144,16 @@ def store_labeling(con: duckdb.DuckDBPyConnection, job: Job, new: NewLabeling) -
     return key
 
 
+def remove_empty(con: duckdb.DuckDBPyConnection, job: Job) -> None:
+    """Remove the labeling that a job made and put nothing in: it failed before its first call was answered."""
+    con.execute(
+        """DELETE FROM labelings WHERE job = ? AND labeling NOT IN (
+               SELECT labeling FROM permutations UNION ALL SELECT labeling FROM labeling_calls
+               UNION ALL SELECT labeling FROM quarantine)""",
+        [job.job],
+    )
+
+
 def make_documents(con: duckdb.DuckDBPyConnection, collection: int, ids: str) -> int:
     """Ids that the collection does not know become documents without text; the number of them.
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from labelstore import provenance
+from labelstore import labels, provenance
 from labelstore.errors import PartlyDone, StoreError
 from labelstore.store import LabelStore
 from teachers.budget import Budget
@@ -128,9 +128,18 @@ class _Running:
 
 
 def _run(running: _Running, engine: Engine | None, build: Build) -> Labelled:
-    store, made, folder = running.store, running.plan, running.folder
+    store = running.store
     with store.write() as con:
-        merge.store_labeling(con, running.job, made.header())
+        merge.store_labeling(con, running.job, running.plan.header())
+    try:
+        return _labelled(running, engine, build)
+    finally:
+        with store.write() as con:
+            labels.remove_empty(con, running.job)
+
+
+def _labelled(running: _Running, engine: Engine | None, build: Build) -> Labelled:
+    store, made, folder = running.store, running.plan, running.folder
     with _work(running, folder / f"{running.job.job_key}.{os.getpid()}.work") as (work, queries, sung):
         if pending := len(work.lengths()):
             if done := queries - pending:

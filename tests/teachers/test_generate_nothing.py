@@ -1,0 +1,46 @@
+"""A labelling job that fails before its first call is answered leaves no labeling behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.labelling_store import make
+from labelstore.errors import BadInput
+from teachers.engines.scripted import ScriptedEngine, hashed_order
+from teachers.errors import TeacherError
+from teachers.generate.job import generate
+from teachers.generate.plan import Settings
+
+SETTINGS = Settings(model="rankzephyr", canaries=0)
+
+
+def fails(error: BaseException) -> Callable[..., ScriptedEngine]:
+    def build(_: object) -> ScriptedEngine:
+        raise error
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TeacherError("no server"), OSError("no such library"), KeyboardInterrupt(), BadInput("no model")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_job_without_an_answer_leaves_no_labeling(tmp_path: Path, error: BaseException) -> None:
+    store = make(tmp_path / "s.duckdb", 3)
+    with pytest.raises(type(error)):
+        generate(store, SETTINGS, build=fails(error))
+    with store.read() as con:
+        assert con.execute("SELECT count(*) FROM labelings").fetchall() == [(0,)]
+
+
+def test_a_job_that_fails_over_a_labeling_with_content_leaves_it(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.duckdb", 3)
+    first = Settings(model="rankzephyr", canaries=0, limit=1)
+    generate(store, first, build=lambda _: ScriptedEngine(hashed_order))
+    with pytest.raises(TeacherError):
+        generate(store, SETTINGS, build=fails(TeacherError("no server")))
+    with store.read() as con:
+        assert con.execute("SELECT count(*) FROM labelings").fetchall() == [(1,)]
+        assert con.execute("SELECT count(*) FROM permutations").fetchall() == [(1,)]
