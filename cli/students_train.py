@@ -82,6 +82,13 @@ def train(
     retrieved: Annotated[
         bool, typer.Option("--retrieved", help="Only positives that the negatives' runs rank (cl).")
     ] = False,
+    stratified: Annotated[
+        int | None,
+        typer.Option("--stratified", help="Passages per list, across the teacher's whole order (kd)."),
+    ] = None,
+    easy: Annotated[
+        int | None, typer.Option("--easy", help="Random passages at the bottom of each list.")
+    ] = None,
     max_lists: Annotated[int | None, typer.Option("--max-lists", help="Lists per view at most.")] = None,
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Train on queries of test sets all the same.")
@@ -114,6 +121,8 @@ def train(
             ("valid_fraction", valid_fraction),
             ("per_query", per_query),
             ("retrieved", retrieved or None),
+            ("stratified", stratified),
+            ("easy", easy),
             ("max_lists", max_lists),
             ("allow_overlap", allow_overlap or None),
         )

@@ -209,6 +209,12 @@ def build(
     min_passages: Annotated[
         int | None, typer.Option(help="Leave out shorter lists [2] (distillation).")
     ] = None,
+    stratified: Annotated[
+        int | None, typer.Option(help="Passages per list, across the teacher's whole order (distillation).")
+    ] = None,
+    easy: Annotated[
+        int | None, typer.Option(help="Random passages at the bottom of each list [0] (not rerank).")
+    ] = None,
     max_lists: Annotated[int | None, typer.Option(help="Lists at most, drawn by the seed.")] = None,
     valid_fraction: Annotated[
         float | None, typer.Option(help="Queries held out for validation [0.01].")
@@ -228,6 +234,8 @@ def build(
         "scores": scores or None,
         "max_repairs": max_repairs,
         "min_passages": min_passages,
+        "stratified": stratified,
+        "easy": easy,
         "max_lists": max_lists,
         "valid_fraction": valid_fraction,
         "per_query": per_query,

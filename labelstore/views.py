@@ -28,6 +28,7 @@ from labelstore.view_sources import Source, resolve
 
 NO_LIMIT = 1_000_000_000
 DEFAULT_SEED = 42
+MOST_EASY = 1000  # random passages per list
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Contrastive:
             from what was not.
         scores: put the runs' scores into the lists (for layouts with scores); lists whose positive no run ranks are
             left out.
+        easy: random passages of the collection in each list, as further negatives.
         max_lists: lists at most, drawn by the seed.
         valid_fraction: share of queries in the validation split.
         allow_overlap: train on queries that stand in a test set.
@@ -57,6 +59,7 @@ class Contrastive:
     min_relevance: int = 1
     retrieved: bool = False
     scores: bool = False
+    easy: int = 0
     max_lists: int | None = None
     valid_fraction: float = 0.01
     allow_overlap: bool = False
@@ -71,12 +74,16 @@ class Distillation:
         max_repairs: and up to so many repairs.
         depth: teacher ranks below this are left out; None takes all.
         min_passages: lists shorter than this after everything was left out are left out too.
+        stratified: passages per list, one drawn from each of so many equal bands of the teacher's order; None takes all.
+        easy: random passages of the collection in each list, tied below those that the teacher ranked.
     """
 
     statuses: tuple[str, ...] = ("ok", "repaired")
     max_repairs: int = 10
     depth: int | None = None
     min_passages: int = 2
+    stratified: int | None = None
+    easy: int = 0
     max_lists: int | None = None
     valid_fraction: float = 0.01
     allow_overlap: bool = False
@@ -214,10 +221,15 @@ def make_parameters(kind: str, given: Mapping[str, Any]) -> Any:
             hint=f"it takes {', '.join(sorted(known))}",
         )
     options = KINDS[kind](**given)
-    for key in ("depth", "per_query", "max_positives", "max_lists", "min_passages"):
+    for key in ("depth", "per_query", "max_positives", "max_lists", "min_passages", "stratified"):
         value = getattr(options, key, None)
         if value is not None and value < 1:
             raise UsageError(f"{key} is {value}: it must be at least 1", hint=f"--{key.replace('_', '-')} N")
+    easy = getattr(options, "easy", 0)
+    if not 0 <= easy <= MOST_EASY:
+        raise UsageError(f"easy is {easy}: it must be from 0 to {MOST_EASY}", hint="--easy 3")
+    if easy and getattr(options, "scores", False):
+        raise UsageError("random passages have no scores", hint="leave out --easy or --scores")
     if isinstance(options, Contrastive) and options.positives not in ("each", "one", "all"):
         raise UsageError(f"positives is {options.positives!r}", hint="--positives each | one | all")
     if not 0 <= getattr(options, "valid_fraction", 0) < 1:
@@ -257,6 +269,7 @@ def select(
     variables.setdefault("min_passages", 2 if kind == "contrastive" else 1)
     variables.setdefault("valid_fraction", 0.0)
     variables.setdefault("max_lists", None)
+    variables.setdefault("easy", 0)
     for key in ("depth", "per_query", "max_positives"):
         if key in variables and variables[key] is None:
             variables[key] = NO_LIMIT
@@ -283,9 +296,21 @@ def finish(con: duckdb.DuckDBPyConnection, kind: str) -> tuple[str, list[Filter]
     if n_cut:
         names += ["cuts_apply", "numbering"]
         con.execute(sql_file("cuts_apply") + sql_file("numbering"))
+    text = "".join(sql_file(name) for name in names)
+    if con.execute("SELECT getvariable('easy')").fetchall()[0][0]:
+        text += _add_easy(con, kind)
     con.execute(sql_file("finish"))
-    text = "".join(sql_file(name) for name in [*names, "finish"])
-    return text, filters(con, ["queries" if kind == "contrastive" else "lists", "positives", "passages"])
+    head = "queries" if kind == "contrastive" else "lists"
+    return text + sql_file("finish"), filters(con, [head, "positives", "passages", "easy passages"])
+
+
+def _add_easy(con: duckdb.DuckDBPyConnection, kind: str) -> str:
+    """Put random passages into the lists that are left; returns the SQL that ran."""
+    source = "pool" if kind == "contrastive" else "items"
+    seen = f"CREATE OR REPLACE TEMP TABLE easy_seen AS SELECT DISTINCT query, document FROM {source};\n"
+    text = seen + "".join(sql_file(part) for part in ("easy_asked", "own_passages", "easy", "numbering"))
+    con.execute(text)
+    return text
 
 
 def sql_file(name: str) -> str:

@@ -1,7 +1,7 @@
 -- distillation: the permutations of one or more labelings, with the teacher's scores where it gives any.
 --
 -- In   chosen_datasets(dataset), chosen_labelings(labeling), protected(normal_hash) and the variables
---      statuses (list), max_repairs, depth.
+--      statuses (list), max_repairs, depth, stratified, seed.
 -- Out  lists, pairs, tally as views/finish.sql takes them.
 -- Left out with counts: permutations whose status or number of repairs is not taken, passages whose text the store
 -- does not hold, passages whose text is no longer the one that the teacher judged.
@@ -30,6 +30,21 @@ SELECT o.list, o.query, i.document, i.rank, i.grade, i.score, coalesce(j.relevan
 FROM permutation_items i JOIN offered o USING (permutation) JOIN documents d USING (document)
 LEFT JOIN judged j ON j.dataset = o.dataset AND j.query = o.query AND j.document = i.document
 WHERE o.reason IS NULL;
+
+-- Where asked, one passage from each of equal bands of the teacher's order: its head alone shows near candidates only.
+UPDATE items SET reason = 'not drawn' FROM (
+    SELECT list, document FROM (
+        SELECT i.list, i.document, r.place, i.rank, salt_of(getvariable('seed'), concat(c.name, ':', q.query_id, ':', o.variant)) AS salt,
+               (r.place - 1) * getvariable('stratified') // r.n AS band, r.n
+        FROM items i JOIN (
+            SELECT list, document, row_number() OVER (PARTITION BY list ORDER BY rank) AS place,
+                   count(*) OVER (PARTITION BY list) AS n
+            FROM items WHERE reason IS NULL AND getvariable('stratified') IS NOT NULL
+        ) r USING (list, document)
+        JOIN offered o USING (list) JOIN queries q ON q.query = i.query JOIN collections c USING (collection)
+    ) WHERE n > getvariable('stratified')
+    QUALIFY row_number() OVER (PARTITION BY list, band ORDER BY draw(salt, 1, place)) > 1
+) d WHERE items.list = d.list AND items.document = d.document;
 
 CREATE OR REPLACE TEMP TABLE lists AS
 SELECT list, query, variant FROM offered
