@@ -1,5 +1,7 @@
 """A student of the store, or any model, behind HTTP: what `msft students serve` does."""
 
+import ipaddress
+import os
 import socket
 from importlib import metadata
 from pathlib import Path
@@ -34,9 +36,8 @@ def serve_student(
         DataMissing: no such student.
     """
     try:
-        import uvicorn
-
         from students.serve import Limits, create_app
+        from students.serve_guard import RequireKey, Server, config
     except ImportError as error:
         raise StudentError(
             f"{error.name} is not installed", hint="pip install 'msft[serve]'", exit_code=4
@@ -58,22 +59,18 @@ def serve_student(
     app = create_app(
         reranker, info, Limits(texts=max_texts, body=max_body, bodies=4 * max_body, waiting=max_waiting)
     )
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            log_level="warning",
-            access_log=False,
-            lifespan="on",
-            h11_max_incomplete_event_size=1 << 16,
-        )
-    )
+    key = os.environ.get("MSFT_SERVE_KEY", "").strip()
+    guarded = RequireKey(app, key) if key else app
+    server = Server(config(guarded))
     if note is not None:
         shown = f"[{host}]" if ":" in host else host
         note(
             f"serving {name} ({reranker.precision}) at http://{shown}:{listening.getsockname()[1]}/rerank; Ctrl-C ends it"
         )
+        if not key and not ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback:
+            note(
+                f"warning: anyone who reaches {host} can use this server; set MSFT_SERVE_KEY to require a key"
+            )
     server.run(sockets=[listening])
 
 
