@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from teachers.errors import TeacherError
+from teachers.replies import identifiers_neutralised
 
 MAX_WORDS = 300
 MAX_QUERY_WORDS = 100
@@ -34,7 +35,15 @@ TEMPLATE_TOKENS = frozenset(_MARKERS.split())
 # Turn markers that are plain text: in `{system} USER: {user} ASSISTANT:` nothing but their spelling sets them apart.
 _ROLE = re.compile(r"\b(USER|ASSISTANT|SYSTEM)(?=\s*:)")
 
-_IDENTIFIER = re.compile(r"\[\s*(\d+|[A-Z])\s*\]")
+# Markers of chat templates by their shape, since a list of them ages; what is read as an identifier is said by replies.
+_SHAPES = re.compile(
+    r"""<(?=[^<>\s]{1,40}>)/?(?:[a-z]{1,12}_of_(?:turn|image|text|sentence|audio|video)|reserved_\d{1,6}|unused_?\d{1,6}
+          |extra_id_\d{1,6}|(?:user|assistant|system|bot|human|sop|eop|eod)_?(?:token)?)>
+      |\[/?(?:g|s)?MASK\]
+      |\[/?\|[^\[\]|\n]{1,40}\|\]|\[/?(?:INST|SYS|SYSTEM|USER|ASSISTANT|unused\d{1,6})\]
+      |\#{2,6}\s*(?=(?:Instruction|Response|Input|Assistant|User|Human|System|Answer|Output|Question)s?\s*:)""",
+    re.I | re.X,
+)
 _BAR_TOKEN = re.compile(r"<(/?\|[^<>\n]{0,64}?\|)>|<(\|[^<>|\n]{0,64})>|<([^<>|\n]{0,64}\|)>")
 _BRACKETS = str.maketrans(
     {"＜": "<", "﹤": "<", "＞": ">", "﹥": ">", "［": "[", "］": "]", "｜": "|", "¦": "|"}
@@ -54,17 +63,26 @@ class Neutraliser:
 
     def __call__(self, text: str) -> str:
         """`text` without anything that the prompt's reader could take for its own marks; idempotent."""
-        if self.bracketed and text.isascii() and not ("<" in text or "[" in text or ":" in text):
+        if (
+            self.bracketed
+            and text.isascii()
+            and not ("<" in text or "[" in text or ":" in text or "&" in text)
+        ):
             return text  # most passages: nothing below could match
         text = text.translate(_BRACKETS)
         while True:
-            changed = _IDENTIFIER.sub(lambda m: f"({m[1]})", text)
+            changed = identifiers_neutralised(text)
+            changed = _SHAPES.sub(lambda m: _unshaped(m[0]), changed)
             changed = _BAR_TOKEN.sub(lambda m: f"({m[1] or m[2] or m[3]})", changed)
             changed = self.pattern.sub(lambda m: _broken(m[0]), changed)
             changed = _ROLE.sub(lambda m: f"{m[1]} -", changed)
             if changed == text:
                 return text
             text = changed
+
+
+def _unshaped(marker: str) -> str:
+    return marker.translate(_PARENTHESES).replace("|", "").replace("#", "")
 
 
 def _broken(token: str) -> str:

@@ -113,6 +113,15 @@ _SPACES = re.compile(r"\s+")
 _GOES_ON_BEFORE = re.compile(r"[>\],;]\s?$")
 _GOES_ON_AFTER = re.compile(r"\s?[>,;]{0,2}\s?\[\s?\w{1,9}\s?\]|\s?[>,;]{1,2}\s?\[?\s?(?:\d|[A-Z]\b)")
 
+# Every way to write one identifier, or an array of them, in any brackets that :func:`_fold` takes for [ and ].
+_OPEN = rf"(?:\\?[\[{OPENING}]|&(?:\#91|\#x5b|lsqb|lbrack);)"
+_CLOSE = rf"(?:\\?[\]{CLOSING}]|&(?:\#93|\#x5d|rsqb|rbrack);)"
+_AROUND = r"[\s*_`\"'$~]{0,9}"
+_IN_BRACKETS = re.compile(
+    rf"(?:{_OPEN}{_AROUND}){{1,3}}((?:{_WORD}\s?)?(?:\d{{1,40}}|[A-Z])"
+    rf"(?:{_AROUND}[,;>\s]{_AROUND}(?:\d{{1,6}}|[A-Z])){{0,200}}){_AROUND}{_CLOSE}(?:\s?{_CLOSE}){{0,2}}"
+)
+
 _DANGLING = re.compile(r"\s*(?:>\s*\[?\s*\w{0,4}|[,;]?\s*\[\s*\w{0,4})\s*$")
 
 _ERROR = re.compile(
@@ -244,6 +253,11 @@ def _fold(text: str) -> str:
     return "".join(
         c if c.isascii() or not c.isdecimal() else str(unicodedata.decimal(c)) for c in text
     )  # int() would take mixed scripts
+
+
+def identifiers_neutralised(text: str) -> str:
+    """`text` with all that :func:`parse` reads as a bracketed identifier in parentheses: what passages must not show."""
+    return _IN_BRACKETS.sub(lambda m: f"({m[1]})", text)
 
 
 def _longest_span(answer: str, identifiers: str) -> tuple[str, int] | None:
