@@ -119,7 +119,7 @@ _CLOSE = rf"(?:\\?[\]{CLOSING}]|&(?:\#93|\#x5d|rsqb|rbrack);)"
 _AROUND = r"[\s*_`\"'$~]{0,9}"
 _IN_BRACKETS = re.compile(
     rf"(?:{_OPEN}{_AROUND}){{1,3}}((?:{_WORD}\s?)?(?:\d{{1,40}}|[A-Z])"
-    rf"(?:{_AROUND}[,;>\s]{_AROUND}(?:\d{{1,6}}|[A-Z])){{0,200}}){_AROUND}{_CLOSE}(?:\s?{_CLOSE}){{0,2}}"
+    rf"(?:[\s*_`\"'$~,;>]{{1,19}}(?:\d{{1,6}}|[A-Z])){{0,200}}){_AROUND}{_CLOSE}(?:\s?{_CLOSE}){{0,2}}"
 )
 
 _DANGLING = re.compile(r"\s*(?:>\s*\[?\s*\w{0,4}|[,;]?\s*\[\s*\w{0,4})\s*$")
