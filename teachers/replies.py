@@ -186,7 +186,9 @@ def parse(
     if span is None:
         if finish_reason == "length":
             return Parsed(None, TRUNCATED)
-        return Parsed(None, REFUSED if _REFUSAL.search(answer) else WRONG_FORMAT)
+        return Parsed(
+            None, REFUSED if finish_reason == "content_filter" or _REFUSAL.search(answer) else WRONG_FORMAT
+        )
     parsed = _read(_NAME[identifiers].findall(span[0]), n, identifiers, wanted)
     if parsed.order is None:
         return parsed

@@ -24,6 +24,7 @@ import httpx
 
 from teachers.engines.base import Completion, Request, Sampling, completed
 from teachers.engines.breaker import Breaker, retry_after
+from teachers.engines.openai_answer import BadAnswer, load, read, receive
 from teachers.engines.spelling import ARGUMENT, constraint
 from teachers.errors import TeacherError
 
@@ -66,7 +67,7 @@ class OpenAIEngine:
         base_urls: ending in ``/v1`` as a rule.
         sampling: how replies are drawn.
         in_flight: requests at once per server.
-        timeout: seconds that a reply may take.
+        timeout: seconds that a reply may take, from the request to its last byte.
         patience: seconds for which all servers may be down before the engine gives up.
 
     Raises:
@@ -99,6 +100,7 @@ class OpenAIEngine:
         self.context: int | None = None
         self.capacity = in_flight * len(base_urls)
         self._model, self._sampling, self._patience = model, sampling, patience
+        self._timeout = timeout
         self._per_server = in_flight
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Completion | TeacherError] = queue.SimpleQueue()
@@ -144,6 +146,11 @@ class OpenAIEngine:
                 if self._closing:
                     return
                 self._done.put(TeacherError(f"the openai engine failed: {error}", exit_code=5))
+            except Exception as error:  # noqa: BLE001 - a worker that ends without an answer would stop the job for good
+                failure = TeacherError(
+                    f"the openai engine failed: {type(error).__name__}: {error}", exit_code=5
+                )
+                self._done.put(failure)
 
     def _choose(self, job: _Job) -> Server | None:
         """Wait for a server that may be asked; None when the engine closes.
@@ -188,7 +195,9 @@ class OpenAIEngine:
         except httpx.ReadTimeout:
             failed = True
             completion = self._failure(job, server, "no reply in time")
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except BadAnswer as error:
+            completion = self._failure(job, server, str(error))
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             failed = True
             moved = f"{type(error).__name__}: {error}"
         finally:
@@ -210,7 +219,9 @@ class OpenAIEngine:
     def _post(self, server: Server, job: _Job) -> Completion:
         request = job.request
         path = "/completions" if request.raw else "/chat/completions"
-        response = server.client.post(server.url + path, json=self._body(server, request))
+        deadline = time.monotonic() + self._timeout
+        with server.client.stream("POST", server.url + path, json=self._body(server, request)) as streamed:
+            response = receive(streamed, deadline)
         status = response.status_code
         if status == 200:
             with self._change:
@@ -278,24 +289,24 @@ class OpenAIEngine:
         return self._constraints[shown]
 
     def _completion(self, job: _Job, server: Server, response: httpx.Response) -> Completion:
-        try:
-            answer = response.json()
-            choice = answer["choices"][0]
-            text = choice["text"] if job.request.raw else choice["message"]["content"]
-            usage = answer.get("usage") or {}
-            logprobs = _first_position(choice.get("logprobs"))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            return self._failure(job, server, f"an answer that is none: {error!r}: {response.text[:500]}")
+        answer = read(response.content, job.request.raw)
+        own_in = job.request.n_prompt_tokens
         return Completion(
             ticket=job.request.ticket,
-            text=text or "",
-            finish_reason=choice.get("finish_reason"),
-            tokens_in=int(usage.get("prompt_tokens") or job.request.n_prompt_tokens),
-            tokens_out=int(usage.get("completion_tokens") or 0),
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            tokens_in=int(answer.tokens_in or own_in),
+            tokens_out=self._n_tokens(answer.text) if answer.tokens_out is None else answer.tokens_out,
             seconds=time.monotonic() - job.submitted,
             server=server.label,
-            logprobs=_by_identifier(logprobs, job.request.identifiers) if logprobs else None,
+            logprobs=_by_identifier(answer.logprobs, job.request.identifiers) if answer.logprobs else None,
         )
+
+    def _n_tokens(self, text: str) -> int:
+        """Own count of a reply's tokens, for servers that send none: by the tokenizer, or four bytes a token."""
+        if self.tokenizer is not None:
+            return len(self.tokenizer.encode(text, add_special_tokens=False))
+        return -(-len(text.encode("utf-8", "replace")) // 4)
 
     def _failure(self, job: _Job, server: Server, message: str) -> Completion:
         return Completion(
@@ -308,14 +319,14 @@ class OpenAIEngine:
     def _message(self, response: httpx.Response) -> str:
         """What an error response says, without anything that looks like a key."""
         try:
-            said = response.json()
-            error = said.get("error", said) if isinstance(said, dict) else said
-            message = error.get("message") or str(error) if isinstance(error, dict) else str(error)
-            code = error.get("code") if isinstance(error, dict) else None
-            message = f"{message} ({code})" if code else message
-        except ValueError:
-            message = response.text
-        return _KEY_LIKE.sub("***", " ".join(message.split())[:500])
+            sent = load(response.content)
+        except BadAnswer:
+            sent = response.content[:2000].decode("utf-8", "replace")
+        error = sent.get("error", sent) if isinstance(sent, dict) else sent
+        code = error.get("code") if isinstance(error, dict) else None
+        message = error.get("message") or error if isinstance(error, dict) else error
+        shown = f"{str(message)[:2000]} ({str(code)[:100]})" if code else str(message)[:2000]
+        return _KEY_LIKE.sub("***", " ".join(shown.split())[:500])
 
     def _preflight(self) -> None:
         """Ask each server for its models: that one answers, that the key holds, that the model is there."""
@@ -344,9 +355,9 @@ class OpenAIEngine:
 
     def _check_model(self, server: Server, response: httpx.Response) -> None:
         try:
-            entries = response.json()["data"]
+            entries = load(response.content)["data"]
             known = {entry["id"]: entry for entry in entries}
-        except (ValueError, KeyError, TypeError):
+        except (BadAnswer, KeyError, TypeError):
             return  # a server without a usable list: the first request will tell
         if known and self._model not in known:
             raise TeacherError(
@@ -378,16 +389,6 @@ def _server(url: str, timeout: float, transport: httpx.BaseTransport | None) -> 
     )
     clean = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
     return Server(clean, host, client, Breaker())
-
-
-def _first_position(logprobs: Any) -> dict[str, float] | None:
-    """Token text -> log-probability at the first position, from either endpoint's form."""
-    if not logprobs:
-        return None
-    if content := logprobs.get("content"):
-        return {entry["token"]: entry["logprob"] for entry in content[0].get("top_logprobs") or []}
-    top = logprobs.get("top_logprobs")
-    return dict(top[0]) if top else None
 
 
 def _by_identifier(logprobs: Mapping[str, float], identifiers: Sequence[str]) -> dict[str, float]:

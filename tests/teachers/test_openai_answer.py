@@ -1,0 +1,103 @@
+"""The boundary to servers: any JSON gives an answer of known types or a named refusal, never another error."""
+
+import json
+import math
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teachers.engines.openai_answer import MAX_BODY, Answer, BadAnswer, read, receive
+from teachers.replies import REFUSED, parse
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def body(
+    content: object = "[1] > [2]", usage: object = None, reason: object = "stop", **more: object
+) -> bytes:
+    message = {"role": "assistant", "content": content, **more}
+    answer = {"choices": [{"message": message, "finish_reason": reason}], "usage": usage}
+    return json.dumps(answer).encode()
+
+
+@given(content=JSON, usage=JSON, reason=JSON, refusal=JSON, logprobs=JSON, tokens=JSON)
+def test_any_json_in_every_field_is_an_answer_or_a_bad_answer(
+    content: object, usage: object, reason: object, refusal: object, logprobs: object, tokens: object
+) -> None:
+    choice = {
+        "message": {"content": content, "refusal": refusal},
+        "finish_reason": reason,
+        "logprobs": logprobs,
+    }
+    for counts in (usage, {"prompt_tokens": tokens, "completion_tokens": tokens}):
+        try:
+            answer = read(json.dumps({"choices": [choice], "usage": counts}).encode(), raw=False)
+        except BadAnswer:
+            continue
+        assert isinstance(answer, Answer)
+        answer.text.encode()  # a half surrogate pair would raise
+        assert "\0" not in answer.text
+        for count in (answer.tokens_in, answer.tokens_out):
+            assert count is None or (type(count) is int and 0 <= count <= 10_000_000)
+        assert answer.finish_reason is None or len(answer.finish_reason) <= 64
+
+
+@given(JSON)
+def test_any_json_as_the_whole_answer(value: object) -> None:
+    with pytest.raises(BadAnswer):
+        read(json.dumps([value]).encode(), raw=False)
+    with pytest.raises(BadAnswer):
+        read(json.dumps({"choices": value if not isinstance(value, list) else []}).encode(), raw=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "[2] > "}, {"type": "text", "text": "[1]"}], "[2] > [1]"),
+        (["[2]", " > [1]"], "[2] > [1]"),
+        ("[2] > [1] \ud83d", "[2] > [1] \ufffd"),
+        ("[2]\0", "[2]\ufffd"),
+        (None, ""),
+    ],
+)
+def test_content_becomes_text(content: object, text: str) -> None:
+    assert read(body(content), raw=False).text == text
+
+
+@pytest.mark.parametrize("content", [5, 1.5, True, {"text": "[1]"}, [{"type": "image_url"}], [[]]])
+def test_content_that_is_not_text_is_named(content: object) -> None:
+    with pytest.raises(BadAnswer, match="content is"):
+        read(body(content), raw=False)
+
+
+@pytest.mark.parametrize("count", ["many", [1], -3, 1.5, math.nan, math.inf, 10**30, True, {}])
+def test_counts_that_cannot_be_true_are_left_out(count: object) -> None:
+    answer = read(body(usage={"prompt_tokens": count, "completion_tokens": 7}), raw=False)
+    assert (answer.tokens_in, answer.tokens_out) == (None, 7)
+
+
+def test_a_refusal_field_is_a_refusal() -> None:
+    answer = read(body(None, refusal="No."), raw=False)
+    assert parse(answer.text, 5, finish_reason=answer.finish_reason).status == REFUSED
+
+
+@pytest.mark.parametrize("broken", [b"[" * 100_000, b'{"choices"', b"", b"\xff\xfe", b'{"choices": []}'])
+def test_bodies_that_are_no_answer(broken: bytes) -> None:
+    with pytest.raises(BadAnswer):
+        read(broken, raw=False)
+
+
+def test_bodies_are_bounded_and_decoded() -> None:
+    with pytest.raises(BadAnswer, match="larger than"):
+        receive(httpx.Response(200, stream=httpx.ByteStream(b" " * (MAX_BODY + 1))), math.inf)
+    lying = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"no gzip"))
+    with pytest.raises(BadAnswer, match="content-encoding"):
+        receive(lying, math.inf)
+    with pytest.raises(httpx.ReadTimeout):
+        receive(httpx.Response(200, stream=httpx.ByteStream(body())), 0.0)
