@@ -3,7 +3,7 @@
     python -m benchmarks.parity [--student FOLDER] [--data ../shared/data] [--collections dl19-passage,nfcorpus]
         [--queries 20] [--repeats 1]
 
-ours_fp32, ours_bf16, ours_int8   `students.rerank.Reranker`
+ours_fp32, ours_bf16              `students.rerank.Reranker`
 hf_fp32                           AutoModelForSequenceClassification, batches of 32 pairs in the order given
 st_fp32                           sentence-transformers' CrossEncoder with the activation that the folder says (identity)
 onnx_fp32, onnx_int8              `msft students export --format onnx | int8` in onnxruntime
@@ -87,7 +87,6 @@ def all_ways(student: Path, max_length: int, scratch: Path) -> dict[str, Way]:
         "st_fp32": sentence_transformers(student, max_length),
         "ours_fp32": ours(student, max_length, "fp32"),
         "ours_bf16": ours(student, max_length, "bf16"),
-        "ours_int8": ours(student, max_length, "int8"),
         "onnx_fp32": onnx(student, max_length, scratch / "fp32", int8=False),
         "onnx_int8": onnx(student, max_length, scratch / "int8", int8=True),
     }

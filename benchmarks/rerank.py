@@ -19,7 +19,6 @@ measure_difference is the largest difference of nDCG@10, over the collections, b
 sentence-transformers' fp32. In bf16 it takes --measured queries to tell it from chance: passages with nearly equal scores
 change places in any rounding, which moves the mean of 20 queries by .004. Over these queries the reference is msft's own
 fp32, in a third of the time; that it is sentence-transformers' is said by fp32_measure_difference, on the timed queries.
-msft's int8, on a CPU, stands beside these: int8_over_default by sentence-transformers' fp32, int8_measure_difference as above.
 peak_tflops_… is the most that a large product reached then: how much of it a virtual machine has depends on its neighbours.
 bound_over_default, on a CPU, is what speedup_default would be if ours took only its products' time, and these ran at that peak.
 """
@@ -41,11 +40,9 @@ from benchmarks import lightning_peer
 from benchmarks.real_lists import DATA, Candidates, candidates, trained_student
 from benchmarks.timing import in_turns, matmul_peak
 from benchmarks.train_lists import SHAPES, first_token_flops, make_base, make_lists
-from students.int8 import has_int8
 from students.rerank import Reranker, resolve_precision
 
 MAX_LENGTH = 256
-INT8 = "ours_int8"
 
 Way = Callable[[Candidates], Any]
 
@@ -140,7 +137,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "torch": torch.__version__,
         }
         seconds = dict.fromkeys(ways, 0.0)
-        n_pairs, flops, differences, in_fp32, in_int8 = 0, 0.0, [], [], []
+        n_pairs, flops, differences, in_fp32 = 0, 0.0, [], []
         peaks = dict.fromkeys(("fp32", best), 0.0)
         for name in arguments.collections.split(",") if real else ["made-up"]:
             on, few = (
@@ -160,11 +157,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 in_fp32.append(abs(measured["ours_fp32"] - measured["st_fp32"]))
                 more = max(arguments.measured, arguments.queries)
                 over = candidates(name, data=arguments.data, depth=arguments.depth, n_queries=more)
-                rough = {key: ways[key] for key in dict.fromkeys((f"ours_{best}", INT8)) if key in ways}
-                rough.pop("ours_fp32", None)
+                rough = {} if best == "fp32" else {f"ours_{best}": ways[f"ours_{best}"]}
                 apart = _measured_apart(over, rough, ways["ours_fp32"])
                 differences.append(apart.get(f"ours_{best}", in_fp32[-1]))
-                in_int8.append(apart.get(INT8, 0.0))
                 result |= {f"{name}_{key}_ndcg10": round(value, 4) for key, value in measured.items()}
             else:
                 away = np.abs(scored[f"ours_{best}"] - scored["st_fp32"]).max()
@@ -202,10 +197,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "measure_differences": [round(one, 5) for one in differences],
             "fp32_measure_difference": round(max(in_fp32), 5),
         }
-    if INT8 in ways:
-        result["int8_over_default"] = round(seconds["st_fp32"] / seconds[INT8], 2)
-        if real:
-            result["int8_measure_difference"] = round(max(in_int8), 5)
     print(json.dumps(result))
     return result
 
@@ -246,8 +237,6 @@ def _ways(student: Path, device: str) -> tuple[dict[str, Way], str]:
     chosen = {name: dtypes[name] for name in dict.fromkeys(("fp32", best))}
     ways = {f"ours_{name}": ours(student, name, device) for name in chosen}
     ways |= {f"st_{name}": sentence_transformers(student, dtype, device) for name, dtype in chosen.items()}
-    if device == "cpu" and has_int8():
-        ways[INT8] = ours(student, "int8", device)
     ways[f"plain_{best}"] = plain_loop(student, dtypes[best], device)
     if device == "cpu" and importlib.util.find_spec("lightning_ir"):
         ways |= {f"lir_{name}": lightning_ir(student, dtype) for name, dtype in chosen.items()}

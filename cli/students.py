@@ -20,7 +20,7 @@ DatasetOption = Annotated[
 PrecisionOption = Annotated[
     str,
     typer.Option(
-        "--precision", help="auto, fp32, bf16 or int8; auto is bf16 where the hardware has it, else fp32."
+        "--precision", help="auto, fp32 or bf16; auto is bf16 where the hardware has it, else fp32."
     ),
 ]
 

@@ -18,7 +18,7 @@ def serve(
     student: Annotated[str, typer.Argument(help="A student's name, a model's folder, or a Hugging Face id.")],
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0 picks a free one.")] = 8080,
-    precision: Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or int8.")] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
     max_texts: Annotated[int, typer.Option("--max-texts", help="Texts per request at most.")] = 1000,
     max_body: Annotated[int, typer.Option("--max-body", help="Megabytes per request at most.")] = 16,
     max_waiting: Annotated[

@@ -26,10 +26,9 @@ from students.cpu_ops import (
     frozen_product,
     of_few_sizes,
 )
-from students.int8 import Int8Products, Largest
 
 ARCHITECTURES = ("bert", "electra", "roberta")
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16"]
 
 Attend = Callable[[torch.Tensor, "torch.Tensor | None", float], torch.Tensor]
 """States (n, width, hidden), mask (n, 1, 1, width) and dropout to what was attended to, (n, width or 1, hidden)."""
@@ -119,14 +118,10 @@ class FusedEncoder:
 
     Args:
         model: a ForSequenceClassification of one of `ARCHITECTURES` with one output, in eval mode, on the CPU.
-        precision: of the matrix products, int8 as in `students.int8`; the last layer's attention is fp32 in all.
+        precision: of the matrix products; the last layer's attention is fp32 in all.
         every_token: run the last layer for all tokens, for `states`; there are no scores then, and the model may be
             a bare encoder.
         any_size: batches of all sizes come, over and over: memory stays bounded then (`cpu_ops.of_few_sizes`).
-        largest: what `students.int8.largest_inputs` says of the model; int8 needs it.
-
-    Raises:
-        StudentError: int8 is asked of a torch that has no such products.
     """
 
     def __init__(
@@ -136,20 +131,9 @@ class FusedEncoder:
         *,
         every_token: bool = False,
         any_size: bool = False,
-        largest: Largest | None = None,
     ) -> None:
         activation = str(model.config.hidden_act)
-        product: Callable[..., Product]
-        feed_forward: Callable[[nn.Linear, nn.Linear], Product]
-        if precision == "int8":
-            if largest is None:
-                raise ValueError("int8 needs largest")
-            int8 = Int8Products(largest, activation)
-            product, feed_forward = int8.product, int8.feed_forward
-        else:
-            product, feed_forward = _frozen(
-                torch.bfloat16 if precision == "bf16" else torch.float32, activation
-            )
+        product, feed_forward = _frozen(torch.bfloat16 if precision == "bf16" else torch.float32, activation)
         if any_size:
             product, feed_forward = _of_few_sizes(product), _of_few_sizes(feed_forward)
 

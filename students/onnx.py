@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from students.batches import budget_batches, collate
+from students.channel_split import split_maps
 from students.encoder import CrossEncoder
 from students.errors import StudentError
-from students.int8 import split_maps
 from students.tokens import PairFormat, tokenise
 
 FILE = "model.onnx"
@@ -45,7 +45,7 @@ def export_onnx(source: Path, folder: Path, *, max_length: int, int8: bool = Fal
     Args:
         source: the student's Hugging Face folder.
         int8: quantise weights to int8 per channel; activations are quantised as they come (dynamic), after
-            `students.int8.split_maps`.
+            `students.channel_split.split_maps`.
 
     Returns:
         The graph's path.

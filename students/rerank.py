@@ -22,7 +22,6 @@ from students.cpu_ops import cpu_capabilities
 from students.encoder import CrossEncoder, choose_precision
 from students.errors import StudentError
 from students.fused import FusedEncoder, Precision
-from students.int8 import largest_inputs
 from students.spool import TokenSpool
 from students.tokens import Ints, Tokens
 from students.workers import MAX_WORKERS, each_done, worker_pool
@@ -37,20 +36,22 @@ CUDA_BATCH_TOKENS = 65536
 
 
 def resolve_precision(precision: str, device: torch.device | str | None = None) -> Precision:
-    """What ``auto`` is on this machine: bf16 where the hardware multiplies it, else fp32; never int8 unasked.
+    """Resolve `auto`: bf16 if the hardware supports it, otherwise fp32.
 
     Raises:
-        StudentError: an unknown precision, or int8 elsewhere than on a CPU (exit code 2).
+        StudentError: the precision is not known (exit code 2).
     """
-    if precision not in ("auto", "fp32", "bf16", "int8"):
+    if precision == "int8":
         raise StudentError(
-            f"precision {precision!r} is not known", hint="--precision auto | fp32 | bf16 | int8", exit_code=2
+            "precision int8 is not supported in this process",
+            hint="--precision bf16, or `msft students export --format int8` for onnxruntime",
+            exit_code=2,
+        )
+    if precision not in ("auto", "fp32", "bf16"):
+        raise StudentError(
+            f"precision {precision!r} is not known", hint="--precision auto | fp32 | bf16", exit_code=2
         )
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if precision == "int8":
-        if where.type != "cpu":
-            raise StudentError("int8 is for CPUs", hint="--precision auto", exit_code=2)
-        return "int8"
     return choose_precision(cast(Literal["auto", "fp32", "bf16"], precision), where)
 
 
@@ -81,11 +82,7 @@ class Reranker:
         encoder: the student, already on its device.
         batch_tokens: tokens of a batch, padding counted; default by device.
         workers: CPU threads that score batches side by side, each with its share of the cores; default all cores.
-        int8: quantise the matrix products (`students.int8`); the encoder is then on the CPU, in fp32.
         any_size: it is called over and over with lists of all sizes, as by a server (`students.fused`).
-
-    Raises:
-        StudentError: int8 is asked of an architecture that has no fused forward.
     """
 
     def __init__(
@@ -94,22 +91,16 @@ class Reranker:
         *,
         batch_tokens: int | None = None,
         workers: int | None = None,
-        int8: bool = False,
         any_size: bool = False,
     ) -> None:
         self.encoder = encoder.eval()
         self._cuda = encoder.device.type == "cuda"
         self._forward: Callable[[PairBatch], torch.Tensor] = encoder
-        self.precision: Precision = "int8" if int8 else encoder.precision
+        self.precision: Precision = encoder.precision
         self._batch_tokens = batch_tokens or self._usual_tokens()
         on_cpu = encoder.device.type == "cpu"
         if on_cpu and encoder.layout == "padded" and FusedEncoder.supports(encoder.model):
-            largest = largest_inputs(encoder) if int8 else None
-            self._forward = FusedEncoder(encoder.model, self.precision, any_size=any_size, largest=largest)
-        elif int8:
-            raise StudentError(
-                f"{encoder.architecture} cannot be scored in int8", hint="--precision auto", exit_code=2
-            )
+            self._forward = FusedEncoder(encoder.model, self.precision, any_size=any_size)
         cores = torch.get_num_threads()
         self._workers = 1 if self._cuda else max(1, min(workers or cores, cores, MAX_WORKERS))
         self._pool: ThreadPoolExecutor | None = None
@@ -137,14 +128,12 @@ class Reranker:
         encoder = CrossEncoder.load(
             path,
             max_length=max_length,
-            precision="fp32" if chosen == "int8" else chosen,
+            precision=chosen,
             device=device,
             attention=packed,
             attention_dropout=0.0 if packed else None,
         )
-        return cls(
-            encoder, batch_tokens=batch_tokens, workers=workers, int8=chosen == "int8", any_size=any_size
-        )
+        return cls(encoder, batch_tokens=batch_tokens, workers=workers, any_size=any_size)
 
     def scores(self, lists: Lists, progress: Progress | None = None) -> list[Scores]:
         """Raw logits of each list's passages, in the order given; an empty list has an empty array.

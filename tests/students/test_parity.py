@@ -9,7 +9,7 @@ from benchmarks.real_lists import Candidates
 from students.encoder import CrossEncoder
 
 EXACT = ("hf_fp32", "st_fp32", "ours_fp32", "onnx_fp32")
-ROUGH = ("ours_bf16", "ours_int8", "onnx_int8")
+ROUGH = ("ours_bf16", "onnx_int8")
 
 
 def candidates(n_queries: int = 4, depth: int = 12) -> Candidates:
