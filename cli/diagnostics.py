@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from labelstore import masks
 from labelstore.errors import ExitCode
 
 
@@ -29,24 +30,29 @@ settings = _Settings()
 def note(message: str) -> None:
     """What was done or chosen, with its reason; silent under ``-q``."""
     if not settings.quiet:
-        print(message, file=sys.stderr, flush=True)
+        _say(message)
 
 
 def detail(message: str) -> None:
     """What only ``-v`` shows."""
     if settings.verbose:
-        print(message, file=sys.stderr, flush=True)
+        _say(message)
 
 
 def warn(message: str) -> None:
     """What the user should know even under ``-q``."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    _say(f"warning: {message}")
+
+
+def _say(text: str) -> None:
+    """Write to stderr, keys and credentials masked."""
+    print(masks.masked(text), file=sys.stderr, flush=True)
 
 
 def report(error: BaseException) -> int:
     """Print an error as a user should see it and return the exit code that goes with it."""
     if settings.debug:
-        traceback.print_exception(error)
+        _say("".join(traceback.format_exception(error)).rstrip("\n"))
     if isinstance(error, KeyboardInterrupt):
         print("interrupted; what was completed is kept", file=sys.stderr)
         return int(ExitCode.INTERRUPTED)
@@ -56,17 +62,17 @@ def report(error: BaseException) -> int:
     error = _named(error)
     code = getattr(error, "exit_code", ExitCode.FAILURE)
     if hasattr(error, "format_message"):  # typer's own usage errors
-        print(f"error: {error.format_message()}", file=sys.stderr)
+        _say(f"error: {error.format_message()}")
         context = getattr(error, "ctx", None)
         if context is not None:
             print(f"hint: {context.command_path} --help", file=sys.stderr)
         return int(code)
     if hasattr(error, "hint"):
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+            _say(f"hint: {error.hint}")
         return int(code)
-    print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+    _say(f"error: {type(error).__name__}: {error}")
     if not settings.debug:
         print(
             "hint: this is not an error that msft expects; --debug shows where it comes from", file=sys.stderr

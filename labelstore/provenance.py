@@ -19,7 +19,7 @@ from pathlib import Path
 
 import duckdb
 
-from labelstore import energy
+from labelstore import energy, masks
 from labelstore.errors import PartlyDone
 from labelstore.store import LabelStore, next_id
 
@@ -28,7 +28,6 @@ _PACKAGES = (
     "bm25s", "PyStemmer", "pyserini", "ir-measures", "pytrec_eval-terrier", "ir-datasets", "scipy", "statsmodels",
     "safetensors", "sentence-transformers", "ray", "onnxruntime", "ftfy",
 )  # fmt: skip
-_SECRET = re.compile(r"(?i)((?:key|token|secret|password)[=\s:]+|://[^/\s:]+:)([^\s@]+)")
 
 
 @dataclass
@@ -143,7 +142,7 @@ def command_line() -> str:
     program = Path(sys.argv[0]).name
     if program == "__main__.py" or program.endswith(".py"):
         program = f"python {program}"
-    return _SECRET.sub(r"\1***", " ".join([program, *sys.argv[1:]]))
+    return masks.masked_command([program, *sys.argv[1:]])
 
 
 @cache

@@ -80,6 +80,7 @@ class Completion:
     Attributes:
         text: the raw reply; None after a failure.
         finish_reason: as the engine says it: stop, length …
+        own_counts: whether a count of tokens was made here, because the server sent none that can be true.
         seconds: from submission to answer.
         server: host:port without credentials, or in-process.
         error: what went wrong; then ``retryable`` says whether asking again can help.
@@ -93,6 +94,7 @@ class Completion:
     finish_reason: str | None = None
     tokens_in: int = 0
     tokens_out: int = 0
+    own_counts: bool = False
     seconds: float = 0.0
     server: str = "in-process"
     error: str | None = None

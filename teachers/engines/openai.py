@@ -10,37 +10,25 @@ The key comes from MSFT_API_KEY, or OPENAI_API_KEY for api.openai.com alone, and
 """
 
 import json
-import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
 from teachers.engines.base import Completion, Request, Sampling, completed
-from teachers.engines.breaker import Breaker, retry_after
-from teachers.engines.openai_answer import BadAnswer, load, read, receive
+from teachers.engines.breaker import retry_after
+from teachers.engines.openai_answer import MAX_REASON, BadAnswer, as_text, believed, load, read
+from teachers.engines.openai_server import Line, Server, server_at
 from teachers.engines.spelling import ARGUMENT, constraint
 from teachers.errors import TeacherError
 
-_KEY_LIKE = re.compile(r"\b(?:sk|pk|key)-[\w*-]{6,}")
+_SLACK_IN, _SLACK_OUT = 4096, 32_768  # tokens that a server may add to a prompt, and think beside a reply
+_PREFLIGHT_SECONDS = 10.0
 _MOVES = 8  # servers that a request may be moved between before it counts as failed
-
-
-@dataclass
-class Server:
-    """One base URL, without the credentials it may have carried."""
-
-    url: str
-    label: str
-    client: httpx.Client
-    breaker: Breaker
-    in_flight: int = 0
 
 
 @dataclass
@@ -107,7 +95,8 @@ class OpenAIEngine:
         self._change = threading.Condition()
         self._closing = False
         self._constraints: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}
-        self._servers = [_server(url, timeout, transport) for url in base_urls]
+        self._servers = [server_at(url, timeout, transport) for url in base_urls]
+        self._lines: list[Line] = []
         self._preflight()
         self._threads = [
             threading.Thread(target=self._work, name=f"openai-{k}", daemon=True) for k in range(self.capacity)
@@ -129,28 +118,40 @@ class OpenAIEngine:
             self._change.notify_all()
         for _ in self._threads:
             self._jobs.put(None)
-        for server in self._servers:
-            server.client.close()
+        for line in self._lines:
+            line.client.close()
 
     # ------------------------------------------------------------------------------------------------- threads
     def _work(self) -> None:
+        lines: dict[int, Line] = {}  # this thread's, by server
         while (job := self._jobs.get()) is not None:
+            chosen: Server | None = None
             try:
-                server = self._choose(job)
-                if server is None:
+                chosen = self._choose(job)
+                if chosen is None:
                     return
-                self._ask(server, job)
+                if id(chosen) not in lines:
+                    lines[id(chosen)] = self._line(chosen)
+                self._ask(chosen, lines[id(chosen)], job)
             except TeacherError as error:
                 self._done.put(error)
             except RuntimeError as error:  # httpx: the client was closed under us
                 if self._closing:
                     return
-                self._done.put(TeacherError(f"the openai engine failed: {error}", exit_code=5))
+                self._done.put(self._broken(error, chosen))
             except Exception as error:  # noqa: BLE001 - a worker that ends without an answer would stop the job for good
-                failure = TeacherError(
-                    f"the openai engine failed: {type(error).__name__}: {error}", exit_code=5
-                )
-                self._done.put(failure)
+                self._done.put(self._broken(error, chosen))
+
+    def _line(self, chosen: Server) -> Line:
+        line = chosen.line()
+        self._lines.append(line)
+        return line
+
+    @staticmethod
+    def _broken(error: Exception, chosen: Server | None) -> TeacherError:
+        said = f"{type(error).__name__}: {error}"
+        said = chosen.mask.message(said) if chosen is not None else said
+        return TeacherError(f"the openai engine failed: {said}", exit_code=5)
 
     def _choose(self, job: _Job) -> Server | None:
         """Wait for a server that may be asked; None when the engine closes.
@@ -184,22 +185,22 @@ class OpenAIEngine:
                 self._change.wait(min(max(min(waits), 0.01), 1.0))
         return None
 
-    def _ask(self, server: Server, job: _Job) -> None:
+    def _ask(self, server: Server, line: Line, job: _Job) -> None:
         completion: Completion | None = None
         moved: str | None = None
         failed = False
         try:
-            completion = self._post(server, job)
+            completion = self._post(server, line, job)
         except _Moved as error:
             moved = error.message
         except httpx.ReadTimeout:
             failed = True
             completion = self._failure(job, server, "no reply in time")
         except BadAnswer as error:
-            completion = self._failure(job, server, str(error))
+            completion = self._failure(job, server, error.message(server.mask.message))
         except (httpx.RequestError, httpx.InvalidURL) as error:
             failed = True
-            moved = f"{type(error).__name__}: {error}"
+            moved = server.mask.message(f"{type(error).__name__}: {error}")
         finally:
             with self._change:
                 server.in_flight -= 1
@@ -216,18 +217,20 @@ class OpenAIEngine:
             else:
                 self._done.put(self._failure(job, server, moved or "moved too often"))
 
-    def _post(self, server: Server, job: _Job) -> Completion:
+    def _post(self, server: Server, line: Line, job: _Job) -> Completion:
         request = job.request
         path = "/completions" if request.raw else "/chat/completions"
-        deadline = time.monotonic() + self._timeout
-        with server.client.stream("POST", server.url + path, json=self._body(server, request)) as streamed:
-            response = receive(streamed, deadline)
+        try:
+            response = line.exchange("POST", server.url + path, self._timeout, self._body(server, request))
+        except BadAnswer:
+            self._answers(server)
+            raise
         status = response.status_code
+        if status < 500 and status not in (408, 429):
+            self._answers(server)
         if status == 200:
-            with self._change:
-                server.breaker.succeeded()
             return self._completion(job, server, response)
-        message = self._message(response)
+        message = self._message(server, response)
         if status == 429 and "insufficient_quota" not in message:
             with self._change:
                 server.breaker.told_to_wait(retry_after(response.headers), f"429 {message}")
@@ -252,12 +255,15 @@ class OpenAIEngine:
         failure.retryable = False  # 400, 413, 422: this request is wrong for this model
         return failure
 
+    def _answers(self, server: Server) -> None:
+        with self._change:
+            server.breaker.succeeded()
+
     # ------------------------------------------------------------------------------------------------ messages
     def _body(self, server: Server, request: Request) -> dict[str, Any]:
         sampling = self._sampling
         body: dict[str, Any] = {"model": self._model, "temperature": sampling.temperature}
-        official = urlsplit(server.url).hostname == "api.openai.com"
-        body["max_completion_tokens" if official else "max_tokens"] = request.max_tokens
+        body["max_completion_tokens" if server.official else "max_tokens"] = request.max_tokens
         if sampling.top_p != 1.0:
             body["top_p"] = sampling.top_p
         if sampling.seed is not None:
@@ -289,17 +295,23 @@ class OpenAIEngine:
         return self._constraints[shown]
 
     def _completion(self, job: _Job, server: Server, response: httpx.Response) -> Completion:
-        answer = read(response.content, job.request.raw)
-        own_in = job.request.n_prompt_tokens
+        answer, request = read(response.content, job.request.raw), job.request
+        prompt = request.text or "".join(message["content"] for message in request.messages)
+        most_in = max(len(prompt.encode("utf-8", "surrogatepass")), request.n_prompt_tokens) + _SLACK_IN
+        most_out = max(request.max_tokens, len(answer.text.encode())) + _SLACK_OUT
+        tokens_in = believed(answer.tokens_in, most_in, something=True)
+        tokens_out = believed(answer.tokens_out, most_out, something=bool(answer.text))
+        reason = server.mask.reply(answer.finish_reason or "")[:MAX_REASON] or None
         return Completion(
-            ticket=job.request.ticket,
-            text=answer.text,
-            finish_reason=answer.finish_reason,
-            tokens_in=int(answer.tokens_in or own_in),
-            tokens_out=self._n_tokens(answer.text) if answer.tokens_out is None else answer.tokens_out,
+            ticket=request.ticket,
+            text=server.mask.reply(answer.text),
+            finish_reason=reason,
+            tokens_in=request.n_prompt_tokens if tokens_in is None else tokens_in,
+            tokens_out=self._n_tokens(answer.text) if tokens_out is None else tokens_out,
+            own_counts=tokens_in is None or tokens_out is None,
             seconds=time.monotonic() - job.submitted,
             server=server.label,
-            logprobs=_by_identifier(answer.logprobs, job.request.identifiers) if answer.logprobs else None,
+            logprobs=_by_identifier(answer.logprobs, request.identifiers) if answer.logprobs else None,
         )
 
     def _n_tokens(self, text: str) -> int:
@@ -311,36 +323,39 @@ class OpenAIEngine:
     def _failure(self, job: _Job, server: Server, message: str) -> Completion:
         return Completion(
             ticket=job.request.ticket,
-            error=_KEY_LIKE.sub("***", message),
+            error=server.mask.message(message),
             seconds=time.monotonic() - job.submitted,
             server=server.label,
         )
 
-    def _message(self, response: httpx.Response) -> str:
-        """What an error response says, without anything that looks like a key."""
+    def _message(self, server: Server, response: httpx.Response) -> str:
+        """What an error response says, without secrets."""
         try:
             sent = load(response.content)
         except BadAnswer:
-            sent = response.content[:2000].decode("utf-8", "replace")
+            sent = response.content.decode("utf-8", "replace")
         error = sent.get("error", sent) if isinstance(sent, dict) else sent
         code = error.get("code") if isinstance(error, dict) else None
-        message = error.get("message") or error if isinstance(error, dict) else error
-        shown = f"{str(message)[:2000]} ({str(code)[:100]})" if code else str(message)[:2000]
-        return _KEY_LIKE.sub("***", " ".join(shown.split())[:500])
+        message = (error.get("message") or error) if isinstance(error, dict) else error
+        said = [" ".join(server.mask.message(as_text(part)).split()) for part in (message, code or "")]
+        return said[0][:500] + (f" ({said[1][:100]})" if said[1] else "")
 
     def _preflight(self) -> None:
         """Ask each server for its models: that one answers, that the key holds, that the model is there."""
         reasons = []
         for server in self._servers:
             try:
-                response = server.client.get(server.url + "/models", timeout=10.0)
-            except (httpx.TransportError, httpx.InvalidURL) as error:
-                reasons.append(f"{server.label}: {type(error).__name__}: {error}")
-                server.breaker.failed(str(error))
+                response = self._models(server)
+            except httpx.RequestError as error:
+                said = server.mask.message(f"{type(error).__name__}: {error}")
+                reasons.append(f"{server.label}: {said}")
+                server.breaker.failed(said)
                 continue
+            except BadAnswer:
+                continue  # as a list that cannot be used: the first request will tell
             if response.status_code in (401, 403):
                 raise TeacherError(
-                    f"{server.label} refused the key: {response.status_code} {self._message(response)}",
+                    f"{server.label} refused the key: {response.status_code} {self._message(server, response)}",
                     hint="the key is read from MSFT_API_KEY (OPENAI_API_KEY for api.openai.com)",
                     exit_code=5,
                 )
@@ -353,42 +368,35 @@ class OpenAIEngine:
                 exit_code=5,
             )
 
+    @staticmethod
+    def _models(server: Server) -> httpx.Response:
+        line = server.line()
+        try:
+            return line.exchange("GET", server.url + "/models", _PREFLIGHT_SECONDS)
+        finally:
+            line.client.close()
+
     def _check_model(self, server: Server, response: httpx.Response) -> None:
         try:
-            entries = load(response.content)["data"]
-            known = {entry["id"]: entry for entry in entries}
-        except (BadAnswer, KeyError, TypeError):
+            sent = load(response.content)
+        except BadAnswer:
+            sent = None
+        entries = sent.get("data") if isinstance(sent, dict) else None
+        known = {
+            entry["id"]: entry
+            for entry in (entries if isinstance(entries, list) else [])
+            if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+        }
+        if not known:
             return  # a server without a usable list: the first request will tell
-        if known and self._model not in known:
+        if self._model not in known:
+            names = server.mask.message(", ".join(sorted(known)[:5]))[:500]
             raise TeacherError(
-                f"{server.label} does not serve {self._model!r}",
-                hint=f"it serves {', '.join(sorted(known)[:5])}",
-                exit_code=4,
+                f"{server.label} does not serve {self._model!r}", hint=f"it serves {names}", exit_code=4
             )
-        limit = known.get(self._model, {}).get("max_model_len")
-        if isinstance(limit, int):
+        limit = known[self._model].get("max_model_len")
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
             self.context = min(limit, self.context or limit)
-
-
-def _server(url: str, timeout: float, transport: httpx.BaseTransport | None) -> Server:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise TeacherError(f"--base-url {url!r} is no http URL", hint="http://127.0.0.1:8000/v1", exit_code=2)
-    host = parts.hostname + (f":{parts.port}" if parts.port else "")
-    key = os.environ.get("MSFT_API_KEY")
-    if key is None and parts.hostname == "api.openai.com":
-        key = os.environ.get("OPENAI_API_KEY")
-    auth = (parts.username or "", parts.password or "") if parts.username else None
-    client = httpx.Client(
-        timeout=httpx.Timeout(timeout, connect=10.0, pool=None),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
-        headers={"Authorization": f"Bearer {key}"} if key and auth is None else {},
-        auth=auth,
-        transport=transport,
-        trust_env=parts.hostname not in ("127.0.0.1", "localhost", "::1"),
-    )
-    clean = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
-    return Server(clean, host, client, Breaker())
 
 
 def _by_identifier(logprobs: Mapping[str, float], identifiers: Sequence[str]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """The boundary to OpenAI-compatible servers: whatever JSON comes back becomes text and counts of known types."""
 
 import json
-import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,20 @@ MAX_REASON = 64  # characters of a finish reason that are kept
 
 
 class BadAnswer(Exception):
-    """The server's answer cannot be read as a completion."""
+    """The server's answer cannot be read as a completion.
+
+    Args:
+        what: is wrong.
+        sent: what the server sent there, whole: secrets are masked in it before it is cut.
+    """
+
+    def __init__(self, what: str, sent: str = "") -> None:
+        super().__init__(what)
+        self.what, self.sent = what, sent
+
+    def message(self, mask: Callable[[str], str]) -> str:
+        """What is wrong, with the beginning of what was sent."""
+        return mask(self.what) + (f": {mask(self.sent)[:200]}" if self.sent else "")
 
 
 @dataclass(frozen=True)
@@ -28,28 +41,43 @@ class Answer:
     logprobs: dict[str, float] | None
 
 
-def receive(response: httpx.Response, deadline: float) -> httpx.Response:
-    """Read a streamed response whole.
+def receive(response: httpx.Response) -> httpx.Response:
+    """Read a streamed response whole, never more of it than `MAX_BODY`.
 
     Raises:
-        BadAnswer: if the body is larger than `MAX_BODY` or cannot be decoded.
-        httpx.ReadTimeout: if it is not complete at `deadline` (of `time.monotonic`).
+        BadAnswer: if a good answer is larger or cannot be decoded; an error's status is enough to act on.
     """
-    body = bytearray()
     try:
-        for chunk in response.iter_bytes(65_536):
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise BadAnswer(f"the answer is larger than {MAX_BODY >> 20} MB")
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout("the answer was not complete in time")
-    except httpx.DecodingError as error:
-        raise BadAnswer(f"the answer's content-encoding does not fit its bytes: {error}") from error
+        body = _decoded(response)
+    except BadAnswer as error:
+        if response.status_code < 400:
+            raise
+        body = str(error).encode()
     headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in _OF_THE_BODY]
-    return httpx.Response(response.status_code, headers=headers, content=bytes(body))
+    return httpx.Response(response.status_code, headers=headers, content=body)
 
 
 _OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
+_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's numbers; none was asked for, some servers do it
+
+
+def _decoded(response: httpx.Response) -> bytes:
+    """The body, unpacked no further than its bound: httpx would unpack each piece whole."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity", *_WINDOWS):
+        raise BadAnswer(f"the answer's content-encoding is {encoding[:60]!r}, not gzip, deflate or identity")
+    unpack = zlib.decompressobj(_WINDOWS[encoding]) if encoding in _WINDOWS else None
+    body = bytearray()
+    try:
+        for piece in response.iter_raw():
+            body += unpack.decompress(piece, MAX_BODY + 1 - len(body)) if unpack is not None else piece
+            if len(body) > MAX_BODY:
+                raise BadAnswer(f"the answer is larger than {MAX_BODY >> 20} MB")
+    except zlib.error as error:
+        raise BadAnswer(f"the answer's content-encoding does not fit its bytes: {error}") from error
+    if unpack is not None and not unpack.eof:
+        raise BadAnswer("the answer's content-encoding does not fit its bytes: they end too early")
+    return bytes(body)
 
 
 def read(body: bytes, raw: bool) -> Answer:
@@ -61,7 +89,7 @@ def read(body: bytes, raw: bool) -> Answer:
     answer = _object(load(body), "the answer")
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise BadAnswer(f"choices is {_shown(choices)}, not a list with a choice")
+        raise _no("choices", choices, "a list with a choice")
     choice = _object(choices[0], "the choice")
     message = choice if raw else _object(choice.get("message"), "the message")
     text = _text(message.get("text" if raw else "content"))
@@ -73,7 +101,7 @@ def read(body: bytes, raw: bool) -> Answer:
     counts: Mapping[str, Any] = usage if isinstance(usage, dict) else {}
     return Answer(
         clean(text),
-        clean(reason)[:MAX_REASON] if isinstance(reason, str) else None,
+        clean(reason) if isinstance(reason, str) else None,
         _count(counts.get("prompt_tokens")),
         _count(counts.get("completion_tokens")),
         _first_position(choice.get("logprobs")),
@@ -91,8 +119,8 @@ def load(body: bytes) -> Any:
     except RecursionError as error:
         raise BadAnswer("the answer's JSON is nested too deep") from error
     except ValueError as error:
-        start = body[:200].decode("utf-8", "replace")
-        raise BadAnswer(f"the answer is not JSON ({error}): {start}") from error
+        said = str(error).partition(":")[0]
+        raise BadAnswer(f"the answer is not JSON ({said})", body.decode("utf-8", "replace")) from error
 
 
 def clean(text: str) -> str:
@@ -102,7 +130,7 @@ def clean(text: str) -> str:
 
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise BadAnswer(f"{what} is {_shown(value)}, not an object")
+        raise _no(what, value, "an object")
     return value
 
 
@@ -117,15 +145,23 @@ def _text(content: Any) -> str:
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) == len(parts):
             return "".join(texts)
-    raise BadAnswer(f"content is {_shown(content)}, not text")
+    raise _no("content", content, "text")
 
 
 def _count(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return (
-        int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None
-    )  # NaN fails the first test
+    return int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None  # NaN fails the first
+
+
+def believed(count: int | None, most: int, something: bool) -> int | None:
+    """A server's count of tokens, or None where it sent none or one that cannot be true.
+
+    Args:
+        most: that the text can have.
+        something: whether it has any, so that 0 is no count of it.
+    """
+    return None if count is None or count > most or (count == 0 and something) else count
 
 
 def _first_position(logprobs: Any) -> dict[str, float] | None:
@@ -149,5 +185,16 @@ def _first_position(logprobs: Any) -> dict[str, float] | None:
     return found or None
 
 
-def _shown(value: Any) -> str:
-    return "missing" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
+def as_text(value: Any) -> str:
+    """A value of any type as a message shows it."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # what could just be read may be too deep to be written
+        return f"a deeply nested {type(value).__name__}"
+
+
+def _no(what: str, value: Any, wanted: str) -> BadAnswer:
+    kind = "missing" if value is None else f"of type {type(value).__name__}"
+    return BadAnswer(f"{what} is {kind}, not {wanted}", as_text(value))

@@ -426,7 +426,7 @@ def call_record(
         "missing": parsed.n_missing,
         "repeated": parsed.n_repeated,
         "out_of_range": parsed.n_out_of_range,
-        "finish": completion.finish_reason,
+        "finish": _finish(completion),
         "in": completion.tokens_in,
         "out": completion.tokens_out,
         "seconds": round(completion.seconds, 6),
@@ -434,6 +434,16 @@ def call_record(
         "retryable": completion.error is None or completion.retryable,
         "at": datetime.now(UTC).isoformat(),
     }
+
+
+OWN_COUNTS = "tokens counted here"  # said in a row beside the finish reason
+
+
+def _finish(completion: Completion) -> str | None:
+    """The engine's reason, and whether the counts are the server's."""
+    if not completion.own_counts:
+        return completion.finish_reason
+    return "; ".join(filter(None, (completion.finish_reason, OWN_COUNTS)))
 
 
 def permutation_record(task: Task, result: Result, order: Sequence[int], teacher: Teacher) -> Record:

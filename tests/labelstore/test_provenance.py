@@ -35,7 +35,7 @@ def test_a_job_row_is_complete(store: LabelStore, monkeypatch: pytest.MonkeyPatc
         ballast = bytes(80_000_000)
         del ballast
     row = job(store)
-    assert row["command"] == "msft data add x --api-key *** http://me:***@host/v1"
+    assert row["command"] == "msft data add x --api-key *** http://***@host/v1"
     assert row["status"] == "done"
     assert row["seconds"] > 0
     assert row["peak_memory_mb"] > 76

@@ -1,0 +1,44 @@
+"""What must not be shown or stored: the keys of the environment, and credentials in URLs."""
+
+import os
+import re
+
+SHORTEST = 6  # what is shorter (EMPTY, none) is a placeholder
+_NAME = re.compile(r"(MSFT|OPENAI|HF|HUGGING_?FACE)_.*(KEY|TOKEN)$")
+_NAMED = re.compile(r"(?i)((?:key|token|secret|password)[=\s:]+)([^\s@]+)")
+_URL = re.compile(r"(?i)\b(https?://)([^\s'\"<>]*)")
+
+
+def masked(text: str) -> str:
+    """A text without the values of MSFT_API_KEY and its like, and without what a URL says beside host and path."""
+    return _URL.sub(_masked_url, _without_keys(text))
+
+
+def masked_command(words: list[str]) -> str:
+    """A command as typed; every argument that may be a secret, by its name or as part of a URL, is masked."""
+    named = _NAMED.sub(r"\1***", " ".join(_masked_word(word) for word in words))
+    return _without_keys(named)
+
+
+def _masked_word(word: str) -> str:
+    """An argument: whatever stands before an @ in a URL, however odd, is a credential."""
+    head, scheme, rest = word.partition("://")
+    return head + scheme + _masked_rest(rest) if scheme else word
+
+
+def _masked_url(found: re.Match[str]) -> str:
+    return found[1] + _masked_rest(found[2])
+
+
+def _masked_rest(rest: str) -> str:
+    _, at, after = rest.rpartition("@")
+    place, sign, _ = (after if at else rest).partition("?")
+    return ("***@" if at else "") + place + ("?***" if sign else "")
+
+
+def _without_keys(text: str) -> str:
+    values = {value.strip() for name, value in os.environ.items() if _NAME.search(name)}
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= SHORTEST:
+            text = text.replace(value, "***")
+    return text
