@@ -113,6 +113,18 @@ def status(context: Context) -> None:
                 "state": "being written" if segment["being_written"] else "waits to be merged",
             }
         )
+    for path, reasons in journal.aside(store.files / "journal"):
+        of = {row["segment"]: row for row in journal.summary(path.parent)}.get(path.name, {})
+        rows.append(
+            {
+                "what": "journal",
+                "name": path.name,
+                "of": of.get("labels"),
+                "size": of.get("calls"),
+                "detail": reasons[0],
+                "state": "set aside: msft verify says what to do",
+            }
+        )
     rows += _trainings(store)
     if context.format is Format.table:
         size = store.path.stat().st_size / 2**20

@@ -65,7 +65,7 @@ def verify(
 
 
 def _journal(store: "LabelStore") -> "list[Finding]":
-    """Segments that wait to be merged or hold damage; those that are being written are fine."""
+    """Segments that wait to be merged, hold damage or were set aside; those that are being written are fine."""
     from labelstore.integrity.findings import Finding
     from teachers import journal
 
@@ -81,6 +81,15 @@ def _journal(store: "LabelStore") -> "list[Finding]":
         labels = segment["labels"] or "its labels"
         hint = f"the `msft teachers generate` command of {labels} merges them and goes on"
         found.append(Finding("journal", segment["segment"], problem, hint))
+    for path, reasons in journal.aside(store.files / "journal"):
+        more = f" (and {len(reasons) - 1:,} more lines in {path}.reason)" if len(reasons) > 1 else ""
+        hint = (
+            f"mend the cause, then `mv '{path}' '{path.parent.parent}'` and run any `msft teachers generate`: it merges it;"
+            f" or give it up with `rm '{path}'`: its labeling's command asks again for what is not in the store"
+        )
+        found.append(
+            Finding("journal", path.name, f"set aside, as it cannot be merged: {reasons[0]}{more}", hint)
+        )
     return found
 
 

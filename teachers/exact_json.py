@@ -26,6 +26,11 @@ def dumps(value: Any, *, finite: bool) -> bytes:
     return _JSON(value).encode("ascii")
 
 
+def clean(text: str) -> str:
+    """Replace what no database text holds, half surrogate pairs and NUL, by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
+
+
 def loads(data: bytes) -> Any:
     """The value that :func:`dumps` wrote."""
     try:

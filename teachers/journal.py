@@ -23,6 +23,7 @@ from teachers import exact_json
 from teachers.errors import TeacherError
 
 SUFFIX = ".calls"
+ASIDE = "aside"  # the folder of segments that could not be merged
 FORMAT = 1
 SYNC_CALLS = 64  # never more completed calls than this are waiting for the disk
 SYNC_SECONDS = 1.0  # and none longer than this
@@ -43,8 +44,11 @@ def decode(line: bytes) -> Record | None:
     body = line[17:-1]
     if hashlib.blake2b(body, digest_size=8).hexdigest().encode("ascii") != line[:16]:
         return None
-    record: Record = exact_json.loads(body)
-    return record
+    try:
+        record = exact_json.loads(body)
+    except (ValueError, RecursionError):  # its checksum fits, and still it is none that a journal writes
+        return None
+    return record if isinstance(record, dict) else None
 
 
 class Journal:
@@ -238,12 +242,12 @@ def segments(folder: Path) -> list[Path]:
     return [path for *_, path in sorted(found)]
 
 
-def closed(folder: Path) -> tuple[list[tuple[Path, Record]], int]:
-    """Segments that no living writer holds, with their headers, and how many are held.
+def closed(folder: Path) -> tuple[list[tuple[Path, Record | None]], int]:
+    """Segments that no living writer holds, with their headers (None: damaged), and how many are held.
 
     What was killed before its header was whole holds nothing, and is removed.
     """
-    found: list[tuple[Path, Record]] = []
+    found: list[tuple[Path, Record | None]] = []
     held = 0
     for path in segments(folder):
         with path.open("rb") as file:
@@ -253,7 +257,7 @@ def closed(folder: Path) -> tuple[list[tuple[Path, Record]], int]:
                 held += 1
                 continue
             head = header(path)  # under the lock: a writer that has just made the file waits for it
-            if head is None:
+            if head is None and not file.readline().endswith(b"\n"):
                 remove(path)
             else:
                 found.append((path, head))
@@ -302,7 +306,7 @@ def read(path: Path, damage: Damage | None = None) -> Iterator[Record]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             record = decode(line)
-            if record is not None:
+            if record is not None and isinstance(record.get("t"), str):
                 yield record
             elif damage is not None:
                 if line.endswith(b"\n"):
@@ -324,6 +328,39 @@ def remove(path: Path) -> None:
     _sync_folder(path.parent)
 
 
+def set_aside(path: Path, reasons: list[str]) -> None:
+    """Move a segment that cannot be merged out of the way, its reasons beside it, one a line.
+
+    The reasons are written first: killed in between, the next merge finds the segment where it was.
+    """
+    folder = path.parent / ASIDE
+    folder.mkdir(exist_ok=True)
+    target = folder / path.name
+    while target.exists():  # one of the same name was set aside before
+        target = target.with_name(f"again-{target.name}")
+    with _reasons(target).open("w", encoding="utf-8", errors="replace") as file:
+        file.writelines(f"{' '.join(reason.split())}\n" for reason in reasons)
+        file.flush()
+        os.fsync(file.fileno())
+    path.rename(target)
+    _sync_folder(folder)
+    _sync_folder(path.parent)
+
+
+def aside(folder: Path) -> list[tuple[Path, list[str]]]:
+    """Segments that were set aside, with the reasons."""
+    found = []
+    for path in segments(folder / ASIDE):
+        said = _reasons(path)
+        lines = said.read_text("utf-8", "replace").splitlines() if said.is_file() else []
+        found.append((path, lines or ["its reason is not there"]))
+    return found
+
+
+def _reasons(path: Path) -> Path:
+    return path.with_name(path.name + ".reason")
+
+
 def summary(folder: Path) -> list[Record]:
     """One row per segment for ``msft status``: job, labels, calls by status, whether it is being written, damage."""
     rows: list[Record] = []
@@ -335,14 +372,15 @@ def summary(folder: Path) -> list[Record]:
                 if record["t"] == "header":
                     head = record
                 elif record["t"] == "call":
-                    statuses[record["status"]] += 1
+                    statuses[str(record.get("status"))] += 1
         except FileNotFoundError:  # a merge has just removed it
             continue
+        labeling = head.get("labeling")
         rows.append(
             {
                 "segment": path.name,
                 "job": head.get("job"),
-                "labels": (head.get("labeling") or {}).get("name"),
+                "labels": labeling.get("name") if isinstance(labeling, dict) else None,
                 "calls": kinds["call"],
                 "permutations": kinds["permutation"],
                 "statuses": dict(statuses),

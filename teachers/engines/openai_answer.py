@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from teachers.exact_json import clean
+
 MAX_BODY = 8 << 20  # bytes of an answer, decompressed; a ranking of 1,000 passages takes a few thousand
 MAX_TOKENS = 10_000_000  # a larger count is no count
 MAX_REASON = 64  # characters of a finish reason that are kept
@@ -121,11 +123,6 @@ def load(body: bytes) -> Any:
     except ValueError as error:
         said = str(error).partition(":")[0]
         raise BadAnswer(f"the answer is not JSON ({said})", body.decode("utf-8", "replace")) from error
-
-
-def clean(text: str) -> str:
-    """Replace what no database text holds, half surrogate pairs and NUL, by U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

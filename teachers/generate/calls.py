@@ -16,6 +16,7 @@ from teachers import passages as texts
 from teachers import prompts, replies
 from teachers.engines.base import Completion, Request, Sampling
 from teachers.errors import TeacherError
+from teachers.exact_json import clean
 from teachers.generate.work import Answers, Task
 from teachers.journal import Journal, Record
 from teachers.scheduler import Answer, Result
@@ -310,7 +311,7 @@ class Labelling:
             attempt=attempt,
             retryable=completion.error is None or completion.retryable,
             retry_after=completion.retry_after,
-            detail=(completion.error or completion.text or "")[:2000],
+            detail=clean(completion.error or completion.text or "")[:2000],
         )
         self.work.learn(request.key, answer)
         return answer
@@ -420,7 +421,7 @@ def call_record(
         "attempt": attempt,
         "sample": 0,
         "status": parsed.status,
-        "reply": completion.error if completion.error is not None else completion.text,
+        "reply": _clean(completion.error if completion.error is not None else completion.text),
         "parsed": [position + 1 for position in parsed.order] if parsed.order is not None else None,
         "scores": scores,
         "missing": parsed.n_missing,
@@ -434,6 +435,10 @@ def call_record(
         "retryable": completion.error is None or completion.retryable,
         "at": datetime.now(UTC).isoformat(),
     }
+
+
+def _clean(text: str | None) -> str | None:
+    return None if text is None else clean(text)
 
 
 OWN_COUNTS = "tokens counted here"  # said in a row beside the finish reason

@@ -45,6 +45,7 @@ class Labelled:
     statuses: dict[str, int]  # of this labeling's permutations
     cost: float | None
     drifted: int = 0  # canaries answered otherwise than the first time
+    aside: int = 0  # journal segments of which something could not be merged
 
     @property
     def left(self) -> int:
@@ -58,6 +59,12 @@ class Labelled:
                 f"{self.figures.stopped} ended the job: {self.labelled:,} of {self.queries:,} queries of {name}"
                 " are labelled and can be used",
                 hint="the same command goes on from here",
+            )
+        if self.left and self.aside:
+            return PartlyDone(
+                f"{self.labelled:,} of {self.queries:,} queries of {self.plan.name} are labelled: of {self.aside:,}"
+                " journal segments not everything could be merged",
+                hint="msft verify says why; the same command asks again for what is not in the store",
             )
         if self.quarantined:
             return PartlyDone(
@@ -125,6 +132,7 @@ class _Running:
     budget: Budget
     figures: Figures
     drifted: int = 0
+    aside: int = 0
 
 
 def _run(running: _Running, engine: Engine | None, build: Build) -> Labelled:
@@ -150,7 +158,7 @@ def _labelled(running: _Running, engine: Engine | None, build: Build) -> Labelle
                 else:
                     _label_here(running, engine, build, work, sung)
             finally:
-                apart.merge(store, folder, running.note)
+                running.aside += apart.merge(store, folder, running.note).aside
     return _result(running, queries)
 
 
@@ -246,7 +254,10 @@ class _Ticker:
         """Wait for a merge under way. One that found the store held leaves the journal for the next."""
         if self._merging is not None:
             with suppress(StoreError):
-                self._merging.result()
+                merged: merge.Merged = self._merging.result()
+                self._running.aside += merged.aside
+                for line in merged.notes:
+                    self._running.note(line)
         self._merging = None
 
 
@@ -305,5 +316,13 @@ def _result(running: _Running, queries: int) -> Labelled:
         ).fetchall()[0]
     cost = running.budget.cost() if row.input_price is not None and row.output_price is not None else None
     return Labelled(
-        made, figures, queries, sum(statuses.values()), quarantined, statuses, cost, running.drifted
+        made,
+        figures,
+        queries,
+        sum(statuses.values()),
+        quarantined,
+        statuses,
+        cost,
+        running.drifted,
+        running.aside,
     )

@@ -1,9 +1,10 @@
 """Journal segments into the store: short transactions, safe to repeat, a segment removed only after a checkpoint."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import duckdb
 import pyarrow as pa
 
 from labelstore import labels, lookup
+from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.provenance import Job
 from labelstore.store import LabelStore, in_transaction
 from teachers import journal
+from teachers.exact_json import clean
 from teachers.journal import Record
 
 CHUNK = 500  # records per transaction, at most
@@ -106,6 +109,7 @@ class Merged:
     quarantined: int = 0
     torn_bytes: int = 0
     damaged_lines: int = 0
+    aside: int = 0  # segments of which something could not be merged
     skipped: int = 0  # segments that a living job is writing
     notes: list[str] = field(default_factory=list)
 
@@ -116,7 +120,8 @@ def merge(store: LabelStore, folder: Path, note: Callable[[str], None] | None = 
     Calls of all segments go in before the permutations made from them. Each transaction takes at most
     :data:`CHUNK` records, and the store is let go after each segment, so that others get at it and memory does not
     grow with the journal; killed anywhere, the next merge finds the segments still there and adds what is missing.
-    One merge at a time: that of another process is waited for.
+    One merge at a time: that of another process is waited for. A record that cannot be merged leaves all others their
+    way into the store; its segment is set aside with the reason, and stands in nobody's way.
 
     Raises:
         StoreError: if the store stays locked; the journal then stays as it is.
@@ -132,12 +137,14 @@ def merge(store: LabelStore, folder: Path, note: Callable[[str], None] | None = 
 def _merge(store: LabelStore, folder: Path) -> Merged:
     ready, held = journal.closed(folder)
     done = Merged(skipped=held)
+    wrong: dict[Path, list[str]] = {path: [] for path, _ in ready}  # what cannot be merged, and why
+
+    def calls(con: duckdb.DuckDBPyConnection, target: _Target, chunk: list[Record]) -> None:
+        done.calls += target.calls(con, chunk)
+
     for path, head in ready:
         damage = journal.Damage()
-        with _target(store, head) as (con, target):
-            for chunk in _chunks(con, journal.read(path, damage), ("call", "canary")):
-                with in_transaction(con):
-                    done.calls += target.calls(con, chunk)
+        wrong[path] += _taken(store, head, journal.read(path, damage), ("call", "canary"), calls)
         done.torn_bytes += damage.torn
         done.damaged_lines += len(damage.lines)
         if damage.torn or damage.lines:
@@ -145,17 +152,96 @@ def _merge(store: LabelStore, folder: Path) -> Merged:
                 f"journal segment {path.name}: {damage.torn} bytes of an unfinished last line,"
                 f" {len(damage.lines)} damaged lines skipped"
             )
+    lost = _lost(
+        line for lines in (*wrong.values(), *(said for _, said in journal.aside(folder))) for line in lines
+    )
+
+    def lists(con: duckdb.DuckDBPyConnection, target: _Target, chunk: list[Record]) -> None:
+        new, failed = target.lists(con, chunk, lost)
+        done.permutations += new
+        done.quarantined += failed
+
     for path, head in ready:
-        with _target(store, head) as (con, target):
-            for chunk in _chunks(con, journal.read(path), ("permutation", "quarantine")):
-                with in_transaction(con):
-                    new, failed = target.lists(con, chunk)
-                done.permutations += new
-                done.quarantined += failed
+        if _readable(head) is None:
+            wrong[path] += _taken(store, head, journal.read(path), ("permutation", "quarantine"), lists)
     for path, _ in ready:
-        journal.remove(path)
-        done.segments += 1
+        if wrong[path]:
+            journal.set_aside(path, wrong[path])
+            done.aside += 1
+            done.notes.append(
+                f"journal segment {path.name} was set aside: {_summed(wrong[path])}; msft verify says what to do"
+            )
+        else:
+            journal.remove(path)
+            done.segments += 1
     return done
+
+
+# What a record can do to a merge that is of the right format, and of the wrong content: its job's trouble alone.
+_UNMERGEABLE = (
+    BadInput, DataMissing, UsageError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
+    duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException,
+)  # fmt: skip
+
+
+def _taken(
+    store: LabelStore,
+    head: Record | None,
+    records: Iterable[Record],
+    kinds: tuple[str, ...],
+    take: Callable[[duckdb.DuckDBPyConnection, "_Target", list[Record]], None],
+) -> list[str]:
+    """Merge a segment's records of some kinds; a line for each that cannot be merged."""
+    reason = _readable(head)
+    if head is None or reason is not None:
+        return [reason or ""]
+    wrong: list[str] = []
+    try:
+        with _target(store, head) as (con, target):
+            for chunk in _chunks(con, records, kinds):
+                wrong += _each(con, chunk, partial(take, con, target))
+    except _UNMERGEABLE as error:
+        return [_why(error)]
+    return wrong
+
+
+def _each(
+    con: duckdb.DuckDBPyConnection, records: list[Record], take: Callable[[list[Record]], None]
+) -> list[str]:
+    """Merge records in one transaction; if that fails each half by itself, so that only what is wrong is left out."""
+    try:
+        with in_transaction(con):
+            take(records)
+    except _UNMERGEABLE as error:
+        if len(records) > 1:
+            middle = len(records) // 2
+            return _each(con, records[:middle], take) + _each(con, records[middle:], take)
+        record = records[0]
+        return [f"{record['t']} {record.get('key') or record.get('query_id')}: {_why(error)}"]
+    return []
+
+
+def _readable(head: Record | None) -> str | None:
+    """Why a header cannot be read; None where it can."""
+    if head is None:
+        return "its first line, which says where its calls belong, is damaged"
+    if head.get("format") != journal.FORMAT:
+        return f"its format is {head.get('format')!r}, and this msft reads format {journal.FORMAT}"
+    return None
+
+
+def _why(error: BaseException) -> str:
+    said = str(error).splitlines()
+    return f"{type(error).__name__}: {said[0][:300] if said else 'without a message'}"
+
+
+def _summed(reasons: list[str]) -> str:
+    return reasons[0] + (f" (and {len(reasons) - 1:,} more)" if len(reasons) > 1 else "")
+
+
+def _lost(reasons: Iterable[str]) -> frozenset[str]:
+    """The keys of calls that could not be merged: no permutation made from one may come in without it."""
+    return frozenset(line.split(":")[0].removeprefix("call ") for line in reasons if line.startswith("call "))
 
 
 @contextmanager
@@ -179,7 +265,8 @@ def _chunks(
         if record["t"] not in kinds:
             continue
         chunk.append(record)
-        passages += len(record.get("docs", ()))
+        docs = record.get("docs")
+        passages += len(docs) if isinstance(docs, list) else 0
         if len(chunk) >= CHUNK or passages >= CHUNK_PASSAGES:
             yield chunk
             chunk, passages, made = [], 0, made + 1
@@ -224,10 +311,23 @@ class _Target:
             labels.store_requests(con, self.teacher, self.collection, "merging_requests", "merging_passages")
             return labels.store_calls(con, "merging_answers")
 
-    def lists(self, con: duckdb.DuckDBPyConnection, records: list[Record]) -> tuple[int, int]:
+    def lists(
+        self, con: duckdb.DuckDBPyConnection, records: list[Record], lost: Collection[str] = ()
+    ) -> tuple[int, int]:
+        """Store permutations and quarantine.
+
+        Args:
+            lost: calls that are not in the store.
+
+        Raises:
+            BadInput: if a permutation was made from one of them.
+        """
         new = failed = 0
         # A query that a job killed after this record did again has two equal permutations: the last one counts.
         made = list({r["query_id"]: r for r in records if r["t"] == "permutation"}.values())
+        gone = [key for r in made for _, key in r["calls"] if key in lost]
+        if gone:
+            raise BadInput(f"it was made from call {gone[0]}, which could not be merged")
         if made:
             with _registered(
                 con,
@@ -239,7 +339,9 @@ class _Target:
                 labels.store_labeling_calls(con, self.labeling, "merging_used")
         failures = [r for r in records if r["t"] == "quarantine"]
         if failures:
-            rows = ((r["query_id"], r["step"], r["reason"], r["detail"], r["attempts"]) for r in failures)
+            rows = (
+                (r["query_id"], r["step"], r["reason"], clean(r["detail"]), r["attempts"]) for r in failures
+            )
             with _registered(con, failures=_table(_QUARANTINE, rows)):
                 failed = labels.store_quarantine(con, self.job, self.labeling, "merging_failures")
         labels.release(con, self.labeling)
@@ -312,13 +414,13 @@ def _call_row(r: Record) -> tuple[Any, ...]:
         r["attempt"],
         r["sample"],
         r["status"],
-        r["reply"],
+        None if r["reply"] is None else clean(r["reply"]),  # journals of before held half surrogate pairs
         r["parsed"],
         r["scores"],
         r["missing"],
         r["repeated"],
         r["out_of_range"],
-        r["finish"],
+        None if r["finish"] is None else clean(str(r["finish"])),  # and reasons of other types
         r["in"],
         r["out"],
         r["seconds"],
