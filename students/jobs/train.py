@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labelstore import keys, lookup, provenance, views
+from labelstore.alone import alone
 from labelstore.errors import DataMissing, UsageError
 from labelstore.foreign import check_name
 from labelstore.store import LabelStore
-from students.alone import alone
 from students.card import write_card
 from students.jobs.register import base_revision, card_facts, insert_student
 from students.jobs.rerank import Note, Tick, student_folder
@@ -87,7 +87,7 @@ def train_student(
     key = keys.content_key("training", identity)
     name = check_name(name or _default_name(chosen, key))
     students = store.folder("students")
-    with alone(students / f".{name}.lock", f"student {name}"):
+    with alone(students / f".{name}.lock", f"student {name} is being trained"):
         known = _known(store, name, identity)
         if known is not None:
             if note is not None:

@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from labelstore import labels, provenance
+from labelstore import keys, labels, provenance
+from labelstore.alone import alone
 from labelstore.errors import PartlyDone, StoreError
 from labelstore.store import LabelStore
 from teachers.budget import Budget
@@ -92,6 +93,7 @@ def generate(
         progress: called with queries done, queries in all, figures and the cost so far.
 
     Raises:
+        StoreError: if another process is at work on the same labeling.
         MsftError, TeacherError: bad settings (nothing is written), or an engine that failed (what was completed is
             kept; the same command goes on from there).
     """
@@ -99,6 +101,21 @@ def generate(
     if settings.dataset is None or settings.run is None:
         note(f"labelling {made.run.name} over {made.dataset.name}")
     folder = store.folder("journal")
+    lock = folder / f"{keys.content_key('labeling', made.name)}.lock"  # a name may hold what a file's may not
+    with alone(lock, f"labeling {made.name} is being made"):
+        return _recorded(store, made, folder, engine, build, note, progress)
+
+
+def _recorded(
+    store: LabelStore,
+    made: Plan,
+    folder: Path,
+    engine: Engine | None,
+    build: Build,
+    note: Note,
+    progress: Progress | None,
+) -> Labelled:
+    settings = made.settings
     before = apart.merge(store, folder, note)
     if before.calls:
         note(f"merged {before.calls:,} calls that an earlier job left in the journal")

@@ -11,8 +11,9 @@ import tiny_views
 import torch
 from safetensors.torch import load_file
 
+from labelstore.alone import alone
+from labelstore.errors import StoreError
 from students import stage as stages
-from students.alone import alone
 from students.checkpoints import StageState
 from students.encoder import CrossEncoder
 from students.errors import StudentError
@@ -315,14 +316,17 @@ def test_validation_comes_after_ten_minutes_at_the_latest(seconds, last, due):
 def test_a_second_training_of_one_student_is_told_who_holds_it(tmp_path, out):
     lock = tmp_path / out / ".name.lock"
     code = (
-        "import sys, pathlib; from students.alone import alone\n"
+        "import sys, pathlib; from labelstore.alone import alone\n"
         "with alone(pathlib.Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(StudentError, match=f"PID {holder.pid}") as raised, alone(lock, "student x"):
+    with (
+        pytest.raises(StoreError, match=f"PID {holder.pid}") as raised,
+        alone(lock, "student x is being trained"),
+    ):
         pytest.fail("both hold it")
     assert raised.value.exit_code == 3
     holder.kill()

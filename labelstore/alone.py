@@ -1,4 +1,4 @@
-"""One training at a time: a file beside the training's folder is locked while it runs, and names the process."""
+"""One training of a student, one job of a labeling at a time: a file is locked while it runs, and names the process."""
 
 import fcntl
 import os
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from students.errors import StudentError
+from labelstore.errors import StoreError
 
 
 @contextmanager
@@ -14,10 +14,10 @@ def alone(lock: Path, what: str) -> Iterator[None]:
     """Hold the file ``lock`` meanwhile. It stays: removing it could let a third process in beside a second.
 
     Args:
-        what: what must not run twice, for the message.
+        what: what happens to what, for the message: ``student x is being trained``.
 
     Raises:
-        StudentError: another process holds it (exit code 3); the message has its PID.
+        StoreError: if another process holds it (exit code 3); the message has its PID.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
@@ -26,10 +26,9 @@ def alone(lock: Path, what: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise StudentError(
-                f"{what} is being trained by another process (PID {holder})",
+            raise StoreError(
+                f"{what} by another process (PID {holder})",
                 hint=f"wait for it or end it (ps {holder}), then give this command again",
-                exit_code=3,
             ) from error
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
