@@ -1,6 +1,7 @@
 """`msft teachers generate`: label a run with a teacher."""
 
 import json
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -154,6 +155,7 @@ def add_generate(app: typer.Typer) -> None:
 
             render.rows([forecast(context.store, settings, note=diagnostics.note).row()], context.format)
             return
+        _tell_of_padded_keys()
         with diagnostics.progress("labelling", unit="queries") as bar:
 
             def progress(done: int, total: int, figures: "Figures", cost: float | None) -> None:
@@ -162,6 +164,13 @@ def add_generate(app: typer.Typer) -> None:
             result = label(context.store, settings, note=diagnostics.note, progress=progress)
         render.rows([summary(result)], context.format)
         raise_if_left(result)
+
+
+def _tell_of_padded_keys() -> None:
+    for name in ("MSFT_API_KEY", "OPENAI_API_KEY"):
+        value = os.environ.get(name, "")
+        if value != value.strip():
+            diagnostics.warn(f"{name} begins or ends with white space or a line break: it is sent without")
 
 
 def _shown(figures: "Figures", cost: float | None) -> dict[str, object]:
