@@ -163,7 +163,7 @@ def server_at(url: str, timeout: float, transport: httpx.BaseTransport | None = 
                 timeout=httpx.Timeout(timeout, connect=min(10.0, timeout), pool=None),
                 limits=httpx.Limits(max_connections=1),
                 headers=headers,
-                params=query,
+                params=tuple(query),
                 auth=(user, password) if named else None,
                 transport=transport,
                 verify=context,

@@ -101,7 +101,8 @@ def generate(
     if settings.dataset is None or settings.run is None:
         note(f"labelling {made.run.name} over {made.dataset.name}")
     folder = store.folder("journal")
-    lock = folder / f"{keys.content_key('labeling', made.name)}.lock"  # a name may hold what a file's may not
+    lock_name = keys.content_key("labeling", made.name)  # a name may hold what a file's may not
+    lock = store.folder("locks") / f"{lock_name}.lock"
     with alone(lock, f"labeling {made.name} is being made"):
         return _recorded(store, made, folder, engine, build, note, progress)
 

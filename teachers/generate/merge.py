@@ -1,6 +1,6 @@
 """Journal segments into the store: short transactions, safe to repeat, a segment removed only after a checkpoint."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -157,7 +157,10 @@ def _merge(store: LabelStore, folder: Path) -> Merged:
     )
 
     def lists(con: duckdb.DuckDBPyConnection, target: _Target, chunk: list[Record]) -> None:
-        new, failed = target.lists(con, chunk, lost)
+        gone = [key for r in chunk if r["t"] == "permutation" for _, key in r["calls"] if key in lost]
+        if gone:
+            raise BadInput(f"it was made from call {gone[0]}, which could not be merged")
+        new, failed = target.lists(con, chunk)
         done.permutations += new
         done.quarantined += failed
 
@@ -311,23 +314,10 @@ class _Target:
             labels.store_requests(con, self.teacher, self.collection, "merging_requests", "merging_passages")
             return labels.store_calls(con, "merging_answers")
 
-    def lists(
-        self, con: duckdb.DuckDBPyConnection, records: list[Record], lost: Collection[str] = ()
-    ) -> tuple[int, int]:
-        """Store permutations and quarantine.
-
-        Args:
-            lost: calls that are not in the store.
-
-        Raises:
-            BadInput: if a permutation was made from one of them.
-        """
+    def lists(self, con: duckdb.DuckDBPyConnection, records: list[Record]) -> tuple[int, int]:
         new = failed = 0
         # A query that a job killed after this record did again has two equal permutations: the last one counts.
         made = list({r["query_id"]: r for r in records if r["t"] == "permutation"}.values())
-        gone = [key for r in made for _, key in r["calls"] if key in lost]
-        if gone:
-            raise BadInput(f"it was made from call {gone[0]}, which could not be merged")
         if made:
             with _registered(
                 con,

@@ -74,6 +74,10 @@ class HalfOpen:
             connection.shutdown(socket.SHUT_RDWR)
 
 
+def calls_of(path: Path) -> list[dict[str, Any]]:
+    return [record for record in journal.read(path) if record["t"] == "call"]
+
+
 def half_open(tmp_path: Path, queries: int, servers: int, kills: int) -> set[str]:
     """A job over half-open servers and one that is well, killed at random moments; what the half-open ones did."""
     rng = random.Random(kills)
@@ -93,7 +97,7 @@ def half_open(tmp_path: Path, queries: int, servers: int, kills: int) -> set[str
             process.send_signal(signal.SIGKILL)
             process.communicate()
             for path in journal.segments(store.files / "journal"):
-                done |= {r["request"] for r in journal.read(path) if r.get("status") == "ok"}
+                done |= {r["request"] for r in calls_of(path) if r["status"] == "ok"}
         process = start(GENERATE, str(store.path), *urls)
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
@@ -155,8 +159,9 @@ def spoilt(store: LabelStore, number: int) -> Path:
         patched.setattr("teachers.generate.apart.merge", lambda *_: merge.Merged())
         jobs.generate(store, Settings(model="rankzephyr", canaries=0), engine=ScriptedEngine(hashed_order))
     (path,) = journal.segments(store.files / "journal")
-    head, *records = journal.read(path)
-    calls = [record for record in records if record["t"] == "call"]
+    head = journal.header(path)
+    assert head is not None
+    calls = calls_of(path)
     path.unlink()
     for k in range(number):
         mine = calls[10 * k : 10 * k + 10]
