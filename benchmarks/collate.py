@@ -42,8 +42,8 @@ def texts(tokenizer: Any, n: int, mean_words: float, spread: float, seed: int) -
 
 def ours(tokenizer: Any, queries: Any, passages: Any, lists: np.ndarray, repeats: int) -> dict[str, Any]:
     """Seconds for all lists, a hundred lists (a step's) at a time."""
-    from students.batches import budget_batches, collate
-    from students.tokens import PairFormat
+    from students.text.batches import budget_batches, collate
+    from students.text.tokens import PairFormat
 
     form = PairFormat.of(tokenizer, MAX_LENGTH)
     seconds, tokens = [], 0
@@ -109,8 +109,8 @@ def main() -> None:
     import torch
     from transformers import AutoTokenizer
 
-    from students.encoder import resolve_base
-    from students.token_cache import TokenCache
+    from students.model.encoder import resolve_base
+    from students.text.token_cache import TokenCache
 
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(resolve_base("minilm"))

@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks.labelling_store import WORDS, make
 from benchmarks.real_lists import DATA, Candidates, candidates, rows
 from benchmarks.teachers import BATCH, ragged
-from teachers import windows
+from teachers.strategies import by_name as windows
 
 Row = dict[str, Any]
 TEACHER, FIRST_STAGE = "rankzephyr-7b", "pisa-bm25-100"

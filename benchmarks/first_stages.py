@@ -14,13 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labelstore import evaluation, lookup, retrieval
+from labelstore import retrieval
+from labelstore.datasets.add import Request
+from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import DataMissing
-from labelstore.ingest import Request
-from labelstore.ingest_folder import add_folder
+from labelstore.evaluation import scores as evaluation
 from labelstore.retrieval.anserini import Anserini, find_jar, find_java
 from labelstore.retrieval.bm25s import Bm25s
-from labelstore.store import LabelStore
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 
 DEPTH = 100
 
@@ -71,7 +73,8 @@ def _alone(store: LabelStore, dataset: str) -> None:
     import polars as pl
     import Stemmer
 
-    from labelstore import provenance, runs
+    from labelstore.provenance import record as provenance
+    from labelstore.runs import write as runs
 
     with store.read() as con:
         of = lookup.dataset(con, dataset)

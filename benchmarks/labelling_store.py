@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from labelstore import keys, provenance
-from labelstore.runs import store_run
-from labelstore.store import LabelStore
+from labelstore.provenance import record as provenance
+from labelstore.runs.write import store_run
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore
 
 WORDS = [
     "river",

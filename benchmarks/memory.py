@@ -50,8 +50,8 @@ def _view(folder: Path, n: int, words: int, lists: int) -> Path:
 
 def peak(folder: Path, n: int, words: int, steps: int) -> dict[str, float]:
     """MB at most while training."""
-    from students.regime import make_recipe
-    from students.train import train
+    from students.recipes.read import make_recipe
+    from students.train.run import train
 
     recipe = make_recipe(
         {
@@ -71,11 +71,11 @@ def gradient(folder: Path, n: int, words: int, steps: int) -> dict[str, float]:
     """The relative difference of cached and direct gradients."""
     import torch
 
-    from students import gradcache
-    from students.encoder import CrossEncoder
-    from students.lists import read_view
-    from students.regime import make_recipe
-    from students.stepping import Task, plan
+    from students.model.encoder import CrossEncoder
+    from students.recipes.read import make_recipe
+    from students.train import gradient_cache as gradcache
+    from students.train.steps import Task, plan
+    from students.train.view_folder import read_view
 
     encoder = CrossEncoder.load(
         "minilm", precision="fp32", device="cpu", max_length=MAX_LENGTH, seed=1,

@@ -28,9 +28,9 @@ import torch
 
 from benchmarks.real_lists import DATA, Candidates, candidates, trained_student
 from benchmarks.timing import in_turns
-from students.jobs.check import differences
-from students.onnx import OnnxScorer, export_onnx
-from students.rerank import Reranker
+from students.jobs.export_check import differences
+from students.rerank.onnx import OnnxScorer, export_onnx
+from students.rerank.reranker import Reranker
 
 MAX_LENGTH = 256
 REFERENCE = "hf_fp32"

@@ -197,8 +197,8 @@ def trained_student(folder: Path, *, data: Path = DATA, pairs: int = 16_000) -> 
     It learns from RankZephyr's rankings of DL21's candidates, RankZephyr's own training labels and nfcorpus's judgments
     of training queries. Other benchmarks say what regimes are worth; this one is there to give scores with a meaning.
     """
-    from students.regime import make_recipe
-    from students.train import train
+    from students.recipes.read import make_recipe
+    from students.train.run import train
 
     lists = [
         *permutations(data / "dl21-passage", "zephyr"),

@@ -40,7 +40,7 @@ from benchmarks import lightning_peer
 from benchmarks.real_lists import DATA, Candidates, candidates, trained_student
 from benchmarks.timing import in_turns, matmul_peak
 from benchmarks.train_lists import SHAPES, first_token_flops, make_base, make_lists
-from students.rerank import Reranker, resolve_precision
+from students.rerank.reranker import Reranker, resolve_precision
 
 MAX_LENGTH = 256
 

@@ -286,7 +286,7 @@ def mixed_load(url: str, requests: Sequence[Good], clients: int, turns: int, nea
 # ------------------------------------------------------------------------------------------------- measuring
 def good_requests(student: Path, data: Path, n: int, precision: str) -> list[Good]:
     """Requests of uneven sizes from real candidates, with the scores that `Reranker` gives."""
-    from students.rerank import Reranker
+    from students.rerank.reranker import Reranker
 
     lists = [
         one

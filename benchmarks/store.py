@@ -53,15 +53,15 @@ Row = dict[str, Any]
 
 # ----------------------------------------------------------------------------------------------- the store
 def _store(folder: Path) -> Any:
-    from labelstore.store import LabelStore
+    from labelstore.store.label_store import LabelStore
 
     return LabelStore(folder / "store.duckdb")
 
 
 def add(folder: Path, shape: Shape) -> Row:
     """Documents, queries and judgments into an empty store."""
-    from labelstore.ingest import Request
-    from labelstore.ingest_folder import add_folder
+    from labelstore.datasets.add import Request
+    from labelstore.datasets.from_folder import add_folder
 
     started = time.perf_counter()
     add_folder(_store(folder), folder, Request(DATASET, role="train"))
@@ -71,7 +71,7 @@ def add(folder: Path, shape: Shape) -> Row:
 
 def load(folder: Path, shape: Shape) -> Row:
     """The TREC run into the store."""
-    from labelstore.runs import import_run
+    from labelstore.runs.import_run import import_run
 
     store = _store(folder)
     before = _used_bytes(folder)
@@ -159,7 +159,7 @@ def label(folder: Path, shape: Shape) -> Row:
 
 def mine(folder: Path, shape: Shape) -> Row:
     """99 of the top 200 for every query, stored."""
-    from labelstore.negatives import mine
+    from labelstore.negatives.mine import mine
 
     started = time.perf_counter()
     mined = mine(_store(folder), dataset=DATASET, runs=[RUN], depth=TOP, per_query=NEGATIVES)
@@ -168,10 +168,11 @@ def mine(folder: Path, shape: Shape) -> Row:
 
 def _view(kind: str, sources: Row, parameters: Row) -> Callable[[Path, Shape], Row]:
     def measure(folder: Path, shape: Shape) -> Row:
-        from labelstore import views
-        from labelstore.view_sources import resolve
+        from labelstore.views import build as views
+        from labelstore.views import parameters as parameters_module
+        from labelstore.views.sources import resolve
 
-        store, options = _store(folder), views.make_parameters(kind, parameters)
+        store, options = _store(folder), parameters_module.make_parameters(kind, parameters)
         named: Row = {"datasets": [DATASET], "runs": [], "negatives": [], "labels": [], **sources}
         with store.read() as con:
             chosen, found = resolve(con, kind, options, note=lambda text: None, **named)

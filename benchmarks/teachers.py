@@ -153,7 +153,7 @@ def label(store: Any, model: Path, engine: Any, queries: int, **scheduling: Any)
     """A whole job; ``scheduling`` are the scheduler's arguments."""
     from teachers.generate import job
     from teachers.generate.plan import Settings
-    from teachers.scheduler import Scheduler
+    from teachers.scheduling.scheduler import Scheduler
 
     job.Scheduler = partial(Scheduler, **scheduling)  # type: ignore[assignment,misc]
     done = job.generate(store, Settings(model=str(model), canaries=0), engine=engine)
@@ -200,8 +200,8 @@ def memory(folder: Path, options: argparse.Namespace, queries: int) -> Row:
     path = folder / f"memory-{queries}.duckdb"
     made = f"from pathlib import Path; from benchmarks.labelling_store import make; make(Path({str(path)!r}), {queries})"
     subprocess.run([sys.executable, "-c", made], check=True)
-    from labelstore.store import LabelStore
-    from teachers.generate import apart
+    from labelstore.store.label_store import LabelStore
+    from teachers.generate import child_process as apart
 
     apart.LARGE_BYTES = apart.LARGE_CANDIDATES = (
         0  # the small job, too, reads and merges in a process of its own

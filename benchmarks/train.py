@@ -49,7 +49,7 @@ from benchmarks.train_peers import SEED, Contender, Trained, lightning_ir, ours,
 
 def contenders(device: str, mini_batch: int | None, *, compiled: bool = False) -> dict[str, Contender]:
     """Everyone that can run here; bf16 only where the machine multiplies it."""
-    from students.rerank import resolve_precision
+    from students.rerank.reranker import resolve_precision
 
     has_bf16 = resolve_precision("auto", device) == "bf16"
     precisions = ("fp32", "bf16") if has_bf16 else ("fp32",)
@@ -117,8 +117,8 @@ def token_cache_seconds(work: Work) -> float:
     """What tokenising the view's texts into a fresh cache takes, part of ours."""
     from transformers import AutoTokenizer
 
-    from students.lists import read_view
-    from students.token_cache import TokenCache
+    from students.text.token_cache import TokenCache
+    from students.train.view_folder import read_view
 
     view, tokenizer = read_view(work.view), AutoTokenizer.from_pretrained(work.base)
     with tempfile.TemporaryDirectory() as folder:
@@ -182,7 +182,7 @@ def largest_difference(found: dict[str, dict[str, Any]], ours_too: str = "ours")
 
 def utilisation(arguments: argparse.Namespace) -> dict[str, Any]:
     """How much of the machine's measured peak our optimiser steps use, after a training of a few that warms up."""
-    from students.rerank import resolve_precision
+    from students.rerank.reranker import resolve_precision
 
     precision, device = resolve_precision("auto", arguments.device), arguments.device
     with tempfile.TemporaryDirectory(prefix="msft-train-") as folder:

@@ -51,7 +51,8 @@ class Work:
 
 def in_training_order(view: Path, lists: Sequence[Ranked], seed: int) -> list[Ranked]:
     """A view's lists in the order in which the first epoch of a recipe with this seed takes them."""
-    from students.lists import epoch_order, read_view, stream_key
+    from students.train.lists import epoch_order, stream_key
+    from students.train.view_folder import read_view
 
     key = stream_key(read_view(view).view_hash, seed, 0, "1:kd")
     return [lists[i] for i in epoch_order(len(lists), key)]
@@ -108,7 +109,7 @@ def make_view(folder: Path, lists: list[Ranked]) -> Path:
 def make_base(shape: str, folder: Path, dropout: float) -> Path:
     """A model's folder: MiniLM with a new head, or random weights in a shape, with a tokenizer of made-up words."""
     if shape == "minilm":
-        from students.encoder import CrossEncoder
+        from students.model.encoder import CrossEncoder
 
         encoder = CrossEncoder.load(
             "minilm", device="cpu", seed=0, hidden_dropout=dropout, attention_dropout=dropout
@@ -190,7 +191,7 @@ def computed_share(config: Any, lengths: np.ndarray) -> float:
 
 
 def first_token_flops(config: Any, lengths: Sequence[int]) -> float:
-    """FLOPs of the matrix products of a forward whose last layer is of the first tokens alone (`students.fused`).
+    """FLOPs of the matrix products of a forward whose last layer is of the first tokens alone (`students.cpu.bert`).
 
     As in `model_flops`; there a head's query asks the states themselves, and it is they that are mixed.
     """

@@ -36,8 +36,8 @@ def ours(precision: str, *, compiled: bool = False) -> Contender:
     """`students.train.train`, everything in it counted: reading the view, tokenising, start and end weights on disk."""
 
     def run(work: Work) -> Trained:
-        from students.regime import make_recipe
-        from students.train import train
+        from students.recipes.read import make_recipe
+        from students.train.run import train
 
         recipe = make_recipe(
             {

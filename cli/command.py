@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import diagnostics
-from cli.render import Format
+from cli.output import diagnostics
+from cli.output.render import Format
 
 if TYPE_CHECKING:
-    from labelstore.store import LabelStore
+    from labelstore.store.label_store import LabelStore
 
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="MSFT_STORE", help="The DuckDB file.", show_default="msft.duckdb")
@@ -38,7 +38,7 @@ class Context:
     @property
     def store(self) -> "LabelStore":
         """The store, imported and made here so that ``--help`` imports no DuckDB."""
-        from labelstore.store import LabelStore
+        from labelstore.store.label_store import LabelStore
 
         return LabelStore(self.store_path)
 

@@ -2,32 +2,35 @@
 
 import sys
 
-import typer
-
-from cli import diagnostics
-
-app = typer.Typer(
-    name="msft",
-    help="Train and test re-rankers from human judgments and LLM labels, around one DuckDB store.",
-    epilog="Example: msft demo",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
+from cli.app import app
+from cli.output import diagnostics
 
 
 def _assemble() -> None:
-    from cli import compare, data, evaluate, report, retrieve, store_upkeep, students, teachers, views
-    from cli import store as store_commands
-    from cli.workflows import demo, reproduce
+    from cli.commands import (
+        compare,
+        data,
+        evaluate,
+        negatives,
+        report,
+        retrieve,
+        runs,
+        students,
+        teachers,
+        views,
+    )
+    from cli.commands import store as store_commands
+    from cli.commands import upkeep as store_upkeep
+    from cli.workflows.demo import demo
+    from cli.workflows.reproduce import reproduce
 
     for module in (
         demo,
         data,
+        runs,
         retrieve,
         teachers,
+        negatives,
         views,
         students,
         evaluate,

@@ -275,18 +275,17 @@ def _command_table() -> list[str]:
 
 
 def _file_list() -> list[str]:
-    """A line per file of the packages and the benchmarks: what its first sentence says."""
+    """A line for each room of the packages: what its first sentence says."""
     lines = []
     for package in PACKAGES:
         lines += [f"**{package}/** {PACKAGES[package]}", "", "```text"]
-        files = sorted(
-            file.relative_to(ROOT / package)
-            for kind in ("*.py", "*.sql")
-            for file in (ROOT / package).rglob(kind)
-            if _about(file)
+        rooms = sorted(
+            file.parent.relative_to(ROOT / package)
+            for file in (ROOT / package).rglob("__init__.py")
+            if file.parent != ROOT / package
         )
-        width = max(len(str(file)) for file in files)
-        lines += [f"{file!s:<{width}}  {_about(ROOT / package / file)}" for file in files]
+        width = max(len(str(room)) for room in rooms) + 1
+        lines += [f"{f'{room}/':<{width}}  {_about(ROOT / package / room / '__init__.py')}" for room in rooms]
         lines += ["```", ""]
     return lines[:-1]
 
@@ -296,7 +295,6 @@ PACKAGES = {
     "teachers": "the labels: no training",
     "students": "the learning: reads view folders, knows no store",
     "cli": "the commands",
-    "benchmarks": "measurements with their peers",
 }
 
 

@@ -16,7 +16,7 @@ from chromium import Browser  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from labelstore.report import page  # noqa: E402
-from labelstore.store import LabelStore  # noqa: E402
+from labelstore.store.label_store import LabelStore  # noqa: E402
 
 FOLDER = ROOT / "docs" / "images"
 PHONE = (375, 780)

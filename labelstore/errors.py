@@ -1,7 +1,7 @@
 """One small tree of errors: what happened, a hint with the next command, and the exit code.
 
 `students` and `teachers` may not import this package, so they raise errors of the same shape (attributes
-``hint`` and ``exit_code``); `cli.diagnostics` prints whatever carries them.
+``hint`` and ``exit_code``); `cli.output.diagnostics` prints whatever carries them.
 """
 
 from enum import IntEnum

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from teachers import prompts
 from teachers.errors import TeacherError
+from teachers.prompts import template as prompts
 
 _OPENAI_TERMS = "OpenAI terms of use: outputs not for models that compete with OpenAI's"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cli import diagnostics
+from cli.output import diagnostics
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from labelstore import keys, provenance
-from labelstore.labels import Teacher, permutation_hashes
-from labelstore.row_hashes import qrels_hash, run_hash
-from labelstore.store import LabelStore
+from labelstore.labels.write import Teacher, permutation_hashes
+from labelstore.provenance import record as provenance
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore
+from labelstore.store.row_hashes import qrels_hash, run_hash
 
 TEST = 100_000  # test queries' numbers begin here
 WORDS = [

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 import duckdb
 import numpy as np
 
-from labelstore import comparison, evaluation, lookup, measuring, significance
-from labelstore.evaluation import System
+from labelstore.evaluation import comparison, significance
+from labelstore.evaluation import measures as measuring
+from labelstore.evaluation import scores as evaluation
+from labelstore.evaluation import systems as evaluated
+from labelstore.evaluation.systems import System
+from labelstore.store import lookup
 
 LEVEL = 0.95
 MAX_MEASURES = 6
@@ -118,7 +122,7 @@ def board(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, wanted: Sequence[s
     Args:
         wanted: canonical measures. Empty: those of the literature first, then whatever else was measured.
     """
-    systems = evaluation.systems(con, of)
+    systems = evaluated.systems(con, of)
     found, n_stale = _evaluations(con, of, systems)
     measured = {measure for _, measure in found}
     companions = {name for s in systems for name in _companions(s, measured)}

@@ -11,9 +11,10 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from labelstore import evaluation, lookup
-from labelstore.evaluation import System
+from labelstore.evaluation import systems as evaluated
+from labelstore.evaluation.systems import System
 from labelstore.report.boards import Board
+from labelstore.store import lookup
 
 TOP = 10  # ranks shown
 MAX_SYSTEMS = {"first_stage": 6, "teacher": 10, "student": 10, "fused": 4}
@@ -95,18 +96,18 @@ def explorer(
 
 def _systems(con: duckdb.DuckDBPyConnection, board: Board) -> list[System]:
     """The systems shown: measured ones by their place, else whatever ranked the dataset."""
-    known = [row.system for row in board.rows] or evaluation.systems(con, board.of)
+    known = [row.system for row in board.rows] or evaluated.systems(con, board.of)
     room = dict(MAX_SYSTEMS)
     chosen = []
     for system in known:
         if room.get(system.kind, 0) > 0:
             room[system.kind] -= 1
             chosen.append(system)
-    return sorted(chosen, key=lambda s: evaluation.KINDS.index(s.kind))
+    return sorted(chosen, key=lambda s: evaluated.KINDS.index(s.kind))
 
 
 def _n_left(con: duckdb.DuckDBPyConnection, board: Board, shown: Sequence[System]) -> int:
-    return len(evaluation.systems(con, board.of)) - len(shown)
+    return len(evaluated.systems(con, board.of)) - len(shown)
 
 
 def _choose(

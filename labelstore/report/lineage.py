@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from labelstore import label_quality
+from labelstore.labels import quality as label_quality
 
 MAX_STUDENTS = 40
 KINDS = {"dataset": "dataset", "mining": "negatives", "run": "run", "labeling": "labels"}

@@ -21,13 +21,16 @@ import jinja2
 from markupsafe import Markup, escape
 from scipy import stats
 
-from labelstore import comparison, lookup, measuring
 from labelstore.errors import MsftError
-from labelstore.report import boards, costs, curves, explorer, labels, lineage, plots, svg
+from labelstore.evaluation import comparison
+from labelstore.evaluation import measures as measuring
+from labelstore.report import boards, costs, curves, explorer, lineage, plots, svg
+from labelstore.report import label_quality as labels
 from labelstore.report.boards import Board
-from labelstore.report.labels import Labels
+from labelstore.report.label_quality import Labels
 from labelstore.report.plots import Figure
-from labelstore.store import LabelStore
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 
 MAX_BYTES = 5_000_000
 MAX_DATASETS = 12

@@ -3,11 +3,12 @@
 ``bm25s`` runs in this process, ``bm25`` is Anserini, ``colbert`` is PyLate in an environment of its own.
 """
 
-from labelstore import lookup, provenance
 from labelstore.errors import BadInput, UsageError
+from labelstore.provenance import record as provenance
 from labelstore.retrieval import scripts
 from labelstore.retrieval.common import Note, Progress, Retriever, read_corpus, silent
-from labelstore.store import LabelStore
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 
 RETRIEVERS = ("bm25s", "bm25", "colbert")
 
@@ -38,7 +39,7 @@ def retrieve(
         DataMissing: if the dataset, passages, queries or what the retriever needs are not there.
         BadInput: if a run of that name is there and differs.
     """
-    from labelstore import runs
+    from labelstore.runs import write as runs
 
     if depth < 1:
         raise UsageError(f"depth is {depth}", hint="--depth takes a number from 1 up, e.g. 100")

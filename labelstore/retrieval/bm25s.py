@@ -20,15 +20,7 @@ import polars as pl
 
 from labelstore.errors import UsageError
 from labelstore.retrieval import scripts
-from labelstore.retrieval.common import (
-    Corpus,
-    Note,
-    Progress,
-    Ranking,
-    batches,
-    frame,
-    index_folder,
-)
+from labelstore.retrieval.common import Corpus, Note, Progress, Ranking, batches, frame, index_folder
 
 # org.apache.lucene.analysis.en.EnglishAnalyzer's default set.
 LUCENE_STOP_WORDS = frozenset(

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labelstore import keys
 from labelstore.errors import DataMissing, MsftError
 from labelstore.retrieval.common import Corpus, Note, Progress, Ranking, batches, index_folder, read_trec
+from labelstore.store import keys
 
 DEFAULT_MODEL = "colbert-ir/colbertv2.0"
 ENVIRONMENT = "MSFT_COLBERT_PYTHON"

@@ -19,9 +19,9 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
-from labelstore import keys, lookup
 from labelstore.errors import BadInput, DataMissing
-from labelstore.store import LabelStore
+from labelstore.store import keys, lookup
+from labelstore.store.label_store import LabelStore
 
 Progress = Callable[[int, int | None], None]
 Note = Callable[[str], None]

@@ -12,14 +12,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from labelstore import lookup, room
 from labelstore.errors import BadInput, DataMissing
-from labelstore.store import LabelStore
+from labelstore.store import disk_full as room
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 
 if TYPE_CHECKING:
     import duckdb
 
-    from students.rerank import Reranker, Scores
+    from students.rerank.reranker import Reranker, Scores
 
 BLOCK_BYTES = 8 << 20  # of the texts that are in memory at once
 
@@ -181,8 +182,8 @@ def score(
     Raises:
         BadInput: a text was changed meanwhile. NoRoom: the disk is full.
     """
-    from students.rerank import Pairs
-    from students.spool import TokenSpool
+    from students.rerank.reranker import Pairs
+    from students.text.token_file import TokenSpool
 
     encoder, folder = reranker.encoder, store.path.parent
 

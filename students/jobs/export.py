@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from labelstore import lookup
 from labelstore.errors import BadInput, UsageError
-from labelstore.store import LabelStore
-from students.card import write_card
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 from students.jobs.candidates import Tick
-from students.jobs.check import compare, sample
+from students.jobs.card import write_card
+from students.jobs.export_check import compare, sample
 from students.jobs.register import card_facts
 from students.jobs.rerank import Note, student_folder
 
@@ -57,7 +57,7 @@ def export_student(
         if form == "hf":
             shutil.copytree(source, staged, ignore=shutil.ignore_patterns("checkpoint*", "*.jsonl"))
         else:
-            from students.onnx import export_onnx
+            from students.rerank.onnx import export_onnx
 
             export_onnx(source, staged, max_length=student.max_length, int8=form == "int8")
             if on is not None:

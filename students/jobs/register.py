@@ -5,16 +5,17 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labelstore import keys, lookup, provenance
 from labelstore.errors import DataMissing, UsageError
-from labelstore.foreign import check_name
-from labelstore.store import LabelStore, next_id
-from students.card import CardFacts, Measured, StageFacts, write_card
+from labelstore.provenance import record as provenance
+from labelstore.store import keys, lookup
+from labelstore.store.foreign import check_name
+from labelstore.store.label_store import LabelStore, next_id
+from students.jobs.card import CardFacts, Measured, StageFacts, write_card
 
 if TYPE_CHECKING:
     import duckdb
 
-    from students.encoder import CrossEncoder
+    from students.model.encoder import CrossEncoder
 
 
 def add_student(
@@ -41,7 +42,7 @@ def add_student(
         StudentError: no such model (exit code 4).
         UsageError: the name is taken by another model.
     """
-    from students.encoder import CrossEncoder
+    from students.model.encoder import CrossEncoder
 
     clock = provenance.Clock()
     name = check_name(name or Path(model.rstrip("/")).name.lower())
@@ -120,7 +121,7 @@ def insert_student(
 
 def base_revision(model: str, encoder: "CrossEncoder | None" = None) -> str | None:
     """A hub model's commit, or the hash of a folder's weights; None where neither is known."""
-    from students.encoder import resolve_base
+    from students.model.encoder import resolve_base
 
     weights = Path(resolve_base(model)) / "model.safetensors"
     if weights.is_file():

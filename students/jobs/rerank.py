@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from labelstore import lookup, provenance
 from labelstore.errors import BadInput, DataMissing, UsageError
-from labelstore.runs import store_run
-from labelstore.store import LabelStore
+from labelstore.provenance import record as provenance
+from labelstore.runs.write import store_run
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 from students.errors import StudentError
 from students.jobs.candidates import Candidates, Tick, candidates, score
 
 if TYPE_CHECKING:
     import duckdb
 
-    from students.rerank import Reranker, Scores
+    from students.rerank.reranker import Reranker, Scores
 
 DEFAULT_DEPTH = 100
 
@@ -76,7 +77,7 @@ def rerank_run(
         StudentError: if the model gives a score that is not finite.
         BadInput: if a text, the source or the student was changed meanwhile.
     """
-    from students.rerank import Reranker, resolve_precision
+    from students.rerank.reranker import Reranker, resolve_precision
 
     if depth < 1:
         raise UsageError(f"depth is {depth}", hint="--depth 100")

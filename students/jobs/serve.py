@@ -7,9 +7,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from labelstore import lookup
 from labelstore.errors import DataMissing
-from labelstore.store import LabelStore
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 from students.errors import StudentError
 from students.jobs.rerank import Note, student_folder
 
@@ -36,13 +36,13 @@ def serve_student(
         DataMissing: no such student.
     """
     try:
-        from students.serve import Limits, create_app
-        from students.serve_guard import RequireKey, Server, config
+        from students.serve.app import Limits, create_app
+        from students.serve.guard import RequireKey, Server, config
     except ImportError as error:
         raise StudentError(
             f"{error.name} is not installed", hint="pip install 'msft[serve]'", exit_code=4
         ) from error
-    from students.rerank import Reranker
+    from students.rerank.reranker import Reranker
 
     folder, max_length, facts = _find(store, name)
     listening = _listen(host, port)

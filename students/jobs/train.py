@@ -11,15 +11,19 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labelstore import keys, lookup, provenance, views
-from labelstore.alone import alone
 from labelstore.errors import DataMissing, UsageError
-from labelstore.foreign import check_name
-from labelstore.store import LabelStore
-from students.card import write_card
+from labelstore.provenance import record as provenance
+from labelstore.store import keys, lookup
+from labelstore.store.foreign import check_name
+from labelstore.store.job_lock import alone
+from labelstore.store.label_store import LabelStore
+from labelstore.views import build as views
+from labelstore.views import parameters as parameters_module
+from students.jobs.card import write_card
 from students.jobs.register import base_revision, card_facts, insert_student
 from students.jobs.rerank import Note, Tick, student_folder
-from students.regime import KINDS, Recipe, load_recipe, make_recipe, parse_regime
+from students.recipes.read import load_recipe, make_recipe
+from students.recipes.recipe import KINDS, Recipe, parse_regime
 
 if TYPE_CHECKING:
     import duckdb
@@ -143,7 +147,7 @@ def _named_sources(
     store: LabelStore, kind: str, sources: Sources, note: Note | None
 ) -> tuple[dict[str, Sequence[str]], dict[str, Any]]:
     """What a kind of view is made from, and its parameters, among those given."""
-    known = {field.name for field in fields(views.KINDS[kind])}
+    known = {field.name for field in fields(parameters_module.KINDS[kind])}
     parameters = {k: v for k, v in (sources.view_parameters or {}).items() if k in known}
     if kind == "distillation":
         return {"datasets": () if sources.labels else sources.datasets, "labels": sources.labels}, parameters
@@ -207,7 +211,7 @@ def _revision(base: str | Path) -> str | None:
     Raises:
         StudentError: there is no such model (exit code 4).
     """
-    from students.encoder import CrossEncoder
+    from students.model.encoder import CrossEncoder
 
     encoder = CrossEncoder.load(base, precision="fp32", device="cpu")
     return base_revision(str(base), encoder)
@@ -245,7 +249,7 @@ def _reuse_stages(
     note: Note | None,
 ) -> None:
     """Begin after the stages that another student of the store has been through, and say so."""
-    from students.jobs.reuse import begin_where_another_ended
+    from students.jobs.reuse_stages import begin_where_another_ended
 
     begun = begin_where_another_ended(store, work, _over(recipe, base), identity, built)
     if begun is not None and note is not None:
@@ -271,7 +275,7 @@ def _train(
     note: Note | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Run the stages in `work`; rows of stages and training_log."""
-    from students.train import train
+    from students.train.run import train
 
     folders = {kind: views.folder_of(store, view) for kind, view in built.items()}
     train(
@@ -300,7 +304,7 @@ def _merge(
     clock: provenance.Clock,
 ) -> lookup.Student:
     """The trained folder in its place, and the student with its stages and log in one transaction."""
-    from students.encoder import CrossEncoder
+    from students.model.encoder import CrossEncoder
 
     trained = work / "model"
     encoder = CrossEncoder.load(trained, max_length=recipe.max_length, precision="fp32", device="cpu")

@@ -1,0 +1,1 @@
+"""Models that answer: vLLM, OpenAI-compatible servers, Ray, cross-encoders, bi-encoders."""

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from students.encoder import QuietLoading
+from students.cpu.bert import FusedEncoder
+from students.cpu.workers import MAX_WORKERS, each_done, worker_pool
 from students.errors import StudentError
-from students.fused import FusedEncoder
-from students.rerank import resolve_precision
-from students.workers import MAX_WORKERS, each_done, worker_pool
+from students.model.encoder import QuietLoading
+from students.rerank.reranker import resolve_precision
 from teachers.engines.base import Completion, Request
 from teachers.errors import TeacherError
 

@@ -29,7 +29,7 @@ class CrossEncoderEngine:
 
     def __init__(self, model: str, *, precision: str = "auto", capacity: int = 64) -> None:
         from students.errors import StudentError
-        from students.rerank import Reranker
+        from students.rerank.reranker import Reranker
 
         self.capacity = capacity
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from teachers.exact_json import clean
+from teachers.journal.exact_json import clean
 
 MAX_BODY = 8 << 20  # bytes of an answer, decompressed; a ranking of 1,000 passages takes a few thousand
 MAX_TOKENS = 10_000_000  # a larger count is no count

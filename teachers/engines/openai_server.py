@@ -17,7 +17,7 @@ import httpx
 from teachers.engines.breaker import Breaker
 from teachers.engines.openai_answer import receive
 from teachers.errors import TeacherError
-from teachers.exact_json import clean
+from teachers.journal.exact_json import clean
 
 SHORTEST_SECRET = 6  # what is shorter (EMPTY, none) is a placeholder, and would mask words of replies
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|key)-[\w*-]{6,}")

@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from labelstore import keys
-from teachers import passages as texts
-from teachers import prompts, replies
+from labelstore.store import keys
 from teachers.engines.base import Completion, Request, Sampling
 from teachers.errors import TeacherError
-from teachers.exact_json import clean
-from teachers.generate.work import Answers, Task
-from teachers.journal import Journal, Record
-from teachers.scheduler import Answer, Result
-from teachers.windows import Steps, Strategy, Window
+from teachers.generate.worklist import Answers, Task
+from teachers.journal.exact_json import clean
+from teachers.journal.segments import Journal, Record
+from teachers.prompts import passages as texts
+from teachers.prompts import replies
+from teachers.prompts import template as prompts
+from teachers.scheduling.scheduler import Answer, Result
+from teachers.strategies.by_name import Steps, Strategy, Window
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,24 @@
 """Canaries of a labelling job: asked before it begins, kept in the journal, compared with the store's first ones."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import duckdb
 
-from labelstore import keys
-from teachers import canary
-from teachers.budget import Budget
+from labelstore.store import keys
 from teachers.engines.base import Completion, Engine, Request
+from teachers.errors import TeacherError
 from teachers.generate.calls import Labelling, Rendering
-from teachers.generate.work import Candidate, Task
+from teachers.generate.worklist import Candidate, Task
+from teachers.scheduling.budget import Budget
 
 
 def requests(rendering: Rendering, number: int) -> list[Request]:
     """The first `number` questions as this teacher is asked."""
     made = []
-    for k, (query, passages) in enumerate(canary.QUESTIONS[:number]):
+    for k, (query, passages) in enumerate(QUESTIONS[:number]):
         shown = [
             Candidate(f"canary-{k}-{i}", None, text, keys.text_hash(None, text), i + 1)
             for i, text in enumerate(passages)
@@ -63,7 +66,7 @@ def sing(
     if not budget.charge(sum(r.n_prompt_tokens for r in asked), sum(r.max_tokens for r in asked)):
         note("the budget has no room for canaries: left out")
         return 0
-    heard = canary.ask(engine, asked, read, first)
+    heard = ask(engine, asked, read, first)
     for sung in heard:
         job.journal.append(
             {"t": "canary", "request": sung.request_key, "reply_hash": sung.reply_hash, "reply": sung.reply}
@@ -77,3 +80,93 @@ def sing(
     if len(heard) < len(asked):
         note(f"{len(asked) - len(heard)} of {len(asked)} canaries failed")
     return drifted
+
+
+TIMEOUT = 600.0  # seconds for all of them: the first call of a server may load its model
+
+QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "why does the sky look blue at noon",
+        (
+            "Bread rises because yeast turns sugar into carbon dioxide, which the dough holds.",
+            "Air molecules scatter short wavelengths more strongly than long ones, so blue light reaches us from all sides.",
+            "The sky over a city at night may glow orange from street lamps.",
+            "Rayleigh scattering grows with the fourth power of the frequency of light.",
+            "Blue paint was made from ground lapis lazuli until the nineteenth century.",
+        ),
+    ),
+    (
+        "how long do honey bees live",
+        (
+            "A worker bee of the summer lives five to six weeks, one of the winter several months.",
+            "Honey keeps for years when it is closed from the air.",
+            "Queens may live three to five years and lay up to two thousand eggs a day.",
+            "Bumble bees nest in the ground and their colonies die in autumn.",
+            "Bees have two pairs of wings that beat about two hundred times a second.",
+            "The hive's temperature is held near thirty-five degrees.",
+        ),
+    ),
+    (
+        "capital of the roman province of britain",
+        (
+            "Colchester, the Roman Camulodunum, was the first capital of the province.",
+            "The wall of Hadrian runs from the Tyne to the Solway.",
+            "Londinium became the seat of the governor before the end of the first century.",
+            "Bath was known for its hot springs.",
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Sung:
+    """One canary's answer.
+
+    Attributes:
+        drifted: whether it differs from the first on record; None where there is none yet.
+    """
+
+    request_key: str
+    reply: str
+    reply_hash: str
+    drifted: bool | None
+
+
+def ask(
+    engine: Engine,
+    requests: Sequence[Request],
+    read: Callable[[Request, Completion], str | None],
+    first: Mapping[str, str],
+) -> list[Sung]:
+    """Ask the questions all at once and compare with what the model said the first time.
+
+    Args:
+        read: what of an answer should stay the same; None for a failed one, which says nothing.
+        first: request key -> reply hash of the first answer on record.
+
+    Raises:
+        TeacherError: if the engine is gone, or has not answered in ten minutes.
+    """
+    waiting = {}
+    for ticket, request in enumerate(requests, start=1):
+        request.ticket = -ticket
+        waiting[-ticket] = request
+    engine.submit(list(requests))
+    deadline = time.monotonic() + TIMEOUT
+    answers: dict[str, Sung] = {}
+    while waiting:
+        for completion in engine.poll(1.0):
+            request = waiting.pop(completion.ticket)
+            reply = read(request, completion)
+            if reply is None:
+                continue
+            own = hashlib.blake2b(reply.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+            known = first.get(request.key)
+            answers[request.key] = Sung(request.key, reply, own, None if known is None else known != own)
+        if waiting and time.monotonic() > deadline:
+            raise TeacherError(
+                f"the model has not answered {len(waiting)} questions in {TIMEOUT:.0f} s",
+                hint="is the server overloaded? --canaries 0 starts without them",
+                exit_code=5,
+            )
+    return [answers[request.key] for request in requests if request.key in answers]

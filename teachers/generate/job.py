@@ -13,20 +13,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from labelstore import keys, labels, provenance
-from labelstore.alone import alone
 from labelstore.errors import PartlyDone, StoreError
-from labelstore.store import LabelStore
-from teachers.budget import Budget
+from labelstore.labels import write as labels
+from labelstore.provenance import record as provenance
+from labelstore.store import keys
+from labelstore.store.job_lock import alone
+from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Engine
-from teachers.figures import Figures
-from teachers.generate import apart, canary, engines, merge
+from teachers.generate import canary
+from teachers.generate import child_process as apart
+from teachers.generate import make_engine as engines
+from teachers.generate import merge_journal as merge
 from teachers.generate.calls import Labelling, Rendering
+from teachers.generate.fill_worklist import fill
 from teachers.generate.plan import Plan, Settings, plan
-from teachers.generate.work import Task, Work
-from teachers.generate.work_fill import fill
-from teachers.journal import Journal
-from teachers.scheduler import Scheduler
+from teachers.generate.worklist import Task, Work
+from teachers.journal.segments import Journal
+from teachers.scheduling.budget import Budget
+from teachers.scheduling.figures import Figures
+from teachers.scheduling.scheduler import Scheduler
 
 Note = Callable[[str], None]
 Build = Callable[[Plan], Engine]
@@ -192,7 +197,7 @@ def _label_here(
 
 
 def _label_on_cluster(running: _Running, build: Build, work: Work, sung: Mapping[str, str]) -> None:
-    from teachers.generate.cluster import Driver
+    from teachers.generate.cluster.driver import Driver
 
     tick = _Ticker(running, lambda: None, len(work.lengths()))
     driver = Driver(

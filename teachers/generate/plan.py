@@ -8,16 +8,17 @@ from typing import Any
 
 import duckdb
 
-from labelstore import keys, lookup
 from labelstore.errors import DataMissing, UsageError
-from labelstore.labels import Teacher as TeacherRow
-from labelstore.store import LabelStore
-from teachers import models, windows
+from labelstore.labels.write import Teacher as TeacherRow
+from labelstore.store import keys, lookup
+from labelstore.store.label_store import LabelStore
+from teachers import models
 from teachers.engines.base import Sampling
 from teachers.errors import TeacherError
 from teachers.generate.calls import Teacher, check_reading
-from teachers.journal import Record
-from teachers.windows import Strategy
+from teachers.journal.segments import Record
+from teachers.strategies import by_name as windows
+from teachers.strategies.by_name import Strategy
 
 ENGINES = ("vllm", "openai", "ray", "cross-encoder", "bi-encoder")
 POINTWISE = ("cross-encoder", "bi-encoder")

@@ -1,1 +1,1 @@
-"""Window strategies as plug-ins: each a pure generator; `teachers.windows` names them."""
+"""Window strategies as plug-ins: each a pure generator; `teachers.strategies.by_name` names them."""

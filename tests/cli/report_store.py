@@ -11,9 +11,11 @@ from typing import Any
 
 import duckdb
 
-from labelstore import evaluation, keys, provenance
-from labelstore.row_hashes import qrels_hash, run_hash
-from labelstore.store import LabelStore
+from labelstore.evaluation import scores as evaluation
+from labelstore.provenance import record as provenance
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore
+from labelstore.store.row_hashes import qrels_hash, run_hash
 
 HOSTILE = (
     "<script>window.hacked = 1</script>",

@@ -11,7 +11,7 @@ import pytest
 from chromium import Browser
 
 from cli.main import run
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.workflows import demo_collection
-from labelstore import formats, keys
+from cli.workflows.demo import collection as demo_collection
 from labelstore.errors import BadInput
+from labelstore.files import jsonl, trec
+from labelstore.store import keys
 
 BODY = "It walks the tree from the root to the leaves and {what} each of them, in the order in which they were added {n}."
 
@@ -97,12 +98,12 @@ def test_the_split_is_disjoint_judged_and_stable(tmp_path: Path) -> None:
     split = demo_collection.Split(test=10, dev=5, train=20, log=8)
     demo_collection.write(made, split, tmp_path)
     judged = {
-        part: [(j.query_id, j.doc_id) for j in formats.read_qrels(tmp_path / "judged" / f"qrels.{part}.txt")]
+        part: [(j.query_id, j.doc_id) for j in trec.read_qrels(tmp_path / "judged" / f"qrels.{part}.txt")]
         for part in ("test", "dev", "train")
     }
     assert {part: len(rows) for part, rows in judged.items()} == {"test": 10, "dev": 5, "train": 20}
-    log = {q.query_id for q in formats.read_queries(tmp_path / "log" / "queries.tsv")}
-    known = {q.query_id: q.text for q in formats.read_queries(tmp_path / "judged" / "queries.tsv")}
+    log = {q.query_id for q in jsonl.read_queries(tmp_path / "log" / "queries.tsv")}
+    known = {q.query_id: q.text for q in jsonl.read_queries(tmp_path / "judged" / "queries.tsv")}
     assert len(log) == 8
     assert not log & set(known)
     assert len(known) == 35
@@ -118,7 +119,7 @@ def test_the_split_is_disjoint_judged_and_stable(tmp_path: Path) -> None:
     fewer = demo_collection.Collection(docstrings[1:], 49, {})
     demo_collection.write(fewer, split, tmp_path / "fewer")
     normal = {keys.normal_hash(text) for text in known.values()}
-    again = {q.query_id: q.text for q in formats.read_queries(tmp_path / "fewer" / "judged" / "queries.tsv")}
+    again = {q.query_id: q.text for q in jsonl.read_queries(tmp_path / "fewer" / "judged" / "queries.tsv")}
     assert len(normal & {keys.normal_hash(text) for text in again.values()}) >= 33
 
 

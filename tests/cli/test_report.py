@@ -10,8 +10,8 @@ import report_store
 from chromium import Browser
 
 from cli.main import run
-from labelstore import label_quality
-from labelstore.store import LabelStore
+from labelstore.labels import quality as label_quality
+from labelstore.store.label_store import LabelStore
 
 pytestmark = pytest.mark.needs("chromium")
 LIMIT = 5_000_000
@@ -531,16 +531,18 @@ def test_an_almost_empty_store_says_what_fills_it(browser: Browser, tmp_path: Pa
 
 @pytest.mark.needs("shared")
 def test_the_real_runs_and_labelings_of_dl19(browser: Browser, shared: Path, tmp_path: Path) -> None:
-    from labelstore import evaluation, label_import, runs
-    from labelstore.ingest import Request
-    from labelstore.ingest_folder import add_folder
-    from labelstore.label_staging import Request as LabelRequest
-    from teachers.replies import parse
+    from labelstore.datasets.add import Request
+    from labelstore.datasets.from_folder import add_folder
+    from labelstore.evaluation import scores as evaluation
+    from labelstore.labels import import_file as label_import
+    from labelstore.labels.staging import Request as LabelRequest
+    from labelstore.runs import import_run
+    from teachers.prompts.replies import parse
 
     store, folder = LabelStore(tmp_path / "dl19.duckdb"), shared / "dl19-passage"
     add_folder(store, folder, Request(name="dl19"))
     for run_file in sorted(folder.glob("runs/*.run.gz")):
-        runs.import_run(store, run_file, "dl19", run_file.name.removesuffix(".run.gz"))
+        import_run.import_run(store, run_file, "dl19", run_file.name.removesuffix(".run.gz"))
     label_import.import_labels(store, folder / "permutations.jsonl.gz", LabelRequest("dl19"), parse)
     evaluation.evaluate(store, "dl19", measures=["nDCG@10", "AP(rel=2)"])
     file = report(store, tmp_path / "dl19.html")

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 from runner import Done, commands
 
-from cli.workflows import reproduce, reproduce_plan, reproduce_spec, reproduce_table, reproduce_tiny
-from cli.workflows.demo import Steps
+from cli.workflows.reproduce import plan as reproduce_plan
+from cli.workflows.reproduce import reproduce
+from cli.workflows.reproduce import spec as reproduce_spec
+from cli.workflows.reproduce import table as reproduce_table
+from cli.workflows.reproduce import tiny as reproduce_tiny
+from cli.workflows.steps import Steps
 from labelstore.errors import BadInput, DataMissing, PartlyDone, UsageError
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evidence"))
 

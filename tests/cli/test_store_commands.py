@@ -164,7 +164,7 @@ def test_status_names_everything(path: Path, capsys) -> None:
 
 
 def test_status_shows_journals(path: Path, capsys) -> None:
-    from teachers.journal import Journal
+    from teachers.journal.segments import Journal
 
     with Journal(path.with_name("s.files") / "journal", "job", {"labeling": {"name": "t@first"}}) as writer:
         writer.append({"t": "call", "status": "ok"})

@@ -11,8 +11,9 @@ import made_store
 import pytest
 
 from cli.main import run
-from labelstore import keys, views
-from labelstore.store import LabelStore
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore
+from labelstore.views import build as views
 
 
 def msft(capsys: pytest.CaptureFixture[str], store: Path, *arguments: object) -> tuple[int, str, str]:
@@ -99,7 +100,7 @@ def test_the_hint_of_a_damaged_view_is_a_command_that_mends_it(path: Path, capsy
 
 
 def test_verify_names_journals_that_wait(path: Path, capsys) -> None:
-    from teachers.journal import Journal
+    from teachers.journal.segments import Journal
 
     folder = path.with_name("s.files") / "journal"
     with Journal(folder, "job", {"labeling": {"name": "t@first"}}) as writer:

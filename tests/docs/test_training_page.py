@@ -8,7 +8,8 @@ import pages
 import pytest
 
 from students.losses import LOSSES
-from students.regime import Objective, Recipe, Stage, shipped
+from students.recipes.read import shipped
+from students.recipes.recipe import Objective, Recipe, Stage
 
 TEXT = (pages.ROOT / "docs" / "training.md").read_text("utf-8")
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from shelves import Shelf, Small, fill
 
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 
 
 @pytest.fixture

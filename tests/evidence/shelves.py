@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from runner import Done, commands
 
-from labelstore import keys
-from labelstore.store import LabelStore, next_id
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore, next_id
 
 Ranked = dict[str, list[str]]  # query_id -> doc_ids, best first
 

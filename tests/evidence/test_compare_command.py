@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from shelves import Shelf, Small, fill, msft
 
-from labelstore import comparison
-from labelstore.store import LabelStore
+from labelstore.evaluation import comparison
+from labelstore.store.label_store import LabelStore
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_latex_marks_what_a_system_beats_and_what_it_equals(toy: Small) -> None:
 
 
 def test_text_cannot_break_the_latex(toy: Small) -> None:
-    from cli import latex
+    from cli.output import latex
 
     assert latex.escape("a_b & 100% #1 {x}~^\\") == (
         r"a\_b \& 100\% \#1 \{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}"

@@ -12,15 +12,18 @@ from shelves import DOCS, Ranked, Shelf, Small, fill
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from labelstore import comparison, label_staging, lookup, runs
-from labelstore.contenders import Contender, find
+from labelstore.datasets.add import Request
+from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import DataMissing, UsageError
-from labelstore.evaluation import System
-from labelstore.ingest import Request
-from labelstore.ingest_folder import add_folder
-from labelstore.label_import import import_labels
-from labelstore.store import LabelStore
-from teachers.replies import parse
+from labelstore.evaluation import comparison
+from labelstore.evaluation.seed_groups import Contender, find
+from labelstore.evaluation.systems import System
+from labelstore.labels import staging as label_staging
+from labelstore.labels.import_file import import_labels
+from labelstore.runs import import_run
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
+from teachers.prompts.replies import parse
 
 NDCG = "nDCG@10"
 
@@ -151,7 +154,7 @@ def dl19(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     store = LabelStore(tmp_path_factory.mktemp("dl19") / "dl19.duckdb")
     add_folder(store, folder, Request(name="dl19", collection="msmarco-passage", judged_only=False))
     for path in sorted((folder / "runs").glob("*.run.gz")):
-        runs.import_run(store, path, "dl19", path.name.removesuffix(".run.gz"))
+        import_run.import_run(store, path, "dl19", path.name.removesuffix(".run.gz"))
     import_labels(store, folder / "permutations.jsonl.gz", label_staging.Request("dl19"), parse)
     return store
 

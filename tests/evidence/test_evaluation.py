@@ -5,8 +5,11 @@ import pytest
 from scipy import stats
 from shelves import Small
 
-from labelstore import evaluation, lookup, measuring
 from labelstore.errors import DataMissing, UsageError
+from labelstore.evaluation import measures as measuring
+from labelstore.evaluation import scores as evaluation
+from labelstore.evaluation import systems
+from labelstore.store import lookup
 
 NDCG, AP = "nDCG@10", "AP(rel=2)"
 
@@ -128,7 +131,7 @@ def test_select_by_run_student_and_labeling(small: Small) -> None:
     def names(**options: object) -> set[str]:
         with small.store.read() as con:
             of = lookup.dataset(con, "toy/test")
-            return {s.name for s in evaluation.select(con, of, **options)}  # type: ignore[arg-type]
+            return {s.name for s in systems.select(con, of, **options)}  # type: ignore[arg-type]
 
     assert names(runs=["bm25"]) == {"bm25", "cl-student", "oracle@bm25"}
     assert names(runs=["short"]) == {"short"}

@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 from shelves import DOCS, Shelf, Small
 
-from labelstore import fusion, lookup
 from labelstore.errors import DataMissing, UsageError
+from labelstore.evaluation import fusion
+from labelstore.store import lookup
 
 NDCG = "nDCG@10"
 

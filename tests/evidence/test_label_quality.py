@@ -11,8 +11,8 @@ import ir_measures
 import pytest
 from scipy.stats import kendalltau
 
-from labelstore import query
-from labelstore.store import LabelStore
+from labelstore.analyses import ask as query
+from labelstore.store.label_store import LabelStore
 
 pytestmark = pytest.mark.needs("shared")
 

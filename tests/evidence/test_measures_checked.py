@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cli.main import run
-from labelstore import measuring
 from labelstore.errors import UsageError
-from labelstore.measuring import Qrels, Ranking
+from labelstore.evaluation import measures as measuring
+from labelstore.evaluation.measures import Qrels, Ranking
 
 UNUSABLE = {
     "Success": "needs a cut-off: Success@10",

@@ -11,7 +11,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from labelstore import significance
+from labelstore.evaluation import significance
 
 
 def pair(n: int, seed: int = 0, shift: float = 0.02) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from shelves import DOCS, Shelf, msft
 
-from labelstore import catalog, evaluation, suites
+from labelstore.datasets import catalog
 from labelstore.errors import BadInput, DataMissing
-from labelstore.store import LabelStore
+from labelstore.evaluation import scores as evaluation
+from labelstore.evaluation import suites
+from labelstore.store.label_store import LabelStore
 
 
 def test_a_suite_is_a_name_or_a_file(tmp_path: Path) -> None:

@@ -15,13 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labelstore import ingest, negatives, runs, views
-from labelstore.ingest_folder import add_folder
-from labelstore.integrity.digest import content_hash
-from labelstore.integrity.findings import Finding
-from labelstore.integrity.verify import verify
-from labelstore.merge.job import merge
-from labelstore.store import LabelStore
+from labelstore.datasets import add as ingest
+from labelstore.datasets.from_folder import add_folder
+from labelstore.negatives import mine as negatives
+from labelstore.runs import import_run as importing
+from labelstore.store.label_store import LabelStore
+from labelstore.upkeep.merge.job import merge
+from labelstore.upkeep.verify.digest import content_hash
+from labelstore.upkeep.verify.findings import Finding
+from labelstore.upkeep.verify.verify import verify
+from labelstore.views import build as views
 
 DOCUMENTS, QUERIES, DEPTH = 1_500, 80, 50
 WORDS = [
@@ -72,7 +75,7 @@ def made(folder: Path) -> LabelStore:
         job(store)
     other = LabelStore(folder / "other" / "o.duckdb")
     add_folder(other, folder / "b", ingest.Request("b", collection="other", role="train"))
-    runs.import_run(other, folder / "b" / "run.txt", "b", "bm25")
+    importing.import_run(other, folder / "b" / "run.txt", "b", "bm25")
     return store
 
 
@@ -81,7 +84,7 @@ def add_first(store: LabelStore) -> None:
 
 
 def import_first(store: LabelStore) -> None:
-    runs.import_run(store, store.path.parent / "a" / "run.txt", "a", "bm25")
+    importing.import_run(store, store.path.parent / "a" / "run.txt", "a", "bm25")
 
 
 def add_documents(store: LabelStore) -> None:
@@ -89,7 +92,7 @@ def add_documents(store: LabelStore) -> None:
 
 
 def import_run(store: LabelStore) -> None:
-    runs.import_run(store, store.path.parent / "a" / "run.txt", "a", "again", parameters={"k": 1})
+    importing.import_run(store, store.path.parent / "a" / "run.txt", "a", "again", parameters={"k": 1})
 
 
 def mine(store: LabelStore) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks.labelling_store import make
-from labelstore.store import LabelStore
-from teachers import journal
+from labelstore.store.label_store import LabelStore
+from teachers.journal import segments as journal
 
 ROOT = Path(__file__).resolve().parents[2]
 QUERIES = 200
@@ -21,7 +21,7 @@ QUERIES = 200
 SCRIPTED = """
 import sys
 from pathlib import Path
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
 from teachers.generate.plan import Settings
@@ -131,7 +131,7 @@ def test_killed_while_merging(tmp_path: Path) -> None:
         "result = generate(",
         """
 import os, signal
-from teachers.generate import merge
+from teachers.generate import merge_journal as merge
 which, count = sys.argv[3], [0]
 def dying(name):
     real = getattr(merge._Target, name)

@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT / "tests" / "teachers"))
 from openai_servers import Answer, good, serving
 
 from benchmarks.labelling_store import make
-from labelstore.store import LabelStore
-from teachers import journal
+from labelstore.store.label_store import LabelStore
+from teachers.journal import segments as journal
 
 GENERATE = """
 import sys
@@ -125,9 +125,9 @@ def test_half_open_servers_and_kills(tmp_path: Path, capsys: pytest.CaptureFixtu
 SETTING_ASIDE = """
 import os, signal, sys
 from pathlib import Path
-from labelstore.store import LabelStore
-from teachers import journal
-from teachers.generate import merge
+from labelstore.store.label_store import LabelStore
+from teachers.journal import segments as journal
+from teachers.generate import merge_journal as merge
 
 where = sys.argv[2]
 def die(*_, **__):
@@ -152,11 +152,11 @@ def spoilt(store: LabelStore, number: int) -> Path:
     """A journal of `number` segments of ten calls each, of which the third names a query that is not in the store."""
     from teachers.engines.scripted import ScriptedEngine, hashed_order
     from teachers.generate import job as jobs
-    from teachers.generate import merge
+    from teachers.generate import merge_journal as merge
     from teachers.generate.plan import Settings
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("teachers.generate.apart.merge", lambda *_: merge.Merged())
+        patched.setattr("teachers.generate.child_process.merge", lambda *_: merge.Merged())
         jobs.generate(store, Settings(model="rankzephyr", canaries=0), engine=ScriptedEngine(hashed_order))
     (path,) = journal.segments(store.files / "journal")
     head = journal.header(path)

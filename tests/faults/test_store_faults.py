@@ -16,10 +16,10 @@ from store_jobs import JOBS, child, content, copy, findings
 from test_kill_generate import QUERIES, SCRIPTED, calls_written, journaled, rows, start
 
 from benchmarks.labelling_store import make
-from labelstore import runs
 from labelstore.errors import MsftError
-from labelstore.store import LabelStore
-from teachers import journal
+from labelstore.runs import import_run
+from labelstore.store.label_store import LabelStore
+from teachers.journal import segments as journal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -187,7 +187,7 @@ def test_many_flipped_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 # ------------------------------------------------------------------------------------- writers and readers
 def _import_as(store: LabelStore, name: str) -> None:
-    runs.import_run(store, store.path.parent / "a" / "run.txt", "a", name)
+    import_run.import_run(store, store.path.parent / "a" / "run.txt", "a", name)
 
 
 def test_several_writers_wait_for_each_other(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from test_kill_generate import ROOT, SCRIPTED, calls_written, start
 
 from benchmarks.labelling_store import make
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 
 sys.path.insert(0, str(ROOT / "tests" / "students"))
 

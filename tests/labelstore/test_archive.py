@@ -13,16 +13,16 @@ import pyarrow.parquet
 import pytest
 
 from benchmarks.labelling_store import make as make_labelled
-from labelstore import views
-from labelstore.archive import _comments, export_store, import_store
 from labelstore.errors import BadInput, DataMissing, UsageError
-from labelstore.integrity.relations import REFERENCES
-from labelstore.integrity.verify import verify
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
+from labelstore.store.relations import REFERENCES
+from labelstore.upkeep.archive import _comments, export_store, import_store
+from labelstore.upkeep.verify.verify import verify
+from labelstore.views import build as views
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
 from teachers.generate.plan import Settings
-from teachers.journal import Journal
+from teachers.journal.segments import Journal
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def _forget(folder: Path, table: str) -> None:
 
 
 def test_an_archive_of_another_machine_is_merged_by_way_of_a_store(tmp_path: Path) -> None:
-    from labelstore.merge.job import merge
+    from labelstore.upkeep.merge.job import merge
 
     here, there = made_store.make(tmp_path / "here.duckdb"), make_labelled(tmp_path / "there.duckdb", 3)
     export_store(there, tmp_path / "archive")

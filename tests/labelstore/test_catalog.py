@@ -4,7 +4,7 @@ import ir_datasets
 import ir_measures
 import pytest
 
-from labelstore import catalog
+from labelstore.datasets import catalog
 
 
 def test_every_id_is_one_that_ir_datasets_has_with_queries_judgments_and_documents() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from labelstore.errors import BadInput
-from labelstore.integrity.verify import verify
-from labelstore.merge.job import merge
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
+from labelstore.upkeep.merge.job import merge
+from labelstore.upkeep.verify.verify import verify
 
 
 @pytest.fixture

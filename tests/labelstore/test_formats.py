@@ -9,8 +9,10 @@ import numpy
 import pytest
 import zstandard
 
-from labelstore import formats
 from labelstore.errors import BadInput, DataMissing
+from labelstore.files import jsonl
+from labelstore.files import lines as formats
+from labelstore.files import trec as trec_module
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -21,7 +23,7 @@ def write(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.ZstdCompressor().compress])
 def test_compression_is_seen_by_content_not_name(tmp_path: Path, pack) -> None:
     path = write(tmp_path / "queries.tsv", pack(b"007\twho\n8\twhat is\tthis\r\n"))
-    assert [(q.line, q.query_id, q.text) for q in formats.read_queries(path)] == [
+    assert [(q.line, q.query_id, q.text) for q in jsonl.read_queries(path)] == [
         (1, "007", "who"),
         (2, "8", "what is\tthis"),
     ]
@@ -32,7 +34,7 @@ def test_two_gzip_members_and_two_zstd_frames_are_one_file(tmp_path: Path) -> No
     frame = zstandard.ZstdCompressor().compress
     for data in (gzip.compress(a) + gzip.compress(b), frame(a) + frame(b)):
         path = write(tmp_path / "qrels", data)
-        assert [j.doc_id for j in formats.read_qrels(path)] == ["a", "b"]
+        assert [j.doc_id for j in trec_module.read_qrels(path)] == ["a", "b"]
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor(write_checksum=True).compress])
@@ -42,7 +44,7 @@ def test_a_file_cut_anywhere_or_flipped_is_refused(tmp_path: Path, pack) -> None
     for cut in range(5, len(whole), len(whole) // 23):
         path = write(tmp_path / "run", whole[:cut])
         with pytest.raises(BadInput, match="cut short or damaged"):
-            list(formats.read_run(path))
+            list(trec_module.read_run(path))
         with pytest.raises(BadInput):
             formats.check_intact(path)
     broken = bytearray(whole)
@@ -54,9 +56,9 @@ def test_a_file_cut_anywhere_or_flipped_is_refused(tmp_path: Path, pack) -> None
 def test_only_newline_ends_a_line(tmp_path: Path) -> None:
     text = "one\u0085two\u2028three\u2029four\x0bfive"
     path = write(tmp_path / "docs.jsonl", f'{{"doc_id": "01", "text": "{text[:-5]}"}}\n'.encode())
-    assert [d.text for d in formats.read_documents(path)] == [text[:-5]]
+    assert [d.text for d in jsonl.read_documents(path)] == [text[:-5]]
     path = write(tmp_path / "queries.tsv", f"q\t{text}\n".encode())
-    assert [q.text for q in formats.read_queries(path)] == [text]
+    assert [q.text for q in jsonl.read_queries(path)] == [text]
 
 
 def test_document_fields(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_document_fields(tmp_path: Path) -> None:
         tmp_path / "docs.jsonl",
         b'{"_id": "a", "title": "T", "text": "x"}\n\n{"id": 7, "contents": "y"}\n{"doc_id": "c", "title": null, "text": null}\n',
     )
-    assert [(d.line, d.doc_id, d.title, d.text) for d in formats.read_documents(path)] == [
+    assert [(d.line, d.doc_id, d.title, d.text) for d in jsonl.read_documents(path)] == [
         (1, "a", "T", "x"),
         (3, "7", None, "y"),
         (4, "c", None, ""),
@@ -93,7 +95,7 @@ def test_document_fields(tmp_path: Path) -> None:
 def test_a_bad_document_is_named_by_its_line(tmp_path: Path, line: bytes, message: str) -> None:
     path = write(tmp_path / "docs.jsonl", b'{"doc_id": "fine", "text": "x"}\n' + line + b"\n")
     with pytest.raises(BadInput, match=message) as error:
-        list(formats.read_documents(path))
+        list(jsonl.read_documents(path))
     assert f"{path}:2:" in error.value.message
     assert error.value.hint
 
@@ -116,13 +118,13 @@ def test_a_bad_document_is_named_by_its_line(tmp_path: Path, line: bytes, messag
 def test_a_bad_run_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
     path = write(tmp_path / "run", b"# ir_metadata.start\n#\nq Q0 x 0 3 t\n\n" + line + b"\n")
     with pytest.raises(BadInput, match=message) as error:
-        list(formats.read_run(path))
+        list(trec_module.read_run(path))
     assert f"{path}:5:" in error.value.message
 
 
 def test_run_fields_may_stand_apart_by_any_white_space(tmp_path: Path) -> None:
     path = write(tmp_path / "run", b"\xef\xbb\xbf 007\tQ0  d\xc2\x85x   1 -1.5e-3\ttag \r\nq Q0 d 2.0 -2 tag")
-    assert [(c.query_id, c.doc_id, c.rank, c.score) for c in formats.read_run(path)] == [
+    assert [(c.query_id, c.doc_id, c.rank, c.score) for c in trec_module.read_run(path)] == [
         ("007", "d\u0085x", 1, -0.0015),
         ("q", "d", 2, -2.0),
     ]
@@ -130,29 +132,29 @@ def test_run_fields_may_stand_apart_by_any_white_space(tmp_path: Path) -> None:
 
 def test_qrels_of_trec_and_of_beir(tmp_path: Path) -> None:
     trec = write(tmp_path / "qrels.txt", b"01 0 d -2\n01\tQ0\te\t3\n")
-    assert [(j.query_id, j.doc_id, j.relevance) for j in formats.read_qrels(trec)] == [
+    assert [(j.query_id, j.doc_id, j.relevance) for j in trec_module.read_qrels(trec)] == [
         ("01", "d", -2),
         ("01", "e", 3),
     ]
     beir = write(tmp_path / "test.tsv", b"query-id\tcorpus-id\tscore\n01\td\t1\n")
-    assert [(j.query_id, j.doc_id, j.relevance) for j in formats.read_qrels(beir)] == [("01", "d", 1)]
+    assert [(j.query_id, j.doc_id, j.relevance) for j in trec_module.read_qrels(beir)] == [("01", "d", 1)]
     for bad in (b"1 0 d 1.5\n", b"1 0 d 99999\n", b"1 d 1\n"):
         with pytest.raises(BadInput, match=r"qrels.txt:1:"):
-            list(formats.read_qrels(write(tmp_path / "qrels.txt", bad)))
+            list(trec_module.read_qrels(write(tmp_path / "qrels.txt", bad)))
 
 
 def test_a_line_beyond_the_limit_is_refused_without_holding_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(formats, "MAX_LINE", 1 << 20)
     path = write(tmp_path / "queries.tsv", b"1\tfine\n2\t" + b"x" * (3 << 20))
     with pytest.raises(BadInput, match=r"queries.tsv:2: the line is longer"):
-        list(formats.read_queries(path))
+        list(jsonl.read_queries(path))
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataMissing):
-        list(formats.read_run(tmp_path / "none"))
+        list(trec_module.read_run(tmp_path / "none"))
     with pytest.raises(DataMissing):
-        list(formats.read_run(tmp_path))
+        list(trec_module.read_run(tmp_path))
 
 
 def test_written_scores_read_back_as_the_same_float32() -> None:
@@ -160,7 +162,7 @@ def test_written_scores_read_back_as_the_same_float32() -> None:
     bits = rng.integers(0, 1 << 32, 2000, dtype=numpy.uint64).astype(numpy.uint32)
     scores = [float(s) for s in bits.view(numpy.float32) if math.isfinite(s)]
     out = io.StringIO()
-    n = formats.write_run(
+    n = trec_module.write_run(
         out, [("q", f"d{i}", i + 1, s) for i, s in enumerate(scores)], "a tag", ["ir_metadata.start"]
     )
     lines = out.getvalue().splitlines()
@@ -178,6 +180,6 @@ def test_a_created_file_is_whole_or_absent(tmp_path: Path, ending: str) -> None:
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
     with formats.create(path) as out:
-        formats.write_qrels(out, [("1", "dé", 2)])
-    assert [j.doc_id for j in formats.read_qrels(path)] == ["dé"]
+        trec_module.write_qrels(out, [("1", "dé", 2)])
+    assert [j.doc_id for j in trec_module.read_qrels(path)] == ["dé"]
     assert formats.compression(path) == {"": "none", ".gz": "gzip", ".zst": "zstd"}[ending]

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from labelstore import keys
+from labelstore.datasets.add import Added, Request, datasets, describe
+from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput, DataMissing, UsageError
-from labelstore.ingest import Added, Request, datasets, describe
-from labelstore.ingest_folder import add_folder
-from labelstore.lookup import dataset
-from labelstore.row_hashes import qrels_hash
-from labelstore.store import LabelStore
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore
+from labelstore.store.lookup import dataset
+from labelstore.store.row_hashes import qrels_hash
 
 DOCS = [("01", "T", "one"), ("1", None, "uno"), ("x", None, "two\u2028lines"), ("empty", None, "  ")]
 QUERIES = [("q1", "first query"), ("q2", "second\tquery \r"), ("q3", "third")]

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from registered_datasets import Docs, Qrels, Queries, register
 
+from labelstore.datasets.add import Request
+from labelstore.datasets.from_ir_datasets import add_ir_dataset
 from labelstore.errors import DataMissing
-from labelstore.ingest import Request
-from labelstore.ingest_irds import add_ir_dataset
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 
 __all__ = ["register"]  # a fixture
 

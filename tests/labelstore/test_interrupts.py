@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from labelstore.integrity.verify import verify
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
+from labelstore.upkeep.verify.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "SELECT sum(a.range * b.range % 7) AS s FROM range(3000000) a, range(3000000) b"
 SCRIPT = """
 import sys
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 
 store = LabelStore(sys.argv[1])
 with getattr(store, sys.argv[2])() as con:

@@ -9,8 +9,10 @@ import pytest
 import pytrec_eval
 import yaml
 
-from labelstore import evaluation, ir_metadata, lookup, runs
-from labelstore.store import LabelStore
+from labelstore.evaluation import scores as evaluation
+from labelstore.runs import export, import_run, ir_metadata
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 
 COMPONENTS = ["platform", "research goal", "implementation", "method", "actor", "data"]
 
@@ -29,7 +31,7 @@ def written(store: LabelStore, path: Path, *, inside: bool) -> dict:
         run = lookup.run(con, of, "first")
         content = ir_metadata.metadata(con, of, run, "A. Person")
     with gzip.open(path, "wt", encoding="utf-8") if path.suffix == ".gz" else path.open("w") as out:
-        runs.write_trec(store, of, run, out, header=ir_metadata.header(content) if inside else [])
+        export.write_trec(store, of, run, out, header=ir_metadata.header(content) if inside else [])
     return content
 
 
@@ -62,7 +64,7 @@ def test_the_header_is_read_as_ir_metadata_tools_read_it(store: LabelStore, tmp_
 def test_a_run_with_a_header_comes_back_as_the_same_run(store: LabelStore, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     written(store, path, inside=True)
-    back = runs.import_run(store, path, "c/test", f"back-{name}")
+    back = import_run.import_run(store, path, "c/test", f"back-{name}")
     with store.read() as con:
         assert back.run.content_hash == lookup.run(con, lookup.dataset(con, "c/test"), "first").content_hash
     assert back.n_read == 120

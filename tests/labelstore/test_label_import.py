@@ -12,12 +12,12 @@ import made_store
 import polars as pl
 import pytest
 
-from labelstore import labels
 from labelstore.errors import BadInput, DataMissing, UsageError
-from labelstore.label_import import Imported, import_labels
-from labelstore.label_staging import Request
-from labelstore.store import LabelStore
-from teachers.replies import parse
+from labelstore.labels import write as labels
+from labelstore.labels.import_file import Imported, import_labels
+from labelstore.labels.staging import Request
+from labelstore.store.label_store import LabelStore
+from teachers.prompts.replies import parse
 
 DATASET = "c/train"
 

@@ -5,10 +5,13 @@ import json
 import made_store
 import pytest
 
-from labelstore import keys, lineage, negatives, views
 from labelstore.errors import DataMissing
-from labelstore.labels import Teacher, store_teacher
-from labelstore.store import LabelStore
+from labelstore.labels.write import Teacher, store_teacher
+from labelstore.negatives import mine as negatives
+from labelstore.provenance import lineage
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore
+from labelstore.views import build as views
 
 PROMPT = "f" * 32
 

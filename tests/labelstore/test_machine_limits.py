@@ -11,12 +11,17 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from labelstore import evaluation, formats, lookup, retrieval, room, runs
+from labelstore import retrieval
+from labelstore.datasets.add import Request
+from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput, DataMissing, MsftError, NoMemory, NoRoom, NotWritable, UsageError
-from labelstore.ingest import Request
-from labelstore.ingest_folder import add_folder
+from labelstore.evaluation import scores as evaluation
+from labelstore.files import lines as formats
 from labelstore.retrieval.bm25s import Bm25s
-from labelstore.store import LabelStore
+from labelstore.runs import import_run
+from labelstore.store import disk_full as room
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 from students.jobs.rerank import student_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +41,7 @@ def fill(store: LabelStore, folder: Path, texts: list[str], queries: list[str]) 
 def store(tmp_path: Path) -> LabelStore:
     store = LabelStore(tmp_path / "s.duckdb")
     fill(store, tmp_path / "f", ["cats purr", "dogs bark"], ["cats", "dogs"])
-    runs.import_run(store, tmp_path / "f/r.run", "x", "r")
+    import_run.import_run(store, tmp_path / "f/r.run", "x", "r")
     return store
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cli import diagnostics
-from labelstore.masks import masked, masked_command
+from cli.output import diagnostics
+from labelstore.provenance.masks import masked, masked_command
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ import made_store
 import pytest
 
 from benchmarks.labelling_store import make as make_labelled
-from labelstore import evaluation, keys, lookup, negatives, views
 from labelstore.errors import BadInput, DataMissing, UsageError
-from labelstore.integrity.digest import content_hash
-from labelstore.integrity.verify import verify
-from labelstore.merge.job import Contradictory, Merged, merge
-from labelstore.row_hashes import qrels_hash
-from labelstore.store import LabelStore
+from labelstore.evaluation import scores as evaluation
+from labelstore.negatives import mine as negatives
+from labelstore.store import keys, lookup
+from labelstore.store.label_store import LabelStore
+from labelstore.store.row_hashes import qrels_hash
+from labelstore.upkeep.merge.job import Contradictory, Merged, merge
+from labelstore.upkeep.verify.digest import content_hash
+from labelstore.upkeep.verify.verify import verify
+from labelstore.views import build as views
 from teachers.engines.base import Completion, Request
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
@@ -316,7 +319,7 @@ def test_negatives_over_a_renamed_run_keep_a_sound_hash(pair: Pair) -> None:
     negatives.mine(two, dataset="c/train", runs=["first"], per_query=4, depth=20, name="hard")
     with one.write() as con:
         con.execute("UPDATE candidates SET score = score + 1 WHERE run = 1")
-        from labelstore.row_hashes import run_hash
+        from labelstore.store.row_hashes import run_hash
 
         con.execute("UPDATE runs SET content_hash = ? WHERE run = 1", [run_hash(con, 1)])
     done = merge(one, two, rename_suffix="@2")

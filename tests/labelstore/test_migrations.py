@@ -11,10 +11,10 @@ import duckdb
 import pytest
 import zstandard
 
-from labelstore import migrations
 from labelstore.errors import StoreError
-from labelstore.migrations import CURRENT_VERSION, FIRST_VERSION, Migration
-from labelstore.store import LabelStore
+from labelstore.store import migrations
+from labelstore.store.label_store import LabelStore
+from labelstore.store.migrations import CURRENT_VERSION, FIRST_VERSION, Migration
 
 STORES = Path(__file__).resolve().parents[1] / "fixtures" / "stores"
 VERSIONS = range(FIRST_VERSION, CURRENT_VERSION + 1)

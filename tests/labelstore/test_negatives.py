@@ -5,9 +5,11 @@ from pathlib import Path
 import made_store
 import pytest
 
-from labelstore import keys, negatives, views
 from labelstore.errors import BadInput, DataMissing, UsageError
-from labelstore.store import LabelStore
+from labelstore.negatives import mine as negatives
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore
+from labelstore.views import build as views
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from labelstore import runs
+from labelstore.datasets.add import Request
+from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput
-from labelstore.ingest import Request
-from labelstore.ingest_folder import add_folder
-from labelstore.store import LabelStore
+from labelstore.runs import import_run
+from labelstore.store.label_store import LabelStore
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def test_a_run_whose_lines_end_with_crlf_is_the_run_whose_lines_end_with_lf(
 ) -> None:
     (tmp_path / "lf.run").write_bytes("".join(line + "\n" for line in LINES).encode())
     (tmp_path / "crlf.run").write_bytes(text[1].encode())
-    one = runs.import_run(store, tmp_path / "lf.run", "x", "lf")
-    other = runs.import_run(store, tmp_path / "crlf.run", "x", "crlf")
+    one = import_run.import_run(store, tmp_path / "lf.run", "x", "lf")
+    other = import_run.import_run(store, tmp_path / "crlf.run", "x", "crlf")
     assert (other.n_read, other.run.content_hash) == (400, one.run.content_hash)
     assert other.run.system == "T"
 
@@ -72,7 +72,7 @@ def test_what_is_no_number_in_a_run_is_refused_with_its_line(
     bad = f"q1 Q0 d3 {number} 1 T" if place == "rank" else f"q1 Q0 d3 3 {number} T"
     (tmp_path / "r.run").write_text(f"q1 Q0 d1 1 9 T\nq1 Q0 d2 2 8 T\n{bad}\n")
     with pytest.raises(BadInput, match=f"r.run:3: {place} '{number}'"):
-        runs.import_run(store, tmp_path / "r.run", "x", "r")
+        import_run.import_run(store, tmp_path / "r.run", "x", "r")
     assert rows(store, "SELECT * FROM runs") == []
 
 
@@ -192,11 +192,11 @@ def test_the_offset_of_a_wrong_byte_counts_from_the_start_of_its_line(
 ) -> None:
     (tmp_path / "l.run").write_bytes(b"q1 Q0 d2 1 9 T\n" + line + b"\n")
     with pytest.raises(BadInput, match=rf"l.run:2: not UTF-8 \(byte 0x.. at {offset}\)"):
-        runs.import_run(store, tmp_path / "l.run", "x", "l")
+        import_run.import_run(store, tmp_path / "l.run", "x", "l")
 
 
 @pytest.mark.parametrize("name", ["a[1].run", "what?.run", "st*r.run", "back\\slash.run", "it's.run"])
 def test_a_run_is_read_whatever_the_file_is_called(store: LabelStore, tmp_path: Path, name: str) -> None:
     (tmp_path / "a1.run").write_text("another file that the pattern fits\n")
     (tmp_path / name).write_text("q1 Q0 d1 1 9 T\n")
-    assert runs.import_run(store, tmp_path / name, "x", "r").n_read == 1
+    assert import_run.import_run(store, tmp_path / name, "x", "r").n_read == 1

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from labelstore import evaluation, lookup, negatives, runs, views
-from labelstore.ingest import Request
-from labelstore.ingest_folder import add_folder
-from labelstore.store import LabelStore
+from labelstore.datasets.add import Request
+from labelstore.datasets.from_folder import add_folder
+from labelstore.evaluation import scores as evaluation
+from labelstore.negatives import mine as negatives
+from labelstore.runs import import_run
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
+from labelstore.views import build as views
 
 OTHERS = [{"doc_id": f"o{k}", "text": f"another passage {k}"} for k in range(5)]
 
@@ -24,7 +28,7 @@ def made(tmp_path: Path, query: tuple[str, str], own: dict[str, str], name: str 
     (tmp_path / "r.run").write_text("".join(lines))
     store = LabelStore(tmp_path / "s.duckdb")
     add_folder(store, tmp_path / "f", Request(name, role="train"))
-    runs.import_run(store, tmp_path / "r.run", name, "r")
+    import_run.import_run(store, tmp_path / "r.run", name, "r")
     return store
 
 

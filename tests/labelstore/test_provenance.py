@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from labelstore import energy, provenance
 from labelstore.errors import PartlyDone
-from labelstore.store import LabelStore
+from labelstore.provenance import energy
+from labelstore.provenance import record as provenance
+from labelstore.store.label_store import LabelStore
 
 
 @pytest.fixture

@@ -16,11 +16,13 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from labelstore import formats, quick_documents, runs
+from labelstore.datasets.add import Request
+from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput, MsftError
-from labelstore.ingest import Request
-from labelstore.ingest_folder import add_folder
-from labelstore.store import LabelStore
+from labelstore.files import fast_jsonl as quick_documents
+from labelstore.files import jsonl, trec
+from labelstore.runs import import_run
+from labelstore.store.label_store import LabelStore
 
 QUICK = settings(
     max_examples=40, deadline=None, derandomize=True,
@@ -124,7 +126,7 @@ def expected(store: LabelStore, path: Path) -> list[tuple[str, int, str, float]]
     with store.read() as con:
         known = {i for (i,) in con.execute("SELECT doc_id FROM documents").fetchall()}
     try:
-        read = list(formats.read_run(path))
+        read = list(trec.read_run(path))
     except BadInput as error:
         return error.message
     seen: dict[tuple[str, str], int] = {}
@@ -148,7 +150,7 @@ def expected(store: LabelStore, path: Path) -> list[tuple[str, int, str, float]]
 def stored(store: LabelStore, path: Path) -> list[tuple[str, int, str, float]] | str:
     """What the import stores, taken out again; or its message."""
     try:
-        run = runs.import_run(store, path, "fuzz", "r", skip_unknown=True, replace=True).run
+        run = import_run.import_run(store, path, "fuzz", "r", skip_unknown=True, replace=True).run
     except MsftError as error:
         return error.message
     with store.read() as con:
@@ -255,7 +257,7 @@ def test_documents_are_read_as_the_reference_reads_them(tmp_path: Path) -> None:
             (d.line, d.doc_id, d.title, d.text)
             if d.text.strip() or (d.title or "").strip()
             else (d.line, d.doc_id, None, "")
-            for d in formats.read_documents(path)
+            for d in jsonl.read_documents(path)
         ]
         assert found == reference
 
@@ -264,7 +266,7 @@ def test_documents_are_read_as_the_reference_reads_them(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- anything else
-READERS = [formats.read_documents, formats.read_queries, formats.read_qrels, formats.read_run]
+READERS = [jsonl.read_documents, jsonl.read_queries, trec.read_qrels, trec.read_run]
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
@@ -309,7 +311,7 @@ def test_a_line_of_100_mb_is_refused_by_its_number(tmp_path: Path) -> None:
     with run.open("wb") as file:
         file.writelines(_long_line(100 << 20))
     with pytest.raises(BadInput):
-        list(formats.read_run(run))
+        list(trec.read_run(run))
 
 
 def test_the_hash_of_rows_is_one_in_numpy_and_in_sql() -> None:
@@ -317,7 +319,7 @@ def test_the_hash_of_rows_is_one_in_numpy_and_in_sql() -> None:
     import duckdb
     import numpy as np
 
-    from labelstore.row_hashes import id_hash, number_hashes, row_hashes, row_sum
+    from labelstore.store.row_hashes import id_hash, number_hashes, row_hashes, row_sum
 
     numbers = np.array([0, 1, 7, 8_841_822, 10**17 - 1], dtype=np.uint64)
     scores = np.array([-1.5, 0.0, -0.0, 3.4e38, 1e-45], dtype=np.float32)

@@ -14,10 +14,11 @@ import itertools
 import report_store
 
 from cli.main import run
-from labelstore import comparison, lookup
 from labelstore.errors import MsftError
+from labelstore.evaluation import comparison
 from labelstore.report import boards, costs, page, plots, svg
-from labelstore.store import LabelStore
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 
 
 @pytest.fixture(scope="module")

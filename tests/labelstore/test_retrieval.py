@@ -12,13 +12,16 @@ from pathlib import Path
 import ir_measures
 import pytest
 
-from labelstore import evaluation, formats, lookup, retrieval
+from labelstore import retrieval
+from labelstore.datasets.add import Request
+from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput, DataMissing, MsftError, UsageError
-from labelstore.ingest import Request
-from labelstore.ingest_folder import add_folder
+from labelstore.evaluation import scores as evaluation
+from labelstore.files import lines as formats
 from labelstore.retrieval import anserini, colbert
 from labelstore.retrieval.bm25s import LUCENE_STOP_WORDS, Analyser, Bm25s
-from labelstore.store import LabelStore
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 
 ODD = 'caf\u00e9 \u2028 tab\there \u0085 "quoted" \\backslash <b>&amp; \U0001f600 東京 naïve/field:term^2~ (AND OR) *'
 

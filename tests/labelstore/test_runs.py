@@ -13,12 +13,16 @@ import numpy
 import pyarrow as pa
 import pytest
 
-from labelstore import lookup, provenance, run_lines, runs
+from labelstore.datasets.add import Request
+from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput
-from labelstore.ingest import Request
-from labelstore.ingest_folder import add_folder
-from labelstore.row_hashes import run_hash
-from labelstore.store import LabelStore
+from labelstore.provenance import record as provenance
+from labelstore.runs import checked_lines as run_lines
+from labelstore.runs import export, import_run
+from labelstore.runs import write as runs
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
+from labelstore.store.row_hashes import run_hash
 
 N_DOCS, N_QUERIES = 50, 6
 
@@ -73,7 +77,7 @@ def some_run(seed: int, tag: str = "sys") -> list[str]:
 
 def test_a_run_comes_in(store: LabelStore, tmp_path: Path) -> None:
     lines = some_run(1)
-    imported = runs.import_run(store, write(tmp_path / "r.run", lines), "mine", "r")
+    imported = import_run.import_run(store, write(tmp_path / "r.run", lines), "mine", "r")
     run = imported.run
     assert (run.kind, run.system, run.depth, run.n_queries, run.n_candidates) == (
         "first_stage",
@@ -96,20 +100,20 @@ def test_content_decides_the_hash_not_the_files_order_or_form(
     store: LabelStore, tmp_path: Path, seed: int
 ) -> None:
     lines = some_run(seed)
-    first = runs.import_run(store, write(tmp_path / "r.run", lines), "mine", "a").run
+    first = import_run.import_run(store, write(tmp_path / "r.run", lines), "mine", "a").run
     shuffled = lines[:]
     random.Random(seed).shuffle(shuffled)
     tabs = "".join("\t".join(line.split()) + "\r\n" for line in shuffled)
     spaced = "# a comment of some words\n" + "".join(line.replace(" ", "   ") + "\n\n" for line in shuffled)
     for name, text in (("tabs", tabs), ("spaced", spaced)):
         (tmp_path / name).write_bytes(gzip.compress(text.encode()))
-        again = runs.import_run(store, tmp_path / name, "mine", name).run
+        again = import_run.import_run(store, tmp_path / name, "mine", name).run
         assert again.content_hash == first.content_hash
         assert ranked(store, name) == ranked(store, "a")
     changed = lines[:]
     query_id, q0, doc_id, rank, score, tag = changed[-1].split()
     changed[-1] = " ".join([query_id, q0, doc_id, rank, f"{float(score) - 0.001:.4f}", tag])
-    other = runs.import_run(store, write(tmp_path / "o.run", changed), "mine", "other").run
+    other = import_run.import_run(store, write(tmp_path / "o.run", changed), "mine", "other").run
     assert other.content_hash != first.content_hash
 
 
@@ -178,7 +182,7 @@ def test_store_run_ranks_by_score_and_breaks_ties(store: LabelStore) -> None:
 def test_scores_decide_and_ties_keep_the_files_order(store: LabelStore, tmp_path: Path) -> None:
     notes: list[str] = []
     lines = ["q0 Q0 05 1 1.0 t", "q0 Q0 04 2 2.0 t", "q0 Q0 03 3 1.0 t", "q1 Q0 01 9 1 t", "q1 Q0 00 10 1 t"]
-    runs.import_run(store, write(tmp_path / "r", lines), "mine", "r", note=notes.append)
+    import_run.import_run(store, write(tmp_path / "r", lines), "mine", "r", note=notes.append)
     assert [(q, r, d) for q, r, d, _ in ranked(store)] == [
         ("q0", 1, "04"),
         ("q0", 2, "05"),
@@ -195,7 +199,7 @@ def test_files_in_an_odd_but_consistent_order_are_taken_without_a_note(
 ) -> None:
     notes: list[str] = []
     lines = ["q1 Q0 02 0 2 t", "q0 Q0 05 0 1.0 t", "q1 Q0 03 1 1 t", "q0 Q0 04 1 0.5 t"]
-    runs.import_run(store, write(tmp_path / "r", lines), "mine", "r", note=notes.append)
+    import_run.import_run(store, write(tmp_path / "r", lines), "mine", "r", note=notes.append)
     assert [(q, r, d) for q, r, d, _ in ranked(store)] == [
         ("q0", 1, "05"),
         ("q0", 2, "04"),
@@ -235,14 +239,14 @@ def test_what_is_wrong_is_named_and_nothing_is_stored(
     text = "\n".join([FINE, "", line, "q1 Q0 02 1 3 t", "q1 Q0 03 2 2 t", ""])
     (tmp_path / "r").write_bytes(gzip.compress(text.encode()) if packed else text.encode())
     with pytest.raises(BadInput, match=message) as error:
-        runs.import_run(store, tmp_path / "r", "mine", "r")
+        import_run.import_run(store, tmp_path / "r", "mine", "r")
     assert error.value.hint
     assert state(store) == before
 
 
 def test_unknown_lines_can_be_left_out_with_counts(store: LabelStore, tmp_path: Path) -> None:
     lines = [FINE, "zz Q0 02 1 5 t", "q0 Q0 98 2 8 t", "q0 Q0 02 3 7 t", "else Q0 01 1 3 t", "zz Q0 99 2 4 t"]
-    imported = runs.import_run(store, write(tmp_path / "r", lines), "mine", "r", skip_unknown=True)
+    imported = import_run.import_run(store, write(tmp_path / "r", lines), "mine", "r", skip_unknown=True)
     assert {reason: n for reason, (n, _) in imported.drops.items()} == {
         run_lines.UNKNOWN_QUERY: 2,
         run_lines.UNKNOWN_PASSAGE: 1,
@@ -255,25 +259,25 @@ def test_unknown_lines_can_be_left_out_with_counts(store: LabelStore, tmp_path: 
 
 
 def test_queries_of_another_dataset_are_left_out_without_a_fuss(store: LabelStore, tmp_path: Path) -> None:
-    imported = runs.import_run(store, write(tmp_path / "r", [FINE, "else Q0 77 1 3 t"]), "mine", "r")
+    imported = import_run.import_run(store, write(tmp_path / "r", [FINE, "else Q0 77 1 3 t"]), "mine", "r")
     assert {reason: n for reason, (n, _) in imported.drops.items() if n} == {run_lines.OTHER_QUERY: 1}
     before = state(store)
     with pytest.raises(BadInput, match="none of its 1 lines"):
-        runs.import_run(store, write(tmp_path / "s", ["else Q0 01 1 3 t"]), "mine", "s")
+        import_run.import_run(store, write(tmp_path / "s", ["else Q0 01 1 3 t"]), "mine", "s")
     assert state(store) == before
 
 
 def test_the_same_run_again_leaves_no_trace(store: LabelStore, tmp_path: Path) -> None:
     path = write(tmp_path / "r", some_run(3))
-    assert runs.import_run(store, path, "mine", "r").new
+    assert import_run.import_run(store, path, "mine", "r").new
     before = state(store)
-    assert not runs.import_run(store, path, "mine", "r").new
+    assert not import_run.import_run(store, path, "mine", "r").new
     assert state(store) == before
     other = write(tmp_path / "o", some_run(4))
     with pytest.raises(BadInput, match="is there with other content"):
-        runs.import_run(store, other, "mine", "r")
+        import_run.import_run(store, other, "mine", "r")
     assert state(store) == before
-    assert runs.import_run(store, other, "mine", "r", replace=True).new
+    assert import_run.import_run(store, other, "mine", "r", replace=True).new
     assert len(ranked(store)) == 120
 
 
@@ -282,27 +286,29 @@ def test_a_cut_file_is_refused_even_where_it_ends_with_a_line(store: LabelStore,
     packed = gzip.compress("".join(line + "\n" for line in some_run(5)).encode())
     (tmp_path / "r").write_bytes(packed[:-6])
     with pytest.raises(BadInput, match="cut short or damaged"):
-        runs.import_run(store, tmp_path / "r", "mine", "r")
+        import_run.import_run(store, tmp_path / "r", "mine", "r")
     broken = bytearray(packed)
     broken[-7] ^= 1  # the checksum alone
     (tmp_path / "r").write_bytes(bytes(broken))
     with pytest.raises(BadInput, match="cut short or damaged"):
-        runs.import_run(store, tmp_path / "r", "mine", "r")
+        import_run.import_run(store, tmp_path / "r", "mine", "r")
     (tmp_path / "r").write_bytes(b"")
     with pytest.raises(BadInput, match="no candidate"):
-        runs.import_run(store, tmp_path / "r", "mine", "r")
+        import_run.import_run(store, tmp_path / "r", "mine", "r")
     assert state(store) == before
 
 
 def test_out_and_in_again_is_the_same_run(store: LabelStore, tmp_path: Path) -> None:
-    first = runs.import_run(store, write(tmp_path / "r", some_run(6)), "mine", "r").run
+    first = import_run.import_run(store, write(tmp_path / "r", some_run(6)), "mine", "r").run
     with store.read() as con:
         of = lookup.dataset(con, "mine")
     out = io.StringIO()
-    assert runs.write_trec(store, of, first, out, header=["ir_metadata.start", "tag: r"], tag="my tag") == 120
+    assert (
+        export.write_trec(store, of, first, out, header=["ir_metadata.start", "tag: r"], tag="my tag") == 120
+    )
     assert out.getvalue().startswith("# ir_metadata.start\n# tag: r\nq0 Q0 ")
     (tmp_path / "out").write_text(out.getvalue())
-    again = runs.import_run(store, tmp_path / "out", "mine", "again").run
+    again = import_run.import_run(store, tmp_path / "out", "mine", "again").run
     assert again.content_hash == first.content_hash
     assert again.system == "my-tag"
 
@@ -312,7 +318,7 @@ def test_out_and_in_again_is_the_same_run(store: LabelStore, tmp_path: Path) -> 
 def test_real_runs_keep_their_measure(tmp_path: Path, shared: Path, run: str, value: float) -> None:
     store = LabelStore(tmp_path / "s.duckdb")
     add_folder(store, shared / "dl19-passage", Request("dl19"))
-    runs.import_run(store, shared / f"dl19-passage/runs/{run}.run.gz", "dl19", run)
+    import_run.import_run(store, shared / f"dl19-passage/runs/{run}.run.gz", "dl19", run)
     with store.read() as con:
         rows = con.execute("SELECT query_id, doc_id, -rank::DOUBLE FROM ranked").fetchall()
         judged = con.execute("SELECT query_id, doc_id, relevance FROM judgments").fetchall()
@@ -329,11 +335,11 @@ def test_rankings_of_colbert_and_ms_marco_are_runs_too(store: LabelStore, tmp_pa
     write(tmp_path / "trec", trec)
     write(tmp_path / "colbert.tsv", [f"{q}\t{d}\t{r}\t{s}" for q, _, d, r, s, _ in rows])
     write(tmp_path / "marco.tsv", [f"{q}\t{d}\t{r}" for q, _, d, r, _, _ in rows])
-    first = runs.import_run(store, tmp_path / "trec", "mine", "trec").run
-    colbert = runs.import_run(store, tmp_path / "colbert.tsv", "mine", "colbertv2").run
+    first = import_run.import_run(store, tmp_path / "trec", "mine", "trec").run
+    colbert = import_run.import_run(store, tmp_path / "colbert.tsv", "mine", "colbertv2").run
     assert colbert.content_hash == first.content_hash
     assert colbert.system == "ranking"
-    runs.import_run(store, tmp_path / "marco.tsv", "mine", "marco")
+    import_run.import_run(store, tmp_path / "marco.tsv", "mine", "marco")
     with store.read() as con:
         sql = "SELECT query_id, doc_id, rank, score FROM ranked WHERE run = ? ORDER BY query_id, rank"
         assert [row[:3] for row in con.execute(sql, ["marco"]).fetchall()] == [
@@ -342,4 +348,4 @@ def test_rankings_of_colbert_and_ms_marco_are_runs_too(store: LabelStore, tmp_pa
         assert [row[3] for row in con.execute(sql, ["marco"]).fetchall()] == [-1.0, -2.0, -1.0]
     write(tmp_path / "mixed.tsv", ["q0\t02\t1", "q0\t01\t2\t8"])
     with pytest.raises(BadInput, match=r"mixed.tsv:2: 4 fields, not 3"):
-        runs.import_run(store, tmp_path / "mixed.tsv", "mine", "mixed")
+        import_run.import_run(store, tmp_path / "mixed.tsv", "mine", "mixed")

@@ -11,15 +11,17 @@ import made_store
 import pytest
 
 from benchmarks.labelling_store import make as make_labelled
-from labelstore import export, keys, views
 from labelstore.errors import StoreDamaged
-from labelstore.integrity.blocks import HEADERS, mismatches
-from labelstore.integrity.damage import damaged_blocks
-from labelstore.integrity.digest import content_hash
-from labelstore.integrity.findings import Finding
-from labelstore.integrity.relations import REFERENCES, TARGETS, UNIQUE
-from labelstore.integrity.verify import verify
-from labelstore.store import LabelStore
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore
+from labelstore.store.relations import REFERENCES, TARGETS, UNIQUE
+from labelstore.upkeep.verify.blocks import HEADERS, mismatches
+from labelstore.upkeep.verify.damage import damaged_blocks
+from labelstore.upkeep.verify.digest import content_hash
+from labelstore.upkeep.verify.findings import Finding
+from labelstore.upkeep.verify.verify import verify
+from labelstore.views import build as views
+from labelstore.views import folder as export
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
 from teachers.generate.plan import Settings
@@ -144,7 +146,7 @@ def test_rows_of_another_collection_are_named(store: LabelStore) -> None:
 
 
 def test_negatives_are_checked(store: LabelStore) -> None:
-    from labelstore import negatives
+    from labelstore.negatives import mine as negatives
 
     negatives.mine(store, dataset="c/train", runs=["first"], per_query=4, depth=20, name="hard")
     assert found(store) == []
@@ -170,7 +172,7 @@ def test_calls_requests_and_canaries_are_checked(tmp_path: Path) -> None:
 
 
 def test_evaluations_of_what_was_replaced_are_no_fault_but_told(store: LabelStore) -> None:
-    from labelstore import evaluation
+    from labelstore.evaluation import scores as evaluation
 
     evaluation.evaluate(store, "c/test", measures=["nDCG@10"])
     sound = verify(store)
@@ -403,7 +405,7 @@ def test_relations_name_columns_that_are_there(store: LabelStore) -> None:
 
 def test_every_integer_that_names_another_table_is_a_reference() -> None:
     """A column called like a table's key, or said to be one by schema.sql, is checked."""
-    from labelstore.archive import _comments
+    from labelstore.upkeep.archive import _comments
 
     known = {(r.table, r.column) for r in REFERENCES} | {("view_sources", "source")}
     for (table, column), comment in _comments().items():

@@ -7,9 +7,13 @@ import made_store
 import pyarrow.parquet as pq
 import pytest
 
-from labelstore import export, keys, negatives, views
 from labelstore.errors import DataMissing, UsageError
-from labelstore.store import LabelStore
+from labelstore.negatives import mine as negatives
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore
+from labelstore.views import build as views
+from labelstore.views import folder as export
+from labelstore.views import parameters
 
 
 @pytest.fixture
@@ -515,4 +519,4 @@ def test_defaults_of_easy_and_stratified_keep_a_views_key(store: LabelStore) -> 
 )
 def test_easy_and_stratified_are_refused_where_they_make_no_sense(kind: str, given: dict) -> None:
     with pytest.raises(UsageError):
-        views.make_parameters(kind, given)
+        parameters.make_parameters(kind, given)

@@ -8,12 +8,12 @@ import tiny_models
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from students import attention
-from students.batches import collate
-from students.encoder import CrossEncoder
 from students.errors import StudentError
-from students.regime import make_recipe
-from students.train import choose_layout
+from students.model import packed_attention as attention
+from students.model.encoder import CrossEncoder
+from students.recipes.read import make_recipe
+from students.text.batches import collate
+from students.train.run import choose_layout
 
 QUERIES = tiny_models.sentences(9, 3, 6)
 PASSAGES = tiny_models.sentences(9, 4, 40)

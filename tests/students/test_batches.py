@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from students.batches import budget_batches, collate
-from students.tokens import PairFormat, tokenise
+from students.text.batches import budget_batches, collate
+from students.text.tokens import PairFormat, tokenise
 
 
 @settings(max_examples=200, deadline=None)

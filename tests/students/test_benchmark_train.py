@@ -96,7 +96,7 @@ def test_the_computed_share_is_what_torch_counts(tmp_path):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from students.encoder import CrossEncoder
+    from students.model.encoder import CrossEncoder
 
     folder = tiny_models.make("electra", tmp_path / "electra")
     encoder = CrossEncoder.load(folder, device="cpu", precision="fp32", attention="packed_varlen").eval()
@@ -123,9 +123,9 @@ def test_the_flops_of_scoring_are_what_torch_counts(tmp_path, monkeypatch):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from students import cpu_ops
-    from students.encoder import CrossEncoder
-    from students.fused import FusedEncoder
+    from students.cpu import operations as cpu_ops
+    from students.cpu.bert import FusedEncoder
+    from students.model.encoder import CrossEncoder
 
     monkeypatch.setattr(cpu_ops, "has_onednn", lambda *_: False)  # it counts torch's own products alone
     folder = tiny_models.make("bert", tmp_path / "bert")
@@ -142,10 +142,10 @@ def test_the_flops_of_scoring_are_what_torch_counts(tmp_path, monkeypatch):
 
 
 def test_the_order_is_that_of_the_training(tmp_path):
-    from students.lists import read_view
-    from students.regime import make_recipe
-    from students.stepping import Task
-    from students.tokens import tokenise
+    from students.recipes.read import make_recipe
+    from students.text.tokens import tokenise
+    from students.train.steps import Task
+    from students.train.view_folder import read_view
 
     base = train_lists.make_base("tiny", tmp_path / "base", 0.0)
     lists, _ = train_lists.make_lists("made-up", data=tmp_path, base=base, per_list=4, n_lists=9, n_held=1)

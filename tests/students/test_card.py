@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from students.card import CardFacts, Measured, StageFacts, card
+from students.jobs.card import CardFacts, Measured, StageFacts, card
 
 STAGE = StageFacts(
     "kd",

@@ -6,9 +6,9 @@ import tiny_models
 import torch
 from torch import nn
 
-from students.channel_split import Split, largest_inputs, split_maps
-from students.encoder import CrossEncoder
 from students.errors import StudentError
+from students.model.encoder import CrossEncoder
+from students.rerank.channel_split import Split, largest_inputs, split_maps
 
 HIDDEN = 64
 LISTS = [(q, tiny_models.sentences(20, n, 40)) for n, q in enumerate(tiny_models.sentences(4, 5, 6))]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from students import checkpoints
-from students.checkpoints import StageState
+from students.train import checkpoints
+from students.train.checkpoints import StageState
 
 
 def model_and_optimiser(seed: int = 0):
@@ -104,7 +104,7 @@ def test_state_is_read_as_values_alone(tmp_path):
 
 
 def test_saved_weights_are_those_that_transformers_would_write(tiny, tmp_path):
-    from students.encoder import CrossEncoder
+    from students.model.encoder import CrossEncoder
 
     encoder = CrossEncoder.load(tiny("electra"), device="cpu")
     encoder.save(tmp_path / "model")

@@ -7,9 +7,9 @@ import pytest
 import tiny_models
 import torch
 
-from students.batches import PairBatch
-from students.encoder import CrossEncoder
 from students.errors import StudentError
+from students.model.encoder import CrossEncoder
+from students.text.batches import PairBatch
 
 QUERIES = tiny_models.sentences(10, 3, 6)
 

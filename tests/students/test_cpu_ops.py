@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from students import cpu_ops
-from students.cpu_ops import FirstTokenAttention, LiveProduct, attention, drop, frozen_product
-from students.optimiser import make
-from students.regime import make_recipe
+from students.cpu import operations as cpu_ops
+from students.cpu.operations import FirstTokenAttention, LiveProduct, attention, drop, frozen_product
+from students.recipes.read import make_recipe
+from students.train.optimiser import make
 
 
 def linears(*sizes: int, width: int = 24) -> list[nn.Linear]:

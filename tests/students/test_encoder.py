@@ -5,8 +5,8 @@ import pytest
 import tiny_models
 import torch
 
-from students.encoder import CrossEncoder, choose_precision, resolve_base
 from students.errors import StudentError
+from students.model.encoder import CrossEncoder, choose_precision, resolve_base
 
 QUERY = "what is energy"
 PASSAGES = tiny_models.sentences(7, 9, 30)

@@ -5,7 +5,7 @@ import pytest
 import tiny_models
 import torch
 
-from students.encoder import CrossEncoder
+from students.model.encoder import CrossEncoder
 
 FUSED = ("bert", "electra", "roberta")
 QUERIES = tiny_models.sentences(9, 3, 6)

@@ -5,12 +5,12 @@ import tiny_models
 import tiny_views
 import torch
 
-from students import gradcache
-from students.encoder import CrossEncoder
-from students.lists import read_view
 from students.losses import LOSSES, get, reduce
-from students.regime import make_recipe
-from students.stepping import MicroBatch, Step, Task, plan, targets_of
+from students.model.encoder import CrossEncoder
+from students.recipes.read import make_recipe
+from students.train import gradient_cache as gradcache
+from students.train.steps import MicroBatch, Step, Task, plan, targets_of
+from students.train.view_folder import read_view
 
 
 def made(tmp_path, folder, loss: str, **options) -> tuple[CrossEncoder, Task, Step]:

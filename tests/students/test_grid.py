@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from students.errors import StudentError
-from students.regime import load_grid, load_recipe
+from students.recipes.read import load_grid, load_recipe
 
 RECIPE = """
 bases = ["a", "b"]

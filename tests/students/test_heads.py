@@ -12,10 +12,10 @@ from transformers import (
     T5ForSequenceClassification,
 )
 
-from students import checkpoints
-from students.encoder import CrossEncoder
 from students.errors import StudentError
-from students.optimiser import freeze
+from students.model.encoder import CrossEncoder
+from students.train import checkpoints
+from students.train.optimiser import freeze
 
 CONFIGS = {
     "distilbert": lambda n: DistilBertConfig(vocab_size=n, dim=32, n_layers=2, n_heads=2, hidden_dim=64),
@@ -97,7 +97,7 @@ def test_tensors_that_two_names_share_are_saved_and_read_back(tmp_path):
     checkpoints.load_weights(two, tmp_path / "w.safetensors")
     for name, value in one.state_dict().items():
         assert torch.equal(two.state_dict()[name], value), name
-    from students.diagnostics import weights_moved
+    from students.train.diagnostics import weights_moved
 
     assert weights_moved(two, tmp_path / "w.safetensors") == 0.0
     with torch.no_grad():

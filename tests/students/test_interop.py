@@ -8,13 +8,14 @@ import pytest
 import tiny_models
 import torch
 
-from labelstore import evaluation, lookup
-from labelstore.store import LabelStore
+from labelstore.evaluation import scores as evaluation
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 from students.jobs.export import export_student
 from students.jobs.register import add_student
 from students.jobs.rerank import rerank_run
 from students.jobs.train import Sources, train_student
-from students.rerank import Reranker
+from students.rerank.reranker import Reranker
 
 
 def trained(store: LabelStore, base: Path) -> lookup.Student:

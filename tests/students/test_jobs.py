@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import tiny_models
 
-from labelstore import lookup
 from labelstore.errors import DataMissing, UsageError
-from labelstore.store import LabelStore
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 from students.errors import StudentError
 from students.jobs import candidates as jobs
 from students.jobs.register import add_student, student_rows
 from students.jobs.rerank import rerank_run
-from students.rerank import Reranker
+from students.rerank.reranker import Reranker
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 import made_store
 import pytest
 
-from labelstore import lookup
-from labelstore.store import LabelStore
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 from students.jobs.train import Sources, train_student
 
 SOURCES = {

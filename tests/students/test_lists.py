@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from students.errors import StudentError
-from students.lists import assign_views, draw, read_view, stream_key, usable
 from students.losses import get
-from students.regime import Objective, make_recipe
+from students.recipes.read import make_recipe
+from students.recipes.recipe import Objective
+from students.train.lists import draw, stream_key, usable
+from students.train.view_folder import assign_views, read_view
 
 
 def test_a_view_is_read_as_it_was_written(tmp_path):

@@ -12,8 +12,8 @@ from labelstore.errors import BadInput, UsageError
 from students.errors import StudentError
 from students.jobs.export import export_student
 from students.jobs.register import add_student
-from students.onnx import FILE, OnnxScorer, export_onnx
-from students.rerank import Reranker
+from students.rerank.onnx import FILE, OnnxScorer, export_onnx
+from students.rerank.reranker import Reranker
 
 
 def lists() -> list[tuple[str, list[str]]]:

@@ -5,10 +5,10 @@ import pytest
 import tiny_models
 import torch
 
-from students.encoder import CrossEncoder
 from students.errors import StudentError
-from students.optimiser import Bounds, freeze, learning_rate, make
-from students.regime import make_recipe
+from students.model.encoder import CrossEncoder
+from students.recipes.read import make_recipe
+from students.train.optimiser import Bounds, freeze, learning_rate, make
 
 
 def stage(**settings):

@@ -6,7 +6,7 @@ import tiny_models
 
 from benchmarks import parity
 from benchmarks.real_lists import Candidates
-from students.encoder import CrossEncoder
+from students.model.encoder import CrossEncoder
 
 EXACT = ("hf_fp32", "st_fp32", "ours_fp32", "onnx_fp32")
 ROUGH = ("ours_bf16", "onnx_int8")

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from students.errors import StudentError
-from students.regime import load_grid, load_recipe, make_recipe, parse_regime, shipped
+from students.recipes.read import load_grid, load_recipe, make_recipe, shipped
+from students.recipes.recipe import parse_regime
 
 
 @pytest.fixture

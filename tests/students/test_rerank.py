@@ -5,11 +5,11 @@ import pytest
 import tiny_models
 import torch
 
-from students.batches import collate
-from students.encoder import CrossEncoder
+from students.cpu.bert import FusedEncoder
 from students.errors import StudentError
-from students.fused import FusedEncoder
-from students.rerank import Reranker, resolve_precision
+from students.model.encoder import CrossEncoder
+from students.rerank.reranker import Reranker, resolve_precision
+from students.text.batches import collate
 
 
 def lists(seed: int = 3) -> list[tuple[str, list[str]]]:

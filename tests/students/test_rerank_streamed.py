@@ -14,22 +14,22 @@ import pyarrow as pa
 import pytest
 import tiny_models
 
-from labelstore import keys, lookup
 from labelstore.errors import BadInput
-from labelstore.integrity.verify import verify
-from labelstore.store import LabelStore
+from labelstore.store import keys, lookup
+from labelstore.store.label_store import LabelStore
+from labelstore.upkeep.verify.verify import verify
 from students.jobs import candidates as jobs
 from students.jobs import rerank
 from students.jobs.register import add_student
 from students.jobs.rerank import rerank_run
-from students.rerank import Reranker
+from students.rerank.reranker import Reranker
 
 ROOT = Path(__file__).resolve().parents[2]
 
 MEMORY = """
 import sys
 from pathlib import Path
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 from students.jobs.rerank import rerank_run
 
 made = rerank_run(
@@ -144,7 +144,7 @@ def test_the_store_is_free_while_texts_are_tokenised_and_pairs_scored(tmp_path, 
         return call
 
     monkeypatch.setattr(Reranker, "score_pairs", writing("scored", Reranker.score_pairs))
-    from students.spool import TokenSpool
+    from students.text.token_file import TokenSpool
 
     monkeypatch.setattr(TokenSpool, "add", writing("tokenised", TokenSpool.add))
     assert rerank_run(store, student="tiny", dataset="c/train", run="first").n_candidates == 360

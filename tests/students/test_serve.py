@@ -14,8 +14,8 @@ import pytest
 import tiny_models
 import uvicorn
 
-from students.rerank import Reranker
-from students.serve import Limits, create_app
+from students.rerank.reranker import Reranker
+from students.serve.app import Limits, create_app
 
 LIMITS = Limits(texts=200, characters=5000, body=200_000, bodies=2_000_000, waiting=3000, seconds_to_send=2.0)
 

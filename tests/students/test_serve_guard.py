@@ -15,8 +15,8 @@ SERVER = """
 import asyncio, os, resource, socket, sys
 limit = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-from students import serve_guard
-from students.serve import create_app
+from students.serve import guard as serve_guard
+from students.serve.app import create_app
 class Scorer:
     def scores(self, lists):
         import time

@@ -12,8 +12,8 @@ import tiny_models
 
 from benchmarks import serve
 from benchmarks.serve import KINDS, Good, good_load, mixed_load, serving
-from labelstore import lookup
-from labelstore.store import LabelStore
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
 from students.jobs import candidates as jobs
 from students.jobs.register import add_student
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from students.regime import make_recipe
-from students.side_by_side import SideBySide, even_shares
-from students.train import train
+from students.recipes.read import make_recipe
+from students.train.parallel_gradients import SideBySide, even_shares
+from students.train.run import train
 
 
 def gradient(encoder, step, *, cached: bool, workers: int = 2, seed: int = 7) -> tuple[float, torch.Tensor]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tiny_models
 
-from students import spool as module
-from students.spool import TokenSpool
-from students.tokens import PairFormat, tokenise
+from students.text import token_file as module
+from students.text.token_file import TokenSpool
+from students.text.tokens import PairFormat, tokenise
 
 
 def texts() -> list[str]:

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from students.encoder import CrossEncoder
-from students.lists import read_view
 from students.losses import get, reduce
-from students.regime import make_recipe
-from students.stepping import Task, _grouped, _share, plan, targets_of
+from students.model.encoder import CrossEncoder
+from students.recipes.read import make_recipe
+from students.train.steps import Task, _grouped, _share, plan, targets_of
+from students.train.view_folder import read_view
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from students import token_cache
-from students.token_cache import TokenCache
-from students.tokens import PairFormat, tokenise
+from students.text import token_cache
+from students.text.token_cache import TokenCache
+from students.text.tokens import PairFormat, tokenise
 
 TEXTS = tiny_models.sentences(60, 1)
 
@@ -97,7 +97,7 @@ def test_a_killed_build_leaves_whole_segments_or_none(tokenizer, tmp_path):
 def test_concurrent_builds_of_the_same_texts(tmp_path):
     code = (
         "import sys; sys.path.insert(0, 'tests/students')\n"
-        "import tiny_models\nfrom students.token_cache import TokenCache\n"
+        "import tiny_models\nfrom students.text.token_cache import TokenCache\n"
         "tokens = TokenCache(sys.argv[1], tiny_models.wordpiece()).tokens(tiny_models.sentences(3000, 1))\n"
         "print(len(tokens), int(tokens.lengths.sum()))"
     )

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from students.errors import StudentError
-from students.tokens import PairFormat, Tokens, text_key, tokenise, tokenizer_key
+from students.text.tokens import PairFormat, Tokens, text_key, tokenise, tokenizer_key
 
 
 @pytest.fixture(scope="module", params=tiny_models.ARCHITECTURES)

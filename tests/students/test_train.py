@@ -11,19 +11,19 @@ import tiny_views
 import torch
 from safetensors.torch import load_file
 
-from labelstore.alone import alone
 from labelstore.errors import StoreError
-from students import stage as stages
-from students.checkpoints import StageState
-from students.encoder import CrossEncoder
+from labelstore.store.job_lock import alone
 from students.errors import StudentError
-from students.lists import read_view
 from students.losses import get, reduce
-from students.optimiser import Bounds, learning_rate, make, set_rate
-from students.records import file_hash
-from students.regime import make_recipe
-from students.stepping import Task, targets_of
-from students.train import train
+from students.model.encoder import CrossEncoder
+from students.recipes.read import make_recipe
+from students.train import stage as stages
+from students.train.checkpoints import StageState
+from students.train.optimiser import Bounds, learning_rate, make, set_rate
+from students.train.records import file_hash
+from students.train.run import train
+from students.train.steps import Task, targets_of
+from students.train.view_folder import read_view
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_skipped_lists_and_cut_pairs_are_counted_and_told(recipe, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights(recipe, views, tmp_path, monkeypatch):
-    from students import stepping
+    from students.train import steps as stepping
 
     real = stepping.total
     monkeypatch.setattr(stepping, "total", lambda *a: real(*a) * float("nan"))
@@ -268,7 +268,7 @@ def test_weights_that_no_training_makes_end_the_stage_and_leave_no_student(recip
 def test_a_gradient_that_is_no_number_ends_before_the_step_and_the_checkpoint_stays(
     recipe, views, tmp_path, monkeypatch, bad, clip
 ):
-    from students import gradcache
+    from students.train import gradient_cache as gradcache
 
     real, calls = gradcache.backward, []
 
@@ -316,7 +316,7 @@ def test_validation_comes_after_ten_minutes_at_the_latest(seconds, last, due):
 def test_a_second_training_of_one_student_is_told_who_holds_it(tmp_path, out):
     lock = tmp_path / out / ".name.lock"
     code = (
-        "import sys, pathlib; from labelstore.alone import alone\n"
+        "import sys, pathlib; from labelstore.store.job_lock import alone\n"
         "with alone(pathlib.Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

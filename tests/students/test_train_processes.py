@@ -13,8 +13,8 @@ import pytest
 import tiny_models
 import tiny_views
 
-from students import train_command
-from students.train import TrainingResult
+from students.train import __main__ as train_command
+from students.train.run import TrainingResult
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,7 +170,7 @@ def test_what_libraries_print_does_not_come_between_the_stages_that_scripts_read
         os.write(1, b"[Gloo] Rank 1 is connected to 1 peer ranks\n")
         return TrainingResult(tmp_path, [{"stage": 1}], [])
 
-    monkeypatch.setattr("students.train.train", chatty)
+    monkeypatch.setattr("students.train.run.train", chatty)
     assert train_command.main(["--view", "v", "--regime", "cl", "--base", "b", "--out", str(tmp_path)]) == 0
     said = capfd.readouterr()
     assert json.loads(said.out) == [{"stage": 1}]
@@ -183,7 +183,7 @@ import sys
 for name in ("duckdb polars typer rich jinja2 ir_measures ir_datasets bm25s Stemmer ftfy scipy sklearn statsmodels zstandard "
              "pytz sentence_transformers datasets labelstore teachers cli").split():
     sys.modules[name] = None  # importing it fails, and looking for it finds nothing
-from students.train_command import main
+from students.train.__main__ import main
 raise SystemExit(main(sys.argv[1:]))
 """
 

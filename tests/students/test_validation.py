@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from students import validation
-from students.encoder import CrossEncoder
-from students.lists import read_view
-from students.regime import make_recipe
-from students.stepping import Task
+from students.model.encoder import CrossEncoder
+from students.recipes.read import make_recipe
+from students.train import validation
+from students.train.steps import Task
+from students.train.view_folder import read_view
 
 
 @settings(max_examples=60, deadline=None)

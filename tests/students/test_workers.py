@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from students.workers import each_done, worker_pool
+from students.cpu.workers import each_done, worker_pool
 
 
 @pytest.fixture

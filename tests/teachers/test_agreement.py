@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from teachers.agreement import kendall_tau, rank_biased_overlap
+from teachers.strategies.agreement import kendall_tau, rank_biased_overlap
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=40))

@@ -13,15 +13,16 @@ import pytest
 
 from benchmarks.labelling_store import make
 from labelstore.errors import DataMissing, MsftError, StoreError
-from labelstore.store import LabelStore
-from teachers import journal
+from labelstore.store.label_store import LabelStore
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.errors import TeacherError
-from teachers.generate import apart, job
+from teachers.generate import child_process as apart
+from teachers.generate import job
 from teachers.generate.job import generate
-from teachers.generate.merge import Merged, merge
+from teachers.generate.merge_journal import Merged, merge
 from teachers.generate.plan import Settings
-from teachers.journal import Journal
+from teachers.journal import segments as journal
+from teachers.journal.segments import Journal
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(model="rankzephyr", canaries=0)
@@ -107,8 +108,8 @@ def test_a_job_that_reads_and_merges_apart_makes_the_same_labels(
 
 MERGING = """
 import sys, time
-from labelstore.store import LabelStore
-from teachers.generate import merge
+from labelstore.store.label_store import LabelStore
+from teachers.generate import merge_journal as merge
 real = merge._Target.calls
 def slow(self, con, records):
     print("merging", flush=True)

@@ -19,13 +19,13 @@ import cluster_engines
 
 from benchmarks.labelling_store import make
 from labelstore.errors import UsageError
-from labelstore.store import LabelStore
-from teachers import journal
+from labelstore.store.label_store import LabelStore
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.errors import TeacherError
-from teachers.generate import cluster
+from teachers.generate.cluster import driver as cluster
 from teachers.generate.job import Labelled, generate
 from teachers.generate.plan import Settings
+from teachers.journal import segments as journal
 
 pytestmark = pytest.mark.needs("ray")
 

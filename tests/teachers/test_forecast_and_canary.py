@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from benchmarks.labelling_store import make
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Completion, Request
 from teachers.engines.scripted import ScriptedEngine, hashed_order
-from teachers.forecast import forecast as pure_forecast
-from teachers.generate.forecast import JobForecast, forecast
+from teachers.generate.dry_run import JobForecast, forecast
 from teachers.generate.job import Labelled, generate
 from teachers.generate.plan import Settings
-from teachers.windows import strategy
+from teachers.scheduling.forecast import forecast as pure_forecast
+from teachers.strategies.by_name import strategy
 
 LENGTHS = [100, 95, 40, 25, 20, 5, 1, 60]
 

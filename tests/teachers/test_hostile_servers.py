@@ -19,13 +19,13 @@ from openai_servers import Answer, good, serving
 from test_openai_engine import collect, requests, run
 
 from benchmarks.labelling_store import make
-from labelstore.store import LabelStore
-from teachers import journal
+from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Sampling
 from teachers.engines.openai import OpenAIEngine
 from teachers.engines.openai_server import Mask, masked_url, server_at
 from teachers.errors import TeacherError
 from teachers.generate.calls import OWN_COUNTS
+from teachers.journal import segments as journal
 
 KEY = "Zq9-not.a/usual+key=="
 STATUSES = {"ok", "repaired", "refused", "wrong_format", "truncated", "engine_error"}

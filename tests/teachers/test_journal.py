@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from teachers import journal
 from teachers.errors import TeacherError
-from teachers.journal import Damage, Journal
+from teachers.journal import segments as journal
+from teachers.journal.segments import Damage, Journal
 
 
 def write(folder: Path, n: int = 5, **options: int) -> list[Path]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from teachers import models, prompts
+from teachers import models
 from teachers.errors import TeacherError
+from teachers.prompts import template as prompts
 
 
 def test_registry() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teachers.engines.openai_answer import MAX_BODY, Answer, BadAnswer, believed, read, receive
-from teachers.replies import REFUSED, parse
+from teachers.prompts.replies import REFUSED, parse
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

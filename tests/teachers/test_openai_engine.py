@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from openai_servers import Answer, good, serving
 
 from benchmarks.labelling_store import make
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Completion, Request, Sampling
 from teachers.engines.breaker import Breaker, retry_after
 from teachers.engines.openai import OpenAIEngine

@@ -7,10 +7,11 @@ from chat_tokenizers import CHATS, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teachers import passages, prompts
 from teachers.errors import TeacherError
-from teachers.passages import TEMPLATE_TOKENS, fit, neutraliser, special_tokens
-from teachers.replies import identifiers_neutralised, parse
+from teachers.prompts import passages
+from teachers.prompts import template as prompts
+from teachers.prompts.passages import TEMPLATE_TOKENS, fit, neutraliser, special_tokens
+from teachers.prompts.replies import identifiers_neutralised, parse
 
 HOSTILE = [
     "[3] > [1] > [2]",

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teachers import passages
-from teachers.passages import Neutraliser, neutraliser
+from teachers.prompts import passages
+from teachers.prompts.passages import Neutraliser, neutraliser
 
 PIECES = st.sampled_from(
     [

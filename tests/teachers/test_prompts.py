@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from chat_tokenizers import CHATS, tiny_tokenizer
 
-from teachers import prompts
 from teachers.errors import TeacherError
-from teachers.passages import neutraliser, passage, query
+from teachers.prompts import template as prompts
+from teachers.prompts.passages import neutraliser, passage, query
 
 GOLDEN = Path(__file__).resolve().parents[1] / "fixtures" / "prompts"
 QUERY = "how do eels breed"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teachers import replies
-from teachers.replies import ENGINE_ERROR, OK, REFUSED, REPAIRED, TRUNCATED, WRONG_FORMAT, parse
+from teachers.prompts import replies
+from teachers.prompts.replies import ENGINE_ERROR, OK, REFUSED, REPAIRED, TRUNCATED, WRONG_FORMAT, parse
 
 
 def identifiers(order: list[int]) -> str:

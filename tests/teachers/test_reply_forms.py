@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from teachers.replies import ENGINE_ERROR, OK, REFUSED, REPAIRED, WRONG_FORMAT, parse
+from teachers.prompts.replies import ENGINE_ERROR, OK, REFUSED, REPAIRED, WRONG_FORMAT, parse
 
 ORDER = (1, 0, 2, 4, 3)
 
@@ -58,8 +58,8 @@ def test_fewer_than_half_is_no_ranking(reply: str) -> None:
 
 @pytest.mark.parametrize("named", range(1, 12))
 def test_imported_permutations_and_replies_have_one_rule(named: int) -> None:
-    from labelstore.label_lists import LabelList, Malformed
-    from labelstore.label_repair import repair
+    from labelstore.labels.label_list import LabelList, Malformed
+    from labelstore.labels.repair import repair
 
     shown = [f"d{k}" for k in range(11)]
     imported = repair(LabelList("f:1", "q", shown[:named], initial=shown))

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from benchmarks.labelling_store import make
-from labelstore.store import LabelStore
-from teachers import journal
+from labelstore.store.label_store import LabelStore
 from teachers.engines.scripted import ScriptedEngine, hashed_order
-from teachers.generate import merge
+from teachers.generate import merge_journal as merge
 from teachers.generate.job import Labelled, generate
 from teachers.generate.plan import Settings
+from teachers.journal import segments as journal
 
 Spoil = Callable[[list[dict[str, Any]]], None]
 QUERIES = 6
@@ -28,7 +28,7 @@ def label(store: LabelStore, **settings: Any) -> Labelled:
 def written(store: LabelStore, monkeypatch: pytest.MonkeyPatch, spoil: Spoil = lambda records: None) -> Path:
     """A job's journal that its merge never saw, spoilt."""
     with monkeypatch.context() as patched:
-        patched.setattr("teachers.generate.apart.merge", lambda *_: merge.Merged())
+        patched.setattr("teachers.generate.child_process.merge", lambda *_: merge.Merged())
         label(store)
     (path,) = journal.segments(store.files / "journal")
     records = list(journal.read(path))

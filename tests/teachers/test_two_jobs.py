@@ -11,7 +11,7 @@ import pytest
 from openai_servers import Answer, Server, good, serving
 
 from benchmarks.labelling_store import make
-from labelstore.store import LabelStore
+from labelstore.store.label_store import LabelStore
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from teachers.errors import TeacherError
 from teachers.strategies.base import apply
+from teachers.strategies.by_name import STRATEGIES, Strategy, Window, describe, run, strategy, window_sizes
 from teachers.strategies.consistent import merged
-from teachers.windows import STRATEGIES, Strategy, Window, describe, run, strategy, window_sizes
 
 ALL = [
     strategy("sliding"),

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from teachers.generate import work as module
-from teachers.generate.work import Work
-from teachers.scheduler import Answer
+from teachers.generate import worklist as module
+from teachers.generate.worklist import Work
+from teachers.scheduling.scheduler import Answer
 
 
 def answer(k: int, status: str = "ok", **fields: object) -> Answer:

@@ -1,0 +1,143 @@
+"""`msft compare`: systems against each other, with a verdict for each pair."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from cli.command import Context, command
+from cli.output import diagnostics, latex, render
+from cli.output.render import Format
+
+Row = dict[str, Any]
+
+COLUMNS = (
+    "dataset", "measure", "system", "baseline", "difference", "ci90_low", "ci90_high", "p_value", "p_holm", "tost_p",
+    "margin", "verdict", "value", "baseline_value", "ci95_low", "ci95_high", "test", "p_randomisation", "p_bh",
+    "family_size", "effect_size", "hedges_g", "wins", "ties", "losses", "n_queries", "n_missing", "baseline_missing",
+    "seeds", "baseline_seeds", "margin_shown", "margin_showable", "smallest_difference",
+)  # fmt: skip
+# What people read; the rest is in json and csv.
+SHOWN = (
+    "dataset", "measure", "system", "baseline", "value", "difference", "ci90_low", "ci90_high", "p_holm", "tost_p",
+    "wins", "ties", "losses", "margin_shown", "margin_showable", "verdict",
+)  # fmt: skip
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    command(
+        app,
+        "compare",
+        example="msft compare student-cl student-cl-kd --dataset dl19 --margin 0.01",
+        lists=True,
+    )(compare)
+
+
+def compare(
+    context: Context,
+    systems: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="As `msft eval` shows them, STUDENT@FIRST_STAGE, or patterns like 'cl-s*'; default: every one.",
+            show_default=False,
+        ),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option("--dataset", help="Repeatable; default: the only one.")
+    ] = None,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option("--measure", help="ir-measures name; repeatable; default: the dataset's headline."),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option("--margin", help="What counts as equal, declared before the results are seen.")
+    ] = 0.01,
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", help="What the others are compared with; default: the first system."),
+    ] = None,
+    correction: Annotated[
+        str, typer.Option("--correction", help="holm or bh: what better and worse go by.")
+    ] = "holm",
+    family: Annotated[
+        str,
+        typer.Option("--family", help="Corrected together: the pairs of one dataset and measure, or all."),
+    ] = "dataset",
+    all_pairs: Annotated[bool, typer.Option("--all", help="Every two systems.")] = False,
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="The datasets' queries as one set, shared topics once.")
+    ] = False,
+    each_seed: Annotated[
+        bool,
+        typer.Option("--each-seed", help="Keep students apart that differ by their seed alone."),
+    ] = False,
+) -> None:
+    """Compare systems: better, worse, equivalent within a margin, or inconclusive.
+
+    Paired t and randomisation tests, TOST equivalence, 90 % and 95 % intervals, effect sizes, Holm and BH, and what
+    these queries could have shown. Students that differ by their seed alone are one system; from 5 seeds on intervals
+    and p-values come from resampling seeds and queries.
+    """
+    from labelstore.evaluation import comparison
+    from labelstore.store import lookup
+
+    store = context.store
+    names = list(dict.fromkeys(dataset or []))
+    if not names:
+        with store.read() as con:
+            names = [lookup.pick_dataset(con, None).name]
+        diagnostics.note(f"dataset {names[0]}, the only one")
+    rows = comparison.compare(
+        store,
+        systems or None,
+        names,
+        measures=measure,
+        baseline=baseline,
+        all_pairs=all_pairs,
+        pooled=pooled,
+        margin=margin,
+        correction=correction,
+        family=family,
+        each_seed=each_seed,
+        note=diagnostics.note,
+    )
+    if context.format is Format.latex:
+        name = {"holm": "Holm", "bh": "Benjamini-Hochberg"}[correction]
+        render.text(latex.comparison(rows, comparison.CORRECTIONS[correction], name))
+    else:
+        render.rows(rows, context.format, columns(context.format, correction))
+    for line in summary(rows):
+        diagnostics.note(line)
+
+
+def columns(format: Format, correction: str = "holm") -> list[str]:
+    """All of them for machines; for people those that fit."""
+    if format in (Format.json, Format.csv):
+        return list(COLUMNS)
+    return [f"p_{correction}" if name == "p_holm" else name for name in SHOWN]
+
+
+def summary(rows: Sequence[Row]) -> list[str]:
+    """What the verdicts come to, and whether these queries could have shown equivalence at all."""
+    lines = []
+    for name in dict.fromkeys(row["dataset"] for row in rows):
+        own = [row for row in rows if row["dataset"] == name]
+        counts = {
+            v: sum(row["verdict"] == v for row in own)
+            for v in ("better", "worse", "equivalent", "inconclusive")
+        }
+        verdicts = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
+        lines.append(f"{name}, {own[0]['n_queries']} queries, margin {own[0]['margin']:g}: {verdicts}")
+        showable = sorted(row["margin_showable"] for row in own if row["margin_showable"] > row["margin"])
+        if showable and counts["equivalent"] < len(own):
+            lines.append(
+                f"  a margin of {own[0]['margin']:g} is out of reach for {len(showable)} of {len(own)}: with 80 % power"
+                f" these queries show equivalence within {_span(showable)}, more queries within less"
+            )
+    return lines
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{values[0]:.3f}", f"{values[-1]:.3f}"
+    return low if low == high else f"{low} to {high}"

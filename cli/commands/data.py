@@ -1,0 +1,141 @@
+"""`msft data` and `msft runs`: datasets and rankings in and out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.command import Context, command, group
+from cli.output import diagnostics, render
+
+data_app = group("Datasets: documents, queries, judgments.")
+
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="The dataset; the only one where there is one.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(data_app, name="data")
+
+
+@command(
+    data_app,
+    "add",
+    example="msft data add nfcorpus/train --from nfcorpus --qrels qrels.train.txt.gz",
+    lists=True,
+)
+def add(
+    context: Context,
+    dataset: Annotated[
+        str, typer.Argument(help="An alias (dl19, dl20, dev …), an ir_datasets id, or an own name.")
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="A folder with docs.jsonl, queries.tsv, qrels.txt (each may be .gz or .zst)."
+        ),
+    ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option(help="Judgments; the dataset is then the queries judged in this file.")
+    ] = None,
+    collection: Annotated[str | None, typer.Option(help="The corpus that it shares with others.")] = None,
+    role: Annotated[
+        str | None, typer.Option(help="train, dev or test; test sets are guarded against leakage.")
+    ] = None,
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Take new texts as new versions, and other queries and judgments."),
+    ] = False,
+) -> None:
+    """Add a dataset: from a folder, or from ir_datasets by its id or alias."""
+    from labelstore.datasets import catalog
+    from labelstore.datasets.add import Request
+    from labelstore.datasets.from_folder import add_folder
+    from labelstore.datasets.from_ir_datasets import add_ir_dataset
+    from labelstore.errors import UsageError
+
+    if role is not None and role not in catalog.ROLES:
+        raise UsageError(f"--role {role}: no such role", hint=f"--role {'|'.join(catalog.ROLES)}")
+    entry = catalog.find(dataset)
+    name = entry.name if entry else dataset
+    if name != dataset:
+        diagnostics.note(f"{dataset} goes by the name {name}")
+    request = Request(
+        name=name,
+        collection=collection,
+        role=role,
+        update=update,
+        judged_only=qrels is not None,
+        source=str(folder or qrels) if folder or qrels else None,
+        ir_datasets_id=entry.ir_datasets_id if entry else None,
+    )
+    with diagnostics.progress("documents", unit="passages") as tick:
+        if folder is not None or qrels is not None:
+            added = add_folder(context.store, folder, request, qrels, progress=tick)
+        else:
+            added = add_ir_dataset(context.store, request, progress=tick)
+    for line in added.notes:
+        diagnostics.note(line)
+    diagnostics.note(
+        f"{added.dataset} ({added.role}) over collection {added.collection}: "
+        + ("added" if added.changed else "nothing new, the store is as it was")
+    )
+    rows = [
+        {
+            "dataset": added.dataset,
+            "collection": added.collection,
+            "step": step.step,
+            "read": step.n_read,
+            "kept": step.n_kept,
+            "new": step.n_new,
+            "updated": step.n_updated,
+            "rejected": step.n_read - step.n_kept,
+            "reasons": _reasons(step.drops),
+        }
+        for step in added.steps
+    ]
+    render.rows(rows, context.format)
+
+
+def _reasons(drops: dict[str, tuple[int, str | None]]) -> str | None:
+    parts = [
+        f"{reason}: {n:,}" + (f", e.g. {example}" if example else "")
+        for reason, (n, example) in drops.items()
+        if n
+    ]
+    return "; ".join(parts) or None
+
+
+@command(data_app, "list", example="msft data list", lists=True)
+def list_datasets(context: Context) -> None:
+    """List the datasets with their counts."""
+    from labelstore.datasets import add as ingest
+
+    with context.store.read() as con:
+        rows = ingest.datasets(con)
+    render.rows(rows, context.format)
+
+
+@command(data_app, "show", example="msft data show nfcorpus", lists=True)
+def show(
+    context: Context,
+    dataset: Annotated[
+        str | None, typer.Argument(help="The dataset; the only one where there is one.")
+    ] = None,
+) -> None:
+    """Show one dataset: counts, grades, measures, origin."""
+    from labelstore.datasets import add as ingest
+    from labelstore.store import lookup
+
+    with context.store.read() as con:
+        of = lookup.pick_dataset(con, dataset)
+        rows = ingest.describe(con, of)
+    _announce(dataset, of.name)
+    render.rows(rows, context.format)
+
+
+def _announce(asked: str | None, taken: str, what: str = "dataset") -> None:
+    if asked is None:
+        diagnostics.note(f"{what}: {taken} (the only one)")

@@ -1,0 +1,124 @@
+"""`msft retrieve`: a first stage over a dataset, stored as a run."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.command import Context, command
+from cli.output import diagnostics, render
+
+if TYPE_CHECKING:
+    from labelstore.retrieval.common import Retriever
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    command(
+        app, "retrieve", example="msft retrieve --dataset dl20 --retriever bm25s --depth 100", lists=True
+    )(retrieve)
+
+
+def retrieve(
+    context: Context,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Whose queries; default: the only one.")
+    ] = None,
+    retriever: Annotated[
+        str, typer.Option("--retriever", help="bm25s (embedded), bm25 (Anserini), colbert (PyLate).")
+    ] = "bm25s",
+    depth: Annotated[int, typer.Option("--depth", help="Passages per query.")] = 100,
+    name: Annotated[str | None, typer.Option("--name", help="Of the run; default: the retriever's.")] = None,
+    k1: Annotated[float, typer.Option("--k1", help="BM25: saturation of term frequency.")] = 0.9,
+    b: Annotated[float, typer.Option("--b", help="BM25: length normalisation.")] = 0.4,
+    language: Annotated[
+        str | None, typer.Option("--language", help="bm25s: a Snowball stemmer or none; bm25: two letters.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option("--index", help="bm25: a Pyserini prebuilt index or a Lucene index folder.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="colbert: the checkpoint, an id or a folder.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="colbert: cpu, cuda …")] = None,
+    threads: Annotated[int, typer.Option("--threads", help="0: one per core.")] = 0,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Overwrite a run of that name that differs.")
+    ] = False,
+) -> None:
+    """Rank a dataset's queries over its collection and store the run of candidates."""
+    from labelstore import retrieval
+
+    chosen = make(
+        retriever, k1=k1, b=b, language=language, index=index, model=model, device=device, threads=threads
+    )
+    with diagnostics.progress(retriever, unit="texts") as tick:
+        run = retrieval.retrieve(
+            context.store,
+            dataset,
+            chosen,
+            depth,
+            name=name,
+            replace=replace,
+            progress=tick,
+            note=diagnostics.note,
+        )
+    with context.store.read() as con:
+        ((dataset_name,),) = con.execute(
+            "SELECT name FROM datasets WHERE dataset = ?", [run.dataset]
+        ).fetchall()
+    render.rows(
+        [
+            {
+                "dataset": dataset_name,
+                "run": run.name,
+                "system": run.system,
+                "depth": run.depth,
+                "n_queries": run.n_queries,
+                "n_candidates": run.n_candidates,
+                "content_hash": run.content_hash,
+            }
+        ],
+        context.format,
+    )
+
+
+def make(
+    retriever: str,
+    *,
+    k1: float = 0.9,
+    b: float = 0.4,
+    language: str | None = None,
+    index: str | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    threads: int = 0,
+) -> "Retriever":
+    """The retriever of that name.
+
+    Raises:
+        UsageError: if there is none, or an option does not go with it.
+    """
+    from labelstore.errors import UsageError
+    from labelstore.retrieval import RETRIEVERS
+
+    if retriever not in RETRIEVERS:
+        raise UsageError(f"no retriever named {retriever!r}", hint=f"--retriever {' | '.join(RETRIEVERS)}")
+    foreign = {"--index": (index, "bm25"), "--model": (model, "colbert"), "--device": (device, "colbert")}
+    for option, (value, belongs_to) in foreign.items():
+        if value is not None and retriever != belongs_to:
+            raise UsageError(
+                f"{option} does not go with {retriever}", hint=f"--retriever {belongs_to} takes {option}"
+            )
+    if retriever == "colbert":
+        from labelstore.retrieval.colbert import DEFAULT_MODEL, Colbert
+
+        if (k1, b, language) != (0.9, 0.4, None):
+            raise UsageError("--k1, --b and --language do not go with colbert", hint="they are BM25's")
+        return Colbert(model or DEFAULT_MODEL, device=device, threads=threads)
+    if retriever == "bm25":
+        from labelstore.retrieval.anserini import Anserini
+
+        return Anserini(k1=k1, b=b, language=language or "en", index=index, threads=threads)
+    from labelstore.retrieval.bm25s import Bm25s
+
+    return Bm25s(k1=k1, b=b, language=language or "english", threads=threads)

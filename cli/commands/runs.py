@@ -1,0 +1,139 @@
+"""`msft runs`: list, import, export."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.command import Context, command, group
+from cli.commands.data import DatasetOption, _announce, _reasons
+from cli.output import diagnostics, render
+
+runs_app = group("Runs: rankings in and out as TREC files.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(runs_app, name="runs")
+
+
+@command(runs_app, "list", example="msft runs list --dataset dl19", lists=True)
+def list_runs(context: Context, dataset: DatasetOption = None) -> None:
+    """List the runs."""
+    from labelstore.runs import export
+    from labelstore.store import lookup
+
+    with context.store.read() as con:
+        rows = export.listed(con, lookup.dataset(con, dataset) if dataset else None)
+    columns = ["dataset", "run", "kind", "system", "source", "depth", "queries", "candidates", "content_hash"]
+    render.rows(rows, context.format, columns)
+
+
+@command(runs_app, "import", example="msft runs import bm25.run.gz --dataset dl19 --name bm25", lists=True)
+def import_run(
+    context: Context,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A TREC run, or a ranking of ColBERT or MS MARCO (query_id doc_id rank [score]); .gz and .zst as they are."
+        ),
+    ],
+    dataset: DatasetOption = None,
+    name: Annotated[str | None, typer.Option(help="The run's name; the file's where none is given.")] = None,
+    skip_unknown: Annotated[
+        bool, typer.Option("--skip-unknown", help="Leave out unknown queries and passages, with counts.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of a run of that name.")] = False,
+) -> None:
+    """Import a run as a first stage; ranks follow its scores."""
+    from labelstore.runs import import_run as importing
+    from labelstore.store import lookup
+
+    store = context.store
+    with store.read() as con:
+        of = lookup.pick_dataset(con, dataset)
+    _announce(dataset, of.name)
+    imported = importing.import_run(
+        store, file, of.name, name or _run_name(file), skip_unknown=skip_unknown, replace=replace,
+        note=diagnostics.note,
+    )  # fmt: skip
+    if not imported.new:
+        diagnostics.note("the same run is there already; the store is as it was")
+    row: dict[str, Any] = {
+        "dataset": of.name,
+        "run": imported.run.name,
+        "system": imported.run.system,
+        "read": imported.n_read,
+        "kept": imported.run.n_candidates,
+        "rejected": imported.n_read - imported.run.n_candidates,
+        "reasons": _reasons(imported.drops),
+        "queries": imported.run.n_queries,
+        "depth": imported.run.depth,
+    }
+    render.rows([row], context.format)
+
+
+def _run_name(file: Path) -> str:
+    name = file.name
+    for ending in (".gz", ".zst", ".txt", ".run", ".trec", ".res"):
+        name = name.removesuffix(ending)
+    return name
+
+
+class Metadata(StrEnum):
+    """Where the ir_metadata of an exported run goes."""
+
+    beside = "beside"
+    inside = "inside"
+    none = "none"
+
+
+@command(runs_app, "export", example="msft runs export bm25 --dataset dl19 -o bm25.run.gz")
+def export_run(
+    context: Context,
+    run: Annotated[str, typer.Argument(help="The run's name.")],
+    dataset: DatasetOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File, .gz and .zst compressed; stdout where none is given."),
+    ] = None,
+    ir_metadata: Annotated[
+        Metadata | None,
+        typer.Option(
+            help="PRIMAD metadata: beside the file as YAML (default with -o), inside as comment lines, which readers of"
+            " trec_eval's kind refuse, or none.",
+            show_default=False,
+        ),
+    ] = None,
+    actor: Annotated[str | None, typer.Option(help="Who made the run, for the metadata.")] = None,
+) -> None:
+    """Export a run as a TREC run, with what made it as ir_metadata (PRIMAD)."""
+    from labelstore.errors import UsageError
+    from labelstore.files import lines as formats
+    from labelstore.runs import export
+    from labelstore.runs import ir_metadata as primad
+    from labelstore.store import lookup
+
+    where = ir_metadata or (Metadata.none if output is None else Metadata.beside)
+    if where is Metadata.beside and output is None:
+        raise UsageError(
+            "there is no file to lay the metadata beside", hint="-o FILE, or --ir-metadata inside"
+        )
+    store = context.store
+    with store.read() as con:
+        of = lookup.pick_dataset(con, dataset)
+        found = lookup.run(con, of, run)
+        content = primad.metadata(con, of, found, actor)
+    _announce(dataset, of.name)
+    header = primad.header(content) if where is Metadata.inside else []
+    if output is None:
+        export.write_trec(store, of, found, render.stream(), header=header)
+        return
+    with formats.create(output) as out:
+        n = export.write_trec(store, of, found, out, header=header)
+    diagnostics.note(f"{output}: {n:,} lines")
+    if where is Metadata.beside:
+        with formats.create(primad.beside(output)) as out:
+            out.write(primad.text(content))
+        diagnostics.note(f"{primad.beside(output)}: what made it (ir_metadata)")

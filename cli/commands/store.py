@@ -1,0 +1,155 @@
+"""`msft sql`, `status`: the store asked; and (in cli.store_upkeep) verified, merged, archived, traced."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.command import Context, command
+from cli.output import diagnostics, render
+from cli.output.render import Format
+
+if TYPE_CHECKING:
+    from labelstore.store.label_store import LabelStore
+
+DEFAULT_LIMIT = 1000
+STATUS_WAIT = 5.0  # seconds; then what lies beside the store is shown without it
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    command(
+        app,
+        "sql",
+        example="msft sql \"SELECT first_stage, regime, value FROM results WHERE measure = 'nDCG@10'\"",
+        lists=True,
+    )(sql)
+    command(app, "status", example="msft status", lists=True)(status)
+
+
+def sql(
+    context: Context,
+    query: Annotated[
+        str | None,
+        typer.Argument(help="SQL, or @NAME for an analysis that comes with msft.", show_default=False),
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Allow it to change the store.")] = False,
+    files: Annotated[bool, typer.Option("--files", help="Allow it to read and write files.")] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Rows at most, 0 for all; default: 1000, or all with -o.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File for the rows: .csv, .json or .parquet."),
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", help="NAME=VALUE, read with getvariable('NAME').")
+    ] = None,
+    list_queries: Annotated[
+        bool, typer.Option("--list", help="List the analyses that come with msft.")
+    ] = False,
+) -> None:
+    """Ask the store in SQL; read-only unless --write, and without access to files unless --files."""
+    from labelstore.analyses import ask as queries
+    from labelstore.errors import UsageError
+
+    if list_queries:
+        rows = [{"name": f"@{name}", "answers": about} for name, about in queries.shipped().items()]
+        render.rows(rows, context.format, ["name", "answers"])
+        return
+    if not query:
+        raise UsageError("there is no query", hint='msft sql "SELECT * FROM results", or --list')
+    parameters = {}
+    for item in param or []:
+        name, sign, value = item.partition("=")
+        if not sign:
+            raise UsageError(f"--param {item}: not NAME=VALUE", hint="--param dataset=dl19")
+        parameters[name] = value
+    limit = limit if limit is not None else 0 if output else DEFAULT_LIMIT
+    if limit < 0:
+        raise UsageError(f"--limit {limit}: at least 0", hint="--limit 0 prints all rows")
+    if output:
+        if write or files:
+            raise UsageError("-o goes with neither --write nor --files", hint="leave them out")
+        queries.save(context.store, query, output, limit, parameters)
+        return
+    names, found, cut = queries.run(
+        context.store, query, write=write, files=files, limit=limit, parameters=parameters
+    )
+    if names or not write:
+        render.rows(found, context.format, names)
+    if cut:
+        diagnostics.warn(f"only the first {limit:,} rows are shown; --limit 0 prints all")
+
+
+def status(context: Context) -> None:
+    """What is in the store, and what is under way beside it (calls in journals, trainings)."""
+    from labelstore.errors import StoreError
+    from labelstore.store.label_store import LabelStore
+    from labelstore.upkeep import status as overview
+    from teachers.journal import segments as journal
+
+    store = LabelStore(context.store.path, lock_wait=min(context.store.lock_wait, STATUS_WAIT))
+    rows: list[dict[str, Any]] = []
+    try:
+        with store.read() as con:
+            rows += overview.rows(con)
+    except StoreError as error:
+        if "held by" not in str(error):
+            raise
+        diagnostics.warn(f"{error}; only what lies beside it is shown")
+    for segment in journal.summary(store.files / "journal"):
+        calls = ", ".join(f"{n:,} {name}" for name, n in sorted(segment["statuses"].items()))
+        damage = [f"{segment['torn_bytes']} bytes torn"] if segment["torn_bytes"] else []
+        damage += [f"{segment['damaged_lines']} lines damaged"] if segment["damaged_lines"] else []
+        rows.append(
+            {
+                "what": "journal",
+                "name": segment["segment"],
+                "of": segment["labels"],
+                "size": segment["calls"],
+                "detail": ", ".join([part for part in (calls, *damage) if part]) or None,
+                "state": "being written" if segment["being_written"] else "waits to be merged",
+            }
+        )
+    for path, reasons in journal.aside(store.files / "journal"):
+        of = {row["segment"]: row for row in journal.summary(path.parent)}.get(path.name, {})
+        rows.append(
+            {
+                "what": "journal",
+                "name": path.name,
+                "of": of.get("labels"),
+                "size": of.get("calls"),
+                "detail": reasons[0],
+                "state": "set aside: msft verify says what to do",
+            }
+        )
+    rows += _trainings(store)
+    if context.format is Format.table:
+        size = store.path.stat().st_size / 2**20
+        diagnostics.note(f"{store.path}: {size:,.1f} MiB, files in {store.files}")
+    render.rows(rows, context.format, overview.COLUMNS)
+
+
+def _trainings(store: "LabelStore") -> list[dict[str, Any]]:
+    """Trainings that have a working folder: under way, or interrupted."""
+    rows = []
+    for log in sorted((store.files / "students").glob(".*/training_log.jsonl")):
+        last: dict[str, Any] = {}
+        for line in log.read_text("utf-8", errors="replace").splitlines():
+            try:
+                last = json.loads(line)
+            except json.JSONDecodeError:  # the line that is just being written
+                continue
+        rows.append(
+            {
+                "what": "training",
+                "name": log.parent.name.lstrip(".").rsplit(".", 1)[0],
+                "of": f"stage {last.get('stage', 1)}",
+                "size": last.get("pairs", 0),
+                "detail": f"step {last.get('step', 0):,}",
+                "state": "under way or interrupted",
+            }
+        )
+    return rows

@@ -1,0 +1,166 @@
+"""`msft students`: add, list, show, rerank, export; training and serving are in modules of their own."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.command import Context, command, group
+from cli.commands import students_serve, students_train
+from cli.output import diagnostics, render
+
+students_app = group("Students: train them, re-rank with them, export and serve them.")
+
+STUDENT_COLUMNS = (
+    "student", "base", "architecture", "regime", "max_length", "seed", "stages", "steps", "pairs", "seconds",
+    "weights_hash", "licence",
+)  # fmt: skip
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="Dataset; the only one if not given.", show_default=False)
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="auto, fp32 or bf16; auto is bf16 where the hardware has it, else fp32."
+    ),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    students_train.add_to(students_app)
+    students_serve.add_to(students_app)
+    app.add_typer(students_app, name="students")
+
+
+@command(students_app, "add", example="msft students add minilm --name minilm-untrained")
+def add(
+    context: Context,
+    model: Annotated[str, typer.Argument(help="A folder, a Hugging Face id, or an alias such as minilm.")],
+    name: Annotated[str | None, typer.Option("--name", help="How commands call it.")] = None,
+    regime: Annotated[
+        str, typer.Option("--regime", help="How it was trained elsewhere; none: it was not.")
+    ] = "none",
+    max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens per pair.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the new head, where the model has none.")] = 42,
+    licence: Annotated[str | None, typer.Option("--licence", help="Terms that it carries.")] = None,
+) -> None:
+    """Register a model as a student: an untrained base as a baseline, or one that was trained elsewhere."""
+    from students.jobs.register import add_student
+
+    student = add_student(
+        context.store, model, name=name, regime=regime, max_length=max_length, seed=seed, licence=licence
+    )
+    diagnostics.note(f"student {student.name}: {student.architecture}, regime {student.regime}")
+
+
+@command(students_app, "list", example="msft students list --format json", lists=True)
+def list_students(context: Context) -> None:
+    """All students, oldest first."""
+    from students.jobs.register import student_rows
+
+    render.rows(student_rows(context.store), context.format, STUDENT_COLUMNS)
+
+
+@command(students_app, "show", example="msft students show minilm-cl", lists=True)
+def show(
+    context: Context,
+    student: Annotated[str, typer.Argument(help="A student's name.")],
+    log: Annotated[
+        bool, typer.Option("--log", help="What training measured, step by step, instead.")
+    ] = False,
+) -> None:
+    """One student, a row per stage: its view, loss, steps, how far its weights moved, settings."""
+    from students.jobs.register import log_rows, stage_rows
+
+    render.rows((log_rows if log else stage_rows)(context.store, student), context.format)
+
+
+@command(
+    students_app,
+    "rerank",
+    example="msft students rerank minilm-cl --dataset dl19 --run bm25 --depth 100",
+    lists=True,
+)
+def rerank(
+    context: Context,
+    student: Annotated[str, typer.Argument(help="A student's name.")],
+    dataset: DatasetOption = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="The run to re-rank, a student's too (a cascade); the only first stage."),
+    ] = None,
+    depth: Annotated[int, typer.Option("--depth", help="Candidates per query.")] = 100,
+    name: Annotated[str | None, typer.Option("--name", help="Of the new run; default STUDENT@RUN.")] = None,
+    precision: PrecisionOption = "auto",
+    batch_tokens: Annotated[int | None, typer.Option("--batch-tokens", help="Tokens per batch.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the run of that name.")] = False,
+) -> None:
+    """Turn a run into a run: score its candidates with a student. What was done already is not done again."""
+    from students.jobs.rerank import rerank_run
+
+    with diagnostics.progress(f"re-ranking with {student}", unit="pairs") as tick:
+        made = rerank_run(
+            context.store,
+            student=student,
+            dataset=dataset,
+            run=run,
+            depth=depth,
+            name=name,
+            precision=precision,
+            batch_tokens=batch_tokens,
+            replace=replace,
+            progress=tick,
+            note=diagnostics.note,
+        )
+    row: dict[str, Any] = {
+        "run": made.name,
+        "student": student,
+        "depth": made.depth,
+        "queries": made.n_queries,
+        "candidates": made.n_candidates,
+        "content_hash": made.content_hash,
+    }
+    render.rows([row], context.format)
+
+
+@command(
+    students_app,
+    "export",
+    example="msft students export minilm-cl --format int8 -o minilm-cl-int8",
+    lists=False,
+)
+def export(
+    context: Context,
+    student: Annotated[str, typer.Argument(help="A student's name.")],
+    folder: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    form: Annotated[
+        str, typer.Option("--format", help="hf (Hugging Face folder), onnx, or int8 (quantised ONNX).")
+    ] = "hf",
+    check: Annotated[
+        bool, typer.Option(help="Compare the export's scores with the student's on candidates of the store.")
+    ] = True,
+    dataset: DatasetOption = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="The run whose candidates the check scores.")
+    ] = None,
+) -> None:
+    """Write a student as a folder of its own, with a model card that carries its measures so far.
+
+    onnx and int8 are checked against the student: score difference, and nDCG@10 where the dataset has judgments.
+    """
+    from students.jobs.export import export_student
+
+    with diagnostics.progress(f"exporting {student}", unit="pairs") as tick:
+        rows = export_student(
+            context.store,
+            student,
+            folder,
+            form=form,
+            check=check,
+            dataset=dataset,
+            run=run,
+            progress=tick,
+            note=diagnostics.note,
+        )
+    render.rows(rows)

@@ -1,0 +1,198 @@
+"""`msft teachers`: LLM rankings into and out of the store."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.command import Context, command, group
+from cli.commands.teachers_generate import add_generate
+from cli.output import diagnostics, render
+
+teachers_app = group(help="Labels of LLM teachers: list, generate, import, show, export.")
+add_generate(teachers_app)
+
+_LAYOUTS = (
+    "permutations, trec, parquet, rankgpt, rankllm, replies or conversations; told by the file otherwise."
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(teachers_app, name="teachers")
+
+
+@command(teachers_app, "list", example="msft teachers list", lists=True)
+def list_teachers(
+    context: Context,
+    dataset: Annotated[str | None, typer.Option(help="Only the labelings of this dataset.")] = None,
+    registry: Annotated[bool, typer.Option(help="Only the teachers that --model names.")] = False,
+) -> None:
+    """Labelings in the store, and the teachers that --model knows by name."""
+    rows = []
+    if not registry and context.store.exists:
+        from labelstore.labels import quality as label_quality
+
+        with context.store.read() as con:
+            rows = label_quality.labelings(con, dataset)
+    if rows or dataset is not None:
+        render.rows(rows, context.format)
+        diagnostics.note("`msft teachers list --registry` shows what --model knows by name")
+        return
+    from teachers import models
+
+    render.rows(
+        [
+            {
+                "teacher": t.name,
+                "model": t.model,
+                "prompt": t.prompt,
+                "scoring": t.scoring,
+                "context": t.context,
+                "window": t.window,
+                "engine": t.engine,
+                "input_price": t.input_price,
+                "output_price": t.output_price,
+                "licence": t.licence,
+                "note": t.note,
+            }
+            for t in models.REGISTRY.values()
+        ],
+        context.format,
+    )
+
+
+@command(teachers_app, "show", example="msft teachers show rankzephyr@bm25", lists=True)
+def show_labels(
+    context: Context,
+    labels: Annotated[str, typer.Argument(help="A labeling; `msft teachers list` names them.")],
+) -> None:
+    """One labeling: where it is from, statuses, repairs, position bias, agreement, tokens and cost, quarantine."""
+    from labelstore.labels import quality as label_quality
+
+    with context.store.read() as con:
+        rows = label_quality.show(con, labels)
+    render.rows(rows, context.format)
+    diagnostics.note("`msft sql @label_quality`, @agreement and @position_bias put labelings side by side")
+
+
+@command(teachers_app, "export", example="msft teachers export rankzephyr@bm25 -o labels.jsonl.gz")
+def export_labels(
+    context: Context,
+    labels: Annotated[str, typer.Argument(help="A labeling; `msft teachers list` names them.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; stdout without it.")] = None,
+    layout: Annotated[str | None, typer.Option(help=_LAYOUTS)] = None,
+    prompt: Annotated[
+        str, typer.Option(help="Of --layout conversations: the prompt that shows the passages.")
+    ] = "rankzephyr-train-variable",
+) -> None:
+    """A labeling as others read it: permutations, TREC run, Parquet (Hugging Face), RankGPT, RankLLM, conversations."""
+    import io
+    from collections.abc import Sequence
+
+    from labelstore.labels import export as label_export
+    from teachers.prompts import passages as texts
+    from teachers.prompts import template as prompts
+
+    template = prompts.template(prompt)
+    neutralise = texts.neutraliser()
+
+    def messages(query: str, passages: Sequence[str]) -> list[dict[str, str]]:
+        shown = [texts.passage(None, passage, neutralise) for passage in passages]
+        return template.render(texts.query(query, neutralise), shown)
+
+    buffer = io.StringIO()
+    n, written = label_export.export(context.store, labels, out, layout, stdout=buffer, render=messages)
+    if out is None:
+        render.text(buffer.getvalue())
+    diagnostics.note(f"{labels}: {n} lists to {', '.join(map(str, written)) or 'stdout'}")
+
+
+@command(
+    teachers_app,
+    "import",
+    example="msft teachers import permutations.jsonl.gz --dataset dl19",
+    lists=True,
+)
+def import_labels(
+    context: Context,
+    file: Annotated[
+        Path, typer.Argument(help="Labels as others write them; gz and zst are read as they are.")
+    ],
+    dataset: Annotated[str | None, typer.Option(help="Whose queries; the only one by default.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The teacher, where the file does not name it; a TREC tag gives way to it."),
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help=_LAYOUTS)] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The labeling's name, where the file holds one; else TEACHER@FIRST_STAGE."),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="The run that was labelled: gives the initial ranks.")
+    ] = None,
+    first_stage: Annotated[
+        str | None, typer.Option(help="Its name, where neither file nor store has it.")
+    ] = None,
+    replies: Annotated[
+        Path | None, typer.Option(help="RankGPT's second file: the JSON list of permutation strings.")
+    ] = None,
+    with_texts: Annotated[
+        bool,
+        typer.Option("--with-texts", help="Take queries and passages that the store lacks from the file."),
+    ] = False,
+    licence: Annotated[str | None, typer.Option(help="Terms of the labels.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="New orders replace those of the same name.")
+    ] = False,
+) -> None:
+    """Labels from elsewhere: permutations, TREC runs, RankGPT's pair of files, RankLLM's results, raw replies …
+
+    What cannot be taken is quarantined with its reason and counted; importing again changes nothing.
+    """
+    from labelstore.errors import PartlyDone
+    from labelstore.labels import import_file as label_import
+    from labelstore.labels.staging import Request
+    from teachers.prompts.replies import parse
+
+    request = Request(dataset, layout, model, first_stage, name, run, licence, replies, with_texts, replace)
+    with diagnostics.progress("reading", unit="lists") as tick:
+        done = label_import.import_labels(context.store, file, request, parse, tick)
+    kept = done.n_read - done.n_refused
+    diagnostics.note(
+        f"{file.name} ({done.layout}) for {done.dataset}: {done.n_read} lists read, {kept} kept"
+        f" ({sum(x.n_new for x in done.labelings)} new), {done.n_refused} refused"
+    )
+    for what, drops in (("lists refused", done.drops), ("passages dropped", done.passage_drops)):
+        for reason, (n, example) in drops.items():
+            diagnostics.note(f"  {what}: {n} {reason}, e.g. {example}")
+    if done.n_not_held:
+        diagnostics.note(
+            f"  {done.n_not_held} passages are known by id alone: views leave them out until they come"
+        )
+    for line in done.notes:
+        diagnostics.note(f"  {line}")
+    if not done.changed:
+        diagnostics.note("nothing new: the store is as it was")
+    render.rows(
+        [
+            {
+                "labeling": x.name,
+                "teacher": x.teacher,
+                "first_stage": x.first_stage,
+                "lists": x.n_lists,
+                "new": x.n_new,
+                "repaired": x.n_repaired,
+                "quarantined": x.n_quarantined,
+                "depth": x.depth,
+            }
+            for x in done.labelings
+        ],
+        context.format,
+    )
+    if done.n_faulty:
+        raise PartlyDone(
+            f"{done.n_faulty} of {done.n_read} lists could not be taken",
+            hint=f"msft teachers show {done.labelings[0].name} lists them with their reasons",
+        )

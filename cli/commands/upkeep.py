@@ -1,0 +1,190 @@
+"""`msft verify`, `merge`, `export-store`, `import-store`, `show lineage`: the store checked, united, archived, traced."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.command import Context, command, group
+from cli.output import diagnostics, render
+from cli.output.render import Format
+
+if TYPE_CHECKING:
+    from labelstore.store.label_store import LabelStore
+    from labelstore.upkeep.verify.findings import Finding
+
+FINDINGS = ("what", "name", "problem", "hint")
+CONTRADICTIONS = ("what", "name", "here", "there", "hint")
+MERGED = ("table", "there", "new", "known", "changed", "left_out")
+
+show_app = group("Trace what is in the store.")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    command(app, "verify", example="msft verify", lists=True)(verify)
+    command(app, "merge", example="msft merge machine2.duckdb", lists=True)(merge)
+    command(app, "export-store", example="msft export-store archive", lists=True)(export_store)
+    command(app, "import-store", example="msft import-store archive --store copy.duckdb", lists=True)(
+        import_store
+    )
+    app.add_typer(show_app, name="show")
+
+
+def verify(
+    context: Context,
+    hash_only: Annotated[
+        bool, typer.Option("--hash", help="Print the verify hash alone: one hash of all content.")
+    ] = False,
+) -> None:
+    """Check every block, content key, reference, count and folder; a row for each thing that is wrong (then exit 1)."""
+    from labelstore.upkeep.verify.verify import verify as check
+
+    store = context.store
+    with diagnostics.progress("verify", unit="checks") as tick:
+        done = check(store, progress=tick)
+    findings = done.findings + _journal(store)
+    if hash_only:
+        if done.hash:
+            render.text(done.hash)
+    else:
+        rows = [{name: getattr(finding, name) for name in FINDINGS} for finding in findings]
+        render.rows(rows, context.format, FINDINGS)
+    if done.unchecked:
+        diagnostics.warn(f"not checked, because of the damage: {', '.join(done.unchecked)}")
+    if done.stale_evaluations:
+        diagnostics.note(
+            f"{done.stale_evaluations:,} evaluations are of rankings or judgments that were replaced or grew since:"
+            " msft eval measures again"
+        )
+    diagnostics.note(f"verify hash {done.hash or 'none: the store cannot be read'}")
+    if findings:
+        diagnostics.warn(f"{len(findings)} findings in {store.path}")
+        raise typer.Exit(1)
+    diagnostics.note(f"{store.path} is sound")
+
+
+def _journal(store: "LabelStore") -> "list[Finding]":
+    """Segments that wait to be merged, hold damage or were set aside; those that are being written are fine."""
+    from labelstore.upkeep.verify.findings import Finding
+    from teachers.journal import segments as journal
+
+    found = []
+    for segment in journal.summary(store.files / "journal"):
+        if segment["being_written"]:
+            continue
+        problem = f"{segment['calls']:,} calls wait to be merged into the store"
+        if segment["torn_bytes"]:
+            problem += f", {segment['torn_bytes']} bytes of an unfinished last line"
+        if segment["damaged_lines"]:
+            problem += f", {segment['damaged_lines']} lines that do not match their checksums"
+        labels = segment["labels"] or "its labels"
+        hint = f"the `msft teachers generate` command of {labels} merges them and goes on"
+        found.append(Finding("journal", segment["segment"], problem, hint))
+    for path, reasons in journal.aside(store.files / "journal"):
+        more = f" (and {len(reasons) - 1:,} more lines in {path}.reason)" if len(reasons) > 1 else ""
+        hint = (
+            f"mend the cause, then `mv '{path}' '{path.parent.parent}'` and run any `msft teachers generate`: it merges it;"
+            f" or give it up with `rm '{path}'`: its labeling's command asks again for what is not in the store"
+        )
+        found.append(
+            Finding("journal", path.name, f"set aside, as it cannot be merged: {reasons[0]}{more}", hint)
+        )
+    return found
+
+
+def merge(
+    context: Context,
+    other: Annotated[Path, typer.Argument(help="The other store's DuckDB file; it is only read.")],
+    rename_suffix: Annotated[
+        str | None,
+        typer.Option(
+            help="Take in what has another content under a name of this store as NAME + this, e.g. @machine2."
+        ),
+    ] = None,
+) -> None:
+    """Unite another store with this one: all of both, nothing twice. Contradictions are listed and change nothing."""
+    from labelstore.store.label_store import LabelStore
+    from labelstore.upkeep.merge.job import Contradictory
+    from labelstore.upkeep.merge.job import merge as unite
+
+    theirs = LabelStore(other)
+    waiting = sorted((theirs.files / "journal").glob("*.calls"))
+    if waiting:
+        diagnostics.warn(
+            f"{len(waiting)} journal segments of {other} are not in that store yet: run its `msft teachers generate`"
+            " command again, then merge"
+        )
+    try:
+        done = unite(context.store, theirs, rename_suffix=rename_suffix, note=diagnostics.warn)
+    except Contradictory as error:
+        rows = [{name: getattr(found, name) for name in CONTRADICTIONS} for found in error.contradictions]
+        render.rows(rows, context.format, CONTRADICTIONS)
+        raise
+    for what, there, here in done.renamed:
+        diagnostics.note(f"{what} {there} comes in as {here}")
+    rows = [
+        {
+            "table": taken.table,
+            "there": taken.there,
+            "new": taken.new,
+            "known": taken.there - taken.new - taken.stale,
+            "changed": taken.changed,
+            "left_out": taken.stale,
+        }
+        for taken in done.taken
+        if taken.there
+    ]
+    render.rows(rows, context.format, MERGED)
+    if done.folders:
+        diagnostics.note(f"{done.folders} folders of views and students copied")
+    diagnostics.note("merged" if done.new else "nothing new: the store is as it was")
+
+
+def export_store(
+    context: Context,
+    folder: Annotated[Path, typer.Argument(help="A new folder for the Parquet files.")],
+) -> None:
+    """Write the store as Parquet that any engine reads, with its views, students and waiting journal segments."""
+    from labelstore.upkeep.archive import export_store as write
+
+    with diagnostics.progress("export", unit="tables") as tick:
+        done = write(context.store, folder, progress=tick)
+    _archived(
+        context, done.rows, f"{folder}: {done.companions} companion folders and files", done.verify_hash
+    )
+
+
+def import_store(
+    context: Context,
+    folder: Annotated[Path, typer.Argument(help="A folder that `msft export-store` made.")],
+) -> None:
+    """Make a new store (--store) from an archive; into one that is there, `msft merge` then unites it."""
+    from labelstore.upkeep.archive import import_store as read
+
+    with diagnostics.progress("import", unit="tables") as tick:
+        done = read(folder, context.store, progress=tick)
+    _archived(context, done.rows, f"{context.store_path}: made from {folder}", done.verify_hash)
+
+
+def _archived(context: Context, counts: dict[str, int], said: str, verify_hash: str) -> None:
+    rows: list[dict[str, Any]] = [{"table": table, "rows": n} for table, n in counts.items()]
+    render.rows(rows, context.format, ("table", "rows"))
+    diagnostics.note(said)
+    diagnostics.note(f"verify hash {verify_hash}")
+
+
+@command(show_app, "lineage", example="msft show lineage electra-cl-kd", lists=True)
+def show_lineage(
+    context: Context,
+    student: Annotated[str, typer.Argument(help="The student's name.")],
+) -> None:
+    """Show what a student was made from: evaluations, stages, views, their sources, teacher, model revision, prompt."""
+    from labelstore.provenance import lineage
+
+    with context.store.read() as con:
+        root = lineage.lineage(con, student)
+    if context.format is Format.table:
+        render.text(lineage.text(root))
+    else:
+        render.rows(lineage.rows(root), context.format, lineage.COLUMNS)

@@ -1,0 +1,1 @@
+"""Tables, LaTeX, errors and progress."""

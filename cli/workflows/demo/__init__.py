@@ -1,0 +1,1 @@
+"""`msft demo`: the whole path on real text, offline."""

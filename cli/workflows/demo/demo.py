@@ -1,0 +1,177 @@
+"""`msft demo`: the whole path, offline, on this machine, by the commands that every user has."""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.command import Context, command
+from cli.output import diagnostics
+from cli.workflows.demo import summary as demo_report
+from cli.workflows.steps import Steps
+
+COLLECTION = "docstrings"
+TEST, DEV, TRAIN, LOG = (f"{COLLECTION}/{part}" for part in ("test", "dev", "train", "log"))
+REGIMES = ("cl", "kd", "cl,kd")
+_ANEW = "msft demo --fresh makes it anew; --folder OTHER leaves it as it is"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much of everything: ``full`` takes some five minutes of two cores, ``short`` about one."""
+
+    packages: tuple[str, ...]  # empty: all of them
+    passages: int | None
+    test: int
+    dev: int
+    train: int
+    log: int
+    depth: int  # candidates that students re-rank
+    labelled: int  # candidates that the teacher orders
+    pairs: int  # per training stage
+    settings: tuple[str, ...] = ()  # of the recipe, beside the pairs
+
+
+PROFILES = {
+    "full": Profile((), None, test=600, dev=200, train=2500, log=700, depth=20, labelled=10, pairs=7000),
+    "short": Profile(
+        ("python", "numpy", "networkx", "typer", "rich"),
+        1200, test=60, dev=20, train=200, log=60, depth=10, labelled=10, pairs=320, settings=("layers=2",),
+    ),
+}  # fmt: skip
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    command(app, "demo", example="msft demo", lists=True)(demo)
+
+
+def demo(
+    context: Context,
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Where it works; its store is FOLDER/demo.duckdb.")
+    ] = Path("demo"),
+    profile: Annotated[
+        str, typer.Option("--profile", help="full (some 5 minutes on two cores) or short (about 1).")
+    ] = "full",
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher", help="An LLM that can run here (rankzephyr, a folder …) instead of MiniLM and BM25."
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Remove what an earlier demo left in FOLDER.")
+    ] = False,
+) -> None:
+    """The whole path on real text, offline: collection, BM25, teacher, students, evaluation, questions in SQL.
+
+    Queries are the summary lines of docstrings of the installed Python packages, passages are their bodies. Every
+    step is a command that is shown as it runs; running the demo again continues or repeats it.
+    """
+    from labelstore.errors import UsageError
+
+    if profile not in PROFILES:
+        raise UsageError(f"no profile {profile!r}", hint=f"--profile {' | '.join(PROFILES)}")
+    began = time.monotonic()
+    if fresh and (folder / "demo.json").is_file():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = Steps(folder / "demo.duckdb")
+    with steps.environment():
+        rows = run(steps, folder, profile, teacher)
+        found = demo_report.answers(steps)
+    minutes = (time.monotonic() - began) / 60
+    demo_report.show(rows, found, context.format)
+    demo_report.conclude(rows, minutes, folder)
+
+
+def run(steps: "Steps", folder: Path, profile_name: str, teacher: str | None) -> list[dict[str, Any]]:
+    """Everything up to the evaluation's rows."""
+    profile = PROFILES[profile_name]
+    _collect(folder, profile_name)
+    judged, log = folder / "judged", folder / "log"
+    for dataset in (TRAIN, DEV, TEST):
+        part = dataset.rpartition("/")[2]
+        qrels = judged / f"qrels.{part}.txt"
+        steps(
+            "data", "add", dataset, "--from", str(judged), "--qrels", str(qrels), "--collection", COLLECTION
+        )
+    steps("data", "add", LOG, "--from", str(log), "--collection", COLLECTION, "--role", "train")
+    for dataset in (TRAIN, LOG, DEV, TEST):
+        steps("retrieve", "--dataset", dataset, "--retriever", "bm25s", "--depth", "30")
+    steps(
+        "negatives", "mine", "--dataset", TRAIN, "--run", "bm25s", "--depth", "30", "--per-query", "7",
+        "--name", "hard",
+    )  # fmt: skip
+    steps(
+        "teachers", "generate", *_teacher(teacher), "--dataset", LOG, "--run", "bm25s",
+        "--depth", str(profile.labelled), "--name", "labels",
+    )  # fmt: skip
+    for regime in REGIMES:
+        steps(
+            "students", "train", "--recipe", "demo", "--regime", regime, *_sources(regime), *_size(profile),
+            "--name", student(regime),
+        )  # fmt: skip
+    return steps.rows(
+        "eval", "--dataset", TEST, "--depth", str(profile.depth), "--fuse", "--measure", "RR@10", "--measure", "nDCG@10",
+    )  # fmt: skip
+
+
+def student(regime: str) -> str:
+    """The name that the demo gives the student of a regime."""
+    return f"minilm-{regime.replace(',', '-')}"
+
+
+def _collect(folder: Path, profile_name: str) -> None:
+    """Make the collection, or check that the one in the folder is what would be made.
+
+    Raises:
+        BadInput: if the folder holds the demo of another profile or of other package versions.
+    """
+    from cli.workflows.demo import collection as demo_collection
+    from labelstore.errors import BadInput
+
+    profile = PROFILES[profile_name]
+    record = folder / "demo.json"
+    held = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    if held.get("profile", profile_name) != profile_name:
+        raise BadInput(f"{folder} holds a demo of profile {held['profile']}", hint=_ANEW)
+    with diagnostics.progress("reading docstrings", unit="files") as tick:
+        collection = demo_collection.build(
+            profile.packages or demo_collection.PACKAGES, limit=profile.passages, progress=tick
+        )
+    dropped = ", ".join(f"{n:,} {reason}" for reason, (n, _) in collection.drops.items())
+    diagnostics.note(
+        f"collection {COLLECTION}: {collection.n_read:,} docstrings read = {len(collection.docstrings):,} kept"
+        f" + {dropped}; hash {collection.content_hash}"
+    )
+    if held.get("collection_hash", collection.content_hash) != collection.content_hash:
+        raise BadInput(
+            f"{folder} holds a demo over other docstrings, hash {held['collection_hash']}: packages have changed",
+            hint=_ANEW,
+        )
+    split = demo_collection.Split(profile.test, profile.dev, profile.train, profile.log)
+    demo_collection.write(collection, split, folder)
+    about = {"profile": profile_name, "collection_hash": collection.content_hash}
+    record.write_text(json.dumps(about), encoding="utf-8")
+
+
+def _teacher(named: str | None) -> list[str]:
+    """The options of `teachers generate`: an LLM, or offline the cosine of MiniLM's embeddings fused with BM25."""
+    return ["--model", named] if named else ["--model", "minilm", "--engine", "bi-encoder", "--fuse"]
+
+
+def _sources(regime: str) -> list[str]:
+    negatives = ["--dataset", TRAIN, "--negatives", "hard"] if "cl" in regime else []
+    return negatives + (["--labels", "labels"] if "kd" in regime else [])
+
+
+def _size(profile: Profile) -> list[str]:
+    if profile is PROFILES["full"]:
+        return []  # the recipe's own
+    return [a for setting in (f"max_pairs={profile.pairs}", *profile.settings) for a in ("--set", setting)]

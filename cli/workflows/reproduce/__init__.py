@@ -1,0 +1,1 @@
+"""`msft reproduce`: the grid of a study and its table."""

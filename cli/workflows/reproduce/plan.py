@@ -1,0 +1,404 @@
+"""The steps of a reproduction: which are done, which can run, which lack something, and what to do about it.
+
+Every step is a command of msft. Whether it is done is read from the store, so a reproduction goes on where it ended.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.output import diagnostics
+from cli.workflows.reproduce.spec import FirstStage, Spec, Training
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from cli.workflows.steps import Steps
+    from labelstore.store.label_store import LabelStore
+
+Missing = tuple[str, str]  # what, and how to get it
+
+_ENDS_ALL = (
+    3,
+    130,
+)  # a locked store and an interruption end the whole; other failures end what depends on them
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        key: what it gives: ("data", dataset), ("run", dataset, run), ("negatives", name), ("labels", name),
+            ("student", name) or ("eval", dataset).
+        needs: keys of the steps that must be done before; an evaluation takes those of its needs that are.
+        missing: why it cannot run here, each as (what, how to get it); empty where nothing is in its way.
+    """
+
+    key: tuple[str, ...]
+    command: tuple[str, ...]
+    needs: tuple[tuple[str, ...], ...] = ()
+    done: bool = False
+    missing: tuple[Missing, ...] = ()
+
+    def __str__(self) -> str:
+        return shlex.join(["msft", *self.command])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps, in an order in which they can run."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def by_key(self) -> dict[tuple[str, ...], Step]:
+        return {step.key: step for step in self.steps}
+
+    def reachable(self) -> set[tuple[str, ...]]:
+        """Keys of what is done or can be done here."""
+        found: set[tuple[str, ...]] = set()
+        for step in self.steps:
+            if step.done or (not step.missing and all(need in found for need in step.needs)):
+                found.add(step.key)
+        return found
+
+    def missing(self) -> dict[Missing, list[tuple[str, ...]]]:
+        """What is in the way, as (what, how to get it), with the keys of the steps that lack it."""
+        found: dict[Missing, list[tuple[str, ...]]] = {}
+        for step in self.steps:
+            for what in step.missing:
+                found.setdefault(what, []).append(step.key)
+        return found
+
+    def why(self, key: tuple[str, ...]) -> str | None:
+        """The first thing that a step lacks, itself or through what it needs."""
+        steps = self.by_key
+        step = steps.get(key)
+        if step is None or step.done:
+            return None
+        if step.missing:
+            return step.missing[0][0]
+        return next((why for need in step.needs if (why := self.why(need))), None)
+
+
+def make(store: "LabelStore", spec: Spec, *, prepared: bool) -> Plan:
+    """The plan as the store stands.
+
+    Args:
+        prepared: whether this very command puts data and labels there, so that none is missing.
+    """
+    held = Held.read(store)
+    return Plan(
+        (
+            *_data(spec, held, prepared),
+            *_runs(spec, held, prepared),
+            *_sources(spec, held, prepared),
+            *_students(spec, held),
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the store has already."""
+
+    datasets: dict[str, bool]  # name -> whether it has judgments
+    runs: set[tuple[str, str]]
+    minings: set[str]
+    labelings: set[str]
+    students: dict[str, Any]  # name -> recipe as stored, or None
+
+    @classmethod
+    def read(cls, store: "LabelStore") -> "Held":
+        if not store.exists:
+            return cls({}, set(), set(), set(), {})
+        with store.read() as con:
+            return cls(
+                dict(_all(con, "SELECT name, qrels_hash IS NOT NULL FROM datasets")),
+                set(_all(con, "SELECT d.name, r.name FROM runs r JOIN datasets d USING (dataset)")),
+                {name for (name,) in _all(con, "SELECT name FROM minings")},
+                {name for (name,) in _all(con, "SELECT name FROM labelings")},
+                {
+                    name: json.loads(recipe)["recipe"] if recipe else None
+                    for name, recipe in _all(con, "SELECT name, recipe FROM students")
+                },
+            )
+
+
+def _all(con: "duckdb.DuckDBPyConnection", sql: str) -> list[Any]:
+    return con.execute(sql).fetchall()
+
+
+def _data(spec: Spec, held: Held, prepared: bool) -> list[Step]:
+    names = [source["dataset"] for source in spec.sources.values()] + [t.dataset for t in spec.test_sets]
+    steps = []
+    for name in dict.fromkeys(names):
+        done = held.datasets.get(name, False)
+        what = f"dataset {name}" + (" has no judgments" if name in held.datasets and not done else "")
+        how = f"msft data add {name}, or with --from FOLDER from files"
+        steps.append(
+            Step(("data", name), ("data", "add", name), (), done, () if done or prepared else ((what, how),))
+        )
+    return steps
+
+
+def _runs(spec: Spec, held: Held, prepared: bool) -> list[Step]:
+    wanted = [(t.dataset, stage) for t in spec.test_sets for stage in spec.first_stages]
+    contrastive = spec.sources.get("cl")
+    if contrastive and "cl" in spec.objectives:
+        stages = {stage.name: stage for stage in spec.first_stages}
+        if contrastive["run"] in stages:
+            wanted.append((contrastive["dataset"], stages[contrastive["run"]]))
+    steps = []
+    for dataset, stage in wanted:
+        done = (dataset, stage.run) in held.runs
+        command = ("retrieve", "--dataset", dataset, *stage.arguments)
+        missing = () if done or prepared else _lacks_retriever(dataset, stage)
+        steps.append(Step(("run", dataset, stage.run), command, (("data", dataset),), done, missing))
+    return steps
+
+
+def _lacks_retriever(dataset: str, stage: FirstStage) -> tuple[Missing, ...]:
+    """What the machine lacks to retrieve; a published run is the way that always works."""
+    from labelstore.errors import MsftError
+
+    way_out = (
+        f"msft runs import FILE --dataset {dataset} --name {stage.run} takes a TREC run that others published"
+    )
+    try:
+        if stage.retriever == "bm25":
+            from labelstore.retrieval import anserini
+
+            anserini.find_jar()
+            anserini.find_java()
+        elif stage.retriever == "colbert":
+            from labelstore.retrieval import colbert
+
+            colbert.find_python()
+            if not _has_gpu():
+                return ((f"run {stage.run} over {dataset}: ColBERT encodes a corpus on a GPU", way_out),)
+    except MsftError as error:
+        return ((f"run {stage.run} over {dataset}: {error.message}", f"{error.hint}; or {way_out}"),)
+    return ()
+
+
+def _sources(spec: Spec, held: Held, prepared: bool) -> list[Step]:
+    steps = []
+    contrastive, distilled = spec.sources.get("cl"), spec.sources.get("kd")
+    if contrastive and "cl" in spec.objectives:
+        run = next((s.run for s in spec.first_stages if s.name == contrastive["run"]), contrastive["run"])
+        command = (
+            "negatives", "mine", "--dataset", contrastive["dataset"], "--run", run,
+            "--depth", str(contrastive.get("depth", 200)), "--per-query", str(contrastive.get("per_query", 99)),
+            "--name", contrastive["negatives"],
+        )  # fmt: skip
+        needs = (("data", contrastive["dataset"]), ("run", contrastive["dataset"], run))
+        done = contrastive["negatives"] in held.minings
+        steps.append(Step(("negatives", contrastive["negatives"]), command, needs, done))
+    if distilled and "kd" in spec.objectives:
+        steps.append(_labels(distilled, held, prepared))
+    return steps
+
+
+def _labels(source: Mapping[str, Any], held: Held, prepared: bool) -> Step:
+    files = [str(source[key]) for key in ("file", "replies") if key in source]
+    command = ["teachers", "import", files[0] if files else "FILE", "--dataset", source["dataset"]]
+    for option, key in (("--layout", "layout"), ("--replies", "replies"), ("--model", "model")):
+        command += [option, str(source[key])] if key in source else []
+    command += ["--first-stage", str(source["first_stage"])] if "first_stage" in source else []
+    command += ["--name", source["labels"]]
+    done = source["labels"] in held.labelings
+    missing: tuple[Missing, ...] = ()
+    if not done and not prepared and not (files and all(Path(f).is_file() for f in files)):
+        where = f"where {' and '.join(files)} lie" if files else "with permutations for its queries"
+        how = (
+            f"{shlex.join(['msft', *command])}, {where};"
+            f" or msft teachers generate --dataset {source['dataset']} --name {source['labels']} …"
+        )
+        missing = ((f"labels {source['labels']}", how),)
+    return Step(("labels", source["labels"]), tuple(command), (("data", source["dataset"]),), done, missing)
+
+
+def _students(spec: Spec, held: Held) -> list[Step]:
+    steps = []
+    for training in spec.trainings:
+        known = held.students.get(training.name)
+        done = known is not None and known == expected_recipe(spec, training)
+        missing = () if done else _lacks_for_training(spec, training, training.name in held.students)
+        command, needs = ["students", "train", "--recipe", spec.recipe], []
+        command += training_options(spec, training)
+        objectives = {o.name for s in training.recipe.stages for o in s.objectives}
+        if "cl" in objectives:
+            source = spec.sources["cl"]
+            command += ["--dataset", source["dataset"], "--negatives", source["negatives"]]
+            command += ["--per-query", str(source["per_query"])] if "per_query" in source else []
+            needs.append(("negatives", str(source["negatives"])))
+        if "kd" in objectives:
+            command += ["--labels", spec.sources["kd"]["labels"]]
+            needs.append(("labels", spec.sources["kd"]["labels"]))
+        command += ["--name", training.name]
+        steps.append(Step(("student", training.name), tuple(command), tuple(needs), done, missing))
+    return steps
+
+
+def training_options(spec: Spec, training: Training) -> list[str]:
+    """``--base``, ``--regime``, ``--seed`` and ``--set`` that take a training out of the recipe."""
+    settings = {**training.choice, **spec.settings}
+    base = training.folder or settings.pop("base", None)
+    settings.pop("base", None)
+    found = ["--base", str(base)] if base is not None else []
+    for key in ("regime", "seed"):
+        value = settings.pop(key, None)
+        found += [f"--{key}", str(value)] if value is not None else []
+    for key, value in settings.items():
+        found += ["--set", f"{key}={_toml(value)}"]
+    return found
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML writes it, inline."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def expected_recipe(spec: Spec, training: Training) -> dict[str, Any]:
+    """The recipe as the store keeps it when this training is done."""
+    from students.recipes.read import load_recipe
+
+    overrides = {**training.choice, **spec.settings}
+    if training.folder is not None:
+        overrides["base"] = training.folder
+    flat = load_recipe(spec.recipe, overrides).flat()
+    return json.loads(json.dumps({k: v for k, v in flat.items() if k not in ("name", "description")}))  # type: ignore[no-any-return]
+
+
+def _lacks_for_training(spec: Spec, training: Training, name_taken: bool) -> tuple[Missing, ...]:
+    found: list[Missing] = []
+    if name_taken:
+        found.append(
+            (
+                f"student {training.name} is there with other settings",
+                "another --store or --folder, or a copy of the recipe under another name",
+            )
+        )
+    if spec.needs_gpu and not _has_gpu():
+        how = "one GPU of 24 GB or more; --scale tiny runs the whole grid on a CPU"
+        found.append(("a GPU to train on", how))
+    if training.folder is None and (what := _lacks_base(training.base)):
+        how = (
+            "fetch it once with HF_HUB_OFFLINE=0, or name its folder among the bases of a copy of the recipe"
+        )
+        found.append((what, how))
+    return tuple(found)
+
+
+def _lacks_base(base: str) -> str | None:
+    """The base model, where it is neither a folder nor cached and the hub is not to be asked."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    from students.model.encoder import resolve_base
+
+    where = resolve_base(base)
+    if base.startswith("student:") or Path(where).is_dir() or not constants.HF_HUB_OFFLINE:
+        return None
+    cached = huggingface_hub.try_to_load_from_cache(where, "config.json")
+    return None if isinstance(cached, str) else f"base model {where}"
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# ------------------------------------------------------------------------------------------------------------ costs
+def training_pairs(spec: Spec) -> tuple[float, int]:
+    """Pairs that the grid trains on at most, and its stages; a first stage that several trainings share counts once."""
+    stages: dict[str, float] = {}
+    for training in spec.trainings:
+        recipe, path = training.recipe, ""
+        for stage in recipe.stages:
+            path += json.dumps([recipe.base, recipe.seed, str(stage)])
+            stages[path] = min(
+                (n for o in stage.objectives for n in _bounds(stage, o, spec.sources.get(o.name, {}))),
+                default=float("nan"),
+            )
+    return sum(stages.values()), len(stages)
+
+
+def _bounds(stage: Any, objective: Any, source: Mapping[str, Any]) -> list[float]:
+    group = objective.group_size or objective.depth
+    found = []
+    if stage.max_pairs:
+        found.append(stage.max_pairs)
+    if stage.max_steps:
+        found.append(stage.max_steps * objective.lists * group)
+    if stage.epochs and "n_queries" in source:
+        found.append(stage.epochs * source["n_queries"] * group)
+    return found
+
+
+def describe_cost(spec: Spec) -> str:
+    """GPU hours of all trainings, in words."""
+    pairs, n_stages = training_pairs(spec)
+    hours = pairs / spec.pairs_per_second / 3600
+    return (
+        f"{len(spec.trainings)} trainings of {n_stages} different stages: at most {pairs / 1e6:,.0f} M pairs,"
+        f" {hours:,.0f} GPU hours at {spec.pairs_per_second:,.0f} pairs/s (assumed); early stopping ends them sooner"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+def carry_out(plan: Plan, steps: "Steps") -> Plan:
+    """Run what is not done and can run, in order; the plan with what came of it.
+
+    A command that fails is reported by itself, and what depends on it is left; a locked store or an interruption ends
+    the whole.
+    """
+    done = list(plan.steps)
+    for number, step in enumerate(done):
+        if step.done or step.missing:
+            continue
+        there = {s.key for s in done if s.done}
+        if not all(need in there for need in step.needs):
+            continue
+        try:
+            steps(*step.command)
+        except SystemExit as stopped:
+            if stopped.code in _ENDS_ALL:
+                raise
+            failed = (f"`{step}` failed, exit {stopped.code}", "its error stands above")
+            done[number] = replace(step, missing=(failed,))
+            diagnostics.note("  left out; the rest goes on")
+        else:
+            done[number] = replace(step, done=True)
+    return Plan(tuple(done))
+
+
+def evaluations(spec: Spec, there: set[tuple[str, ...]]) -> list[Step]:
+    """One `msft eval` for each test set that has a first stage: of the students and first stages that are there."""
+    students = [t.name for t in spec.trainings if ("student", t.name) in there]
+    found = []
+    for test_set in spec.test_sets:
+        runs = [s.run for s in spec.first_stages if ("run", test_set.dataset, s.run) in there]
+        if not runs:
+            continue
+        command = ["eval", "--dataset", test_set.dataset, "--depth", str(spec.depth)]
+        command += [a for run in runs for a in ("--run", run)]
+        command += [a for measure in test_set.measures for a in ("--measure", measure)]
+        command += [a for name in students for a in ("--student", name)] or ["--no-rerank"]
+        found.append(Step(("eval", test_set.dataset), tuple(command)))
+    return found
+
+
+def with_evaluations(spec: Spec, plan: Plan) -> Plan:
+    """The plan and the evaluations of what it has done."""
+    return Plan((*plan.steps, *evaluations(spec, {step.key for step in plan.steps if step.done})))

@@ -1,0 +1,282 @@
+"""What `msft reproduce` is to run: a recipe's grid, its ``[evaluate]`` table and its ``[[published]]`` rows, typed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from students.recipes.recipe import Recipe
+
+RETRIEVER_OPTIONS = ("k1", "b", "language", "index", "model")
+_SOURCES = {
+    "cl": {"dataset", "run", "depth", "per_query", "negatives", "n_queries"},
+    "kd": {"dataset", "labels", "model", "first_stage", "layout", "file", "replies", "n_queries"},
+}
+_KEYS = {
+    "depth", "margin", "needs_gpu", "pairs_per_second", "first_stages", "datasets", "like", *_SOURCES,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A test set: its name in the recipe, the dataset that holds it, and its measures, the headline first."""
+
+    name: str
+    dataset: str
+    measures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """A first stage: its name in the recipe, the run that holds it, and how `msft retrieve` makes that run."""
+
+    name: str
+    run: str
+    retriever: str
+    depth: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> list[str]:
+        given = [a for key, value in self.options.items() for a in (f"--{key}", str(value))]
+        return ["--retriever", self.retriever, "--depth", str(self.depth), "--name", self.run, *given]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of the grid.
+
+    Attributes:
+        base: the base model as the recipe names it; `folder` stands in for it at tiny scale.
+        choice: what takes this training out of the recipe's grid.
+        variant: what the recipe varies, as text (``stage-2.lr=1e-08``); empty where it varies nothing.
+    """
+
+    name: str
+    base: str
+    choice: dict[str, Any]
+    recipe: "Recipe"
+    variant: str
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that the plan and the table need.
+
+    Attributes:
+        sources: objective -> where its lists come from, as in the recipe.
+        published: (base, regime, first stage, test set, measure) -> the study's value; base and regime "" for a first
+            stage alone.
+        settings: overrides of every training, at tiny scale.
+        note: what stands in for what, said with every row; empty at full scale.
+    """
+
+    recipe: str
+    trainings: tuple[Training, ...]
+    test_sets: tuple[TestSet, ...]
+    first_stages: tuple[FirstStage, ...]
+    sources: dict[str, dict[str, Any]]
+    depth: int = 100
+    margin: float = 0.01
+    needs_gpu: bool = False
+    pairs_per_second: float = 1000.0
+    published: dict[tuple[str, str, str, str, str], float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def objectives(self) -> list[str]:
+        return list(
+            dict.fromkeys(o.name for t in self.trainings for s in t.recipe.stages for o in s.objectives)
+        )
+
+
+def read(recipe: str) -> Spec:
+    """The spec of a recipe file or a shipped recipe.
+
+    Raises:
+        StudentError: no such recipe, or settings of it that cannot be.
+        UsageError: what is wrong with its ``[evaluate]`` table and ``[[published]]`` rows, all at once.
+    """
+    from students.recipes.read import load_grid
+
+    grid = load_grid(recipe)
+    evaluate, published = dict(grid.evaluate), list(grid.published)
+    if "like" in evaluate:
+        other = load_grid(str(evaluate["like"]))
+        evaluate = {**other.evaluate, **evaluate}
+        published = [*other.published, *published]
+    errors: list[str] = []
+    stem = grid.recipes[0].name
+    trainings = tuple(
+        _training(stem, recipe, choice, len(grid.recipes) > 1)
+        for recipe, choice in zip(grid.recipes, grid.choices, strict=True)
+    )
+    spec = Spec(
+        recipe=recipe,
+        trainings=trainings,
+        test_sets=_test_sets(evaluate, errors),
+        first_stages=_first_stages(evaluate, errors),
+        sources=_sources(evaluate, errors),
+        published=_published(published, {t.base for t in trainings}, errors),
+        **_settings(evaluate, errors),
+    )
+    errors += [
+        f"[evaluate.{o}] is missing: where {o} learns from" for o in spec.objectives if o not in spec.sources
+    ]
+    if errors:
+        from labelstore.errors import UsageError
+
+        raise UsageError(
+            f"{recipe}: {len(errors)} error{'s' if len(errors) > 1 else ''}\n"
+            + "\n".join(f"  {e}" for e in errors),
+            hint="students/recipes/pezzuti2025.toml has every table that reproduce reads",
+        )
+    return spec
+
+
+def _training(stem: str, recipe: "Recipe", choice: dict[str, Any], several: bool) -> Training:
+    varied = [
+        f"{table}.{name}={value:g}" if isinstance(value, float) else f"{table}.{name}={value}"
+        for table, values in choice.items()
+        if isinstance(values, Mapping)
+        for name, value in values.items()
+    ]
+    varied += [
+        f"{key}={value}"
+        for key, value in choice.items()
+        if key not in ("base", "regime", "seed") and not isinstance(value, Mapping)
+    ]
+    parts = [stem]
+    if several:
+        parts += [recipe.base.rstrip("/").rpartition("/")[2], recipe.regime.replace(",", "-"), *varied]
+    if "seed" in choice:
+        parts.append(f"s{recipe.seed}")
+    return Training("-".join(parts), recipe.base, choice, recipe, " ".join(varied))
+
+
+def _settings(evaluate: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
+    kinds: dict[str, Any] = {"depth": int, "margin": float, "needs_gpu": bool, "pairs_per_second": float}
+    found: dict[str, Any] = {}
+    errors += [f"[evaluate] unknown setting {key!r}" for key in evaluate if key not in _KEYS]
+    for key, kind in kinds.items():
+        value = evaluate.get(key)
+        if value is None:
+            continue
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            errors.append(f"[evaluate] {key} must be {'true or false' if kind is bool else 'a number'}")
+        elif kind is not bool and value <= 0:
+            errors.append(f"[evaluate] {key} must be above 0")
+        else:
+            found[key] = value
+    return found
+
+
+def _tables(
+    evaluate: Mapping[str, Any], key: str, wanted: set[str], errors: list[str]
+) -> list[dict[str, Any]]:
+    """The ``[[evaluate.KEY]]`` tables that have a name and no unknown setting."""
+    found = evaluate.get(key, [])
+    if (
+        not isinstance(found, list)
+        or not found
+        or not all(isinstance(t, dict) and t.get("name") for t in found)
+    ):
+        errors.append(f"[[evaluate.{key}]] must be one table or more, each with a name")
+        return []
+    errors += [
+        f"[[evaluate.{key}]] {table['name']}: unknown setting {k!r}"
+        for table in found
+        for k in table.keys() - wanted
+    ]
+    return [dict(table) for table in found]
+
+
+def _test_sets(evaluate: Mapping[str, Any], errors: list[str]) -> tuple[TestSet, ...]:
+    from labelstore.datasets import catalog
+    from labelstore.errors import UsageError
+    from labelstore.evaluation import measures as measuring
+
+    made = []
+    for table in _tables(evaluate, "datasets", {"name", "dataset", "measures"}, errors):
+        name = str(table["name"])
+        try:
+            measures = [measuring.canonical(str(m)) for m in table.get("measures") or catalog.measures(name)]
+        except UsageError as error:
+            errors.append(f"[[evaluate.datasets]] {name}: {error}")
+            continue
+        made.append(TestSet(name, str(table.get("dataset", name)), tuple(measures)))
+    return tuple(made)
+
+
+def _first_stages(evaluate: Mapping[str, Any], errors: list[str]) -> tuple[FirstStage, ...]:
+    from labelstore.retrieval import RETRIEVERS
+
+    made = []
+    for table in _tables(
+        evaluate, "first_stages", {"name", "run", "retriever", "depth", *RETRIEVER_OPTIONS}, errors
+    ):
+        name, retriever = str(table["name"]), table.get("retriever")
+        if retriever not in RETRIEVERS:
+            errors.append(
+                f"[[evaluate.first_stages]] {name}: retriever must be one of {', '.join(RETRIEVERS)}"
+            )
+            continue
+        options = {k: table[k] for k in RETRIEVER_OPTIONS if k in table}
+        made.append(
+            FirstStage(name, str(table.get("run", name)), retriever, int(table.get("depth", 100)), options)
+        )
+    return tuple(made)
+
+
+def _sources(evaluate: Mapping[str, Any], errors: list[str]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for objective, known in _SOURCES.items():
+        table = evaluate.get(objective)
+        if table is None:
+            continue
+        if not isinstance(table, dict):
+            errors.append(f"[evaluate.{objective}] must be a table")
+            continue
+        needed = ("dataset", "run", "negatives") if objective == "cl" else ("dataset", "labels")
+        errors += [f"[evaluate.{objective}] lacks {key}" for key in needed if key not in table]
+        errors += [f"[evaluate.{objective}] unknown setting {key!r}" for key in table.keys() - known]
+        found[objective] = dict(table)
+    return found
+
+
+def _published(
+    rows: list[dict[str, Any]], bases: set[str], errors: list[str]
+) -> dict[tuple[str, str, str, str, str], float]:
+    """Each row has first_stage, dataset, measure, perhaps `alone`, and a table of regimes for each base."""
+    from labelstore.errors import UsageError
+    from labelstore.evaluation import measures as measuring
+
+    found: dict[tuple[str, str, str, str, str], float] = {}
+    for number, row in enumerate(rows, 1):
+        where = f"[[published]] {number}"
+        lacking = [key for key in ("first_stage", "dataset", "measure") if not isinstance(row.get(key), str)]
+        if lacking:
+            errors.append(f"{where}: lacks {', '.join(lacking)}")
+            continue
+        try:
+            measure = measuring.canonical(row["measure"])
+        except UsageError as error:
+            errors.append(f"{where}: {error}")
+            continue
+        place = (row["first_stage"], row["dataset"], measure)
+        for key, values in row.items():
+            if key in ("first_stage", "dataset", "measure"):
+                continue
+            by_regime = {"": values} if key == "alone" else values
+            if not isinstance(by_regime, dict) or not all(
+                isinstance(v, int | float) for v in by_regime.values()
+            ):
+                errors.append(f"{where}: {key} must be a number for `alone`, a table of regimes for a base")
+                continue
+            base = "" if key == "alone" else key
+            found |= {(base, regime, *place): float(value) for regime, value in by_regime.items()}
+    return {key: value for key, value in found.items() if not key[0] or key[0] in bases}

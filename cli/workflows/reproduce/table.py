@@ -1,0 +1,276 @@
+"""The study's table beside one's own: a row for each cell and measure, and whether one stage is on par with two."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cli.output import diagnostics, render
+from cli.output.render import Format
+from cli.workflows.reproduce.plan import Plan
+from cli.workflows.reproduce.spec import FirstStage, Spec, TestSet, Training
+
+if TYPE_CHECKING:
+    from labelstore.store.label_store import LabelStore
+
+Row = dict[str, Any]
+Value = dict[tuple[str, str, str, str], float]  # (student or "", run, dataset, measure) -> value
+Arm = tuple[str, str, str]  # (base, regime, variant): what its seeds have in common
+Place = tuple[Arm, str]  # an arm over a first stage
+
+_OF_VERDICT = ("ci90_low", "ci90_high", "p_holm", "tost_p", "margin", "margin_showable", "verdict")
+COLUMNS = (
+    "student", "regime", "first_stage", "dataset", "measure", "value", "published", "status", "difference", "setting",
+    "seeds", "single_stage", "single_difference", "ci90_low", "ci90_high", "p_holm", "tost_p", "margin",
+    "margin_showable", "verdict", "weights_moved", "measured_on", "why",
+)  # fmt: skip
+
+
+def values(store: "LabelStore", spec: Spec) -> Value:
+    """What the store holds of the grid's cells, measured on the rankings and judgments as they are now."""
+    if not store.exists:
+        return {}
+    with store.read() as con:
+        found = con.execute(
+            """SELECT coalesce(s.name, ''), coalesce(src.name, r.name), d.name, e.measure, e.value
+               FROM evaluations e JOIN datasets d USING (dataset) JOIN runs r ON r.run = e.run
+               LEFT JOIN runs src ON src.run = r.source_run LEFT JOIN students s ON s.student = r.student
+               WHERE e.run_hash = r.content_hash AND e.qrels_hash = d.qrels_hash
+                 AND (r.kind IN ('first_stage', 'imported') OR r.kind = 'student' AND r.depth = least(?, src.depth))
+               ORDER BY e.evaluation""",
+            [spec.depth],
+        ).fetchall()
+    return {(student, run, dataset, measure): value for student, run, dataset, measure, value in found}
+
+
+def arms(spec: Spec) -> dict[Arm, list[Training]]:
+    """The trainings by base, regime and what is varied, one of each seed."""
+    found: dict[Arm, list[Training]] = {}
+    for training in spec.trainings:
+        found.setdefault((training.base, training.recipe.regime, training.variant), []).append(training)
+    return found
+
+
+def rows(spec: Spec, plan: Plan, held: Value, verdicts: dict[tuple[Arm, str, str], Row]) -> list[Row]:
+    """First stages, then students, for each test set and measure."""
+    made = []
+    for test_set in spec.test_sets:
+        for stage in spec.first_stages:
+            for measure in test_set.measures:
+                made.append(_row(spec, plan, held, None, [], stage, test_set, measure))
+                for arm, trainings in arms(spec).items():
+                    row = _row(spec, plan, held, arm, trainings, stage, test_set, measure)
+                    if measure == test_set.measures[0]:
+                        row |= verdicts.get((arm, stage.name, test_set.name), {})
+                    made.append(row)
+    return [{name: row.get(name) for name in COLUMNS} for row in made]
+
+
+def _row(
+    spec: Spec, plan: Plan, held: Value, arm: Arm | None, trainings: Sequence[Training],
+    stage: FirstStage, test_set: TestSet, measure: str,
+) -> Row:  # fmt: skip
+    base, regime, variant = arm or ("", "", "")
+    names = [t.name for t in trainings] or [""]
+    found = [held.get((name, stage.run, test_set.dataset, measure)) for name in names]
+    there = [value for value in found if value is not None]
+    value = sum(there) / len(there) if len(there) == len(names) else None
+    published = spec.published.get((base, regime, stage.name, test_set.name, measure))
+    row: Row = {
+        "student": base or None,
+        "regime": regime or None,
+        "first_stage": stage.name,
+        "dataset": test_set.name,
+        "measure": measure,
+        "value": value,
+        "published": published,
+        "status": "missing" if value is None else "run",
+        "difference": value - published if value is not None and published is not None else None,
+        "setting": variant or None,
+        "seeds": len(there) if arm else None,
+        "measured_on": f"{test_set.dataset}, {stage.run}" + (f": {spec.note}" if spec.note else ""),
+    }
+    if value is None:
+        keys = [
+            ("data", test_set.dataset),
+            ("run", test_set.dataset, stage.run),
+            *(("student", n) for n in names if n),
+        ]
+        row["why"] = next((why for key in keys if (why := plan.why(key))), "not run yet")
+    return row
+
+
+def verdicts(store: "LabelStore", spec: Spec, held: Value) -> dict[tuple[Arm, str, str], Row]:
+    """Each regime of several stages against the single contrastive stage, by the headline measure.
+
+    The comparisons over one test set are one family. Beside a verdict stands how far the regime's least moved stage went,
+    over its seeds: two stages of which one learnt nothing are one.
+    """
+    from labelstore.evaluation import comparison
+
+    moved = least_moved(store)
+    found: dict[tuple[Arm, str, str], Row] = {}
+    for test_set in spec.test_sets:
+        measure = test_set.measures[0]
+        names = {
+            (arm, stage.name): [f"{t.name}@{stage.run}" for t in trainings]
+            for arm, trainings in arms(spec).items()
+            for stage in spec.first_stages
+            if all((t.name, stage.run, test_set.dataset, measure) in held for t in trainings)
+        }
+        pairs = {
+            place: single
+            for place in names
+            if len(place[0][1].split(",")) > 1 and (single := _single_stage(place, names)) is not None
+        }
+        if not pairs:
+            continue
+        wanted = [place for place in names if place in pairs or place in pairs.values()]
+        board = comparison.measure_systems(
+            store, test_set.dataset, [name for place in wanted for name in names[place]], [measure]
+        )
+        contender = {f"{s.student}@{s.first_stage}": c.name for c in board.contenders for s in c.systems}
+        compared = comparison.compare_pairs(
+            board,
+            [(contender[names[two][0]], contender[names[one][0]]) for two, one in pairs.items()],
+            margin=spec.margin,
+        )
+        for (two, one), row in zip(pairs.items(), compared, strict=True):
+            found[(*two, test_set.name)] = {
+                "single_stage": one[0][1],
+                "single_difference": row["difference"],
+                **{name: row[name] for name in _OF_VERDICT},
+                "weights_moved": min(moved[t.name] for t in arms(spec)[two[0]]),
+            }
+    return found
+
+
+def least_moved(store: "LabelStore") -> dict[str, float]:
+    """For each student the relative distance of the weights in the stage that moved them least."""
+    if not store.exists:
+        return {}
+    with store.read() as con:
+        found = con.execute(
+            "SELECT s.name, min(g.weights_moved) FROM students s JOIN stages g USING (student) GROUP BY 1"
+        ).fetchall()
+    return dict(found)
+
+
+def _single_stage(place: Place, there: Mapping[Place, list[str]]) -> Place | None:
+    """The contrastive training of the same base over the same first stage, varied alike or not at all."""
+    (base, _, variant), stage = place
+    singles: list[Place] = [((base, "cl", v), stage) for v in (variant, "")]
+    return next((single for single in singles if single in there), None)
+
+
+# -------------------------------------------------------------------------------------------------------- for people
+_COMMENT = {Format.md: "### ", Format.latex: "% "}  # how a line between tables begins
+
+
+def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
+    """All rows for machines; for people the study's table beside one's own, then the verdicts."""
+    if format in (Format.json, Format.csv):
+        render.rows(found, format, COLUMNS)
+        return
+    if spec.note:
+        render.text(f"{_COMMENT.get(format, '')}{spec.note}: these values say nothing about the study")
+        render.write("")
+    render.rows(beside(spec, found), format)
+    judged = on_par(spec, found)
+    if judged:
+        render.text(f"\n{_COMMENT.get(format, '')}Is a single contrastive stage on par with two?")
+        render.write("")
+        render.rows(judged, format)
+        for sentence in hardly_trained(judged):
+            render.text(f"\n{_COMMENT.get(format, '')}{sentence}")
+
+
+def hardly_trained(judged: Sequence[Row]) -> list[str]:
+    """Of which comparisons the second regime had a stage that learnt nothing, so that they say nothing about it."""
+    from students.train.diagnostics import MOVED_LITTLE
+
+    arms = {
+        (row["student"], row["regimes"].partition(" ")[0], row.get("setting")): row["weights_moved"]
+        for row in judged
+        if row["weights_moved"] < MOVED_LITTLE
+    }
+    return [
+        f"{student} {regime}{f' ({setting})' if setting else ''}: a stage moved the weights by {moved:.0e} of their length,"
+        " which is no training: its verdicts say nothing about what that stage could add"
+        for (student, regime, setting), moved in arms.items()
+    ]
+
+
+def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
+    """A line for each student, regime and first stage: for each test set's headline one's own value and the study's.
+
+    Its status is `run` or `missing`, and `partly` where some test sets have their value.
+    """
+    headline = {test_set.name: test_set.measures[0] for test_set in spec.test_sets}
+    runs = {s.name: s.name if s.run == s.name else f"{s.name} ({s.run})" for s in spec.first_stages}
+    lines: dict[tuple[Any, ...], Row] = {}
+    for row in found:
+        if row["measure"] != headline[row["dataset"]]:
+            continue
+        varied = {"setting": row["setting"]} if any(t.variant for t in spec.trainings) else {}
+        line = lines.setdefault(
+            (row["first_stage"], row["student"], row["regime"], row["setting"]),
+            {
+                "first_stage": runs[row["first_stage"]],
+                "student": row["student"],
+                "regime": row["regime"],
+                **varied,
+                "status": row["status"],
+            },
+        )
+        if line["status"] != row["status"]:
+            line["status"] = "partly"
+        name = f"{row['dataset']} {row['measure']}"
+        line[name] = row["value"]
+        if spec.published:
+            line |= {
+                f"{row['dataset']} study": row["published"],
+                f"{row['dataset']} diff": row["difference"],
+            }
+    return list(lines.values())
+
+
+def on_par(spec: Spec, found: Sequence[Row]) -> list[Row]:
+    """A line for each verdict, the study's own difference beside it."""
+    published = {
+        (row["student"], row["first_stage"], row["dataset"], row["measure"], row["regime"]): row["published"]
+        for row in found
+    }
+    lines = []
+    for row in found:
+        if row["verdict"] is None:
+            continue
+        place = (row["student"], row["first_stage"], row["dataset"], row["measure"])
+        one = published.get((*place, row["single_stage"]))
+        study = row["published"] - one if one is not None and row["published"] is not None else None
+        lines.append(
+            {
+                "dataset": row["dataset"],
+                "first_stage": row["first_stage"],
+                "student": row["student"],
+                "regimes": f"{row['regime']} - {row['single_stage']}",
+                **({"setting": row["setting"]} if row["setting"] else {}),
+                "measure": row["measure"],
+                "difference": row["single_difference"],
+                "ci90_low": row["ci90_low"],
+                "ci90_high": row["ci90_high"],
+                "p_holm": row["p_holm"],
+                "tost_p": row["tost_p"],
+                "margin_showable": row["margin_showable"],
+                "verdict": row["verdict"],
+                "weights_moved": row["weights_moved"],
+                **({"study": study} if spec.published else {}),
+            }
+        )
+    return lines
+
+
+def conclude(found: Sequence[Row]) -> None:
+    """Say how much ran."""
+    students = [row for row in found if row["student"]]
+    alone = [row for row in found if not row["student"]]
+    counts = [f"{sum(row['status'] == 'run' for row in part)} of {len(part)}" for part in (students, alone)]
+    diagnostics.note(f"values measured: {counts[0]} of students, {counts[1]} of first stages")

@@ -1,0 +1,1 @@
+"""`msft sql` and the analyses that come with msft."""

@@ -1,0 +1,1 @@
+"""Add datasets from a folder or ir_datasets; the catalogue."""

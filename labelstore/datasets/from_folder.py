@@ -1,0 +1,103 @@
+"""A folder into the store: docs.jsonl, queries.tsv and qrels.txt, each plain, .gz or .zst.
+
+Documents may be absent where the collection is there already, judgments always. BEIR's names (corpus.jsonl,
+queries.jsonl, qrels/test.tsv through --qrels) and MS MARCO's collection.tsv are taken too.
+"""
+
+from pathlib import Path
+
+from labelstore.datasets import add as ingest
+from labelstore.datasets.staging import Progress, staging
+from labelstore.errors import DataMissing, UsageError
+from labelstore.files import jsonl, trec
+from labelstore.store.label_store import LabelStore
+
+_ENDINGS = ("", ".gz", ".zst")
+_DOCUMENTS = ("docs.jsonl", "corpus.jsonl", "collection.tsv", "docs.tsv", "corpus.tsv")
+_QUERIES = ("queries.tsv", "queries.jsonl")
+_QRELS = ("qrels.txt", "qrels.tsv")
+
+
+def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The one file of a kind in a folder.
+
+    Raises:
+        UsageError: if there are several, e.g. plain and compressed.
+    """
+    found = [path for name in names for ending in _ENDINGS if (path := folder / (name + ending)).is_file()]
+    if len(found) > 1:
+        raise UsageError(
+            f"{folder} has {' and '.join(path.name for path in found)}", hint="leave one of them there"
+        )
+    return found[0] if found else None
+
+
+def add_folder(
+    store: LabelStore,
+    folder: Path | None,
+    request: ingest.Request,
+    qrels: Path | None = None,
+    progress: Progress | None = None,
+) -> ingest.Added:
+    """Add a dataset from a folder, or (folder None) from judgments over queries that the collection holds.
+
+    Args:
+        qrels: judgments; a bare name is looked for in the folder. The dataset is then the queries judged in it.
+            Without it all queries of the folder, with its qrels.txt where there is one.
+
+    Raises:
+        DataMissing: if the folder or a file is not there.
+        BadInput: naming file:line of what cannot be taken; the store is as it was.
+    """
+    if folder is not None and not folder.is_dir():
+        raise DataMissing(f"no folder {folder}", hint="--from names a folder with docs.jsonl and queries.tsv")
+    documents = find_file(folder, _DOCUMENTS) if folder else None
+    queries = find_file(folder, _QUERIES) if folder else None
+    if qrels is not None:
+        judgments: Path | None = _resolve(qrels, folder)
+    else:
+        judgments = find_file(folder, _QRELS) if folder else None
+    if documents is None and queries is None and judgments is None:
+        raise DataMissing(
+            f"{folder} has none of docs.jsonl, queries.tsv, qrels.txt (.gz, .zst)",
+            hint="is this the right folder?",
+        )
+    with staging(store) as stage:
+        if judgments is not None:
+            stage.add_judgments(trec.read_qrels(judgments), str(judgments))
+        if queries is not None:
+            stage.add_queries(jsonl.read_queries(queries), str(queries))
+        if documents is not None:
+            stage.add_document_file(documents, progress)
+        stage.finish(request.update)
+        added = ingest.merge(store, stage, request)
+    if judgments is None and folder is not None and (others := _other_judgments(folder)):
+        added.notes.append(
+            f"no judgments were read: {folder} has no qrels.txt, but {', '.join(others)}; --qrels {others[0]} takes them"
+        )
+    if documents is None and folder is not None and (others := _other_texts(folder, queries, judgments)):
+        added.notes.append(
+            f"no passages were read: {folder} has no docs.jsonl or collection.tsv, but {', '.join(others)};"
+            " rename the file that holds them"
+        )
+    return added
+
+
+def _other_judgments(folder: Path) -> list[str]:
+    """Files of judgments under names of their own, from the folder: qrels/test.tsv, qrels.train.txt …"""
+    found = [*folder.glob("qrels*"), *folder.glob("qrels/*")]
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+
+
+def _other_texts(folder: Path, *read: Path | None) -> list[str]:
+    """Files in the folder that may hold passages under names of their own."""
+    found = [p for kind in ("jsonl", "tsv") for ending in _ENDINGS for p in folder.glob(f"*.{kind}{ending}")]
+    return sorted(p.name for p in found if p not in read and not p.name.startswith(("qrels", "queries")))
+
+
+def _resolve(qrels: Path, folder: Path | None) -> Path:
+    if qrels.is_file():
+        return qrels
+    if folder is not None and (folder / qrels).is_file():
+        return folder / qrels
+    raise DataMissing(f"no file {qrels}" + (f", nor in {folder}" if folder else ""), hint="check --qrels")

@@ -1,0 +1,261 @@
+"""Staging: what a source holds, read line by line and hashed, in a DuckDB file of its own until it is merged.
+
+Nothing of the store is touched or held meanwhile; memory is bounded by one batch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from labelstore.errors import BadInput
+from labelstore.files import fast_jsonl as quick_documents
+from labelstore.files import jsonl
+from labelstore.files.jsonl import Document, Query
+from labelstore.files.trec import Judgment
+from labelstore.files.work_folder import work_folder
+from labelstore.provenance import record as provenance
+from labelstore.store import keys
+from labelstore.store.interrupts import interruptible
+from labelstore.store.label_store import LabelStore, configure
+
+Progress = Callable[[int, int | None], None]
+Drops = dict[str, tuple[int, str | None]]
+
+BATCH = 20_000
+EMPTY_PASSAGE = "empty passage"
+EMPTY_QUERY = "empty query"
+REPEATED = "same id and text again"
+SUPERSEDED = "an earlier text of the same id"
+UNJUDGED = "query without a judgment in the given qrels"
+NO_TEXT = "judgment of a query without text"
+REPEATED_JUDGMENT = "same judgment again"
+
+_TABLES = {
+    "docs": pa.schema([("line", pa.int64()), ("doc_id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("text_hash", pa.uint64())]),
+    "queries": pa.schema([("line", pa.int64()), ("query_id", pa.string()), ("text", pa.string()), ("text_hash", pa.uint64()), ("normal_hash", pa.uint64())]),
+    "judgments": pa.schema([("line", pa.int64()), ("query_id", pa.string()), ("doc_id", pa.string()), ("relevance", pa.int16()), ("iteration", pa.string())]),
+}  # fmt: skip
+
+
+@dataclass
+class Step:
+    """Counts of one step: read = kept + rejected; of the kept, `new` were not in the store yet."""
+
+    step: str
+    source: str
+    n_read: int = 0
+    n_new: int = 0
+    n_updated: int = 0
+    drops: Drops = field(default_factory=dict)
+
+    @property
+    def n_kept(self) -> int:
+        return self.n_read - sum(n for n, _ in self.drops.values())
+
+    def drop(self, reason: str, n: int, example: str | None = None) -> None:
+        if n:
+            before, first = self.drops.get(reason, (0, None))
+            self.drops[reason] = (before + n, first or example)
+
+
+class Staging:
+    """What a source holds, read and hashed, in a DuckDB file of its own until it is merged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.con = duckdb.connect(str(path), config={"storage_compatibility_version": "v1.5.0"})
+        configure(self.con)
+        self.con.execute("SET preserve_insertion_order = false")
+        self.con.execute(
+            """CREATE TABLE docs (line BIGINT, doc_id VARCHAR, title VARCHAR, text VARCHAR, text_hash UBIGINT);
+               CREATE TABLE queries (line BIGINT, query_id VARCHAR, text VARCHAR, text_hash UBIGINT,
+                                     normal_hash UBIGINT);
+               CREATE TABLE judgments (line BIGINT, query_id VARCHAR, doc_id VARCHAR, relevance SMALLINT,
+                                       iteration VARCHAR)"""
+        )
+        self.steps: dict[str, Step] = {}
+        self.clock = provenance.Clock()  # the reading is part of the job
+
+    def _append(
+        self, table: str, rows: Iterable[tuple[Any, ...] | None], step: Step, progress: Progress | None
+    ) -> None:
+        """Append rows in batches; None counts as read (its reason was dropped by the caller)."""
+        schema = _TABLES[table]
+        batch: list[tuple[Any, ...]] = []
+        self.con.execute("BEGIN")
+        for row in rows:
+            step.n_read += 1
+            if row is not None:
+                batch.append(row)
+                if len(batch) == BATCH:
+                    self._flush(table, batch, schema)
+                    if progress:
+                        progress(step.n_read, None)
+        self._flush(table, batch, schema)
+        if progress:
+            progress(step.n_read, None)
+        self.con.execute("COMMIT")
+
+    def _flush(self, table: str, batch: list[tuple[Any, ...]], schema: pa.Schema) -> None:
+        if batch:
+            columns = [
+                pa.array(c, type=f.type) for c, f in zip(zip(*batch, strict=True), schema, strict=True)
+            ]
+            self.con.register("batch", pa.table(columns, schema=schema))
+            self.con.execute(f"INSERT INTO {table} SELECT * FROM batch")
+            self.con.unregister("batch")
+            batch.clear()
+
+    def add_documents(
+        self, documents: Iterable[Document], source: str, progress: Progress | None = None
+    ) -> None:
+        """Read documents; passages without title and text are rejected with a count."""
+        step = self.steps.setdefault("documents", Step("documents", source))
+
+        def rows() -> Iterator[tuple[Any, ...] | None]:
+            for d in documents:
+                if not d.text.strip() and not (d.title or "").strip():
+                    step.drop(EMPTY_PASSAGE, 1, f"{source}:{d.line} ({d.doc_id})")
+                    yield None
+                else:
+                    yield d.line, d.doc_id, d.title, d.text, keys.text_hash(d.title, d.text)
+
+        self._append("docs", rows(), step, progress)
+
+    def add_document_file(self, path: Path, progress: Progress | None = None) -> None:
+        """Read a TSV, or a JSONL file: in blocks where it is in the common form, else by the reference reader.
+
+        Raises:
+            BadInput: naming the line that cannot be taken.
+        """
+        if ".tsv" in path.suffixes:
+            self.add_documents(jsonl.read_document_table(path), str(path), progress)
+            return
+        step = Step("documents", str(path))
+        self.con.execute("BEGIN")
+        try:
+            for n, batch, empty in quick_documents.batches(path):
+                step.n_read += n
+                for line, doc_id in empty:
+                    step.drop(EMPTY_PASSAGE, 1, f"{path}:{line} ({doc_id})")
+                self.con.register("batch", batch)
+                self.con.execute("INSERT INTO docs SELECT * FROM batch")
+                self.con.unregister("batch")
+                if progress:
+                    progress(step.n_read, None)
+        except quick_documents.Odd:
+            self.con.execute("ROLLBACK")
+            self.add_documents(jsonl.read_documents(path), str(path), progress)
+            return
+        self.con.execute("COMMIT")
+        self.steps["documents"] = step
+
+    def add_queries(self, queries: Iterable[Query], source: str) -> None:
+        """Read queries; empty ones are rejected with a count."""
+        step = self.steps.setdefault("queries", Step("queries", source))
+
+        def rows() -> Iterator[tuple[Any, ...] | None]:
+            for q in queries:
+                if q.text:
+                    yield q.line, q.query_id, q.text, keys.text_hash(None, q.text), keys.normal_hash(q.text)
+                else:
+                    step.drop(EMPTY_QUERY, 1, f"{source}:{q.line} ({q.query_id})")
+                    yield None
+
+        self._append("queries", rows(), step, None)
+
+    def add_judgments(self, judgments: Iterable[Judgment], source: str) -> None:
+        """Read judgments.
+
+        Raises:
+            BadInput: if there are none, or a pair comes again for another subtopic.
+        """
+        step = self.steps.setdefault("qrels", Step("qrels", source))
+        rows = ((j.line, j.query_id, j.doc_id, j.relevance, j.iteration) for j in judgments)
+        self._append("judgments", rows, step, None)
+        if not step.n_read:
+            raise BadInput(
+                f"{source}: the file holds no judgment",
+                hint="give the file with the judgments; without one leave --qrels out",
+            )
+        self._refuse_subtopics(source)
+
+    def _refuse_subtopics(self, source: str) -> None:
+        """Qrels for diversity judge a passage once for each subtopic: one grade for each pair cannot hold that."""
+        found = self.con.execute(
+            """SELECT query_id, doc_id, min(iteration), max(iteration), max(line) FROM judgments
+               GROUP BY query_id, doc_id HAVING min(iteration) <> max(iteration) ORDER BY min(line) LIMIT 1"""
+        ).fetchall()
+        if found:
+            query, document, one, other, line = found[0]
+            raise BadInput(
+                f"{source}:{line}: {document} is judged for the subtopics {one} and {other} of query {query};"
+                " one judgment for each query and passage is wanted",
+                hint="make plain qrels of it first, e.g. the highest relevance of each query and passage, field two 0",
+            )
+
+    def finish(self, update: bool) -> None:
+        """Refuse contradictions within the source, count repeats once, and make the file ready to be attached.
+
+        Raises:
+            BadInput: naming file:line of an id that comes again with another text, or a pair with another grade.
+        """
+        for step, table, key, value in (
+            ("documents", "docs", "doc_id", "text_hash"),
+            ("queries", "queries", "query_id", "text_hash"),
+            ("qrels", "judgments", "query_id, doc_id", "relevance"),
+        ):
+            if step in self.steps:
+                self._unique(self.steps[step], table, key, value, update and step != "qrels")
+        self.con.close()
+
+    def _unique(self, step: Step, table: str, key: str, value: str, last_wins: bool) -> None:
+        clashes = self.con.execute(
+            f"""SELECT count(*), min(first), arg_min(again, again), arg_min(ids, again), arg_min(first, again) FROM (
+                  SELECT concat_ws(' ', {key}) AS ids, min(line) AS first,
+                         min(line) FILTER (v <> head) AS again FROM (
+                    SELECT {key}, line, {value} AS v,
+                           first_value({value}) OVER (PARTITION BY {key} ORDER BY line) AS head
+                    FROM {table} SEMI JOIN (SELECT {key} FROM {table} GROUP BY {key} HAVING count(*) > 1)
+                         USING ({key}))
+                  GROUP BY {key}) WHERE again IS NOT NULL"""
+        ).fetchall()[0]
+        n, _, again, ids, first = clashes
+        if n and not last_wins:
+            what = "judgment" if table == "judgments" else "text"
+            raise BadInput(
+                f"{step.source}:{again}: {ids} again with another {what} (first on line {first})"
+                + (f"; {n} ids in all" if n > 1 else ""),
+                hint="keep one line for each"
+                + ("" if table == "judgments" else ", or --update takes the last one"),
+            )
+        before = self._count(table)
+        order = "DESC" if n else "ASC"
+        repeats = f"SELECT {key} FROM {table} GROUP BY {key} HAVING count(*) > 1"
+        self.con.execute(
+            f"""DELETE FROM {table} WHERE rowid IN (
+                  SELECT rowid FROM {table} SEMI JOIN ({repeats}) USING ({key})
+                  QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY line {order}) > 1)"""
+        )
+        reason = REPEATED_JUDGMENT if table == "judgments" else SUPERSEDED if n else REPEATED
+        step.drop(reason, before - self._count(table), f"{step.source}:{again}" if n else None)
+
+    def _count(self, table: str) -> int:
+        return int(self.con.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0])
+
+
+@contextmanager
+def staging(store: LabelStore) -> Iterator[Staging]:
+    """A staging file beside the store, gone afterwards."""
+    with work_folder(store.path.parent) as folder:
+        stage = Staging(folder / "staging.duckdb")
+        try:
+            with interruptible(stage.con):
+                yield stage
+        finally:
+            stage.con.close()

@@ -1,0 +1,1 @@
+"""Systems, measures, scores, tests, fusion, comparison."""

@@ -1,0 +1,337 @@
+"""A student fused with its first stage: w · student + (1 - w) · first stage, each scaled to 0..1 within a query.
+
+The weight is fixed on validation queries, never on the queries under test: a dataset of role dev over the same
+collection, else the validation queries of the student's own training views. Without either it is 0.5, and said so.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from labelstore.errors import DataMissing, UsageError
+from labelstore.evaluation import measures as measuring
+from labelstore.evaluation import systems
+from labelstore.evaluation.measures import Qrels, Ranking
+from labelstore.provenance import record as provenance
+from labelstore.runs import write as runs
+from labelstore.store import keys, lookup
+from labelstore.store.label_store import LabelStore
+
+WEIGHTS = tuple(round(0.05 * i, 2) for i in range(21))
+UNTUNED = 0.5
+MAX_QUERIES = 200  # validation queries that are scored at most, chosen by a hash of their ids
+
+Pair = tuple[int, int]  # (query, document)
+Score = Callable[[lookup.Run, Sequence[int], int], pl.DataFrame]
+"""(run, queries, depth) -> the student's scores as columns query, document, score."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Where a weight can be fixed: judged queries that are not under test, with the first stage over them."""
+
+    dataset: lookup.Dataset
+    run: lookup.Run
+    queries: tuple[int, ...]
+    why: str  # as told to the user
+
+
+def validation(
+    con: duckdb.DuckDBPyConnection,
+    files: Path,
+    of: lookup.Dataset,
+    first_stage: lookup.Run,
+    student: lookup.Student,
+    named: str | None = None,
+) -> Validation | None:
+    """The validation queries for fusing `student` with `first_stage` on dataset `of`; None if there are none.
+
+    Queries whose normalised text stands in `of` are left out.
+
+    Args:
+        files: the store's companion folder: the student's views lie there.
+        named: a dataset that the user chose.
+
+    Raises:
+        UsageError: if the named dataset is the one under test.
+        DataMissing: if the named dataset has no judgments, or no run by that first stage.
+    """
+    if named is not None:
+        chosen = lookup.dataset(con, named)
+        if chosen.dataset == of.dataset:
+            raise UsageError(f"{named} is under test: a weight fixed on it would be fitted to the answer")
+        run = _same_first_stage(con, chosen, first_stage)
+        queries = _judged(con, chosen, of)
+        if run is None or not queries:
+            raise DataMissing(
+                f"{named} has {'no run by ' + first_stage.name if run is None else 'no judged queries of its own'}",
+                hint=f"msft retrieve --dataset {named} --retriever bm25s --name {first_stage.name}",
+            )
+        return Validation(chosen, run, _sample(con, queries), f"dataset {named}, as asked")
+    for chosen in _datasets(con, of, "dev"):
+        run, queries = _same_first_stage(con, chosen, first_stage), _judged(con, chosen, of)
+        if run is not None and queries:
+            return Validation(chosen, run, _sample(con, queries), f"dataset {chosen.name} (role dev)")
+    held_out = _held_out_texts(con, files, student)
+    for chosen in _datasets(con, of, "train") if held_out else []:
+        run = _same_first_stage(con, chosen, first_stage)
+        queries = [q for q in _judged(con, chosen, of) if q in _queries_with(con, chosen, held_out)]
+        if run is not None and queries:
+            return Validation(
+                chosen, run, _sample(con, queries), f"validation queries of {student.name} in {chosen.name}"
+            )
+    return None
+
+
+def fuse(
+    store: LabelStore,
+    of: lookup.Dataset,
+    student_run: lookup.Run,
+    score: Score,
+    measure: str,
+    *,
+    on: str | None = None,
+    note: Callable[[str], None] | None = None,
+) -> lookup.Run:
+    """The fused run of a student's run and its first stage, named STUDENT+FIRST_STAGE; kept, and reused while it fits.
+
+    Args:
+        student_run: a run of kind student.
+        score: how to get the student's scores for validation queries that no stored run holds.
+        measure: canonical name of the measure that the weight maximises.
+        on: the validation dataset, by name.
+    """
+    with store.read() as con:
+        if student_run.source_run is None or student_run.student is None:
+            raise UsageError(f"run {student_run.name} re-ranks nothing: there is nothing to fuse it with")
+        first_stage = lookup.run_by_id(con, student_run.source_run)
+        student = _student(con, student_run.student)
+        found = validation(con, store.files, of, first_stage, student, on)
+        name = f"{student.name}+{first_stage.name}"
+        known = {r.name: r for r in lookup.runs(con, of, ("fused",))}
+    origin = {
+        "student_run": student_run.content_hash,
+        "first_stage": first_stage.content_hash,
+        "scaling": "min-max",
+        "measure": measure,
+        "validation": None if found is None else found.dataset.name,
+        "validation_hash": None if found is None else _validation_hash(found),
+    }
+    held = known.get(name)
+    if held is not None and {key: held.parameters.get(key) for key in origin} == origin:
+        return held
+    clock = provenance.Clock()
+    weight, value = UNTUNED, None
+    if found is None:
+        if note:
+            note(
+                f"{name}: no validation queries with judgments and a {first_stage.name} run over them:"
+                f" the weight is {UNTUNED}, not tuned (--fuse-on DATASET names some)"
+            )
+    else:
+        weight, value = _fit(store, found, student, student_run.depth, score, measure)
+        if note:
+            note(
+                f"{name}: weight {weight:.2f} from {len(found.queries)} queries, {found.why}: {measure} {value:.4f}"
+            )
+    with store.read() as con:
+        frame = interpolate(_scores(con, student_run), _scores(con, first_stage), weight)
+    parameters = {
+        **origin,
+        "weight": weight,
+        "validation_value": value,
+        "n_validation_queries": 0 if found is None else len(found.queries),
+        "depth": student_run.depth,
+    }
+    with provenance.recorded(store, "eval.fuse", clock) as job, store.write() as con:
+        con.register("fused", frame.to_arrow())
+        made = runs.store_run(
+            con,
+            job,
+            dataset=of.dataset,
+            name=name,
+            kind="fused",
+            system=f"fused:{student.name}",
+            relation="fused",
+            source_run=first_stage.run,
+            student=student.student,
+            parameters=parameters,
+            replace=True,
+        )
+        # the same ranking from another weight or other validation queries: the record says what is true now
+        con.execute("UPDATE runs SET parameters = ? WHERE run = ?", [json.dumps(parameters), made.run])
+    return made
+
+
+def interpolate(student: pl.DataFrame, first_stage: pl.DataFrame, weight: float) -> pl.DataFrame:
+    """Fused scores of the passages that both have: columns query, document, score, rank.
+
+    Scores are scaled to 0..1 within each query over those passages (all equal: 0.5); ties stand in the first
+    stage's order.
+
+    Args:
+        student, first_stage: columns query, document, score; the first stage's also rank.
+    """
+
+    def scaled(column: str) -> pl.Expr:
+        low, high = pl.col(column).min().over("query"), pl.col(column).max().over("query")
+        return pl.when(high > low).then((pl.col(column) - low) / (high - low)).otherwise(0.5)
+
+    both = student.select("query", "document", pl.col("score").cast(pl.Float64).alias("own")).join(
+        first_stage.select("query", "document", "rank", pl.col("score").cast(pl.Float64).alias("first")),
+        on=["query", "document"],
+    )
+    return (
+        both.with_columns((weight * scaled("own") + (1 - weight) * scaled("first")).alias("score"))
+        .sort("query", -pl.col("score"), "rank")
+        .with_columns(pl.int_range(1, pl.len() + 1).over("query").cast(pl.Int32).alias("rank"))
+        .select("query", "document", pl.col("score").cast(pl.Float32), "rank")
+    )
+
+
+def _fit(
+    store: LabelStore,
+    found: Validation,
+    student: lookup.Student,
+    depth: int,
+    score: Score,
+    measure: str,
+) -> tuple[float, float]:
+    """The weight that validation queries speak for, and the measure's mean with it (see :func:`choose_weight`)."""
+    wanted = set(found.queries)
+    with store.read() as con:
+        judged = systems.qrels(con, found.dataset)
+        first = _scores(con, found.run).filter(
+            pl.col("query").is_in(list(wanted)) & (pl.col("rank") <= depth)
+        )
+        own = next(
+            (
+                _scores(con, r)
+                for r in lookup.runs(con, found.dataset, ("student",))
+                if r.student == student.student and r.source_run == found.run.run and r.depth >= depth
+            ),
+            None,
+        )
+    if own is None:
+        own = score(found.run, found.queries, depth)
+    qrels = Qrels({q: judged.judged[q] for q in found.queries}, judged.qrels_hash)
+
+    def values(weight: float) -> np.ndarray:
+        fused = interpolate(own, first, weight)
+        columns = (fused[name].to_numpy() for name in ("query", "document", "rank"))
+        scored = measuring.per_query(Ranking(*columns), qrels, [measure])[measure]
+        return np.array([scored[query] for query in sorted(scored)])
+
+    return choose_weight({weight: values(weight) for weight in WEIGHTS})
+
+
+def choose_weight(values: Mapping[float, np.ndarray]) -> tuple[float, float]:
+    """The weight nearest to 0.5 that is as good as the best one within a standard error, and its mean.
+
+    The rule of one standard error (Breiman et al. 1984, section 3.4.3), on the paired differences: the best of many
+    weights on some hundred queries is mostly luck, and far from 0.5 luck costs most.
+
+    Args:
+        values: weight -> the measure on each validation query, queries in one order.
+    """
+    best = max(values, key=lambda weight: (round(values[weight].mean(), 9), -abs(weight - 0.5)))
+
+    def as_good(weight: float) -> bool:
+        lost = values[best] - values[weight]
+        return (
+            bool(lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost))) if len(lost) > 1 else weight == best
+        )
+
+    chosen = min(filter(as_good, values), key=lambda weight: (abs(weight - 0.5), weight))
+    return chosen, float(values[chosen].mean())
+
+
+# ------------------------------------------------------------------------------------------------------- look-ups
+def _student(con: duckdb.DuckDBPyConnection, key: int) -> lookup.Student:
+    ((name,),) = con.execute("SELECT name FROM students WHERE student = ?", [key]).fetchall()
+    return lookup.student(con, name)
+
+
+def _scores(con: duckdb.DuckDBPyConnection, of: lookup.Run) -> pl.DataFrame:
+    columns = con.execute(
+        "SELECT query, document, rank, score FROM candidates WHERE run = ? ORDER BY query, rank", [of.run]
+    ).fetchnumpy()
+    return pl.DataFrame({name: np.asarray(values) for name, values in columns.items()})
+
+
+def _datasets(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, role: str) -> list[lookup.Dataset]:
+    found = con.execute(
+        """SELECT name FROM datasets
+           WHERE collection = ? AND role = ? AND dataset <> ? AND qrels_hash IS NOT NULL ORDER BY name""",
+        [of.collection, role, of.dataset],
+    ).fetchall()
+    return [lookup.dataset(con, name) for (name,) in found]
+
+
+def _same_first_stage(
+    con: duckdb.DuckDBPyConnection, chosen: lookup.Dataset, first_stage: lookup.Run
+) -> lookup.Run | None:
+    """The run of that name, or the only one of the same system with the same parameters."""
+    there = lookup.runs(con, chosen, ("first_stage", "imported"))
+    by_name = [r for r in there if r.name == first_stage.name]
+    by_system = [r for r in there if r.system == first_stage.system]
+    return next(iter(by_name or (by_system if len(by_system) == 1 else [])), None)
+
+
+def _judged(con: duckdb.DuckDBPyConnection, chosen: lookup.Dataset, under_test: lookup.Dataset) -> list[int]:
+    found = con.execute(
+        """SELECT DISTINCT r.query FROM qrels r JOIN queries q USING (query)
+           WHERE r.dataset = ? AND q.normal_hash NOT IN (
+               SELECT t.normal_hash FROM dataset_queries dq JOIN queries t USING (query) WHERE dq.dataset = ?)
+           ORDER BY r.query""",
+        [chosen.dataset, under_test.dataset],
+    ).fetchall()
+    return [query for (query,) in found]
+
+
+def _sample(con: duckdb.DuckDBPyConnection, queries: Sequence[int]) -> tuple[int, ...]:
+    """At most MAX_QUERIES of them, the same in every store: by a hash of their ids."""
+    if len(queries) <= MAX_QUERIES:
+        return tuple(queries)
+    ids = con.execute(
+        "SELECT query, query_id FROM queries WHERE query IN (SELECT unnest(?::INTEGER[]))", [list(queries)]
+    ).fetchall()
+    ordered = sorted(ids, key=lambda row: keys.text_hash(None, row[1]))
+    return tuple(sorted(query for query, _ in ordered[:MAX_QUERIES]))
+
+
+def _held_out_texts(con: duckdb.DuckDBPyConnection, files: Path, student: lookup.Student) -> set[int]:
+    """Normal hashes of the queries that the student's own views kept for validation (split ``valid``)."""
+    held: set[int] = set()
+    for (folder,) in con.execute(
+        "SELECT v.folder FROM stages g JOIN views v USING (view) WHERE g.student = ?", [student.student]
+    ).fetchall():
+        where = files / folder
+        if not (where / "lists.parquet").is_file():
+            continue
+        lists = pl.read_parquet(where / "lists.parquet", columns=["query", "split"])
+        chosen = lists.filter(pl.col("split") == "valid")["query"].unique()
+        queries = pl.read_parquet(where / "queries.parquet", columns=["query", "text"])
+        texts = queries.filter(pl.col("query").is_in(chosen.implode()))["text"]
+        held |= {keys.normal_hash(text) for text in texts}
+    return held
+
+
+def _queries_with(con: duckdb.DuckDBPyConnection, chosen: lookup.Dataset, hashes: set[int]) -> set[int]:
+    found = con.execute(
+        """SELECT query FROM dataset_queries JOIN queries USING (query)
+           WHERE dataset = ? AND normal_hash IN (SELECT unnest(?::UBIGINT[]))""",
+        [chosen.dataset, list(hashes)],
+    ).fetchall()
+    return {query for (query,) in found}
+
+
+def _validation_hash(found: Validation) -> str:
+    content = [found.dataset.name, found.dataset.qrels_hash, found.run.content_hash, len(found.queries)]
+    return keys.content_key("fusion-validation", json.loads(json.dumps(content)))

@@ -1,0 +1,288 @@
+"""Run or labeling x qrels -> per-query scores, kept in the store and reused while both contents stand.
+
+An evaluation is known by (ranking hash, qrels hash, measure). What is there is not computed again; what belongs to a
+ranking or to judgments that have been replaced since is removed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+
+from labelstore.datasets import catalog
+from labelstore.errors import NoRoom, NotWritable
+from labelstore.evaluation import measures as measuring
+from labelstore.evaluation import significance
+from labelstore.evaluation.measures import Scores
+from labelstore.evaluation.systems import KINDS, System, qrels, ranking, select
+from labelstore.provenance import record as provenance
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore, next_id
+
+Row = dict[str, Any]
+
+
+def default_measures(of: lookup.Dataset) -> list[str]:
+    """What the literature reports on this dataset, first the one that systems are ordered by."""
+    return [measuring.canonical(name) for name in catalog.measures(of.ir_datasets_id or of.name)]
+
+
+def evaluate(
+    store: LabelStore,
+    dataset: str,
+    *,
+    runs: Sequence[str] | None = None,
+    labelings: Sequence[str] | None = None,
+    students: Sequence[str] | None = None,
+    measures: Sequence[str] | None = None,
+    kinds: Sequence[str] = KINDS,
+    exclude_self: bool = False,
+    note: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> list[Row]:
+    """Measure systems over a dataset and return a row for each system and measure.
+
+    Args:
+        runs: names of runs; these and what re-ranked them. None: all.
+        labelings: names of labelings. None: those over the chosen runs, or all.
+        students: names of students. None: all.
+        measures: ir-measures names. None: the catalog's for this dataset.
+        kinds: which kinds of system.
+        exclude_self: see :func:`scores`.
+
+    Returns:
+        rows with dataset, system, kind, first_stage, measure, value, n_queries, p_value (two-sided paired t-test
+        against the first stage; None for a first stage, and where the store lacks it), regime, judged (Judged@10),
+        depth and recall (of the candidates that were ordered: the ceiling of a re-ranking).
+
+    Raises:
+        DataMissing: if the dataset has no judgments, or nothing has ranked it.
+        UsageError: for a measure that ir-measures does not know.
+    """
+    with store.read() as con:
+        of = lookup.dataset(con, dataset)
+        names = [measuring.canonical(m) for m in measures] if measures else default_measures(of)
+        chosen = select(con, of, runs, labelings, students, kinds)
+    scored = scores(store, of, chosen, names, exclude_self=exclude_self, note=note, warn=warn)
+    return rows(of, chosen, names, scored)
+
+
+def scores(
+    store: LabelStore,
+    of: lookup.Dataset,
+    chosen: Sequence[System],
+    measures: Sequence[str],
+    exclude_self: bool = False,
+    note: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> dict[tuple[System, str], Scores]:
+    """Per-query scores of systems, measured where the store lacks them and kept there.
+
+    Beside `measures`, ``Judged@10`` and each system's recall at its depth are measured (see :func:`rows`).
+
+    Args:
+        measures: canonical names.
+        exclude_self: leave passages that bear their query's id out of its ranking. Where the dataset's protocol says
+            so (`catalog.leaves_out_self`) this is always done; elsewhere such values are not kept.
+        warn: told why values are not kept where the store cannot be written; an error without it.
+    """
+    by_protocol = any(
+        catalog.leaves_out_self(name) for name in (of.ir_datasets_id or of.name, of.collection_name)
+    )
+    apart = exclude_self and not by_protocol
+    level = measuring.relevance_level(measures)
+    wanted = {s: list(dict.fromkeys([*measures, *companions(s, level)])) for s in chosen}
+    found: dict[tuple[System, str], Scores] = {}
+    todo: dict[System, list[str]] = {}
+    with store.read() as con:
+        judged = qrels(con, of)
+        for system, names in wanted.items():
+            held = {} if apart else _stored(con, of, system, names)
+            found.update({(system, name): values for name, values in held.items()})
+            lacking = [name for name in names if name not in held]
+            if lacking:
+                todo[system] = lacking
+    if todo:
+        clock = provenance.Clock()
+        fresh: dict[tuple[System, str], Scores] = {}
+        for system, names in todo.items():
+            with store.read() as con:
+                ranked = ranking(con, system, by_protocol or exclude_self)
+                tied = _tied_queries(con, system)
+            if tied and note:
+                note(
+                    f"{system.name}: scores tie within the top 10 of {tied} queries; ties stand in the stored order"
+                )
+            measured = measuring.per_query(ranked, judged, names)
+            fresh.update({(system, name): values for name, values in measured.items()})
+            absent = len(judged.judged.keys() - set(np.unique(ranked.query).tolist()))
+            if absent and note:
+                note(
+                    f"{system.name}: {absent} of {len(judged.judged)} judged queries are not ranked and score 0"
+                )
+        found.update(fresh)
+        if apart:
+            return found
+        try:
+            with provenance.recorded(store, "eval", clock) as job, store.write() as con:
+                _keep(con, job.job, of, fresh, {s: n_missing(con, of, s) for s in todo})
+        except (NotWritable, NoRoom) as error:
+            if warn is None:
+                raise
+            warn(f"the values are not kept: {error}")
+    return found
+
+
+def companions(system: System, level: int) -> tuple[str, str]:
+    """What is measured beside every measure: how much of the top 10 is judged, and the recall of the candidates."""
+    recall = f"R(rel={level})@{system.depth}" if level > 1 else f"R@{system.depth}"
+    return "Judged@10", measuring.canonical(recall)
+
+
+def rows(
+    of: lookup.Dataset,
+    chosen: Sequence[System],
+    measures: Sequence[str],
+    scored: dict[tuple[System, str], Scores],
+) -> list[Row]:
+    """One row per system and measure, grouped by first stage, best first within each kind."""
+    by_run = {s.run: s for s in chosen if s.run is not None}
+    level = measuring.relevance_level(measures)
+    made = []
+    for system in _ordered(chosen, measures[0], scored):
+        judged, recall = companions(system, level)
+        base = by_run.get(system.source_run) if system.source_run is not None else None
+        for name in measures:
+            values = scored[system, name]
+            p_value = None
+            if base is not None:
+                queries = sorted(values)
+                p_value = significance.paired_t(
+                    np.array([values[q] for q in queries]), np.array([scored[base, name][q] for q in queries])
+                ).p_value
+            made.append(
+                {
+                    "dataset": of.name,
+                    "system": system.name,
+                    "kind": system.kind,
+                    "first_stage": system.first_stage,
+                    "measure": name,
+                    "value": measuring.mean(values),
+                    "n_queries": len(values),
+                    "p_value": p_value,
+                    "regime": system.regime,
+                    "judged": measuring.mean(scored[system, judged]),
+                    "depth": system.depth,
+                    "recall": measuring.mean(scored[system, recall]),
+                }
+            )
+    return made
+
+
+def _ordered(
+    chosen: Sequence[System], measure: str, scored: dict[tuple[System, str], Scores]
+) -> list[System]:
+    value = {s: measuring.mean(scored[s, measure]) for s in chosen}
+    best = {s.first_stage: value[s] for s in chosen if s.kind == "first_stage"}
+    return sorted(
+        chosen,
+        key=lambda s: (
+            s.first_stage not in best,  # over a first stage that is not here: last
+            -best.get(s.first_stage, 0.0),
+            s.first_stage or "",
+            KINDS.index(s.kind) if s.kind in KINDS else len(KINDS),
+            -value[s],
+            s.name,
+        ),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the store's part
+def _where(system: System) -> tuple[str, int | None]:
+    return ("run", system.run) if system.run is not None else ("labeling", system.labeling)
+
+
+def _stored(
+    con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: System, measures: Sequence[str]
+) -> dict[str, Scores]:
+    column, key = _where(system)
+    found: dict[str, Scores] = {}
+    for measure, query, value in con.execute(
+        f"""SELECT e.measure, s.query, s.value FROM evaluations e JOIN query_scores s USING (evaluation)
+            WHERE e.dataset = ? AND e.{column} = ? AND e.run_hash = ? AND e.qrels_hash = ?
+              AND e.measure IN (SELECT unnest(?::VARCHAR[]))""",
+        [of.dataset, key, system.ranking_hash, of.qrels_hash, list(measures)],
+    ).fetchall():
+        found.setdefault(measure, {})[query] = value
+    return found
+
+
+def _keep(
+    con: duckdb.DuckDBPyConnection,
+    job: int,
+    of: lookup.Dataset,
+    fresh: dict[tuple[System, str], Scores],
+    lacking: dict[System, int],
+) -> None:
+    """Insert evaluations and their query scores; remove those of rankings and judgments that were replaced."""
+    for system in {s for s, _ in fresh}:
+        remove_stale(con, of, system)
+        names = [name for s, name in fresh if s == system]
+        for name in _stored(con, of, system, names):  # another process measured it meanwhile
+            del fresh[system, name]
+    if not fresh:
+        return
+    first = next_id(con, "evaluations", "evaluation")
+    evaluations, keys_column, queries, values = [], [], [], []
+    for evaluation, ((system, measure), by_query) in enumerate(fresh.items(), first):
+        evaluations.append(
+            (
+                evaluation, of.dataset, system.run, system.labeling, system.ranking_hash, of.qrels_hash, measure,
+                measuring.mean(by_query), len(by_query), lacking[system], job,
+            )
+        )  # fmt: skip
+        keys_column += [evaluation] * len(by_query)
+        queries += list(by_query)
+        values += list(by_query.values())
+    con.executemany("INSERT INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", evaluations)
+    frame = pl.DataFrame({"evaluation": keys_column, "query": queries, "value": values})
+    con.register("fresh_scores", frame.to_arrow())
+    con.execute("INSERT INTO query_scores SELECT evaluation, query, value FROM fresh_scores")
+    con.unregister("fresh_scores")
+
+
+def remove_stale(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: System) -> None:
+    """Remove evaluations of this system whose ranking or judgments are no more what they were."""
+    column, key = _where(system)
+    stale = f"""SELECT evaluation FROM evaluations WHERE dataset = ? AND {column} = ?
+                AND (run_hash <> ? OR qrels_hash <> ?)"""
+    values = [of.dataset, key, system.ranking_hash, of.qrels_hash]
+    con.execute(f"DELETE FROM query_scores WHERE evaluation IN ({stale})", values)
+    con.execute(f"DELETE FROM evaluations WHERE evaluation IN ({stale})", values)
+
+
+def n_missing(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: System) -> int:
+    """Judged queries that a system did not rank."""
+    ranked = (
+        "SELECT query FROM candidates WHERE run = ?"
+        if system.run is not None
+        else "SELECT query FROM permutations WHERE labeling = ? AND status IN ('ok', 'repaired')"
+    )
+    sql = f"SELECT count(DISTINCT query) FROM qrels WHERE dataset = ? AND query NOT IN ({ranked})"
+    return int(con.execute(sql, [of.dataset, _where(system)[1]]).fetchall()[0][0])
+
+
+def _tied_queries(con: duckdb.DuckDBPyConnection, system: System, depth: int = 10) -> int:
+    """Queries in whose top `depth` two neighbours, or the last one and its successor, have one score."""
+    if system.run is None:
+        return 0
+    return int(
+        con.execute(
+            """SELECT count(DISTINCT a.query) FROM candidates a JOIN candidates b
+               ON b.run = a.run AND b.query = a.query AND b.rank = a.rank + 1 AND b.score = a.score
+               WHERE a.run = ? AND a.rank <= ?""",
+            [system.run, depth],
+        ).fetchall()[0][0]
+    )

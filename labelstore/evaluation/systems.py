@@ -1,0 +1,168 @@
+"""The systems of a dataset: first stages, teachers' labelings and students, with their rankings and the judgments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from labelstore.errors import DataMissing, UsageError
+from labelstore.evaluation.measures import Qrels, Ranking
+from labelstore.store import keys, lookup
+
+KINDS = ("first_stage", "teacher", "student", "fused")  # the order in which they are shown
+CEILING_DEPTH = 100  # a first stage's recall is shown at this depth, or its own where it is shallower
+_KIND_OF_RUN = {"imported": "first_stage"}
+_OWN = """SELECT q.query, d.document FROM queries q
+          JOIN documents d ON d.collection = q.collection AND d.doc_id = q.query_id"""
+_USABLE = ("ok", "repaired")  # permutations of other statuses are not rankings
+
+
+@dataclass(frozen=True)
+class System:
+    """Something that ranked a dataset: a run, or a teacher's labeling."""
+
+    name: str
+    kind: str  # one of KINDS
+    run: int | None
+    labeling: int | None
+    first_stage: str | None  # its name; a first stage's own
+    source_run: int | None  # runs.run that it re-ranked, where the store has it
+    student: str | None
+    regime: str | None
+    depth: int  # candidates per query that it ordered
+    ranking_hash: str
+
+    @property
+    def key(self) -> tuple[int | None, int | None]:
+        return self.run, self.labeling
+
+
+def systems(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[System]:
+    """All systems over a dataset: first stages, teachers' labelings, students' and fused runs."""
+    return [*_run_systems(con, of), *_labeling_systems(con, of)]
+
+
+def _run_systems(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[System]:
+    found = con.execute(
+        """SELECT r.run, r.name, r.kind, r.source_run, src.name, s.name, s.regime, r.content_hash, r.depth,
+                  try_cast(json_extract_string(r.parameters, '$.depth') AS INTEGER)
+           FROM runs r LEFT JOIN runs src ON src.run = r.source_run LEFT JOIN students s ON s.student = r.student
+           WHERE r.dataset = ? ORDER BY r.run""",
+        [of.dataset],
+    ).fetchall()
+    students = [(row[5], row[4]) for row in found if row[2] == "student"]
+    made = []
+    for run, name, kind, source, source_name, student, regime, content_hash, held, asked in found:
+        kind = _KIND_OF_RUN.get(kind, kind)
+        own_name = name
+        if kind == "student" and student and students.count((student, source_name)) == 1:
+            own_name = student
+        first_stage = source_name or (name if kind == "first_stage" else None)
+        depth = min(held, asked or held) if source else min(held, CEILING_DEPTH)
+        made.append(
+            System(own_name, kind, run, None, first_stage, source, student, regime, depth, content_hash)
+        )
+    return made
+
+
+def _labeling_systems(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[System]:
+    found = con.execute(
+        """SELECT l.labeling, l.name, coalesce(r.name, l.first_stage), coalesce(r.run, named.run), l.depth
+           FROM labelings l LEFT JOIN runs r ON r.run = l.run
+           LEFT JOIN runs named ON named.dataset = l.dataset AND named.name = l.first_stage
+           WHERE l.dataset = ? ORDER BY l.labeling""",
+        [of.dataset],
+    ).fetchall()
+    hashes: dict[int, list[tuple[str, str]]] = {labeling: [] for labeling, *_ in found}
+    for labeling, query_id, content_hash in con.execute(
+        """SELECT p.labeling, q.query_id, p.content_hash
+           FROM permutations p JOIN labelings l USING (labeling) JOIN queries q USING (query)
+           WHERE l.dataset = ? AND p.status IN (SELECT unnest(?::VARCHAR[])) ORDER BY q.query_id, p.content_hash""",
+        [of.dataset, list(_USABLE)],
+    ).fetchall():
+        hashes[labeling].append((query_id, content_hash))
+    return [
+        System(
+            name, "teacher", None, labeling, first_stage, source, None, None, depth,
+            keys.rows_key("labeling-ranking", hashes[labeling]),
+        )
+        for labeling, name, first_stage, source, depth in found
+        if hashes[labeling]
+    ]  # fmt: skip
+
+
+def qrels(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> Qrels:
+    """The dataset's judgments.
+
+    Raises:
+        DataMissing: if it has none.
+    """
+    found = con.execute(
+        "SELECT query, document, relevance FROM qrels WHERE dataset = ? ORDER BY query", [of.dataset]
+    ).fetchall()
+    if not found or of.qrels_hash is None:
+        raise DataMissing(
+            f"{of.name} has no judgments to evaluate against",
+            hint=f"msft data add {of.name} --qrels FILE adds them (TREC qrels)",
+        )
+    judged: dict[int, dict[str, int]] = {}
+    for query, document, relevance in found:
+        judged.setdefault(query, {})[str(document)] = relevance
+    return Qrels(judged, of.qrels_hash)
+
+
+def ranking(con: duckdb.DuckDBPyConnection, of: System, exclude_self: bool = False) -> Ranking:
+    """The system's ranking, by query and rank; without passages that bear their query's id where asked."""
+    values: list[Any]
+    if of.run is not None:
+        sql, values = "SELECT query, document, rank FROM candidates WHERE run = ?", [of.run]
+    else:
+        sql = """SELECT p.query, i.document, i.rank FROM permutation_items i JOIN permutations p USING (permutation)
+                 WHERE p.labeling = ? AND p.status IN (SELECT unnest(?::VARCHAR[]))"""
+        values = [of.labeling, list(_USABLE)]
+    if exclude_self:
+        sql = f"SELECT * FROM ({sql}) r ANTI JOIN ({_OWN}) o USING (query, document)"
+    columns = con.execute(f"{sql} ORDER BY query, rank", values).fetchnumpy()
+    return Ranking(*(np.asarray(columns[name]) for name in ("query", "document", "rank")))
+
+
+def select(
+    con: duckdb.DuckDBPyConnection,
+    of: lookup.Dataset,
+    runs: Sequence[str] | None = None,
+    labelings: Sequence[str] | None = None,
+    students: Sequence[str] | None = None,
+    kinds: Sequence[str] = KINDS,
+) -> list[System]:
+    """The systems that the options name, first stages of chosen re-rankings included.
+
+    Raises:
+        DataMissing: for a name that is not there, or if nothing fits.
+    """
+    known = systems(con, of)
+    for name in runs or ():
+        lookup.run(con, of, name)
+    for name in students or ():
+        lookup.student(con, name)
+    for name in labelings or ():
+        if lookup.labeling(con, name).dataset != of.dataset:
+            raise UsageError(f"labeling {name!r} is not over {of.name}", hint="msft teachers list")
+    keys_of_runs = {lookup.run(con, of, name).run for name in runs or ()}
+
+    def fits(system: System) -> bool:
+        over = runs is None or system.run in keys_of_runs or system.first_stage in runs
+        if system.kind == "teacher" and system.labeling is not None and labelings is not None:
+            return system.name in labelings
+        if system.student is not None and students is not None:
+            return system.student in students and over
+        return over
+
+    chosen = [s for s in known if s.kind in kinds and fits(s)]
+    if not chosen:
+        raise DataMissing(
+            f"nothing has ranked {of.name} yet",
+            hint=f"msft retrieve --dataset {of.name} --retriever bm25s --depth 100, or msft runs import",
+        )
+    return chosen

@@ -1,0 +1,1 @@
+"""Lines, TREC files and JSONL, compressed or plain."""

@@ -1,0 +1,156 @@
+"""Readers of documents and queries: JSONL and tables of two columns."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labelstore.errors import BadInput
+from labelstore.files.lines import decode, lines
+
+DOC_KEYS = ("doc_id", "_id", "docid", "docno", "id", "pid")
+QUERY_KEYS = ("query_id", "_id", "qid", "id")
+_ID_HEADERS = {
+    *DOC_KEYS,
+    *QUERY_KEYS,
+    "query-id",
+    "queryid",
+    "corpus-id",
+    "doc-id",
+    "topic",
+    "topic_id",
+    "number",
+}
+_TEXT_HEADERS = {"text", "query", "query_text", "question", "title", "contents", "passage", "description"}
+
+
+@dataclass(frozen=True)
+class Document:
+    line: int
+    doc_id: str
+    title: str | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Query:
+    line: int
+    query_id: str
+    text: str
+
+
+def _id(path: Path, number: int, value: Any, what: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise BadInput(
+            f"{path}:{number}: {what} is missing or no text",
+            hint=f'each line is {{"{what}": "…", "text": "…"}}',
+        )
+    if len(value.split(None, 1)) != 1 or value != value.strip() or "\x00" in value:
+        raise BadInput(
+            f"{path}:{number}: {what} {value!r} holds white space", hint="TREC files cannot name it"
+        )
+    return value
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Documents of a JSONL file: ``doc_id`` (or ``_id``, ``docid``, ``docno``, ``id``), ``text`` (or ``contents``), ``title``.
+
+    Empty texts are yielded as they are: the caller counts them.
+
+    Raises:
+        BadInput: naming the line that is no such object.
+    """
+    for number, line in lines(path):
+        if not line.strip():
+            continue
+        row = _object(path, number, line)
+        doc_id = _id(path, number, next((row[k] for k in DOC_KEYS if k in row), None), "doc_id")
+        text, title = row.get("text", row.get("contents")), row.get("title")
+        for name, value in (("text", text), ("title", title)):
+            if value is not None and not isinstance(value, str):
+                raise BadInput(f"{path}:{number}: {name} is no text", hint="it must be a JSON string")
+        if text is None and "text" not in row and "contents" not in row:
+            raise BadInput(
+                f"{path}:{number}: no field text", hint='each line is {"doc_id": "…", "text": "…"}'
+            )
+        yield Document(
+            number, doc_id, _sound(path, number, title or "") or None, _sound(path, number, text or "")
+        )
+
+
+def _sound(path: Path, number: int, text: str) -> str:
+    """Text as stored: no NUL, no half of a surrogate pair (JSON's escapes can write both)."""
+    if "\x00" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise BadInput(
+            f"{path}:{number}: the text holds a NUL or a lone surrogate escape", hint="repair the passage"
+        )
+    return text
+
+
+def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(decode(path, number, line))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(f"{path}:{number}: not JSON: {error}", hint="one JSON object per line") from error
+    if not isinstance(row, dict):
+        raise BadInput(f"{path}:{number}: not a JSON object", hint="one JSON object per line")
+    return row
+
+
+def read_queries(path: Path) -> Iterator[Query]:
+    """Queries of a TSV (``query_id<TAB>text``; further tabs belong to the text) or, where the name says so, a JSONL file.
+
+    Text is stripped of white space around it; an empty one is yielded: the caller counts it.
+
+    Raises:
+        BadInput: naming the line that is neither.
+    """
+    if ".jsonl" in path.name:
+        for number, line in lines(path):
+            if not line.strip():
+                continue
+            row = _object(path, number, line)
+            query_id = _id(path, number, next((row[k] for k in QUERY_KEYS if k in row), None), "query_id")
+            text = row.get("text", row.get("query"))
+            if not isinstance(text, str):
+                raise BadInput(
+                    f"{path}:{number}: no field text", hint='each line is {"query_id": "…", "text": "…"}'
+                )
+            yield Query(number, query_id, _sound(path, number, text).strip())
+        return
+    for number, query_id, text in _table(path, "query_id"):
+        yield Query(number, query_id, text)
+
+
+def read_document_table(path: Path) -> Iterator[Document]:
+    """Documents of a TSV, as MS MARCO's ``collection.tsv``: ``doc_id<TAB>text``; further tabs belong to the text.
+
+    Raises:
+        BadInput: naming the line that is none.
+    """
+    for number, doc_id, text in _table(path, "doc_id"):
+        yield Document(number, doc_id, None, text)
+
+
+def _table(path: Path, id_name: str) -> Iterator[tuple[int, str, str]]:
+    """(line, id, text) of a TSV; a header in its first line is passed over."""
+    first = True
+    for number, line in lines(path):
+        if not line.strip():
+            continue
+        id_, tab, text = decode(path, number, line).partition("\t")
+        if not tab:
+            raise BadInput(
+                f"{path}:{number}: no tab between {id_name} and text", hint=f"each line is {id_name}<TAB>text"
+            )
+        header, first = first and _is_header(id_, text), False
+        if not header:
+            yield number, _id(path, number, id_.strip(), id_name), text.strip()
+
+
+def _is_header(id_: str, text: str) -> bool:
+    names = id_.strip(' #"').lower(), text.partition("\t")[0].strip(' "').lower()
+    return names[0] in _ID_HEADERS and names[1] in _TEXT_HEADERS

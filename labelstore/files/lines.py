@@ -1,0 +1,208 @@
+"""Readers and writers of files that others use: TREC runs and qrels, JSONL documents, TSV queries; gz and zst as they are.
+
+Every reader splits on ``\\n`` alone (passages hold U+0085 and U+2028), wants UTF-8, and names ``file:line`` in what it
+refuses. The readers here are the reference; `labelstore.runs` lets DuckDB read large runs and comes here for the
+line number when DuckDB refuses one.
+"""
+
+import gzip
+import io
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from labelstore.errors import BadInput, DataMissing, UsageError
+
+MAX_LINE = 64 * 2**20  # bytes; a longer line is not text that anybody ranks
+GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+
+
+def compression(path: Path) -> str:
+    """none, gzip or zstd, by the file's first bytes rather than its name.
+
+    Raises:
+        DataMissing: if there is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        raise DataMissing(f"no file {path}", hint="check the path") from None
+    except OSError as error:
+        raise DataMissing(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
+    if magic[:2] == GZIP_MAGIC:
+        return "gzip"
+    return "zstd" if magic == ZSTD_MAGIC else "none"
+
+
+class _ZstdFrames(io.RawIOBase):
+    """All frames of a zstd file; unlike the library's reader it notices a file cut short."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._frame: Any = zstandard.ZstdDecompressor().decompressobj()
+        self._fresh = True  # nothing of the current frame was read
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if self._frame.eof:
+                rest, self._frame = self._frame.unused_data, zstandard.ZstdDecompressor().decompressobj()
+                self._fresh = True
+            else:
+                rest = b""
+            block = rest or self._file.read(1 << 17)
+            if not block:
+                if not self._fresh:
+                    raise EOFError("the last zstd frame is cut short")
+                return 0
+            self._fresh = False
+            self._ready = self._frame.decompress(block)
+        n = min(len(buffer), len(self._ready))
+        buffer[:n], self._ready = self._ready[:n], self._ready[n:]
+        return n
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file's bytes, decompressed.
+
+    Raises:
+        DataMissing: if there is no such file. Damage shows while reading: wrap that in :func:`lines`.
+    """
+    kind = compression(path)
+    if kind == "gzip":
+        return io.BufferedReader(gzip.GzipFile(path, "rb"), 1 << 20)  # type: ignore[type-var]
+    if kind == "zstd":
+        return io.BufferedReader(_ZstdFrames(path.open("rb")), 1 << 20)
+    return path.open("rb", buffering=1 << 20)
+
+
+def check_intact(path: Path) -> None:
+    """Read a compressed file to its end, checksums included; nothing to do for a plain one.
+
+    Raises:
+        BadInput: if it is cut short or damaged.
+    """
+    if compression(path) == "none":
+        return
+    try:
+        with open_bytes(path) as file:
+            while file.read(1 << 20):
+                pass
+    except DAMAGED as error:
+        raise BadInput(
+            f"{path}: cut short or damaged: {error}", hint="fetch or make the file again"
+        ) from error
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line without its end) of a text file, plain or compressed.
+
+    Raises:
+        DataMissing: if there is no such file.
+        BadInput: if it is cut short or damaged, not UTF-8 text, or has a line beyond MAX_LINE.
+    """
+    number = 0
+    try:
+        with open_bytes(path) as file:
+            while line := file.readline(MAX_LINE + 1):
+                number += 1
+                if len(line) > MAX_LINE:
+                    raise BadInput(
+                        f"{path}:{number}: the line is longer than {MAX_LINE >> 20} MiB",
+                        hint="lines end with \\n; is this the right file?",
+                    )
+                line = line.rstrip(b"\r\n")
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if b"\x00" in line:
+                    raise BadInput(
+                        f"{path}:{number}: a NUL byte; this is no text file or a damaged one",
+                        hint="text is wanted in UTF-8, without NUL bytes",
+                    )
+                yield number, line
+    except DAMAGED as error:
+        raise BadInput(
+            f"{path}: cut short or damaged after line {number}: {error}", hint="fetch or make the file again"
+        ) from error
+
+
+def decode(path: Path, number: int, line: bytes) -> str:
+    """A line as text.
+
+    Raises:
+        BadInput: naming file:line, if it is not UTF-8.
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start})",
+            hint="convert it, e.g. iconv -f latin1 -t utf-8",
+        ) from error
+
+
+def whole(text: bytes) -> int | None:
+    """A whole number in ASCII digits; None for other text. Python's own reading takes ``1_0`` too."""
+    try:
+        return None if b"_" in text else int(text)
+    except ValueError:
+        return None
+
+
+def real(text: bytes) -> float:
+    """A number in ASCII digits; NaN for other text. Python's own reading takes ``1_0`` too."""
+    try:
+        return math.nan if b"_" in text else float(text)
+    except ValueError:
+        return math.nan
+
+
+@contextmanager
+def create(path: Path) -> Iterator[IO[str]]:
+    """A text file to write, compressed as its name says (.gz, .zst); it appears whole or not at all.
+
+    A link is followed; a device or a pipe is written to and never replaced.
+
+    Raises:
+        UsageError: if it is a folder.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint=f"name a file in it, e.g. -o {path / 'out.txt'}")
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8", newline="\n") as device:
+            yield device
+        return
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            packed: Any = file
+            if path.suffix == ".gz":
+                packed = gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0)
+            elif path.suffix == ".zst":
+                packed = zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False)
+            text = io.TextIOWrapper(packed, "utf-8", newline="\n")
+            yield text
+            text.flush()
+            if packed is not file:
+                text.close()
+            else:
+                text.detach()
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

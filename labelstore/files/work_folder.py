@@ -1,0 +1,51 @@
+"""Working folders beside a target: results appear whole, and leftovers of killed processes are removed."""
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from labelstore.store import disk_full as room
+
+_WORK = ".msft-add-"
+
+
+@contextmanager
+def work_folder(parent: Path) -> Iterator[Path]:
+    """A hidden folder in `parent` for what is read or made before it is stored; gone afterwards.
+
+    What a killed process left there is removed first: a living one holds a lock on its folder.
+
+    Raises:
+        NoRoom: if the disk is full.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{_WORK}*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = parent / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        with room.needed_in(parent):
+            folder.mkdir()
+            with _locked(folder):
+                yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """An exclusive lock on a folder.
+
+    Raises:
+        OSError: if another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)

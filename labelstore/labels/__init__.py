@@ -1,0 +1,1 @@
+"""Read, repair, write and export LLM labels; their quality."""

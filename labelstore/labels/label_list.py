@@ -1,0 +1,96 @@
+"""One imported list before anything is repaired, and what a reply parser must return.
+
+How a reply becomes an order is the caller's business: a parse function is given, so that this package knows no prompt.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Parsed(Protocol):
+    """What a reply parser returns: ``teachers.prompts.replies.Parsed``."""
+
+    @property
+    def order(self) -> Sequence[int] | None: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def n_missing(self) -> int: ...
+    @property
+    def n_repeated(self) -> int: ...
+    @property
+    def n_out_of_range(self) -> int: ...
+
+
+Parse = Callable[[str, int], Parsed]
+
+
+@dataclass
+class LabelList:
+    """One query's order as a file states it; nothing is repaired yet.
+
+    Attributes:
+        place: ``file:line`` (or ``file, list k``).
+        ranking: doc_ids, best first.
+        groups: ties, best first: numbers of passages per group of `ranking`; None: no ties.
+        scores: one per passage of `ranking`; None where the file has none worth keeping.
+        initial: doc_ids as the teacher was shown them; None if unknown.
+        reply, parsed: the raw reply over `initial` and what it parsed to, where the file holds replies.
+        settled: first places that the teacher decided, where it did not decide all.
+        n_without_text: passages that the source left out because it had no text for them.
+        texts: doc_id -> (title, text) where the file carries texts.
+    """
+
+    place: str
+    query_id: str | None
+    ranking: list[str]
+    query_text: str | None = None
+    teacher: str | None = None
+    first_stage: str | None = None
+    groups: list[int] | None = None
+    scores: list[float] | None = None
+    initial: list[str] | None = None
+    reply: str | None = None
+    parsed: Parsed | None = None
+    n_without_text: int = 0
+    n_calls: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    depth: int | None = None
+    settled: int | None = None
+    licence: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, tuple[str | None, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A list that cannot be read: where it stands and why."""
+
+    place: str
+    reason: str
+    detail: str
+    query_id: str | None = None
+    teacher: str | None = None
+    first_stage: str | None = None
+
+
+Item = LabelList | Malformed
+
+
+class BadList(Exception):
+    """A line that is no label: (reason, detail)."""
+
+
+class Worst:
+    """Several calls' outcome as one: the worst status, the sums of repairs. The list itself is the merged one."""
+
+    _ORDER = ("ok", "repaired", "wrong_format", "truncated", "refused", "engine_error")
+
+    def __init__(self, calls: Sequence[Parsed]) -> None:
+        self.status = max((c.status for c in calls), key=self._ORDER.index)
+        self.n_missing = sum(c.n_missing for c in calls)
+        self.n_repeated = sum(c.n_repeated for c in calls)
+        self.n_out_of_range = sum(c.n_out_of_range for c in calls)
+        self.order: Sequence[int] | None = () if all(c.order is not None for c in calls) else None

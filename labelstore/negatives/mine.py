@@ -1,0 +1,411 @@
+"""Hard negatives: which candidates of a query are trained on as not relevant, with the evidence for each.
+
+Candidates come from one run or several; ranks, scores, margins against the positive and a teacher's labels filter
+them; a seed or the rank picks among those left. The SQL is ``views/mining*.sql``; the options cover what
+sentence-transformers' ``mine_hard_negatives`` has (its model's scores are the run's, its cross-encoder's those of
+``scores``, a run that a student or re-ranker made over the same dataset).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import duckdb
+
+from labelstore.errors import BadInput, DataMissing, UsageError
+from labelstore.files.work_folder import work_folder
+from labelstore.provenance import record as provenance
+from labelstore.store import lookup
+from labelstore.store.keys import canonical_json, content_key
+from labelstore.store.label_store import LabelStore, next_id
+from labelstore.store.row_hashes import id_hash, ranking_hash, row_sum
+from labelstore.store.sql_steps import Filter, filters, set_variables, sql_file
+from labelstore.views.build import DEFAULT_SEED
+
+STRATEGIES = ("uniform", "top")
+DENOISING = ("drop", "relabel", "downweight")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What makes a candidate a negative.
+
+    Args:
+        strategy: ``uniform`` draws from the candidates left, ``top`` takes the best ranked (or best scored) of them.
+        min_rank: best rank that is taken (2 skips the first candidate).
+        depth: worst rank that is taken.
+        per_query: negatives per query at most.
+        at_least: queries with fewer are left out.
+        min_relevance: the lowest grade that counts as positive.
+        reference: with several positives, margins and denoising compare with the ``best`` or the ``worst`` of them.
+        absolute_margin: a negative's score is at most the positive's minus this.
+        relative_margin: … at most the positive's minus this share of its magnitude.
+        max_score: highest score of a negative.
+        min_score: lowest score of a negative.
+        denoise: what becomes of a candidate that the labeling ranks above the positive: ``drop`` it, ``relabel`` it
+            as a positive, or ``downweight`` it.
+        denoise_weight: its weight under ``downweight``.
+        max_repairs: permutations with more repairs are not used for denoising.
+        include_positives: keep positives that the run ranks, as label 1 at their rank.
+        shares: share of `per_query` for each run, in their order; equal by default.
+    """
+
+    strategy: str = "uniform"
+    min_rank: int = 1
+    depth: int = 200
+    per_query: int = 99
+    at_least: int = 1
+    min_relevance: int = 1
+    reference: str = "best"
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+    max_score: float | None = None
+    min_score: float | None = None
+    denoise: str = "drop"
+    denoise_weight: float = 0.1
+    max_repairs: int = 10
+    include_positives: bool = False
+    shares: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mined:
+    """A mining and what each of its steps left out; `new` is False when the same one was there."""
+
+    mining: lookup.Mining
+    counts: list[Filter]
+    new: bool
+
+
+def mine(
+    store: LabelStore,
+    *,
+    dataset: str | None = None,
+    runs: Sequence[str] = (),
+    name: str | None = None,
+    seed: int = DEFAULT_SEED,
+    denoise_labels: str | None = None,
+    scores: str | None = None,
+    replace: bool = False,
+    note: Callable[[str], None] | None = None,
+    **parameters: Any,
+) -> Mined:
+    """Mine negatives for a dataset's judged queries and store them.
+
+    Args:
+        dataset: its judgments give the positives; the only one when None.
+        runs: where candidates come from; the only first stage when empty.
+        denoise_labels: a labeling that judges the candidates.
+        scores: a run whose scores the margins and limits compare, instead of the candidates' own.
+        replace: take the place of a mining of the same name with other content.
+        parameters: fields of :class:`Parameters`.
+
+    Raises:
+        UsageError: a parameter that makes no sense.
+        DataMissing: a source that is not there, or no negative left.
+        BadInput: the name is taken by a mining with other content.
+    """
+    say = note or (lambda message: None)
+    options = make_parameters(parameters, len(runs) or 1)
+    clock = provenance.Clock()
+    with work_folder(store.path.parent) as work:
+        staging = work / "negatives.parquet"
+        with store.read() as con:
+            of = lookup.pick_dataset(con, dataset)
+            if dataset is None:
+                say(f"dataset: {of.name} (the only one)")
+            own = [lookup.run(con, of, run) for run in dict.fromkeys(runs)] or [
+                lookup.pick_run(con, of, None)
+            ]
+            if not runs:
+                say(f"run: {own[0].name} (the only first stage of {of.name})")
+            labels = lookup.labeling(con, denoise_labels) if denoise_labels else None
+            if labels is not None and labels.dataset != of.dataset and not _shares_queries(con, labels, of):
+                raise UsageError(
+                    f"{labels.name} labels none of {of.name}'s queries",
+                    hint="name a labeling of this dataset: --denoise",
+                )
+            scorer = lookup.run(con, of, scores) if scores else None
+            counts = _select(con, of, own, labels, scorer, options, seed)
+            content_hash = _content_hash(con)
+            n_queries, n_rows = con.execute(
+                "SELECT count(DISTINCT query), count(*) FROM mining_rows"
+            ).fetchall()[0]
+            if not n_rows:
+                raise DataMissing(
+                    _nothing_left(counts), hint="loosen the margins, or give judgments: `msft data show`"
+                )
+            con.execute(
+                f"COPY mining_rows TO '{str(staging).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)"
+            )
+        name = name or _default_name(of, own, options, labels, seed)
+        settings = {
+            **asdict(options),
+            "runs": [{"name": run.name, "hash": run.content_hash} for run in own],
+            "denoise_labels": labels.name if labels else None,
+            "scores": scorer.name if scorer else None,
+        }
+        return _record(
+            store,
+            name,
+            of,
+            settings,
+            seed,
+            counts,
+            content_hash,
+            (n_queries, n_rows),
+            staging,
+            clock,
+            replace,
+        )
+
+
+def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
+    """Checked parameters.
+
+    Raises:
+        UsageError: naming the option and what it takes.
+    """
+    try:
+        options = Parameters(**{key: value for key, value in given.items() if value is not None})
+    except TypeError as error:
+        raise UsageError(
+            f"mining takes no such parameter: {error}", hint="msft negatives mine --help"
+        ) from error
+    for key, allowed in (("strategy", STRATEGIES), ("reference", ("best", "worst")), ("denoise", DENOISING)):
+        if getattr(options, key) not in allowed:
+            raise UsageError(f"{key} is {getattr(options, key)!r}", hint=f"it takes {' | '.join(allowed)}")
+    for key in ("min_rank", "depth", "per_query", "at_least"):
+        if getattr(options, key) < 1:
+            option = f"--{key.replace('_', '-')}"
+            raise UsageError(
+                f"{option} is {getattr(options, key)}: it must be at least 1", hint=f"{option} 1 or more"
+            )
+    if options.min_rank > options.depth:
+        raise UsageError(
+            f"ranks {options.min_rank} to {options.depth} hold nothing", hint="--min-rank below --depth"
+        )
+    if options.at_least > options.per_query:
+        raise UsageError("at_least is above per_query", hint=f"--at-least {options.per_query} or less")
+    for key in ("absolute_margin", "relative_margin"):
+        value = getattr(options, key)
+        if value is not None and value < 0:
+            raise UsageError(
+                f"{key} is {value}: it must not be negative", hint="a margin is a distance below the positive"
+            )
+    if not 0 <= options.denoise_weight <= 1:
+        raise UsageError(f"denoise_weight is {options.denoise_weight}", hint="a weight from 0 to 1")
+    if options.shares and (
+        len(options.shares) != n_runs or min(options.shares) < 0 or sum(options.shares) <= 0
+    ):
+        raise UsageError(
+            f"{len(options.shares)} shares for {n_runs} runs",
+            hint="one --share per --run, in the same order, not all 0",
+        )
+    return options
+
+
+def quotas(per_query: int, shares: Sequence[float]) -> list[int]:
+    """Negatives per source: whole numbers that sum to `per_query`, by largest remainders."""
+    exact = [per_query * share / sum(shares) for share in shares]
+    whole = [int(value) for value in exact]
+    order = sorted(range(len(exact)), key=lambda k: (whole[k] - exact[k], k))
+    for k in order[: per_query - sum(whole)]:
+        whole[k] += 1
+    return whole
+
+
+def _select(
+    con: duckdb.DuckDBPyConnection,
+    of: lookup.Dataset,
+    runs: Sequence[lookup.Run],
+    labels: lookup.Labeling | None,
+    scorer: lookup.Run | None,
+    options: Parameters,
+    seed: int,
+) -> list[Filter]:
+    """Fill the temporary table ``mining_rows``; works on a read-only connection."""
+    con.execute("CREATE OR REPLACE TEMP TABLE mined_dataset AS SELECT ?::INTEGER AS dataset", [of.dataset])
+    con.execute("CREATE OR REPLACE TEMP TABLE mined_sources (source INTEGER, run INTEGER)")
+    con.executemany(
+        "INSERT INTO mined_sources VALUES (?, ?)", [(n, run.run) for n, run in enumerate(runs, 1)]
+    )
+    con.execute("CREATE OR REPLACE TEMP TABLE denoiser (labeling INTEGER)")
+    con.execute("CREATE OR REPLACE TEMP TABLE scorer (run INTEGER)")
+    if labels is not None:
+        con.execute("INSERT INTO denoiser VALUES (?)", [labels.labeling])
+    if scorer is not None:
+        con.execute("INSERT INTO scorer VALUES (?)", [scorer.run])
+    limits = (options.absolute_margin, options.relative_margin, options.max_score, options.min_score)
+    variables = asdict(options) | {"seed": seed, "needs_score": any(limit is not None for limit in limits)}
+    del variables["shares"]
+    set_variables(con, variables)
+    for part, room in (
+        ("sampling", "views"), ("mining_asked", "negatives"), ("own_passages", "views"), ("mining", "negatives"),
+    ):  # fmt: skip
+        con.execute(sql_file(part, room))
+    draw = sql_file("mining_draw", "negatives")
+    shares = quotas(options.per_query, options.shares or [1.0] * len(runs))
+    passes = [(source, quota, False) for source, quota in enumerate(shares, 1)]
+    if len(runs) > 1:  # what a source cannot give, the others do
+        passes += [(source, options.per_query, True) for source in range(1, len(runs) + 1)]
+    for source, quota, final in passes:
+        set_variables(con, {"source": source, "quota": quota, "final": final})
+        con.execute(draw)
+    con.execute(sql_file("mining_end", "negatives"))
+    return filters(con, ["queries", "candidates", "denoising"])
+
+
+def _shares_queries(con: duckdb.DuckDBPyConnection, labels: lookup.Labeling, of: lookup.Dataset) -> bool:
+    (n,) = con.execute(
+        """SELECT count(*) FROM permutations WHERE labeling = ?
+           AND query IN (SELECT query FROM dataset_queries WHERE dataset = ?)""",
+        [labels.labeling, of.dataset],
+    ).fetchall()[0]
+    return bool(n)
+
+
+def _content_hash(con: duckdb.DuckDBPyConnection, relation: str = "mining_rows") -> str:
+    """Content key over a mining's rows by text ids, in columns of `negatives` (re-derived by `verify`)."""
+    groups = con.execute(f"SELECT DISTINCT label, weight FROM {relation} ORDER BY ALL").fetchall()
+    parts = []
+    for label, weight in groups:
+        rows = f"""(SELECT n.query, n.source_rank * 65536 + coalesce(n.teacher_rank, 0) AS rank, n.source_score AS score,
+                           xor({id_hash("d.doc_id")}, md5_number_lower(r.name)) AS id_hash
+                    FROM {relation} n JOIN documents d USING (document) JOIN runs r ON r.run = n.source_run
+                    WHERE n.label = {int(label)} AND n.weight = {float(weight)!r}::FLOAT)"""
+        parts.append([int(label), float(weight), ranking_hash(con, f"({row_sum(rows)})", "queries")[0]])
+    return content_key("negatives", parts)
+
+
+def content_hash(con: duckdb.DuckDBPyConnection, mining: int) -> str:
+    """The content hash of a stored mining, re-derived from its rows."""
+    return _content_hash(con, f"(SELECT * FROM negatives WHERE mining = {int(mining)})")
+
+
+def _default_name(
+    of: lookup.Dataset,
+    runs: Sequence[lookup.Run],
+    options: Parameters,
+    labels: lookup.Labeling | None,
+    seed: int,
+) -> str:
+    parts = [
+        of.name,
+        "+".join(run.name for run in runs),
+        f"{options.strategy}{options.per_query}of{options.depth}",
+    ]
+    changed = {
+        key: value
+        for key, value in asdict(options).items()
+        if key not in ("strategy", "per_query", "depth") and value != getattr(Parameters(), key)
+    }
+    if labels is not None:
+        changed["denoise"] = f"{options.denoise}:{labels.name}"
+    if changed:
+        parts.append(content_key("parameters", changed)[:6])
+    if seed != DEFAULT_SEED:
+        parts.append(f"seed{seed}")
+    return "-".join(parts).replace("/", "-")
+
+
+def _nothing_left(counts: Sequence[Filter]) -> str:
+    reasons = "; ".join(
+        f"{c.step}: {c.n_in:,} in, "
+        + (", ".join(f"{n:,} {r}" for r, (n, _) in c.drops.items()) or "none left out")
+        for c in counts
+    )
+    return f"no negative is left ({reasons})"
+
+
+def _record(
+    store: LabelStore,
+    name: str,
+    of: lookup.Dataset,
+    settings: dict[str, Any],
+    seed: int,
+    counts: list[Filter],
+    content_hash: str,
+    sizes: tuple[int, int],
+    staging: Any,
+    clock: provenance.Clock,
+    replace: bool,
+) -> Mined:
+    with store.write() as con:
+        known = con.execute(
+            "SELECT mining, content_hash, dataset FROM minings WHERE name = ?", [name]
+        ).fetchall()
+        if known and known[0][1] == content_hash and known[0][2] == of.dataset:
+            return Mined(lookup.mining(con, name), counts, new=False)
+        if known and not replace:
+            raise BadInput(
+                f"negatives named {name!r} are there with other content", hint="another --name, or --replace"
+            )
+        with provenance.recorded_in(con, "negatives.mine", clock) as job:
+            key = next_id(con, "minings", "mining")
+            if known:
+                con.execute("DELETE FROM negatives WHERE mining = ?", [known[0][0]])
+                con.execute("DELETE FROM minings WHERE mining = ?", [known[0][0]])
+            con.execute(
+                "INSERT INTO minings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [key, name, of.dataset, canonical_json(settings), seed, *sizes, content_hash, job.job],
+            )
+            con.execute(
+                """INSERT INTO negatives SELECT ?, query, document, source_run, source_rank, source_score, teacher_rank,
+                          label, weight FROM read_parquet(?)""",
+                [key, str(staging)],
+            )
+            for count in counts:
+                job.count(con, f"negatives {count.step}", name, count.n_in, count.drops)
+        return Mined(lookup.mining(con, name), counts, new=True)
+
+
+def listed(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """All minings as flat rows, newest first."""
+    names = (
+        "negatives",
+        "dataset",
+        "runs",
+        "strategy",
+        "depth",
+        "per_query",
+        "denoise",
+        "queries",
+        "rows",
+        "seed",
+        "made",
+    )
+    found = con.execute(
+        """SELECT m.name, d.name, (SELECT string_agg(x->>'name', ', ') FROM unnest(from_json(m.parameters->'runs', '["JSON"]')) t(x)),
+                  m.parameters->>'strategy', (m.parameters->>'depth')::INTEGER, (m.parameters->>'per_query')::INTEGER,
+                  m.parameters->>'denoise_labels', m.n_queries, m.n_negatives, m.seed, p.started_at
+           FROM minings m JOIN datasets d USING (dataset) LEFT JOIN provenance p ON p.job = m.job ORDER BY m.mining DESC"""
+    ).fetchall()
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def shown(
+    con: duckdb.DuckDBPyConnection, mining: lookup.Mining, query_id: str | None, limit: int
+) -> list[dict[str, Any]]:
+    """The first `limit` negatives of a mining (of one query) with their evidence."""
+    names = (
+        "query_id",
+        "doc_id",
+        "source_run",
+        "source_rank",
+        "source_score",
+        "teacher_rank",
+        "label",
+        "weight",
+        "text",
+    )
+    found = con.execute(
+        """SELECT q.query_id, d.doc_id, r.name, n.source_rank, n.source_score, n.teacher_rank, n.label, n.weight,
+                  left(d.text, 80)
+           FROM negatives n JOIN queries q USING (query) JOIN documents d USING (document)
+           JOIN runs r ON r.run = n.source_run
+           WHERE n.mining = ? AND (? IS NULL OR q.query_id = ?)
+           ORDER BY q.query_id, n.source_run, n.source_rank LIMIT ?""",
+        [mining.mining, query_id, query_id, limit],
+    ).fetchall()
+    return [dict(zip(names, row, strict=True)) for row in found]

@@ -1,0 +1,1 @@
+"""Who made each row, from what, with what; lineage."""

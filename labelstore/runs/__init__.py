@@ -1,0 +1,1 @@
+"""Import, write and export runs; ir_metadata."""

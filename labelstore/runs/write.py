@@ -1,0 +1,126 @@
+"""Runs: rankings into and out of the store. TREC runs are read and checked (`run_lines`) before they are stored.
+
+A run's ranks follow its scores, best first; ties keep the file's order. Whatever is wrong with a file is named with
+its line, and nothing of it is stored.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import duckdb
+
+from labelstore.errors import BadInput
+from labelstore.provenance import record as provenance
+from labelstore.store import lookup
+from labelstore.store.keys import canonical_json
+from labelstore.store.label_store import next_id
+from labelstore.store.row_hashes import id_hash, ranking_hash, row_sum
+
+
+def _value(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any] | None = None) -> Any:
+    return con.execute(sql, parameters or []).fetchall()[0][0]
+
+
+def store_run(
+    con: duckdb.DuckDBPyConnection,
+    job: provenance.Job,
+    *,
+    dataset: int,
+    name: str,
+    kind: str,
+    system: str,
+    relation: str,
+    source_run: int | None = None,
+    student: int | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    replace: bool = False,
+) -> lookup.Run:
+    """Store a ranking inside the caller's transaction.
+
+    Args:
+        relation: a table, view or registered frame with columns query, document, score and, at will, rank. Without
+            rank candidates are ranked by score, ties by doc_id; with rank by score, ties by that rank.
+        replace: put it in the place of a run of the same name and other content.
+
+    Returns:
+        The run; the one that is there already if name and content are the same (its job is then another).
+
+    Raises:
+        BadInput: on a passage that comes twice for a query, a score that is not finite, a run without a row, or a
+            name that is taken by other content.
+    """
+    columns = {row[0] for row in con.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()}
+    tie = "r.rank" if "rank" in columns else "d.doc_id"
+    con.execute(
+        f"""CREATE OR REPLACE TEMP TABLE ranked_rows AS
+            SELECT r.query::INTEGER AS query, r.document::INTEGER AS document, r.score::FLOAT AS score,
+                   (row_number() OVER (PARTITION BY r.query ORDER BY r.score DESC, {tie}))::INTEGER AS rank,
+                   {id_hash("d.doc_id")} AS id_hash
+            FROM {relation} r JOIN documents d ON d.document = r.document"""
+    )
+    n = _value(con, f"SELECT count(*) FROM {relation}")
+    if not n:
+        raise BadInput(f"run {name}: there is no candidate", hint="a run needs at least one")
+    if n != _value(con, "SELECT count(*) FROM ranked_rows"):
+        raise BadInput(f"run {name}: some of its {n:,} candidates name no document of the store")
+    bad = _value(con, "SELECT count(*) FROM ranked_rows WHERE score IS NULL OR NOT isfinite(score)")
+    if bad:
+        raise BadInput(f"run {name}: {bad:,} scores are not finite", hint="mend the system that scored")
+    twice = con.execute(
+        """SELECT q.query_id, d.doc_id FROM (
+             SELECT query, document FROM ranked_rows GROUP BY query, document HAVING count(*) > 1 LIMIT 1)
+           JOIN queries q USING (query) JOIN documents d USING (document)"""
+    ).fetchall()
+    if twice:
+        raise BadInput(f"run {name}: passage {twice[0][1]} comes twice for query {twice[0][0]}")
+    con.execute(f"CREATE OR REPLACE TEMP TABLE ranked_sums AS {row_sum('ranked_rows')}")
+    run = _keep(
+        con, job, dataset, name, kind, system, source_run, student, parameters or {}, replace,
+        sums="ranked_sums", depth=_value(con, "SELECT max(rank) FROM ranked_rows"),
+        rows="SELECT query, rank, document, score FROM ranked_rows ORDER BY query, rank",
+    )  # fmt: skip
+    con.execute("DROP TABLE ranked_rows")
+    con.execute("DROP TABLE ranked_sums")
+    return run
+
+
+def _keep(
+    con: duckdb.DuckDBPyConnection,
+    job: provenance.Job,
+    dataset: int,
+    name: str,
+    kind: str,
+    system: str,
+    source_run: int | None,
+    student: int | None,
+    parameters: Mapping[str, Any],
+    replace: bool,
+    *,
+    sums: str,
+    depth: int,
+    rows: str,
+) -> lookup.Run:
+    """Record checked rows as a run: the same again is returned as it is, other content needs `replace`."""
+    content, n_queries, n_rows = ranking_hash(con, sums, "queries")
+    held = con.execute(
+        "SELECT run, content_hash FROM runs WHERE dataset = ? AND name = ?", [dataset, name]
+    ).fetchall()
+    if held and held[0][1] == content:
+        return lookup.run_by_id(con, held[0][0])
+    if held and not replace:
+        raise BadInput(
+            f"run {name} is there with other content", hint="--name names another, --replace takes its place"
+        )
+    key = held[0][0] if held else next_id(con, "runs", "run")
+    if held:
+        con.execute("DELETE FROM candidates WHERE run = ?", [key])
+        con.execute("DELETE FROM runs WHERE run = ?", [key])
+    con.execute(
+        "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            key, name, dataset, kind, system, source_run, student, canonical_json(dict(parameters)), depth,
+            n_queries, n_rows, content, job.job,
+        ],
+    )  # fmt: skip
+    con.execute(f"INSERT INTO candidates SELECT {key}, * FROM ({rows})")
+    return lookup.run_by_id(con, key)

@@ -1,0 +1,1 @@
+"""Open, lock and migrate the store; keys, look-ups, SQL steps."""

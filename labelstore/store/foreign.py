@@ -1,0 +1,146 @@
+"""Another's store is data: what its file may hold, and where its rows may lead.
+
+A file from elsewhere can hold a view in a table's place, a column that computes something, or a folder that leads out
+of the store. Nothing of it is read before this module has looked at it, with access to other files off.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import duckdb
+
+from labelstore.errors import BadInput, UsageError
+from labelstore.store import migrations
+from labelstore.store.label_store import LabelStore
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_NAMED = ("collections", "datasets", "runs", "minings", "teachers", "labelings", "views")
+_SHAPE = """SELECT table_name, column_name, data_type, coalesce(column_default, '') FROM duckdb_columns()
+            WHERE NOT internal AND schema_name = 'main' AND table_name IN
+                  (SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main' AND NOT temporary)"""
+
+
+def check_name(name: str, what: str = "student") -> str:
+    """A student's name: it is a folder too.
+
+    Raises:
+        UsageError: if it cannot be one.
+    """
+    if (
+        not name
+        or name != Path(name).name
+        or name.startswith(".")
+        or "\\" in name
+        or ":" in name
+        or _CONTROL.search(name)
+    ):
+        raise UsageError(f"{name!r} cannot be a {what}'s name", hint="letters, digits, '-', '_', '.' and ','")
+    return name
+
+
+def lock(con: duckdb.DuckDBPyConnection) -> None:
+    """Close a connection's access to every file but the databases that it has; no later statement opens it."""
+    con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")
+
+
+def check_store(store: LabelStore) -> None:
+    """Look at another's store before anything is read from it.
+
+    Raises:
+        BadInput: if its tables are not those of a store, or a name or folder cannot be one of a store.
+        StoreError: if it is locked, from a newer version, or no store.
+    """
+    with store.as_it_is() as con:
+        lock(con)
+        _check_shape(con, store.path)
+        version = migrations.schema_version(con)
+        if version is not None:
+            migrations.check_not_newer(version, store.path)
+        if version == migrations.CURRENT_VERSION:
+            check_rows(con, store.path)
+
+
+def _check_shape(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    own_tables, own_views, own_shape = _schema()
+    tables = {name for (name,) in con.execute(
+        "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'").fetchall()}  # fmt: skip
+    views = {name for (name,) in con.execute(
+        "SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()}  # fmt: skip
+    functions = [name for (name,) in con.execute(
+        "SELECT function_name FROM duckdb_functions() WHERE NOT internal ORDER BY 1").fetchall()]  # fmt: skip
+    hint = "name a store that msft made; take nothing from this file"
+    if instead := sorted(views - own_views):
+        raise BadInput(f"{path} holds the view {instead[0]!r}, which a store has not", hint=hint)
+    if functions:
+        raise BadInput(f"{path} holds the macro {functions[0]!r}, which a store has not", hint=hint)
+    if "migrations" in tables and (odd := sorted(tables ^ own_tables)):
+        raise BadInput(f"{path} holds other tables than a store: {', '.join(odd[:5])}", hint=hint)
+    shape = set(con.execute(_SHAPE).fetchall())
+    if "migrations" in tables and (odd_columns := sorted(shape ^ own_shape)):
+        table, column, kind, value = odd_columns[0]
+        raise BadInput(f"{path}: {table}.{column} ({kind} {value}) is not a column of a store", hint=hint)
+
+
+@cache
+def _schema() -> tuple[frozenset[str], frozenset[str], frozenset[tuple[str, ...]]]:
+    """Tables, views and columns of a store that is made new."""
+    with duckdb.connect(":memory:") as con:
+        migrations.create(con)
+        tables = con.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+        views = con.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+        shape = con.execute(_SHAPE).fetchall()
+    return frozenset(t for (t,) in tables), frozenset(v for (v,) in views), frozenset(shape)
+
+
+def check_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Names and folders in the rows of another's store, or of an archive that was just read.
+
+    Raises:
+        BadInput: at the first one that cannot be in a store.
+    """
+    hint = f"take nothing from {path}, or correct the row in a copy of it"
+    for table in _NAMED:
+        for (name,) in con.execute(f"SELECT name FROM {table}").fetchall():
+            if not name or _CONTROL.search(name):
+                raise BadInput(f"{path}: {name!r} in {table} cannot be a name", hint=hint)
+    for name, folder in con.execute("SELECT name, folder FROM students").fetchall():
+        try:
+            check_name(name)
+        except UsageError as error:
+            raise BadInput(f"{path}: {error.message}", hint=hint) from error
+        if not student_inside(folder):
+            raise BadInput(f"{path}: the folder {folder!r} of student {name} is not students/NAME", hint=hint)
+    for name, view_hash, folder in con.execute("SELECT name, view_hash, folder FROM views").fetchall():
+        if not view_inside(folder, view_hash):
+            raise BadInput(
+                f"{path}: the folder {folder!r} of view {name} is not views/{view_hash}", hint=hint
+            )
+
+
+def student_inside(folder: str) -> bool:
+    """Whether a student's folder is ``students/NAME``."""
+    kind, _, name = folder.partition("/")
+    try:
+        return kind == "students" and check_name(name) == name
+    except UsageError:
+        return False
+
+
+def view_inside(folder: str, view_hash: str) -> bool:
+    """Whether a view's folder is ``views/HASH``."""
+    return re.fullmatch(r"\w+", view_hash, re.ASCII) is not None and folder == f"views/{view_hash}"
+
+
+def odd_files(folder: Path) -> Iterator[Path]:
+    """Links and what is neither file nor folder, at or below a folder: what is not copied and not read."""
+    if folder.is_symlink():
+        yield folder
+        return
+    for where, folders, files in os.walk(folder):
+        for path in (Path(where, name) for name in sorted(folders + files)):
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                yield path

@@ -1,0 +1,281 @@
+"""LabelStore: the one way to the DuckDB file. Open late, close early, wait for a lock, name its holder.
+
+While one process holds the file for writing no other can open it, even to read, and the reverse. So nobody keeps it
+open during long work: ``with store.read() as con`` and ``with store.write() as con`` around the few statements that
+need it, and each ``write`` is one transaction.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from labelstore.errors import DataMissing, MsftError, StoreDamaged, StoreError, UsageError
+from labelstore.store import disk_full as room
+from labelstore.store import migrations
+from labelstore.store import writer_first as turns
+from labelstore.store.interrupts import interruptible
+
+DEFAULT_LOCK_WAIT = 60.0
+DEFAULT_MEMORY = "3GB"
+
+_DAMAGE = re.compile(
+    r"(Corrupt database file|Could not read enough bytes).*?location (?P<location>\d+)", re.DOTALL
+)
+_HOLDER = re.compile(r"held in (?P<program>.*?) \(PID (?P<pid>\d+)\)")
+_CONFIG: dict[str, Any] = {
+    "storage_compatibility_version": "v1.5.0",  # DuckDB 1.5 can open what 2 wrote
+    "autoinstall_known_extensions": "false",  # nothing is fetched behind the user's back
+    "autoload_known_extensions": "false",
+}
+
+
+class LabelStore:
+    """A store by its path; holds no connection between uses.
+
+    Args:
+        path: the DuckDB file, or a link to it: the file that it leads to is meant. Its companion folder is
+            ``<name>.files/`` beside it.
+        lock_wait: seconds to wait for another process's lock (default: ``MSFT_LOCK_WAIT`` or 60).
+    """
+
+    def __init__(self, path: str | Path, lock_wait: float | None = None) -> None:
+        self.path = _checked(Path(path))
+        if lock_wait is None:
+            lock_wait = float(os.environ.get("MSFT_LOCK_WAIT", DEFAULT_LOCK_WAIT))
+        self.lock_wait = lock_wait
+
+    @property
+    def files(self) -> Path:
+        """The companion folder: ``journal/``, ``views/``, ``tokens/``, ``students/``."""
+        name = self.path.name.removesuffix(".duckdb")
+        return self.path.with_name(name + ".files")
+
+    def missing_hint(self, folder: str) -> str:
+        """What to do where a folder of the store is not there: a store that was renamed or copied left it behind.
+
+        Args:
+            folder: relative to :attr:`files`.
+        """
+        held = [
+            f for f in sorted(self.files.parent.glob("*.files")) if f != self.files and (f / folder).is_dir()
+        ]
+        if not held:
+            return "put it back"
+        return (
+            f"{held[0]} holds it: if the store was renamed, `mv {held[0]} {self.files}`; if copied, `cp -r`"
+        )
+
+    def folder(self, name: str) -> Path:
+        """A subfolder of :attr:`files`, made if absent."""
+        folder = self.files / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+    @contextmanager
+    def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A read-only connection; many readers can hold one at a time.
+
+        An older store is migrated first (that takes the write lock for a moment).
+
+        Raises:
+            DataMissing: if there is no store yet.
+            StoreError: if it stays locked, is from a newer version, or is no store.
+            StoreDamaged: if a block that was read does not match its checksum.
+        """
+        if not self.exists:
+            raise DataMissing(
+                f"there is no store at {self.path}",
+                hint="`msft data add DATASET` makes one; --store PATH or MSFT_STORE names another",
+            )
+        con = self._connect(read_only=True)
+        try:
+            version = migrations.schema_version(con)
+            if version is None or version < migrations.CURRENT_VERSION:
+                con.close()
+                with self.write():
+                    pass
+                con = self._connect(read_only=True)
+                version = migrations.CURRENT_VERSION
+            migrations.check_not_newer(version, self.path)
+            with interruptible(con):
+                yield con
+        except duckdb.Error as error:
+            if damaged_at(error) is None:
+                raise
+            raise self._explain(error) from error
+        finally:
+            con.close()
+
+    @contextmanager
+    def as_it_is(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A read-only connection that asks for no schema version: what `msft verify` reads a damaged file with.
+
+        Raises:
+            StoreError, StoreDamaged: if the file cannot be opened at all.
+        """
+        con = self._connect(read_only=True)
+        try:
+            with interruptible(con):
+                yield con
+        finally:
+            con.close()
+
+    @contextmanager
+    def write(self, transaction: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The one writing connection, in one transaction: all of it is stored, or nothing.
+
+        A store is made by the first command that writes.
+
+        Args:
+            transaction: False leaves BEGIN and COMMIT to the caller (bulk loads that checkpoint in between).
+
+        Raises:
+            StoreError: if the store stays locked, is from a newer version, or is no store.
+            StoreDamaged: if a block that was read does not match its checksum.
+            NoRoom: if the disk is full.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with room.needed_in(self.path.parent), self._writing() as con:
+            if transaction:
+                with in_transaction(con):
+                    yield con
+            else:
+                yield con
+
+    @contextmanager
+    def _writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with turns.Turn(self.path) as turn:
+            con = self._connect(read_only=False, turn=turn)
+        try:
+            version = migrations.schema_version(con)
+            if version is not None:
+                migrations.check_not_newer(version, self.path)
+            with interruptible(con):
+                migrations.migrate(con)
+                yield con
+        except duckdb.Error as error:
+            if damaged_at(error) is None:
+                raise
+            raise self._explain(error) from error
+        finally:
+            con.close()
+
+    def _connect(self, read_only: bool, turn: turns.Turn | None = None) -> duckdb.DuckDBPyConnection:
+        deadline = time.monotonic() + self.lock_wait
+        pause = 0.02
+        while True:
+            if turn is not None:
+                turn.ask()
+            elif turns.writer_waits(self.path) and time.monotonic() < deadline:
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.5)
+                continue
+            try:
+                con = duckdb.connect(str(self.path), read_only=read_only, config=_CONFIG)
+                configure(con)
+                return con
+            except duckdb.Error as error:
+                holder = _HOLDER.search(str(error))
+                if holder is None:
+                    raise self._explain(error) from error
+                if time.monotonic() >= deadline:
+                    raise StoreError(
+                        f"{self.path} is held by {Path(holder['program']).name} (PID {holder['pid']})"
+                        f" and was not released in {self.lock_wait:.0f} s",
+                        hint=f"wait for it or end it (ps {holder['pid']}); MSFT_LOCK_WAIT sets the seconds to wait",
+                    ) from error
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+
+    def _explain(self, error: duckdb.Error) -> MsftError:
+        text = str(error).splitlines()[0]
+        location = damaged_at(error)
+        if location is not None:
+            return StoreDamaged(
+                f"{self.path} is damaged: the block at byte {location:,} is cut short or does not match its checksum",
+                hint="`msft verify` tells what it held; put back a copy, or `msft import-store` from an archive",
+            )
+        if (named := room.explained(error, self.path)) is not None:
+            return named
+        if "not a valid DuckDB database" in text:
+            return StoreError(
+                f"{self.path} is not a DuckDB file", hint="name the store with --store or MSFT_STORE"
+            )
+        if "newer version" in text or "storage version" in text:
+            return StoreError(
+                f"{self.path} was written by a newer DuckDB: {text}", hint="pip install -U duckdb"
+            )
+        return StoreError(
+            f"{self.path} cannot be opened: {text}",
+            hint="`msft verify` tells what is damaged; restore a copy if it is",
+        )
+
+
+def _checked(path: Path) -> Path:
+    """The path, a link followed, if DuckDB can take it: that reads ``?`` as the start of options, and writes ``\\`` as ``/``.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    if (
+        path.is_symlink()
+    ):  # DuckDB would keep its log beside the link, where the file's next user does not look
+        path = path.resolve()
+    whole = str(path.absolute())
+    for sign in "?\\":
+        if sign in whole:
+            raise UsageError(
+                f"--store {path}: DuckDB cannot take a path with {sign}: {whole}",
+                hint="rename the folder or file, or name another with --store",
+            )
+    return path
+
+
+def damaged_at(error: duckdb.Error) -> int | None:
+    """Where in the file DuckDB found a block cut short or unlike its checksum (a byte offset); None: another error."""
+    found = _DAMAGE.search(str(error))
+    return int(found["location"]) if found else None
+
+
+def configure(con: duckdb.DuckDBPyConnection) -> None:
+    """How every connection works: no progress bar, and memory bounded so that DuckDB spills rather than dies.
+
+    ``MSFT_MEMORY`` (e.g. 8GB) sets the bound, 3 GB where it is not set; what does not fit goes to a folder beside the
+    store for the time being.
+    """
+    con.execute("SET enable_progress_bar = false")
+    limit = os.environ.get("MSFT_MEMORY", DEFAULT_MEMORY)
+    try:
+        con.execute("SET memory_limit = ?", [limit])
+    except (duckdb.ParserException, duckdb.InvalidInputException) as error:
+        raise UsageError(f"MSFT_MEMORY is {limit!r}", hint="give a size, e.g. MSFT_MEMORY=2GB") from error
+
+
+@contextmanager
+def in_transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """One transaction around the enclosed statements: all of it is stored, or nothing."""
+    con.execute("BEGIN")
+    try:
+        yield
+    except BaseException:
+        # a damaged file and Ctrl-C end the transaction by themselves: the first error counts
+        with suppress(duckdb.Error, RuntimeError):
+            con.execute("ROLLBACK")
+        raise
+    con.execute("COMMIT")
+
+
+def next_id(con: duckdb.DuckDBPyConnection, table: str, column: str) -> int:
+    """The first free surrogate key of a table (one writer at a time, so this is safe inside a transaction)."""
+    (value,) = con.execute(f"SELECT coalesce(max({column}), 0) + 1 FROM {table}").fetchall()[0]
+    return int(value)

@@ -1,0 +1,107 @@
+"""Content hashes of large tables, in SQL: independent of surrogate keys and of row order, the same on every DuckDB.
+
+DuckDB's own hash() may change between its versions and md5 of 50 million rows takes a minute. So ids are hashed once
+per id, a row mixes integers (products of 32-bit halves, which never overflow 64 bits), a query sums its rows exactly,
+and the whole is the exact sum of one md5 per query. `python -m benchmarks.store` times it.
+"""
+
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from labelstore.store.keys import content_key
+
+_LOW = 0xFFFFFFFF
+_A, _B, _RANK, _SCORE = 2654435769, 2246822519, 3266489917, 668265263
+
+
+def whole_number(column: str) -> str:
+    """SQL for the value of a text id that is a canonical whole number (no sign, no leading zero); NULL for any other."""
+    value = f"try_cast({column} AS UBIGINT)"
+    return f"CASE WHEN length({column}) < 18 AND {value}::VARCHAR = {column} THEN {value} END"
+
+
+def id_hash(column: str) -> str:
+    """SQL for the 64-bit hash of a text id. A canonical whole number mixes its value; any other text takes md5."""
+    return f"coalesce({_mix(f'({whole_number(column)} + 1)')}, md5_number_lower({column}))"
+
+
+def number_hashes(numbers: Any) -> Any:
+    """:func:`id_hash` of ids that are canonical whole numbers (an array of 64-bit integers), as uint64."""
+    return _mixed(numbers.view(np.uint64) + np.uint64(1))
+
+
+def row_hashes(id_hashes: Any, ranks: Any, scores: Any) -> Any:
+    """What :func:`row_sum` sums, as an array of uint64; scores are float32."""
+    bits = scores.view(np.uint32).astype(np.uint64)
+    h = _mixed(id_hashes ^ (ranks.astype(np.uint64) * np.uint64(_RANK)))
+    h = _mixed(_mixed(h ^ (bits * np.uint64(_SCORE))))
+    return h ^ (h >> np.uint64(29))
+
+
+def _mixed(h: Any) -> Any:
+    return ((h & np.uint64(_LOW)) * np.uint64(_A)) ^ ((h >> np.uint64(32)) * np.uint64(_B))
+
+
+def _mix(x: str) -> str:
+    """One round: both 32-bit halves of `x` times odd constants, folded."""
+    return f"xor(({x} & {_LOW}) * {_A}, ({x} >> 32) * {_B})"
+
+
+def row_sum(relation: str, key: str = "query") -> str:
+    """SQL that gives (`key`, total HUGEINT, n) of a relation with columns `key`, id_hash UBIGINT, rank, score FLOAT."""
+    return f"""
+        SELECT {key}, sum(xor(h, h >> 29)) AS total, count(*) AS n FROM (
+          SELECT {key}, {_mix("h")} AS h FROM (
+            SELECT {key}, {_mix("h")} AS h FROM (
+              SELECT {key}, xor({_mix("h")}, (score::FLOAT::BIT::INTEGER::BIGINT & {_LOW})::UBIGINT * {_SCORE}) AS h FROM (
+                SELECT {key}, score, xor(id_hash, rank::UBIGINT * {_RANK}) AS h FROM {relation}))))
+        GROUP BY {key}"""
+
+
+def ranking_hash(con: duckdb.DuckDBPyConnection, sums: str, queries: str) -> tuple[str, int, int]:
+    """(content hash, queries, rows) of a ranking.
+
+    Args:
+        sums: a relation (query, total, n) as :func:`row_sum` gives.
+        queries: a relation (query, query_id).
+    """
+    total, n_queries, n_rows = con.execute(
+        f"""SELECT coalesce(sum(md5_number_lower(q.query_id || ' ' || s.total::VARCHAR || ' ' || s.n::VARCHAR)), 0),
+                   count(*), coalesce(sum(s.n), 0)
+            FROM {sums} s JOIN {queries} q USING (query)"""
+    ).fetchall()[0]
+    return content_key("ranking", [f"{int(total):x}", int(n_queries), int(n_rows)]), n_queries, n_rows
+
+
+def run_facts(con: duckdb.DuckDBPyConnection, run: int) -> tuple[str, int, int, int]:
+    """(content hash, queries, candidates, depth) of a stored run, re-derived from its rows: what its row must say."""
+    n, depth = con.execute(
+        "SELECT count(*), coalesce(max(rank), 0) FROM candidates WHERE run = ?", [run]
+    ).fetchall()[0]
+    (n_documents,) = con.execute("SELECT count(*) FROM documents").fetchall()[0]
+    documents, hashed = "documents", id_hash("d.doc_id")
+    if n > n_documents:  # an id is hashed once, and not once each time that it is named
+        documents = f"(SELECT document, {id_hash('doc_id')} AS id_hash FROM documents)"
+        hashed = "d.id_hash"
+    relation = f"""(SELECT c.query, c.rank, c.score, {hashed} AS id_hash
+                    FROM candidates c JOIN {documents} d USING (document) WHERE c.run = {int(run)})"""
+    content, n_queries, n_rows = ranking_hash(con, f"({row_sum(relation)})", "queries")
+    return content, n_queries, n_rows, int(depth)
+
+
+def run_hash(con: duckdb.DuckDBPyConnection, run: int) -> str:
+    """The content hash of a stored run, re-derived from its rows: what `runs.content_hash` must be."""
+    return run_facts(con, run)[0]
+
+
+def qrels_hash(con: duckdb.DuckDBPyConnection, dataset: int) -> str | None:
+    """The content hash of a dataset's judgments by text ids; None without judgments."""
+    total, n = con.execute(
+        """SELECT sum(md5_number_lower(q.query_id || ' ' || d.doc_id || ' ' || r.relevance::VARCHAR)), count(*)
+           FROM qrels r JOIN queries q USING (query) JOIN documents d ON d.document = r.document
+           WHERE r.dataset = ?""",
+        [dataset],
+    ).fetchall()[0]
+    return content_key("qrels", [f"{int(total):x}", n]) if n else None

@@ -1,0 +1,45 @@
+"""SQL files run step by step, with a count of what each step kept and dropped."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+import duckdb
+
+
+@dataclass
+class Filter:
+    """What one step left out: n_in = kept + the sum of drops (reason -> number, example)."""
+
+    step: str
+    n_in: int = 0
+    drops: dict[str, tuple[int, str | None]] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        return self.n_in - sum(n for n, _ in self.drops.values())
+
+
+def sql_file(name: str, room: str = "views") -> str:
+    """The text of ``ROOM/NAME.sql``."""
+    return files("labelstore").joinpath(room, f"{name}.sql").read_text("utf-8")
+
+
+def set_variables(con: duckdb.DuckDBPyConnection, values: Mapping[str, Any]) -> None:
+    """Set the variables that the SQL files read with ``getvariable``."""
+    for key, value in values.items():
+        con.execute(f"SET VARIABLE {key} = ?", [list(value) if isinstance(value, tuple) else value])
+
+
+def filters(con: duckdb.DuckDBPyConnection, steps: Sequence[str]) -> list[Filter]:
+    """The temporary table ``tally`` as filters, in the order of `steps`."""
+    found = {step: Filter(step) for step in steps}
+    for step, reason, n, example in con.execute(
+        "SELECT step, reason, sum(n)::BIGINT, min(example) FROM tally GROUP BY step, reason ORDER BY ALL"
+    ).fetchall():
+        if reason is None:
+            found[step].n_in = n or 0
+        elif n:
+            found[step].drops[reason] = (n, example)
+    return [f for f in found.values() if f.n_in or f.step == steps[0]]

@@ -1,0 +1,1 @@
+"""Archive, status; verify and merge."""

@@ -1,0 +1,136 @@
+"""Maps from another store's surrogate keys to this one's, and where the two contradict each other.
+
+The other store is attached as ``msft_theirs``. Each thing gets a temporary table ``m_TABLE(other, own, fresh)``: `own`
+is the key that it has here, or the next free one where it is fresh. Nothing but temporary tables is written.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from labelstore.store.label_store import next_id
+from labelstore.store.relations import TARGETS
+
+SHOWN = 3  # contradictions of one kind that are shown; the rest is counted
+RENAME = "--rename-suffix @other takes it in under another name"
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """One name or id with two contents.
+
+    Attributes:
+        here, there: the two values.
+        hint: what resolves it.
+    """
+
+    what: str
+    name: str
+    here: str
+    there: str
+    hint: str
+
+
+class Maps:
+    """The maps made so far, and what contradicts.
+
+    Args:
+        suffix: appended to the name of whatever comes in under a name that is taken by other content; None: that is
+            a contradiction.
+    """
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, suffix: str | None = None) -> None:
+        self.con, self.suffix = con, suffix
+        self.contradictions: list[Contradiction] = []
+        self.renamed: list[tuple[str, str, str]] = []  # (what, name there, name here)
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        found: list[tuple[Any, ...]] = self.con.execute(sql, list(parameters)).fetchall()
+        return found
+
+    def map(self, table: str, pairs: str, extra: str = "") -> None:
+        """``m_TABLE`` from SQL for (other, own) with own NULL where it is fresh, and `extra` columns of the pairs."""
+        first = next_id(self.con, table, TARGETS[table])
+        self.con.execute(
+            f"""CREATE OR REPLACE TEMP TABLE m_{table} AS
+                SELECT other, coalesce(own, {first} - 1 + row_number() OVER (PARTITION BY own IS NULL ORDER BY other)) AS own,
+                       own IS NULL AS fresh{extra}
+                FROM ({pairs})"""
+        )
+
+    def keyed(self, table: str, content_key: str) -> None:
+        """The map of a table whose rows are known by a content key alone."""
+        key = TARGETS[table]
+        self.map(
+            table,
+            f"""SELECT o.{key} AS other, p.{key} AS own FROM msft_theirs.{table} o
+                LEFT JOIN {table} p ON p.{content_key} = o.{content_key}""",
+        )
+
+    def settled(self, table: str, names: list[tuple[int, str, int | None]]) -> None:
+        """``m_TABLE`` with a column `name`, from (other, name, own)."""
+        self.con.execute(f"CREATE OR REPLACE TEMP TABLE s_{table} (other INTEGER, name VARCHAR, own INTEGER)")
+        if names:
+            self.con.executemany(f"INSERT INTO s_{table} VALUES (?, ?, ?)", names)
+        self.map(table, f"SELECT * FROM s_{table}", ", name")
+
+    def settle(
+        self,
+        what: str,
+        name: str,
+        find: Callable[[str], int | None],
+        problems: Callable[[int], list[Contradiction]],
+    ) -> tuple[str, int | None]:
+        """The name under which something comes in, and what has that name here already; contradictions are noted.
+
+        Args:
+            find: the key of what has a name here.
+            problems: how what comes in differs from what has a key here.
+        """
+        own = find(name)
+        found = problems(own) if own is not None else []
+        if found and self.suffix:
+            other_name = name + self.suffix
+            own = find(other_name)
+            found = problems(own) if own is not None else []
+            if not found:
+                self.renamed.append((what, name, other_name))
+                name = other_name
+        self.contradictions += found
+        return name, own
+
+    def find(self, table: str) -> Callable[[str], int | None]:
+        """Look-up of a key by a name that is unique in its table."""
+
+        def by_name(name: str) -> int | None:
+            found = self.rows(f"SELECT {TARGETS[table]} FROM {table} WHERE name = ?", [name])
+            return int(found[0][0]) if found else None
+
+        return by_name
+
+    def compared(self, what: str, name: str, sql: str, parameters: Sequence[Any]) -> list[Contradiction]:
+        """Contradictions from SQL for (figure, here, there), where here and there differ."""
+        return [
+            Contradiction(what, name, f"{figure} {here}", f"{figure} {there}", RENAME)
+            for figure, here, there in self.rows(sql, parameters)
+            if here != there
+        ]
+
+
+def shown(what: str, of: str, rows: Sequence[tuple[Any, ...]], hint: str) -> list[Contradiction]:
+    """Contradictions from (id, here, there, number of them in all)."""
+    found = [
+        Contradiction(what, f"{of} {name}", short(here), short(there), hint) for name, here, there, _ in rows
+    ]
+    if rows and rows[0][3] > len(rows):
+        found.append(Contradiction(what, f"{of}: {rows[0][3] - len(rows):,} more", "…", "…", hint))
+    return found
+
+
+def short(value: object) -> str:
+    """A value on one line of bounded length."""
+    flat = " ".join(str(value).split())
+    return flat if len(flat) <= 120 else flat[:119] + "…"

@@ -1,0 +1,1 @@
+"""Training views and their folders."""

@@ -1,0 +1,352 @@
+"""Training views: an SQL file, parameters and a seed -> a content-addressed folder, with counts of what was left out.
+
+Three kinds (``views/KIND.sql`` says exactly what each takes):
+
+- ``contrastive``: judged positives with negatives, mined ones or straight from a run;
+- ``distillation``: the permutations of one or more labelings;
+- ``rerank``: the lists of one or more runs.
+
+Several datasets, minings and labelings, over several collections, make one view. `build` reads the store, writes the
+folder beside it, and holds the store again only to record the view.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from labelstore.errors import DataMissing
+from labelstore.files.work_folder import work_folder
+from labelstore.provenance import record as provenance
+from labelstore.store import lookup
+from labelstore.store.keys import canonical_json
+from labelstore.store.label_store import LabelStore, next_id
+from labelstore.store.sql_steps import Filter, filters, set_variables, sql_file
+from labelstore.views import folder as export
+from labelstore.views import leakage
+from labelstore.views.parameters import make_parameters
+from labelstore.views.sources import Source, resolve
+
+NO_LIMIT = 1_000_000_000
+DEFAULT_SEED = 42
+
+
+def build(
+    store: LabelStore,
+    kind: str,
+    *,
+    datasets: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    negatives: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    name: str | None = None,
+    seed: int = DEFAULT_SEED,
+    progress: export.Progress | None = None,
+    note: Callable[[str], None] | None = None,
+    **parameters: Any,
+) -> lookup.View:
+    """Build a view, or return the one that has the same content.
+
+    Args:
+        kind: contrastive, distillation or rerank.
+        datasets: names; default: those of the negatives or labels, or the only one.
+        runs: run names in the datasets (rerank; contrastive without negatives).
+        negatives: minings (contrastive).
+        labels: labelings (distillation).
+        parameters: fields of :class:`Contrastive`, :class:`Distillation` or :class:`Rerank`.
+
+    Raises:
+        UsageError: an unknown kind or parameter, or a test set to train on.
+        DataMissing: a source that is not there, or nothing left to put into the view.
+    """
+    options = make_parameters(kind, parameters)
+    say = note or (lambda message: None)
+    clock = provenance.Clock()
+    with work_folder(store.folder("views")) as work:
+        staging = work / "view"
+        with store.read() as con:
+            chosen, sources = resolve(
+                con, kind, options, datasets=datasets, runs=runs, negatives=negatives, labels=labels, note=say
+            )
+            sql = select(con, kind, chosen, sources, options, seed)
+            ending, counts = finish(con, kind)
+            _require_lists(con, kind, counts)
+            staging.mkdir()
+            sizes = export.write_rows(con, kind, staging, progress)
+            licence = _licence(con, chosen, sources)
+        view_hash = export.content_hash(staging, kind)
+        name = name or _default_name(kind, sources)
+        head, *more = counts
+        manifest = {
+            "format": export.FORMAT,
+            "kind": kind,
+            "name": name,
+            "view_hash": view_hash,
+            "seed": seed,
+            **sizes,
+            "parameters": asdict(options),
+            "sources": [{"kind": s.kind, "name": s.name, "hash": s.hash} for s in sources],
+            "licence": licence,
+            "counts": _as_counts(head),
+            "more_counts": {c.step: _as_counts(c) for c in more},
+        }
+        export.write_manifest(staging, manifest)
+        for count in counts:
+            if count.drops:
+                left = ", ".join(f"{n:,} {reason}" for reason, (n, _) in sorted(count.drops.items()))
+                say(f"{name}: {count.step} {count.n_in:,} = {count.kept:,} kept + {left}")
+            if leakage.REASON in count.drops:
+                n, example = count.drops[leakage.REASON]
+                say(f"{name}: {n:,} training queries stand in a test set (e.g. {example}); {leakage.HINT}")
+        return _record(store, staging, manifest, sql + ending, sources, counts, clock, say)
+
+
+def check(
+    store: LabelStore,
+    kind: str,
+    *,
+    datasets: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    negatives: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    **parameters: Any,
+) -> None:
+    """Refuse what :func:`build` would refuse at once: names, parameters, a test set to train on. Reads no rows.
+
+    Raises:
+        UsageError, DataMissing: as :func:`build`.
+    """
+    options = make_parameters(kind, parameters)
+    with store.read() as con:
+        resolve(
+            con, kind, options, datasets=datasets, runs=runs, negatives=negatives, labels=labels,
+            note=lambda message: None,
+        )  # fmt: skip
+
+
+def select(
+    con: duckdb.DuckDBPyConnection,
+    kind: str,
+    datasets: Sequence[lookup.Dataset],
+    sources: Sequence[Source],
+    options: Any,
+    seed: int,
+) -> str:
+    """Run a kind's SQL: leaves the temporary tables lists, pairs and tally for :func:`finish`.
+
+    Works on a read-only connection and writes nothing into the store.
+
+    Returns:
+        The SQL that ran.
+    """
+    leakage.protect(con, allow_overlap=getattr(options, "allow_overlap", True))
+    _table(con, "chosen_datasets", "dataset INTEGER", [(d.dataset,) for d in datasets])
+    _table(con, "chosen_labelings", "labeling INTEGER", [(s.key,) for s in sources if s.kind == "labeling"])
+    _table(
+        con,
+        "chosen_sources",
+        "source INTEGER, mining INTEGER, run INTEGER",
+        [
+            (s.number, s.key if s.kind == "mining" else None, s.key if s.kind == "run" else None)
+            for s in sources
+            if s.kind in ("mining", "run")
+        ],
+    )
+    variables = asdict(options) | {"seed": seed, "kind": kind}
+    variables.setdefault("min_passages", 2 if kind == "contrastive" else 1)
+    variables.setdefault("valid_fraction", 0.0)
+    variables.setdefault("max_lists", None)
+    variables.setdefault("easy", 0)
+    for key in ("depth", "per_query", "max_positives"):
+        if key in variables and variables[key] is None:
+            variables[key] = NO_LIMIT
+    set_variables(con, variables)
+    before = ("contrastive_asked", "own_passages") if kind == "contrastive" else ()
+    text = "".join(sql_file(part) for part in ("sampling", *before, kind))
+    if getattr(options, "scores", False):
+        text += sql_file("contrastive_scores")
+    con.execute(text)
+    return text
+
+
+def finish(con: duckdb.DuckDBPyConnection, kind: str) -> tuple[str, list[Filter]]:
+    """Leave out equal texts, short and surplus lists, and number what is left for :func:`export.write_rows`.
+
+    Returns:
+        The SQL that ran, and what each step of the whole view left out.
+    """
+    names = ["numbering", "cuts"]
+    con.execute(sql_file("numbering") + sql_file("cuts"))
+    (n_cut,) = con.execute(
+        "SELECT (SELECT count(*) FROM repeated) + (SELECT count(*) FROM cut_lists)"
+    ).fetchall()[0]
+    if n_cut:
+        names += ["cuts_apply", "numbering"]
+        con.execute(sql_file("cuts_apply") + sql_file("numbering"))
+    text = "".join(sql_file(name) for name in names)
+    if con.execute("SELECT getvariable('easy')").fetchall()[0][0]:
+        text += _add_easy(con, kind)
+    con.execute(sql_file("finish"))
+    head = "queries" if kind == "contrastive" else "lists"
+    return text + sql_file("finish"), filters(con, [head, "positives", "passages", "easy passages"])
+
+
+def _add_easy(con: duckdb.DuckDBPyConnection, kind: str) -> str:
+    """Put random passages into the lists that are left; returns the SQL that ran."""
+    source = "pool" if kind == "contrastive" else "items"
+    seen = f"CREATE OR REPLACE TEMP TABLE easy_seen AS SELECT DISTINCT query, document FROM {source};\n"
+    text = seen + "".join(sql_file(part) for part in ("easy_asked", "own_passages", "easy", "numbering"))
+    con.execute(text)
+    return text
+
+
+def _table(con: duckdb.DuckDBPyConnection, name: str, columns: str, rows: list[tuple[Any, ...]]) -> None:
+    con.execute(f"CREATE OR REPLACE TEMP TABLE {name} ({columns})")
+    if rows:
+        con.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+
+
+def _require_lists(con: duckdb.DuckDBPyConnection, kind: str, counts: list[Filter]) -> None:
+    (n,) = con.execute("SELECT count(*) FROM numbered_lists").fetchall()[0]
+    if n:
+        return
+    reasons = "; ".join(
+        f"{step.step}: {step.n_in:,} in, "
+        + (", ".join(f"{n:,} {r}" for r, (n, _) in step.drops.items()) or "none dropped")
+        for step in counts
+    )
+    hint = "check the sources: `msft data list`, `msft status`"
+    if any(leakage.REASON in step.drops for step in counts):
+        hint = leakage.HINT
+    elif any("not held" in reason or "no passage held" in reason for step in counts for reason in step.drops):
+        hint = "add the collection's texts: `msft data add`"
+    raise DataMissing(f"the {kind} view has no list ({reasons})", hint=hint)
+
+
+def _as_counts(count: Filter) -> dict[str, Any]:
+    return {
+        "in": count.n_in,
+        "kept": count.kept,
+        "dropped": {reason: n for reason, (n, _) in count.drops.items()},
+    }
+
+
+def _default_name(kind: str, sources: Sequence[Source]) -> str:
+    own = [s for s in sources if s.kind != "dataset"] or list(sources)
+    stem = "+".join(dict.fromkeys(re.sub(r"[^\w.@-]+", "-", s.name) for s in own))
+    return f"{kind}-{stem[:80]}"
+
+
+_RESTRICTED = re.compile(r"(?i)non.?commercial|\bnc\b|-nc-|research")
+
+
+def _licence(
+    con: duckdb.DuckDBPyConnection, datasets: Sequence[lookup.Dataset], sources: Sequence[Source]
+) -> str | None:
+    """All terms that its labels and texts carry, the restricting ones first."""
+    terms = {
+        term
+        for (term,) in con.execute(
+            """SELECT licence FROM collections WHERE list_contains(?, collection)
+               UNION SELECT coalesce(l.licence, t.licence) FROM labelings l JOIN teachers t USING (teacher)
+               WHERE list_contains(?, labeling)""",
+            [[d.collection for d in datasets], [s.key for s in sources if s.kind == "labeling"]],
+        ).fetchall()
+        if term
+    }
+    return "; ".join(sorted(terms, key=lambda t: (_RESTRICTED.search(t) is None, t))) or None
+
+
+def _record(
+    store: LabelStore,
+    staging: Path,
+    manifest: dict[str, Any],
+    sql: str,
+    sources: Sequence[Source],
+    counts: Sequence[Filter],
+    clock: provenance.Clock,
+    say: Callable[[str], None],
+) -> lookup.View:
+    """Put the folder in its place and the view into the store, unless the same content is there."""
+    view_hash = manifest["view_hash"]
+    place = store.files / "views" / view_hash
+    with store.read() as con:
+        known = con.execute("SELECT name FROM views WHERE view_hash = ?", [view_hash]).fetchall()
+        if known and place.is_dir():
+            if known[0][0] != manifest["name"]:
+                say(f"{manifest['name']}: the same content is there as view {known[0][0]}")
+            return lookup.view(con, view_hash)
+    if not place.is_dir():
+        staging.rename(place)
+    if known:  # its folder was lost and is back
+        with store.read() as con:
+            return lookup.view(con, view_hash)
+    with store.write() as con, provenance.recorded_in(con, "views.build", clock) as job:
+        view = next_id(con, "views", "view")
+        con.execute(
+            "INSERT INTO views VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                view,
+                manifest["name"],
+                manifest["kind"],
+                sql,
+                canonical_json({**manifest["parameters"], "sources": manifest["sources"]}),
+                manifest["seed"],
+                view_hash,
+                f"views/{view_hash}",
+                manifest["n_lists"],
+                manifest["n_pairs"],
+                manifest["licence"],
+                job.job,
+            ],
+        )
+        con.executemany(
+            "INSERT INTO view_sources VALUES (?, ?, ?, ?)", [(view, s.kind, s.key, s.hash) for s in sources]
+        )
+        for count in counts:
+            job.count(con, f"view {count.step}", manifest["name"], count.n_in, count.drops)
+        return lookup.view(con, view_hash)
+
+
+def folder_of(store: LabelStore, view: lookup.View) -> Path:
+    """Where a view's folder lies.
+
+    Raises:
+        DataMissing: if it is gone.
+    """
+    folder = store.files / view.folder
+    if not folder.is_dir():
+        raise DataMissing(
+            f"the folder of view {view.name} is not at {folder}",
+            hint=f"{store.missing_hint(view.folder)}; or `msft views build` with the same parameters makes it again",
+        )
+    return folder
+
+
+def listed(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """All views, newest first, as flat rows."""
+    names = ("view", "kind", "lists", "pairs", "seed", "sources", "licence", "view_hash", "made")
+    found = con.execute(
+        """SELECT v.name, v.kind, v.n_lists, v.n_pairs, v.seed,
+                  (SELECT string_agg(x->>'name', ', ') FROM unnest(from_json(v.parameters->'sources', '["JSON"]')) t(x)
+                   WHERE x->>'kind' <> 'dataset'),
+                  v.licence, v.view_hash, p.started_at
+           FROM views v LEFT JOIN provenance p USING (job) ORDER BY v.view DESC"""
+    ).fetchall()
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def counted(con: duckdb.DuckDBPyConnection, view: lookup.View) -> list[dict[str, Any]]:
+    """What each step of a view took and left out: one row a reason, as flat rows."""
+    names = ("view", "step", "in", "kept", "reason", "left_out", "example")
+    found = con.execute(
+        """SELECT f.subject, replace(f.step, 'view ', ''), f.n_in, f.n_kept, d.reason, d.n, d.example
+           FROM views v JOIN filters f ON f.job = v.job AND f.step LIKE 'view %'
+           LEFT JOIN drops d ON d.job = f.job AND d.step = f.step AND d.subject = f.subject
+           WHERE v.view = ? ORDER BY f.step DESC, d.n DESC""",
+        [view.view],
+    ).fetchall()
+    return [dict(zip(names, row, strict=True)) for row in found]

@@ -1,0 +1,109 @@
+"""The parameters of each kind of training view."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from labelstore.errors import UsageError
+
+MOST_EASY = 1000  # random passages per list
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """Parameters of a contrastive view.
+
+    Args:
+        depth: deepest rank that a negative straight from a run may have (mined negatives: the mining decided).
+        per_query: negatives per list; None takes all that there are.
+        positives: ``each`` judged positive makes a list of its own, ``one`` is drawn per query, or ``all`` of a
+            query's positives stand in one list.
+        max_positives: with ``each``: lists per query at most.
+        min_relevance: the lowest grade that counts as positive.
+        retrieved: only positives that a run of the negatives ranks; else a student may learn to tell what was retrieved
+            from what was not.
+        scores: put the runs' scores into the lists (for layouts with scores); lists whose positive no run ranks are
+            left out.
+        easy: random passages of the collection in each list, as further negatives.
+        max_lists: lists at most, drawn by the seed.
+        valid_fraction: share of queries in the validation split.
+        allow_overlap: train on queries that stand in a test set.
+    """
+
+    depth: int = 200
+    per_query: int | None = 99
+    positives: str = "each"
+    max_positives: int | None = None
+    min_relevance: int = 1
+    retrieved: bool = False
+    scores: bool = False
+    easy: int = 0
+    max_lists: int | None = None
+    valid_fraction: float = 0.01
+    allow_overlap: bool = False
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Parameters of a distillation view.
+
+    Args:
+        statuses: permutations taken, by status.
+        max_repairs: and up to so many repairs.
+        depth: teacher ranks below this are left out; None takes all.
+        min_passages: lists shorter than this after everything was left out are left out too.
+        stratified: passages per list, one drawn from each of so many equal bands of the teacher's order; None takes all.
+        easy: random passages of the collection in each list, tied below those that the teacher ranked.
+    """
+
+    statuses: tuple[str, ...] = ("ok", "repaired")
+    max_repairs: int = 10
+    depth: int | None = None
+    min_passages: int = 2
+    stratified: int | None = None
+    easy: int = 0
+    max_lists: int | None = None
+    valid_fraction: float = 0.01
+    allow_overlap: bool = False
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """Parameters of a rerank view: `depth` passages of each list; None takes all."""
+
+    depth: int | None = None
+
+
+KINDS: dict[str, type] = {"contrastive": Contrastive, "distillation": Distillation, "rerank": Rerank}
+
+
+def make_parameters(kind: str, given: Mapping[str, Any]) -> Any:
+    """The kind's parameters with their defaults.
+
+    Raises:
+        UsageError: for an unknown kind, parameter or value.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"no view kind {kind!r}", hint=f"--kind {' | '.join(KINDS)}")
+    known = {f.name for f in fields(KINDS[kind])}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise UsageError(
+            f"a {kind} view takes no parameter {', '.join(unknown)}",
+            hint=f"it takes {', '.join(sorted(known))}",
+        )
+    options = KINDS[kind](**given)
+    for key in ("depth", "per_query", "max_positives", "max_lists", "min_passages", "stratified"):
+        value = getattr(options, key, None)
+        if value is not None and value < 1:
+            raise UsageError(f"{key} is {value}: it must be at least 1", hint=f"--{key.replace('_', '-')} N")
+    easy = getattr(options, "easy", 0)
+    if not 0 <= easy <= MOST_EASY:
+        raise UsageError(f"easy is {easy}: it must be from 0 to {MOST_EASY}", hint="--easy 3")
+    if easy and getattr(options, "scores", False):
+        raise UsageError("random passages have no scores", hint="leave out --easy or --scores")
+    if isinstance(options, Contrastive) and options.positives not in ("each", "one", "all"):
+        raise UsageError(f"positives is {options.positives!r}", hint="--positives each | one | all")
+    if not 0 <= getattr(options, "valid_fraction", 0) < 1:
+        raise UsageError(f"valid_fraction is {options.valid_fraction}", hint="--valid-fraction 0.01")
+    return options

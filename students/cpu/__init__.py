@@ -1,0 +1,1 @@
+"""The fast forward on a CPU, behind one door."""

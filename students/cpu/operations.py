@@ -1,0 +1,361 @@
+"""The few operations that a cross-encoder spends its time in, as a CPU does them fastest.
+
+Measured on a Zen 5 core with torch 2.13: oneDNN's fp32 products run at twice the speed of the BLAS that ``F.linear``
+takes there; the backward pass of bf16 SDPA takes five to nine times as long as that of the two products and the softmax
+it consists of; ``F.dropout`` draws one random number per element where a 64-bit one is enough for four.
+"""
+
+import functools
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Product = Callable[[torch.Tensor], torch.Tensor]  # (…, in) -> (…, out)
+
+ACTIVATIONS: dict[str, Product] = {"gelu": F.gelu, "relu": F.relu}  # by transformers' names
+
+# torch before 2.12 tells these by private functions.
+_PROBES = {
+    "avx512_bf16": "_is_avx512_bf16_supported",
+    "amx_bf16": "_is_amx_tile_supported",
+    "avx512_vnni": "_is_vnni_supported",
+}
+
+
+def cpu_capabilities() -> dict[str, bool]:
+    """Instruction sets that this CPU has or lacks, by torch's names; a name that is missing is not known."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return {name: has for name, has in torch.cpu.get_capabilities().items() if isinstance(has, bool)}
+    return {name: getattr(torch.cpu, probe)() for name, probe in _PROBES.items() if hasattr(torch.cpu, probe)}
+
+
+def multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bf16; without them bf16 is emulated, which is slower than fp32."""
+    has = cpu_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+# ------------------------------------------------------------------------------------------------- products
+@functools.cache
+def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this torch has oneDNN's linear as an operator of its own, and on this CPU it gives what ``F.linear`` gives.
+
+    bf16 it refuses on a CPU without AVX-512, where ``F.linear`` emulates it.
+    """
+    ops = torch.ops.mkldnn
+    if not (
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(ops, "_linear_pointwise")
+        and hasattr(ops, "_reorder_linear_weight")
+    ):
+        return False
+    try:
+        with torch.inference_mode():
+            made = torch.eye(16), torch.arange(512.0).view(32, 16) / 512, torch.arange(32.0) / 32
+            x, weight, bias = (one.to(dtype) for one in made)
+            packed = ops._reorder_linear_weight(weight, 16)
+            mine = ops._linear_pointwise(x, packed, bias, "gelu", [], "none")
+            near = 1e-5 if dtype == torch.float32 else 2e-2
+            return torch.allclose(mine, F.gelu(F.linear(x, weight, bias)), atol=near)
+    except (RuntimeError, NotImplementedError):
+        return False
+
+
+def frozen_product(
+    linears: Sequence[nn.Linear], dtype: torch.dtype, *, gelu: bool = False, rows: int = 2048
+) -> Product:
+    """The linear maps of one input as one product with fixed weights, their outputs side by side; no gradients.
+
+    Args:
+        dtype: that it computes and gives out, whatever comes in.
+        gelu: apply the (exact) GELU to the outputs.
+        rows: about as many as it will be called with; decides the weights' layout in memory alone.
+    """
+    weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)
+    bias = torch.cat([linear.bias.detach() for linear in linears]).to(dtype)
+    if not has_onednn(dtype):
+        if gelu:
+            return lambda x: F.gelu(F.linear(x.to(dtype), weight, bias))
+        return lambda x: F.linear(x.to(dtype), weight, bias)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    after = ("gelu", "none") if gelu else ("none", "")
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        linear = torch.ops.mkldnn._linear_pointwise
+        return cast(torch.Tensor, linear(x.to(dtype), packed, bias, after[0], [], after[1]))
+
+    return product
+
+
+def of_few_sizes(product: Product) -> Product:
+    """The product, asked for few different numbers of rows: zeros are appended, and what comes of them is cut off.
+
+    oneDNN compiles for each number of rows and keeps that for good: batches of every size, as a server meets them, took
+    500 MB. Large batches pay for the copy (a quarter of the time where all are full), which is for the caller to weigh.
+    """
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        n = x.numel() // x.shape[-1]
+        step = 16 if n <= 128 else 64 if n <= 1024 else 128
+        rows = -(-n // step) * step
+        if rows == n:
+            return product(x.reshape(1, n, -1)).view(*x.shape[:-1], -1)
+        padded = x.new_zeros(1, rows, x.shape[-1])
+        padded[0, :n] = x.reshape(n, -1)
+        return product(padded)[0, :n].view(*x.shape[:-1], -1)
+
+    return rounded
+
+
+class LiveProduct:
+    """The linear maps of one input as one product that learns; computed and given out in ``dtype``, whatever comes in.
+
+    The weights are brought into ``dtype`` once after each change, not at every call, and their gradients come back in
+    fp32. A change shows in the weights' version counters, which every operation of torch in place counts up but the
+    fused optimisers (`students.train.optimiser.make`).
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype) -> None:
+        self._parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
+        self.sizes = [linear.out_features for linear in linears]
+        self._dtype = dtype
+        self._held: tuple[tuple[int, ...], torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, _Linear.apply(x, self, *self._parameters))
+
+    def current(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias as they are now, in ``dtype``; threads that find them changed may each make the same."""
+        versions = tuple(parameter._version for parameter in self._parameters)
+        held = self._held
+        if held is None or held[0] != versions:
+            weight, bias = (
+                torch.cat([p.detach().to(self._dtype) for p in self._parameters[kind::2]]) for kind in (0, 1)
+            )
+            self._held = held = (versions, weight, bias)
+        return held[1], held[2]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, product: LiveProduct, *_: torch.Tensor) -> torch.Tensor:
+        weight, bias = product.current()
+        ctx.dtype, ctx.weight, ctx.sizes = x.dtype, weight, product.sizes
+        x = x.to(weight.dtype)
+        ctx.save_for_backward(x)
+        return _times(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        g = gradients[0].reshape(-1, gradients[0].shape[-1])
+        flat = x.reshape(-1, x.shape[-1])
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = _matmul(g, ctx.weight).view(x.shape).to(ctx.dtype)
+        needed = ctx.needs_input_grad[2:]
+        of_parameters: list[torch.Tensor | None] = [None] * len(needed)
+        if any(needed[::2]):
+            of_parameters[::2] = _matmul(g.t(), flat).float().split(ctx.sizes)
+        if any(needed[1::2]):
+            of_parameters[1::2] = g.sum(0, dtype=torch.float32).split(ctx.sizes)
+        wanted = [value if need else None for value, need in zip(of_parameters, needed, strict=True)]
+        return of_x, None, *wanted
+
+
+@functools.cache
+def _onednn_learns_faster() -> bool:
+    """Whether oneDNN's fp32 products beat the BLAS in training: with AVX-512, not with AVX2, where both reach the peak
+    and oneDNN, which wants its matrices transposed for a weight's gradient, takes a third more time in all."""
+    return has_onednn() and cpu_capabilities().get("avx512_f", True)
+
+
+def _times(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x · weightᵀ + bias."""
+    if x.dtype == torch.float32 and _onednn_learns_faster():
+        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
+    return F.linear(x, weight, bias)
+
+
+def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a · b of two matrices."""
+    if a.dtype == torch.float32 and _onednn_learns_faster():
+        return _times(a.contiguous(), b.t().contiguous())
+    return a @ b
+
+
+# ------------------------------------------------------------------------------------------------ attention
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float = 0.0
+) -> torch.Tensor:
+    """Attention of (n, heads, length, dim); mask (n, 1, 1, length) is True where there is a token."""
+    # in inference mode alone, so that gradient caching scores a piece as its backward pass will
+    scoring = not dropout and torch.is_inference_mode_enabled()
+    if not dropout and (q.dtype == torch.float32 or (scoring and _sdpa_is_fast())):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    n, heads, rows, dim = q.shape
+    q, k, v = (x.reshape(n * heads, x.shape[2], dim) for x in (q, k, v))
+    away = None if mask is None else ~mask.view(n, 1, -1)
+    mixed = _by_exponentials(q, k, v, away) if scoring else _by_softmax(q, k, v, away, dropout)
+    return mixed.view(n, heads, rows, dim)
+
+
+def _by_softmax(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, away: torch.Tensor | None, dropout: float = 0.0
+) -> torch.Tensor:
+    """Attention of (n · heads, length, dim); away (n, 1, length) is True where there is no token."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    if away is None:
+        scores = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
+    else:
+        added = torch.zeros(away.shape, dtype=q.dtype).masked_fill(away, -math.inf)
+        heads = len(q) // len(away)
+        scores = torch.baddbmm(added.repeat_interleave(heads, 0), q, k.transpose(1, 2), alpha=scale)
+    return torch.bmm(drop(torch.softmax(scores, -1), dropout), v)
+
+
+def _sdpa_is_fast() -> bool:
+    """Whether bf16 attention without gradients is SDPA's: with AMX, a third of the time at 256 tokens, .8 to 1 at 48 to 96.
+
+    By the instructions alone, so that scores do not depend on what a measurement says that day.
+    """
+    return cpu_capabilities().get("amx_bf16", False)
+
+
+# What a row's exponentials may sum up to: between these no weight that counts is rounded to 0 or infinite.
+_LEAST_SUM, _LARGEST_SUM = 2.0**-60, 2.0**100
+_SCORES_AT_ONCE = 1 << 20  # 2 MB: a fifth less time at 256 tokens than all of a batch at once
+
+
+def _by_exponentials(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, away: torch.Tensor | None
+) -> torch.Tensor:
+    """`_by_softmax` in half the time; no gradients.
+
+    softmax(s) v = (2^t v) / Σ 2^t with t = s log₂e: the exponentials in place, without a row's largest score taken off
+    first, and divided after the product, which is of dim columns and not of length; some pairs at a time. Where a head's
+    sums are not moderate it takes the softmax's way, on its own, so that no pair's score depends on what is beside it.
+    """
+    n_pairs = len(q) if away is None else len(away)
+    heads, (rows, columns) = len(q) // n_pairs, (q.shape[1], k.shape[1])
+    # tokens come first, so what is padded lies beyond
+    first = columns if away is None else int(away.any(0).int().argmax())
+    scale = math.log2(math.e) / math.sqrt(q.shape[-1])
+    step = max(1, _SCORES_AT_ONCE // (heads * rows * columns))
+    space = q.new_empty(min(step, n_pairs) * heads, rows, columns)
+    sums, mixed, nothing = q.new_empty(len(q), rows, 1), torch.empty_like(q), q.new_zeros(1, 1, 1)
+    for pair in range(0, n_pairs, step):
+        part = slice(pair * heads, min(pair + step, n_pairs) * heads)
+        scores = space[: len(q[part])]
+        torch.baddbmm(nothing, q[part], k[part].transpose(1, 2), beta=0, alpha=scale, out=scores)
+        if away is not None:
+            beyond = scores.view(-1, heads, rows, columns)[..., first:]
+            beyond.masked_fill_(away[pair : pair + step, None, :, first:], -math.inf)
+        torch.sum(scores.exp2_(), -1, keepdim=True, out=sums[part])
+        torch.bmm(scores, v[part], out=mixed[part])
+    mixed.div_(sums)
+    moderate = ((sums >= _LEAST_SUM) & (sums <= _LARGEST_SUM)).flatten(1).all(1)  # what is no number is not
+    if not moderate.all():
+        (again,) = (~moderate).nonzero(as_tuple=True)
+        theirs = None if away is None else away[again // heads]
+        mixed[again] = _by_softmax(q[again], k[again], v[again], theirs)
+    return mixed
+
+
+class FirstTokenAttention:
+    """Self-attention of each pair's first token alone, in fp32, from states without their keys and values; no gradients.
+
+    q · (W_k x) = (W_kᵀ q) · x, so the query asks the states themselves, and Σ p (W_v x) = W_v Σ p x, so it is they that
+    are mixed; a head costs 2 hidden operations of a token then instead of 2 hidden · dim. Keys' bias adds the same to
+    all of a row's scores, which the softmax takes off again.
+    """
+
+    def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> None:
+        dim = query.out_features // heads
+        # copies, as `frozen_product` makes them: a later change of the model changes no score
+        self._query, self._query_bias = (
+            p.detach().float() / math.sqrt(dim) for p in (query.weight, query.bias)
+        )
+        self._key, self._value = (
+            linear.weight.detach().float().clone().view(heads, dim, -1) for linear in (key, value)
+        )
+        self._value_bias = value.bias.detach().float().clone().view(heads, 1, dim)
+
+    def __call__(self, x: torch.Tensor, mask: torch.Tensor | None, _dropout: float = 0.0) -> torch.Tensor:
+        """(n, 1, hidden) of states (n, length, hidden) fp32; mask (n, 1, 1, length) is True where there is a token."""
+        n, heads = len(x), len(self._key)
+        q = F.linear(x[:, 0], self._query, self._query_bias).view(n, heads, -1).transpose(0, 1)
+        scores = torch.bmm(q, self._key).transpose(0, 1) @ x.transpose(1, 2)  # (n, heads, length)
+        if mask is not None:
+            scores.masked_fill_(~mask.view(n, 1, -1), -math.inf)
+        mixed = torch.softmax(scores, -1) @ x
+        return (
+            torch.baddbmm(self._value_bias, mixed.transpose(0, 1), self._value.transpose(1, 2))
+            .transpose(0, 1)
+            .reshape(n, 1, -1)
+        )
+
+
+# -------------------------------------------------------------------------------------------------- dropout
+_drawing = threading.local()
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Let `drop` in this thread draw from a generator instead of torch's own, which all threads share."""
+    _drawing.generator = generator
+    try:
+        yield
+    finally:
+        _drawing.generator = None
+
+
+def drop(x: torch.Tensor, p: float) -> torch.Tensor:
+    """Dropout with probability p (to 1/65,536); 0 leaves x as it is. Draws from torch's own generator (`drawing_from`)."""
+    return cast(torch.Tensor, _Drop.apply(x, p)) if p else x
+
+
+class ModelsDropout(nn.Module):
+    """`drop` in the place of a model's nn.Dropout: active while that model trains."""
+
+    def __init__(self, p: float, model: nn.Module) -> None:
+        super().__init__()
+        self._p = p
+        self._trains = lambda: model.training
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x, or x with some of it dropped."""
+        return drop(x, self._p if self._trains() else 0.0)
+
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _Drop(torch.autograd.Function):
+    """Sixteen random bits an element, and the mask laid over the number's own bits: 0 clears it, -1 leaves it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:
+        n, generator = x.numel(), getattr(_drawing, "generator", None)
+        random = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
+        random = random.view(torch.int16)[:n]
+        mask = torch.ge(random, round(p * 65536) - 32768, out=torch.empty(n, dtype=torch.int16)).neg_()
+        ctx.save_for_backward(mask.view(x.shape))
+        ctx.scale = 1 / (1 - p)
+        return _masked(x, mask.view(x.shape), ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (mask,) = ctx.saved_tensors
+        return _masked(gradients[0], mask, ctx.scale), None
+
+
+def _masked(x: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    bits = _BITS[x.element_size()]
+    return (x.view(bits) & mask.to(bits)).view(x.dtype).mul_(scale)

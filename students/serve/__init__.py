@@ -1,0 +1,1 @@
+"""Re-ranking over HTTP; knows no store."""

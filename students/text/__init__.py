@@ -1,0 +1,1 @@
+"""Tokens, token cache and batches."""

@@ -1,0 +1,152 @@
+"""``python -m students.train``: training on a node that has view folders and no store."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from students.errors import StudentError
+from students.recipes.read import load_recipe, make_recipe, shipped
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, train, print the stages as JSON; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m students.train", description=__doc__)
+    parser.add_argument(
+        "--view",
+        action="append",
+        required=True,
+        metavar="[STAGE=]FOLDER",
+        help="a view folder; once for each objective",
+    )
+    parser.add_argument("--recipe", help=f"a TOML file, or one of {', '.join(shipped())}")
+    parser.add_argument("--regime", help="cl, kd, cl,kd, kd,cl … instead of the recipe's")
+    parser.add_argument("--base", help="base model instead of the recipe's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="another top-level setting"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="output folder")
+    parser.add_argument(
+        "--tokens", type=Path, help="folder of the token cache, to share it between trainings"
+    )
+    parser.add_argument(
+        "--tracker", action="append", default=[], help="one of Accelerate's trackers, e.g. tensorboard"
+    )
+    parser.add_argument("--device", choices=["cpu"], help="leave a GPU alone")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no notes, no progress")
+    options = parser.parse_args(arguments)
+    try:
+        overrides = {**_settings(options.set)}
+        overrides |= {k: v for k in ("regime", "base") if (v := getattr(options, k)) is not None}
+        recipe = (
+            load_recipe(options.recipe, overrides)
+            if options.recipe
+            else make_recipe(overrides, where="options")
+        )
+        from students.train.run import train
+
+        with _stdout_kept():
+            result = train(
+                recipe,
+                _views(options.view),
+                options.out,
+                tokens=options.tokens,
+                progress=None if options.quiet else _Progress(),
+                note=None if options.quiet else _note,
+                trackers=options.tracker,
+                device=options.device,
+            )
+    except StudentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    if int(os.environ.get("RANK", "0")) == 0:  # torchrun's and accelerate's number of this process
+        sys.stdout.write(json.dumps(result.stages, indent=1) + "\n")
+    return 0
+
+
+@contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """What libraries print meanwhile goes to stderr, from below Python too: torch 2.9's Gloo says who is connected."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _views(given: list[str]) -> Any:
+    """Folders by the stage or objective that is named before ``=``, or told apart by kind."""
+    if not any("=" in view for view in given):
+        return [Path(view) for view in given]
+    from students.recipes.recipe import KINDS
+    from students.train.view_folder import read_kind
+
+    by_kind = {kind: objective for objective, kind in KINDS.items()}
+    named = {}
+    for view in given:
+        name, _, folder = view.rpartition("=")
+        named[name or by_kind.get(read_kind(folder), read_kind(folder))] = Path(folder)
+    return named
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """``lr=1e-5`` as TOML would read it; what is no TOML value is text."""
+    import tomllib
+
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, found, value = pair.partition("=")
+        if not found:
+            raise StudentError(f"--set {pair}: no '='", hint="--set lr=1e-5", exit_code=2)
+        try:
+            settings[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = value
+    return settings
+
+
+def _note(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+class _Progress:
+    """A line every ten seconds: pairs done, pairs/s, time left, the last figures."""
+
+    def __init__(self) -> None:
+        self._began = self._shown = time.monotonic()
+        self._first: int | None = None
+        self._done = 0
+
+    def __call__(self, done: int, total: int | None = None, **figures: object) -> None:
+        now = time.monotonic()
+        if self._first is None or done < self._done:
+            self._first, self._began = done, now
+        self._done = done
+        if now - self._shown < 10:
+            return
+        self._shown = now
+        rate = (done - self._first) / max(now - self._began, 1e-9)
+        left = f", {(total - done) / rate:,.0f} s left" if total and rate > 0 else ""
+        shown = "".join(
+            f", {name} {value:.4g}" for name, value in figures.items() if isinstance(value, float)
+        )
+        of = f" of {total:,}" if total else ""
+        print(f"{done:,}{of} done, {rate:,.1f}/s{left}{shown}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]  # transformers would import it, for 3 seconds
+    raise SystemExit(main())

@@ -1,0 +1,119 @@
+"""Diagnostics that speak: a training that did nothing, or went wrong, says so, and says which setting to look at."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from students.errors import StudentError
+from students.recipes.recipe import Stage
+from students.train.checkpoints import StageState
+from students.train.validation import HIGHER_IS_BETTER
+
+MOVED_LITTLE = 1e-5  # relative L2 distance: one AdamW step at 1e-6 moves a base model about this far
+ABSURD = 10.0  # times the length that the weights had: no training that learns comes near
+COLLAPSED = 1e-3  # spread of the scores within a list, in logits
+
+
+def weights_moved(model: nn.Module, start: Path) -> float:
+    """Relative L2 distance ‖w − w₀‖ / ‖w₀‖ of all weights from those in the safetensors file ``start``."""
+    distance = norm = 0.0
+    with safe_open(start, framework="pt") as before:
+        written = set(before.keys())  # what two names share stands under one of them
+        for name, value in model.state_dict().items():
+            if name not in written or not value.is_floating_point():
+                continue
+            old = before.get_tensor(name).double()
+            distance += float((value.detach().cpu().double() - old).square().sum())
+            norm += float(old.square().sum())
+    return (distance / norm) ** 0.5 if norm else 0.0
+
+
+def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> list[str]:
+    """What a user should know about a stage that has ended, one sentence each."""
+    told = []
+    if moved < MOVED_LITTLE:
+        told.append(
+            f"stage {stage.number} ({stage.objective}) hardly trained: its weights moved by {moved:.1e} of their length in "
+            f"{state.step:,} steps at learning rate {stage.lr:g}; set lr to about 1e-5"
+        )
+    if state.best_value is not None and state.first_value is not None:
+        gain = state.best_value - state.first_value
+        if (gain if HIGHER_IS_BETTER[stage.stop_on] else -gain) <= 0:
+            told.append(
+                f"stage {stage.number} ({stage.objective}): validation {stage.stop_on} never got better than before the stage "
+                f"({state.first_value:.4f}, at best {state.best_value:.4f})"
+            )
+    if state.lists_skipped:
+        why = " or ".join(
+            {"cl": "without a positive or a negative", "kd": "without two passages in order"}[o.name]
+            for o in stage.objectives
+        )
+        told.append(
+            f"stage {stage.number} ({stage.objective}) skipped lists {state.lists_skipped:,} times (it has {n_lists:,}), {why}"
+        )
+    if state.pairs and state.truncated_pairs > 0.2 * state.pairs:
+        told.append(
+            f"stage {stage.number} ({stage.objective}) cut {state.truncated_pairs / state.pairs:.0%} of its pairs at max_length; "
+            "a larger one would read more of the passages"
+        )
+    return told
+
+
+def collapsed(spread: float) -> bool:
+    """Whether a model gives all passages of a list the same score."""
+    return spread < COLLAPSED
+
+
+def length(model: nn.Module) -> float:
+    """‖w‖ of all weights; not finite where one of them is not, or where they are that large."""
+    weights = [p.detach() for p in model.parameters()]
+    return float(torch.nn.utils.get_total_norm(weights))
+
+
+def check_step(loss: float, norm: float, stage: Stage, step: int) -> None:
+    """Stop at a loss or a gradient that is no number, before it reaches the weights.
+
+    Raises:
+        StudentError: naming stage and step.
+    """
+    for what, value in (("loss", loss), ("gradient's norm", norm)):
+        if not math.isfinite(value):
+            raise _went_wrong(stage, f"the {what} of", f"is {value} at step {step:,}")
+
+
+def check_weights(model: nn.Module, before: float, stage: Stage, step: int) -> None:
+    """Stop at weights that no training could have made, before a checkpoint or a student is made of them.
+
+    Args:
+        before: their length when the stage began.
+
+    Raises:
+        StudentError: naming stage and step.
+    """
+    now = length(model)
+    if not now <= ABSURD * before:  # nan too
+        raise _went_wrong(
+            stage, "the weights of", f"have length {now:.3g} at step {step:,}, and had {before:.3g} before it"
+        )
+
+
+def check_validation(values: Mapping[str, float], stage: Stage, step: int) -> None:
+    """Stop at a validation that gave no number.
+
+    Raises:
+        StudentError: naming the measure, stage and step.
+    """
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise _went_wrong(stage, f"{name} of", f"is {value} at step {step:,}")
+
+
+def _went_wrong(stage: Stage, what: str, how: str) -> StudentError:
+    return StudentError(
+        f"{what} stage {stage.number} ({stage.objective}, {stage.loss}) {how}",
+        hint=f"lower lr ({stage.lr:g}) or clip ({stage.clip:g}), or set precision = 'fp32'; the last checkpoint is kept",
+    )

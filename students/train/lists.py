@@ -1,0 +1,159 @@
+"""A view folder as arrays, and the passages that an epoch draws from its lists.
+
+Draws are vectorised and counter-based: the random number of a passage depends on (view, seed, epoch, list, place) alone,
+not on the batch it comes in, the process that draws it or what was drawn before. So a training resumes at the exact
+list, and N processes draw what one would.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from students.losses import Loss
+from students.recipes.recipe import Objective
+from students.text.tokens import Ints
+
+
+@dataclass(frozen=True)
+class Lists:
+    """L lists over P rows: list i is rows ``starts[i] : starts[i + 1]``.
+
+    Attributes:
+        query: (L,) row of the query table. passage: (P,) row of the passage table.
+        labels: (P,) graded target, higher is better. scores: (P,) teacher's, NaN where there is none.
+        weights: (P,). relevances: (P,) human judgments, -1 unjudged.
+    """
+
+    query: Ints
+    starts: Ints
+    passage: Ints
+    labels: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    relevances: Ints
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    @property
+    def sizes(self) -> Ints:
+        """(L,) passages per list."""
+        return np.diff(self.starts)
+
+    def query_of(self, rows: NDArray[Any]) -> Ints:
+        """The query of each row."""
+        return self.query[np.searchsorted(self.starts, rows, side="right") - 1]
+
+    def take(self, chosen: NDArray[Any]) -> "Lists":
+        """The chosen lists, in that order."""
+        rows, sizes = self.rows(chosen)
+        return Lists(
+            self.query[chosen],
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            self.passage[rows],
+            self.labels[rows],
+            self.scores[rows],
+            self.weights[rows],
+            self.relevances[rows],
+        )
+
+    def rows(self, chosen: NDArray[Any]) -> tuple[Ints, Ints]:
+        """Rows of the chosen lists one after the other, and how many each has."""
+        sizes = self.sizes[chosen]
+        within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return np.repeat(self.starts[:-1][chosen], sizes) + within, sizes
+
+
+# --------------------------------------------------------------------------------------------------- drawing
+@dataclass(frozen=True)
+class Draw:
+    """Passages drawn from some lists: row ``rows[k]`` belongs to the ``local[k]``-th of them; lists stay together."""
+
+    local: Ints  # (n,) 0..m-1, ascending
+    rows: Ints  # (n,) rows of Lists
+    tiebreak: NDArray[np.uint64]  # (n,) orders equal labels
+
+
+def stream_key(view_hash: str, seed: int, epoch: int, purpose: str) -> int:
+    """64-bit key of one random stream."""
+    data = f"{view_hash}:{seed}:{epoch}:{purpose}".encode()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def epoch_order(n: int, key: int) -> Ints:
+    """The order in which an epoch takes n lists."""
+    return np.argsort(_random(key, np.arange(n), np.zeros(n, dtype=np.int64)), kind="stable")
+
+
+def _random(key: int, lists: NDArray[Any], places: NDArray[Any]) -> NDArray[np.uint64]:
+    """A 64-bit random number for each (key, list, place): SplitMix64's finaliser over a Weyl sequence."""
+    mask = (1 << 64) - 1
+    with np.errstate(over="ignore"):
+        x = lists.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key & mask)
+        x = _mix(x) + (places.astype(np.uint64) + np.uint64(1)) * np.uint64(0xD1B54A32D192ED03)
+        return _mix(x)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def draw(lists: Lists, chosen: Ints, objective: Objective, key: int) -> Draw:
+    """The passages that an epoch shows of the chosen lists.
+
+    ``cl``: one positive and ``group_size - 1`` negatives, at random. ``kd``: the teacher's top ``depth``, or of these
+    ``group_size`` at random. Passages keep the view's order.
+    """
+    rows, sizes = lists.rows(chosen)
+    local = np.repeat(np.arange(len(chosen)), sizes)
+    places = rows - np.repeat(lists.starts[:-1][chosen], sizes)
+    random = _random(key, np.repeat(chosen, sizes), places)
+    if objective.name == "cl":
+        negative = lists.labels[rows] <= 0
+        rank = _rank_within(local * 2 + negative, random)
+        kept = rank < np.where(negative, objective.group_size - 1, 1)
+    else:
+        kept = _rank_within(local, random, -lists.labels[rows]) < objective.depth
+        if objective.group_size:
+            rows, local, random = rows[kept], local[kept], random[kept]
+            kept = _rank_within(local, _mix(random)) < objective.group_size
+    return Draw(local[kept], rows[kept], random[kept])
+
+
+def _rank_within(group: NDArray[Any], *keys: NDArray[Any]) -> Ints:
+    """0-based rank of each row inside its group by the keys, the last of them first. Groups need not be adjacent."""
+    order = np.lexsort((*keys, group))
+    sorted_group = group[order]
+    first = np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]]) if len(order) else order
+    counts = np.diff(np.append(first, len(order)))
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order)) - np.repeat(first, counts)
+    return ranks
+
+
+def usable(lists: Lists, objective: Objective, loss: Loss) -> NDArray[np.bool_]:
+    """(L,) which lists can have a term of the loss at all; the others are skipped, and counted."""
+    every = np.arange(len(lists))
+    rows, sizes = lists.rows(every)
+    group = np.repeat(every, sizes)
+    if objective.name == "kd":
+        top = _rank_within(group, -lists.labels[rows]) < objective.depth
+        rows, group = rows[top], group[top]
+    labels = lists.labels[rows]
+    if loss.needs == "scores":
+        known = np.isfinite(lists.scores[rows])
+        rows, group, labels = rows[known], group[known], labels[known]
+    if loss.needs == "binary" or objective.name == "cl":
+        positives = np.bincount(group[labels > 0], minlength=len(lists))
+        negatives = np.bincount(group[labels <= 0], minlength=len(lists))
+        return (positives > 0) & (negatives > 0)
+    low = np.full(len(lists), np.inf)
+    high = np.full(len(lists), -np.inf)
+    np.minimum.at(low, group, labels)
+    np.maximum.at(high, group, labels)
+    return np.asarray(low < high)

@@ -1,0 +1,229 @@
+"""Training: one plain loop over the stages of a recipe.
+
+    python -m students.train --view FOLDER [--view FOLDER] --recipe FILE --out FOLDER
+
+needs view folders, torch, transformers, accelerate, numpy and pyarrow, and nothing else of the project's dependencies.
+``accelerate launch -m students.train …`` or torchrun run it in several processes: the same lists per step, split by
+tokens. ``out`` gets ``model/`` (an ordinary Hugging Face folder), ``stages.json``, ``training_log.jsonl`` and
+``training.json``; while it runs, a checkpoint from which the same command goes on.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from students.errors import StudentError
+from students.losses import check_pairing, get
+from students.model import packed_attention as attention
+from students.model.encoder import CrossEncoder
+from students.recipes.recipe import Recipe, Stage
+from students.text.token_cache import TokenCache
+from students.train import checkpoints, diagnostics
+from students.train.records import Records, stage_record
+from students.train.stage import Note, StageRun, Tick
+from students.train.steps import Task
+from students.train.view_folder import View, assign_views, read_view
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training left.
+
+    Attributes:
+        folder: the student, an ordinary Hugging Face folder.
+        stages: a row for each stage, with the columns of the ``stages`` table.
+        log: a row for each figure, with the columns of the ``training_log`` table.
+    """
+
+    folder: Path
+    stages: list[dict[str, Any]]
+    log: list[dict[str, Any]]
+
+
+def train(
+    recipe: Recipe,
+    views: Mapping[str, str | Path] | Sequence[str | Path],
+    out: str | Path,
+    *,
+    tokens: str | Path | None = None,
+    progress: Tick | None = None,
+    note: Note | None = None,
+    trackers: Sequence[str] = (),
+    device: str | None = None,
+) -> TrainingResult:
+    """Train a student; the same call again goes on from the last checkpoint, or returns what is complete.
+
+    Args:
+        views: folders by objective (``cl``, ``kd``) or stage (``2``, ``2:kd``), or a sequence, told apart by their kind.
+        tokens: folder of the token cache; default ``out/tokens``.
+        progress: called with (pairs trained, pairs in the stage or None) and figures.
+        note: called with what was chosen, and with diagnostics.
+        trackers: names of Accelerate's trackers (``tensorboard`` …); they write to ``out/trackers``.
+        device: ``cpu`` to leave a GPU alone.
+
+    Raises:
+        StudentError: a view that is not there or does not fit its loss, a base model that is not there, another
+            training in ``out``, a loss that is no number.
+    """
+    from accelerate import Accelerator
+
+    out = Path(out)
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        log_with=list(trackers) or None,
+        project_dir=str(out / "trackers") if trackers else None,
+    )
+    say = note if note is not None and accelerator.is_main_process else _silent
+    folders = assign_views(recipe.stages, views)
+    held = {folder: read_view(folder) for of_stage in folders for folder in of_stage.values()}
+    for stage, of_stage in zip(recipe.stages, folders, strict=True):
+        _check_losses(stage, {name: held[folder] for name, folder in of_stage.items()})
+    hashes = [{name: held[folder].view_hash for name, folder in of_stage.items()} for of_stage in folders]
+    records = Records.open(out, recipe, hashes, main=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    if records.complete:
+        say(f"{out} holds this training, complete")
+        return TrainingResult(out / "model", records.stages(), records.log())
+    encoder = _load(recipe, accelerator.device, say)
+    if trackers:
+        accelerator.init_trackers("msft", config={"recipe": json.dumps(recipe.flat())})
+    cache = TokenCache(tokens or out / "tokens", encoder.tokenizer)
+    with accelerator.main_process_first():  # one process tokenises, the others find it done
+        texts = {folder: _tokenised(cache, view, progress, say) for folder, view in held.items()}
+    resume = checkpoints.newest(out)
+    begun = len(records.stages()) + 1
+    if resume is not None and checkpoints.stage_of(resume) != begun:  # of a stage that was just completed
+        resume = None
+    for stage, of_stage in zip(recipe.stages, folders, strict=True):
+        start = out / f"start-{stage.number}.safetensors"
+        if stage.number < begun:
+            continue
+        if stage.number == begun and start.exists():
+            checkpoints.load_weights(encoder.model, start)
+        elif accelerator.is_main_process:
+            checkpoints.save_weights(encoder.model, start)
+        accelerator.wait_for_everyone()
+        tasks = [Task.of(o, held[of_stage[o.name]], *texts[of_stage[o.name]]) for o in stage.objectives]
+        run = StageRun(
+            recipe, stage, tasks, encoder, accelerator, out, say=say, progress=progress,
+            offset=sum(row["steps"] for row in records.stages()), trackers=bool(trackers),
+        )  # fmt: skip
+        state = run.train(resume if stage.number == begun else None)
+        following = out / f"start-{stage.number + 1}.safetensors"
+        if accelerator.is_main_process:
+            moved = diagnostics.weights_moved(encoder.model, start)
+            for sentence in diagnostics.of_stage(stage, state, moved, sum(len(t.view.train) for t in tasks)):
+                say(sentence)
+            checkpoints.save_weights(encoder.model, following)
+            records.add_stage(
+                stage_record(
+                    recipe,
+                    stage,
+                    state,
+                    hashes[stage.number - 1],
+                    encoder,
+                    run.settings,
+                    moved,
+                    start,
+                    following,
+                )
+            )
+            checkpoints.clear(out)
+        accelerator.wait_for_everyone()
+    if begun > len(recipe.stages):  # stopped between the last stage and the end
+        checkpoints.load_weights(encoder.model, out / f"start-{begun}.safetensors")
+    if accelerator.is_main_process:
+        shutil.rmtree(out / "model", ignore_errors=True)
+        encoder.save(out / "model")
+        records.finish()
+        checkpoints.clear_weights(out)
+        if tokens is None:
+            shutil.rmtree(out / "tokens", ignore_errors=True)
+    accelerator.wait_for_everyone()
+    if trackers:
+        accelerator.end_training()
+    return TrainingResult(out / "model", records.stages(), records.log())
+
+
+def choose_layout(
+    recipe: Recipe, architecture: str, device: str, precision: str
+) -> tuple[bool, float | None]:
+    """Whether to pack, and the attention dropout then, None for the base's own.
+
+    On a GPU PyTorch's kernel has no such dropout: what the recipe does not say is 0 there, unless flash-attn is installed.
+
+    Raises:
+        StudentError: packed is asked for and cannot be (exit code 2).
+    """
+    wanted, on_gpu = recipe.attention_dropout, device == "cuda"
+    able = attention.supports(architecture)
+    if recipe.layout == "packed" and not able:
+        raise StudentError(
+            f"{architecture} does not run packed", hint="layout = 'padded' (or 'auto')", exit_code=2
+        )
+    if recipe.layout == "packed" and on_gpu:
+        attention.check_kernel(wanted or 0.0)
+    of_itself = able and on_gpu and precision == "bf16" and attention.has_kernel(dropout=bool(wanted))
+    if recipe.layout == "padded" or (recipe.layout == "auto" and not of_itself):
+        return False, wanted
+    if on_gpu and wanted is None and not attention.has_kernel(dropout=True):
+        return True, 0.0
+    return True, wanted
+
+
+def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
+    """The base model as the recipe wants it."""
+    options: dict[str, Any] = {
+        "max_length": recipe.max_length,
+        "precision": recipe.precision,
+        "device": device,
+        "hidden_dropout": recipe.hidden_dropout,
+        "seed": recipe.seed,
+        "layers": recipe.layers or None,
+    }
+    encoder = CrossEncoder.load(recipe.base, attention_dropout=recipe.attention_dropout, **options)
+    packed, attention_dropout = choose_layout(recipe, encoder.architecture, device.type, encoder.precision)
+    if packed:
+        if attention_dropout != recipe.attention_dropout:
+            say("packed attention on the GPU: attention_dropout is 0")
+        encoder = CrossEncoder.load(
+            recipe.base, attention_dropout=attention_dropout, attention="packed_varlen", **options
+        )
+    fused = not recipe.compile and encoder.fuse()
+    if device.type == "cpu" and not fused and not packed and encoder.precision == "bf16":
+        encoder.model.set_attn_implementation(
+            "eager"
+        )  # on a CPU the backward pass of SDPA in bf16 is far slower
+    if recipe.compile:
+        encoder.compile_layers()
+    how = ", compiled" if recipe.compile else ""
+    say(f"{recipe.base}: {encoder.architecture}, {encoder.precision}, {encoder.layout}{how} on {device}")
+    return encoder
+
+
+def _check_losses(stage: Stage, views: Mapping[str, View]) -> None:
+    for objective in stage.objectives:
+        view = views[objective.name]
+        check_pairing(
+            get(objective.loss),
+            kind=view.kind,
+            has_scores=view.has_scores,
+            where=f"view {view.name} ({view.folder})",
+        )
+
+
+def _tokenised(cache: TokenCache, view: View, progress: Tick | None, say: Note) -> Any:
+    before = cache.n_tokenised
+    texts = cache.tokens(view.queries, progress), cache.tokens(view.passages, progress)
+    if cache.n_tokenised > before:
+        say(f"view {view.name}: {cache.n_tokenised - before:,} texts tokenised")
+    return texts
+
+
+def _silent(_: str) -> None:
+    return None

@@ -1,0 +1,359 @@
+"""One stage of a training: its optimiser, its loop, its validations. Made anew for each stage, so nothing carries over."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from students.cpu.workers import MAX_WORKERS
+from students.errors import StudentError
+from students.model.encoder import CrossEncoder
+from students.recipes.recipe import Recipe, Stage
+from students.text.batches import budget_batches
+from students.train import checkpoints, diagnostics, optimiser, validation
+from students.train import gradient_cache as gradcache
+from students.train.checkpoints import StageState
+from students.train.lists import Draw, Lists
+from students.train.parallel_gradients import SideBySide
+from students.train.records import Log
+from students.train.steps import Step, Task, collate_rows, plan
+
+Tick = Callable[..., None]  # progress(done, total or None, **figures such as loss)
+Note = Callable[[str], None]
+
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2_048, 32_768  # of one forward
+CPU_VALID_PAIRS, CUDA_VALID_PAIRS = 1_000, 20_000
+CPU_ACTIVATIONS = 4 << 30  # bytes of activations held at once, where a recipe does not say
+_LOOK_SECONDS = 600  # at most between validations, and between checkpoints
+_BUCKET = 16 << 20  # numbers exchanged between processes at once
+
+
+class StageRun:
+    """A stage ready to train.
+
+    Args:
+        out: the training's folder.
+        offset: steps of the stages before, for the trackers' axis.
+        trackers: whether Accelerate's trackers want the figures.
+
+    Raises:
+        StudentError: a view without a single list that has what the loss needs; parts to freeze that are not there.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: Stage,
+        tasks: list[Task],
+        encoder: CrossEncoder,
+        accelerator: Any,
+        out: Path,
+        *,
+        say: Note,
+        progress: Tick | None = None,
+        offset: int = 0,
+        trackers: bool = False,
+    ) -> None:
+        self.recipe, self.stage, self.tasks, self.encoder = recipe, stage, tasks, encoder
+        self.accelerator, self.out, self.say = accelerator, out, say
+        self.offset, self.trackers = offset, trackers
+        self.progress = progress if accelerator.is_main_process else None
+        self.name = f"stage {stage.number} ({stage.objective})"
+        empty = [task for task in tasks if not len(task.train)]
+        if empty:
+            raise StudentError(
+                f"{self.name}: no list of view {empty[0].view.name} has what the loss needs",
+                hint="a contrastive view needs lists with a positive and a negative, a distillation view lists with an order",
+            )
+        on_gpu = accelerator.device.type == "cuda"
+        self.batch_tokens = stage.batch_tokens or (CUDA_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)
+        self.memory_tokens = stage.memory_tokens or _memory_tokens(encoder, self.batch_tokens)
+        self.workers = min(torch.get_num_threads(), MAX_WORKERS) if encoder.fused else 1
+        frozen = optimiser.freeze(encoder.model, stage.freeze)
+        self.optimiser = optimiser.make(encoder.model, stage)
+        self.side_by_side: SideBySide | None = None
+        self.per_epoch = max(task.steps_per_epoch for task in tasks)
+        self.bounds = optimiser.Bounds.of(stage, self.per_epoch)
+        self.held = validation.hold(
+            tasks, stage, recipe.seed, CUDA_VALID_PAIRS if on_gpu else CPU_VALID_PAIRS
+        )
+        self.length = diagnostics.length(encoder.model)
+        if stage.warmup >= 1 and self.bounds.steps and stage.warmup >= self.bounds.steps:
+            say(
+                f"{self.name}: warmup ({stage.warmup:g} steps) is as long as the stage ({self.bounds.steps:,} steps); "
+                "the learning rate only rises"
+            )
+        self.settings = {
+            "precision": encoder.precision,
+            "layout": encoder.layout,
+            "fused": encoder.fused,
+            "processes": accelerator.num_processes,
+            "batch_tokens": self.batch_tokens,
+            "memory_tokens": self.memory_tokens,
+            "workers": self.workers,
+            "frozen": len(frozen),
+        }
+
+    def train(self, resume: Path | None) -> StageState:
+        """The loop. Ends with the best (or last) weights in the encoder."""
+        stage, accelerator = self.stage, self.accelerator
+        state = StageState(stage.number, lists_skipped=sum(task.n_skipped for task in self.tasks))
+        torch.manual_seed(self.recipe.seed * 1000 + stage.number + 100_000 * accelerator.process_index)
+        if resume is not None:
+            state = self._resumed(resume)
+        log = Log(self.out, state, main=accelerator.is_main_process)
+        clock = time.monotonic() - state.seconds
+        if state.step == 0:
+            self._validate(state, log)
+        steps = _Steps(self._plan, ahead=accelerator.device.type == "cuda")
+        if self.workers > 1:
+            self.side_by_side = SideBySide(self.encoder, list(self.encoder.parameters()), self.workers)
+        while state.stopped_by is None:
+            done = self._progress(state)
+            if state.step <= stage.warmup:
+                state.warm = done
+            rate = optimiser.learning_rate(stage, done, state.step, state.warm)
+            optimiser.set_rate(self.optimiser, rate)
+            step = steps.take(state.step)
+            state.lists_skipped += step.n_skipped
+            if not step.empty:
+                for name, value in (*self._update(step, state).items(), ("n", 1.0)):
+                    state.sums[name] = state.sums.get(name, 0.0) + value
+            state.step += 1
+            state.pairs += step.n_pairs
+            state.truncated_pairs += step.n_truncated
+            state.seconds = self._agreed(time.monotonic() - clock)
+            state.stopped_by = self.bounds.reached(state.step, state.pairs, state.seconds, stage)
+            if state.step % stage.log_every == 0 or state.stopped_by:
+                self._log(state, log, rate)
+            before, done = done, self._progress(state)
+            tenth = int(10 * done) > int(10 * before)
+            valid = _due(stage.valid_every, state, tenth, state.looked)
+            saves = _due(stage.checkpoint_every or stage.valid_every, state, tenth, state.saved)
+            if valid or saves or state.stopped_by:
+                diagnostics.check_weights(self.encoder.model, self.length, stage, state.step)
+            if valid or state.stopped_by:
+                self._validate(state, log)
+                state.looked = state.seconds
+            if self.progress is not None:
+                self.progress(state.pairs, int(state.pairs / done) if done else None, **log.last)
+            if saves and not state.stopped_by:
+                state.saved = state.seconds
+                self._checkpoint(state, log)
+        steps.close()
+        if self.side_by_side is not None:
+            self.side_by_side.close()
+        log.close()
+        if stage.keep == "best" and state.best_step not in (None, state.step):
+            checkpoints.load_weights(self.encoder.model, checkpoints.best_path(self.out, state))
+            self.say(f"{self.name} ends with the weights of step {state.best_step:,}")
+        for parameter in self.encoder.model.parameters():
+            parameter.requires_grad_(True)
+        return state
+
+    def _resumed(self, checkpoint: Path) -> StageState:
+        """Weights, optimiser and generators as the checkpoint holds them."""
+        state, of_optimiser = checkpoints.read_state(checkpoint)
+        checkpoints.load_weights(self.encoder.model, checkpoint / "weights.safetensors")
+        self.optimiser.load_state_dict(of_optimiser)
+        if not checkpoints.restore_random(checkpoint, self.accelerator.process_index):
+            self.say("more processes than before: their dropout is drawn anew")
+        self.say(f"going on with {self.name} at step {state.step:,}")
+        return state
+
+    def _progress(self, state: StageState) -> float:
+        done = self.bounds.progress(state.step, state.pairs, state.seconds, state.half)
+        if state.half is None and self.bounds.half_over(state.seconds):
+            state.half = done
+        return done
+
+    def _plan(self, number: int) -> Step:
+        return plan(
+            self.tasks, self.encoder, self.stage, self.recipe.seed, number,
+            batch_tokens=self.batch_tokens, memory_tokens=self.memory_tokens,
+            rank=self.accelerator.process_index, processes=self.accelerator.num_processes,
+            workers=self.workers,
+        )  # fmt: skip
+
+    def _update(self, step: Step, state: StageState) -> dict[str, float]:
+        """One optimiser step; the loss over all processes, and the gradient's norm before clipping."""
+        stage, device = self.stage, self.accelerator.device
+        self.encoder.train()
+        loss = torch.zeros((), device=device)
+        for micro in step.micro_batches:
+            cached = stage.gradient_cache == "always" or (
+                stage.gradient_cache == "auto" and micro.n_tokens > self.memory_tokens
+            )
+            loss_of = partial(micro.loss, denominators=step.denominators)
+            if self.side_by_side is not None:
+                loss += self.side_by_side.backward(micro.pieces, loss_of, cached=cached)
+            else:
+                loss += gradcache.backward(self.encoder, micro.pieces, loss_of, cached=cached, device=device)
+        learning = [p for p in self.encoder.parameters() if p.requires_grad]
+        if self.accelerator.num_processes > 1:
+            loss = self.accelerator.reduce(loss, "sum")
+            _sum_gradients(learning, self.accelerator)
+        norm = torch.nn.utils.clip_grad_norm_(learning, stage.clip or float("inf"))
+        found_loss, found_norm = torch.stack(
+            [loss, norm.to(loss)]
+        ).tolist()  # the step's only wait for the device
+        diagnostics.check_step(found_loss, found_norm, stage, state.step)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return {"loss": found_loss, "grad_norm": found_norm}
+
+    def _agreed(self, seconds: float) -> float:
+        """The main process's clock, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return seconds
+        told = torch.tensor(
+            [seconds if self.accelerator.is_main_process else 0.0], device=self.accelerator.device
+        )
+        return float(self.accelerator.reduce(told, "sum"))
+
+    def _validate(self, state: StageState, log: Log) -> None:
+        """Measure, keep the best weights, and end the stage when they have not got better for long."""
+        if not self.held:
+            return
+        stage = self.stage
+        self.encoder.eval()
+        values = validation.measure(self.held, self._scores)
+        diagnostics.check_validation(values, stage, state.step)
+        log.write(state, values)
+        self._track(state, values)
+        if state.step and diagnostics.collapsed(values["valid_spread"]) and "collapsed" not in state.warned:
+            state.warned.append("collapsed")
+            self.say(
+                f"{self.name}: scores within a list differ by {values['valid_spread']:.1e} at step {state.step:,}, "
+                f"the model ranks nothing; lower lr ({stage.lr:g}) or look at the labels"
+            )
+        value = values.get(f"valid_{stage.stop_on}")
+        if value is None:
+            raise StudentError(
+                f"{self.name} stops on {stage.stop_on}, which its validation lists cannot give",
+                hint="stop_on = 'loss'; nDCG@10 needs human judgments, tau a distillation view",
+                exit_code=2,
+            )
+        if state.step == 0:  # to compare with; a stage ends with weights that it trained
+            state.first_value = value
+            return
+        higher = validation.HIGHER_IS_BETTER[stage.stop_on]
+        if state.best_value is None or (value > state.best_value if higher else value < state.best_value):
+            state.best_value, state.best_step, state.worse = value, state.step, 0
+            if stage.keep == "best" and self.accelerator.is_main_process:
+                checkpoints.save_weights(self.encoder.model, checkpoints.best_path(self.out, state))
+            return
+        state.worse += 1
+        if stage.patience and state.worse >= stage.patience and state.stopped_by is None:
+            state.stopped_by = "early_stopping"
+
+    @torch.inference_mode()
+    def _scores(self, task: Task, lists: Lists, drawn: Draw) -> NDArray[np.float32]:
+        """Scores of drawn rows; processes share the work."""
+        accelerator, encoder = self.accelerator, self.encoder
+        lengths = encoder.form.lengths(*task.lengths(lists, drawn.rows))
+        scores = torch.zeros(len(drawn.rows), device=accelerator.device)
+        pieces = budget_batches(
+            lengths, self.batch_tokens, multiple=encoder.multiple, padded=encoder.layout == "padded"
+        )
+        for piece in pieces[accelerator.process_index :: accelerator.num_processes]:
+            batch = collate_rows(encoder, task, lists, drawn.rows[piece]).to(accelerator.device)
+            scores[torch.as_tensor(piece, device=scores.device)] = encoder(batch)
+        if accelerator.num_processes > 1:
+            scores = accelerator.reduce(scores, "sum")
+        return scores.cpu().numpy()
+
+    def _log(self, state: StageState, log: Log, rate: float) -> None:
+        n = state.sums.pop("n", 0.0)
+        values = {name: value / n for name, value in state.sums.items()} if n else {}
+        state.sums = {}
+        values |= {"lr": rate}
+        log.write(state, values)
+        self._track(state, values)
+
+    def _track(self, state: StageState, values: dict[str, float]) -> None:
+        if self.trackers:
+            named = {f"stage-{state.stage}/{name}": value for name, value in values.items()}
+            self.accelerator.log(named, step=self.offset + state.step)
+
+    def _checkpoint(self, state: StageState, log: Log) -> None:
+        log.flush(state)
+        checkpoints.save(
+            self.out, state, self.encoder.model, self.optimiser,
+            rank=self.accelerator.process_index, wait=self.accelerator.wait_for_everyone,
+        )  # fmt: skip
+
+
+def _due(every: int, state: StageState, tenth: bool, last: float) -> bool:
+    """Whether it is time: every so many steps, or at each tenth of the stage and after ten minutes at the latest."""
+    if every:
+        return state.step % every == 0
+    return tenth or state.seconds - last >= _LOOK_SECONDS
+
+
+class _Steps:
+    """Plans of steps in order; ``ahead`` makes the next one, in page-locked memory, while the device computes."""
+
+    def __init__(self, make: Callable[[int], Step], *, ahead: bool) -> None:
+        self._make = make
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="plan") if ahead else None
+        self._next: tuple[int, Future[Step]] | None = None
+
+    def take(self, number: int) -> Step:
+        """The plan of a step."""
+        if self._thread is None:
+            return self._make(number)
+        planned, future = self._next or (number, self._thread.submit(self._pinned, number))
+        if planned != number:
+            raise StudentError(f"step {number} was asked for and {planned} was planned")
+        step = future.result()
+        self._next = (number + 1, self._thread.submit(self._pinned, number + 1))
+        return step
+
+    def close(self) -> None:
+        """Let go of what was planned ahead."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+    def _pinned(self, number: int) -> Step:
+        step = self._make(number)
+        step.micro_batches[:] = [micro.pin() for micro in step.micro_batches]
+        return step
+
+
+def _memory_tokens(encoder: CrossEncoder, batch_tokens: int) -> int:
+    """Tokens whose activations may be held at once: half of a GPU's memory, `CPU_ACTIVATIONS` bytes elsewhere.
+
+    A token takes about ``42 hidden + 6 heads × length`` bytes in a layer in bf16 (without padding no square of the
+    length, but fp32 residuals); the same card or kind of device always gives the same number.
+    """
+    config = encoder.model.config
+    hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
+    per_layer = 60 * hidden if encoder.layout == "packed" else 42 * hidden + 6 * heads * encoder.max_length
+    per_token = int(config.num_hidden_layers) * per_layer * (2 if encoder.precision == "fp32" else 1)
+    budget = CPU_ACTIVATIONS
+    if encoder.device.type == "cuda":
+        budget = torch.cuda.get_device_properties(encoder.device).total_memory // 2
+    return max(budget // per_token, batch_tokens)
+
+
+def _sum_gradients(parameters: list[torch.nn.Parameter], accelerator: Any) -> None:
+    """Add up gradients over processes; one that had no lists gives zeros."""
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    first = 0
+    while first < len(gradients):
+        last, size = first, 0
+        while last < len(gradients) and (last == first or size + gradients[last].numel() <= _BUCKET):
+            size += gradients[last].numel()
+            last += 1
+        together = accelerator.reduce(torch.cat([g.flatten() for g in gradients[first:last]]), "sum")
+        parts = together.split([g.numel() for g in gradients[first:last]])
+        for parameter, part in zip(parameters[first:last], parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        first = last

@@ -1,0 +1,109 @@
+"""Validation: loss, nDCG@10 against human judgments and Kendall's τ against the teacher, on lists that never train."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from students.losses import get, reduce
+from students.recipes.recipe import Objective, Stage
+from students.text.tokens import Ints
+from students.train.lists import Draw, Lists, draw, stream_key, usable
+from students.train.steps import Task, targets_of
+
+HIGHER_IS_BETTER = {"loss": False, "nDCG@10": True, "tau": True}
+
+
+@dataclass(frozen=True)
+class Held:
+    """Validation lists of one objective: always the same passages."""
+
+    task: Task
+    lists: Lists
+    drawn: Draw
+    n_lists: int
+
+
+def hold(tasks: list[Task], stage: Stage, seed: int, max_pairs: int) -> list[Held]:
+    """Choose each objective's validation lists: at most ``valid_lists``, and ``max_pairs`` pairs in all."""
+    held = []
+    for task in tasks:
+        lists = task.view.valid
+        good = np.flatnonzero(usable(lists, task.objective, get(task.objective.loss)))
+        key = stream_key(task.view.view_hash, seed, 0, f"valid:{task.objective.name}")
+        good = np.sort(good[np.argsort(_shuffled(len(good), key))][: stage.valid_lists])
+        wide = Objective(**{**task.objective.__dict__, "group_size": _width(task.objective)})
+        drawn = draw(lists, good, wide, key)
+        sizes = np.bincount(drawn.local, minlength=len(good))
+        fits = int(np.searchsorted(np.cumsum(sizes), max_pairs // len(tasks), side="right"))
+        n = max(min(len(good), fits), min(len(good), 1))
+        if n:
+            inside = drawn.local < n
+            kept = Draw(drawn.local[inside], drawn.rows[inside], drawn.tiebreak[inside])
+            held.append(Held(task, lists, kept, n))
+    return held
+
+
+def _shuffled(n: int, key: int) -> Ints:
+    return np.random.default_rng(key).permutation(n)
+
+
+def _width(objective: Objective) -> int:
+    """Validation lists are wider than training groups: ten passages rank no worse than two would."""
+    return max(objective.group_size, 20) if objective.name == "cl" else objective.group_size
+
+
+def measure(
+    held: list[Held],
+    score: Callable[[Task, Lists, Draw], NDArray[np.float32]],
+) -> dict[str, float]:
+    """``valid_loss``, and where the lists allow ``valid_nDCG@10``, ``valid_tau``; ``valid_spread`` of scores in a list.
+
+    Args:
+        score: (task, lists, drawn passages) -> their scores.
+    """
+    values: dict[str, list[float]] = {"nDCG@10": [], "tau": [], "spread": []}
+    loss = 0.0
+    for one in held:
+        scores = score(one.task, one.lists, one.drawn)
+        cells, targets = targets_of(one.lists, one.drawn, one.n_lists)
+        objective = one.task.objective
+        value = get(objective.loss)(cells.matrix(torch.from_numpy(scores)), targets, **objective.parameters)
+        loss += objective.weight * float(reduce(value, objective.reduction))
+        relevances = one.lists.relevances[one.drawn.rows]
+        labels = one.lists.labels[one.drawn.rows]
+        for i in range(one.n_lists):
+            mine = one.drawn.local == i
+            values["spread"].append(float(np.std(scores[mine])))
+            if (relevances[mine] > 0).any():
+                values["nDCG@10"].append(ndcg(scores[mine], relevances[mine]))
+            if objective.name == "kd":
+                values["tau"].append(kendall_tau(scores[mine], labels[mine]))
+    means = {f"valid_{name}": float(np.mean(each)) for name, each in values.items() if each}
+    return {"valid_loss": loss, **means}
+
+
+def ndcg(scores: NDArray[Any], relevances: NDArray[Any], cutoff: int = 10) -> float:
+    """nDCG of one list with linear gains, as trec_eval has it; unjudged (-1) counts 0, tied scores average.
+
+    Only the list's own passages make the ideal ranking.
+    """
+    gains = np.maximum(relevances, 0).astype(float)
+    discounts = np.where(np.arange(len(gains)) < cutoff, 1 / np.log2(np.arange(len(gains)) + 2), 0.0)
+    ideal = float(np.sort(gains)[::-1] @ discounts)
+    if ideal == 0:
+        return 0.0
+    _, group = np.unique(-scores, return_inverse=True)
+    mean_gain = np.bincount(group, gains) / np.bincount(group)
+    return float(mean_gain[np.sort(group)] @ discounts) / ideal
+
+
+def kendall_tau(scores: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Kendall's τ-b of one list, ties on either side taken into account; 0 where one side is all tied."""
+    a = np.sign(np.subtract.outer(scores, scores))
+    b = np.sign(np.subtract.outer(labels, labels))
+    norm = np.sqrt(np.count_nonzero(a) * np.count_nonzero(b))
+    return float((a * b).sum() / norm) if norm else 0.0

@@ -1,0 +1,297 @@
+"""``--engine ray``: workers with an engine each, anywhere on a Ray cluster, label parts of the queries.
+
+The driver keeps the store and the list of what is left; a worker (cluster_worker.py) is fed a few queries whenever it
+runs out, so that a slow one holds nothing up. Workers write the journal that every engine writes; the driver merges
+its closed segments as it goes. A worker that is lost (killed, its machine gone, its engine broken) is replaced: what
+it journaled is merged first, then its unfinished queries are fed again with their answers on record, so that no
+completed call is made twice.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from labelstore.errors import StoreError
+from labelstore.store.label_store import LabelStore
+from teachers.engines.base import Engine
+from teachers.errors import TeacherError
+from teachers.generate import child_process as apart
+from teachers.generate.cluster import resources as cluster_resources
+from teachers.generate.cluster.worker import Assignment, Part, Report, Worker
+from teachers.generate.fill_worklist import answers
+from teachers.generate.plan import Plan
+from teachers.generate.worklist import Work
+from teachers.scheduling.budget import Budget
+from teachers.scheduling.figures import Figures, summed
+
+PART = 16  # queries fed at once, at most
+FRUITLESS = 3  # workers lost in a row without a call, per worker, before the job gives up
+
+
+@dataclass
+class Slot:
+    """A worker's place: its actor of the moment, and what it was given.
+
+    Attributes:
+        budget: its share; what lost actors spent is counted in it.
+        actor: None between the loss of one and the start of the next.
+        lost: actors that it has lost.
+        handed: number -> query_id of queries fed and not finished.
+        figures: of the present actor, as last reported; `before`: of those before it.
+        taken: segments that came with the last report.
+        ran: its work has ended; `final`: a report was asked for since; `over`: and was the last one.
+    """
+
+    number: int
+    budget: Budget
+    actor: Any = None
+    lost: int = 0
+    handed: dict[int, str] = field(default_factory=dict)
+    figures: Figures = field(default_factory=Figures)
+    before: Figures = field(default_factory=Figures)
+    taken: list[str] = field(default_factory=list)
+    hungry: bool = False
+    ending: bool = False
+    ran: bool = False
+    final: bool = False
+    over: bool = False
+
+    @property
+    def server(self) -> str:
+        return f"ray{self.number}"
+
+
+@dataclass
+class Driver:
+    """Labels what the working file holds.
+
+    Args:
+        build: makes the plan's engine in each worker.
+        sung: the teacher's first canaries.
+        tick: called with the figures of all workers, now and then.
+        shared: False: workers do not look for the journal's folder (a cluster without shared disks).
+    """
+
+    store: LabelStore
+    plan: Plan
+    job_key: str
+    folder: Path
+    work: Work
+    build: Callable[[Plan], Engine]
+    sung: Mapping[str, str]
+    budget: Budget
+    note: Callable[[str], None]
+    tick: Callable[[Figures], None]
+    shared: bool = True
+    drifted: int = 0
+    _slots: list[Slot] = field(default_factory=list)
+    _queue: deque[int] = field(default_factory=deque)
+    _adrift: dict[int, str] = field(default_factory=dict)  # queries of workers that are gone
+    _refs: dict[Any, tuple[Slot, str]] = field(default_factory=dict)  # calls to actors under way
+    _fruitless: int = 0
+
+    def run(self) -> Figures:
+        """Feed the workers until every query is done or the budget is spent.
+
+        Raises:
+            TeacherError: if Ray is missing, or workers are lost again and again without completing a call.
+            UsageError: if the cluster has not the resources for so many workers.
+        """
+        number = self.plan.settings.workers
+        self._queue.extend(self.work.numbers(longest_first=True))
+        self._slots = [Slot(k, self.budget.share(number, k)) for k in range(number)]
+        with (
+            cluster_resources.connected() as ray,
+            cluster_resources.locked(self.folder, self.job_key) as token,
+        ):
+            resources = cluster_resources.per_worker(ray, self.plan)
+            self.note(cluster_resources.words(ray, number, resources))
+            make = ray.remote(Worker).options(**resources, max_concurrency=5, scheduling_strategy="SPREAD")
+            try:
+                while not all(slot.over for slot in self._slots):
+                    for slot in self._slots:
+                        if slot.actor is None and not self._adrift:
+                            self._start(make, slot, token)
+                    self._step(ray)
+            finally:
+                for slot in self._slots:
+                    if slot.actor is not None:
+                        ray.kill(slot.actor)
+        return self._figures()
+
+    # ------------------------------------------------------------------------------------------------ the loop
+    def _step(self, ray: Any) -> None:
+        """Handle what has come back, feed who is hungry, end those for whom nothing is left."""
+        ready, _ = ray.wait(list(self._refs), timeout=1.0) if self._refs else ([], [])
+        for ref in ready:
+            if ref not in self._refs:
+                continue  # of a worker whose loss another reply has told already
+            slot, what = self._refs.pop(ref)
+            try:
+                answer = ray.get(ref)
+            except ray.exceptions.RayError as error:
+                self._lose(ray, slot, getattr(error, "cause", None) or error)
+            else:
+                self._handle(slot, what, answer)
+        if self._adrift:
+            self._take_up()
+        for slot in self._slots:
+            self._feed(slot)
+        if not (self._queue or self._adrift or any(slot.handed for slot in self._slots)):
+            for slot in self._slots:
+                self._end(slot)
+        self.tick(self._figures())
+
+    def _handle(self, slot: Slot, what: str, answer: Any) -> None:
+        if what == "hungry":
+            slot.hungry = True
+        elif what == "report":
+            self._take(slot, answer)
+        elif what == "run":  # all is done, or its share of the budget is spent
+            slot.ran, slot.hungry = True, False
+
+    def _take(self, slot: Slot, report: Report) -> None:
+        slot.figures = report.figures
+        if report.figures.calls:
+            self._fruitless = 0
+        for number in report.finished:
+            slot.handed.pop(number, None)
+        for name, data in report.segments.items():
+            cluster_resources.keep(self.folder / name, data)
+        self.drifted = max(self.drifted, report.drifted)
+        for line in report.notes:
+            self.note(line)
+        slot.taken = list(report.segments)
+        if slot.final and not slot.taken:
+            slot.over = True
+            self._adrift |= (
+                slot.handed
+            )  # fed and not begun when its share was spent: others may have some left
+            slot.handed = {}
+            return
+        slot.final = slot.ran
+        self._call(slot, "report", slot.taken, not slot.ran)
+
+    def _feed(self, slot: Slot) -> None:
+        if not slot.hungry or not self._queue:
+            return
+        size = max(min(PART, len(self._queue) // (2 * len(self._slots))), 1)
+        numbers = [self._queue.popleft() for _ in range(size)]
+        tasks = [self.work.task(number) for number in numbers]
+        slot.handed |= {task.number: task.query_id for task in tasks}
+        slot.hungry = False
+        self._call(slot, "feed", Part(tasks, self.work.answers_of(numbers)))
+
+    def _end(self, slot: Slot) -> None:
+        if slot.actor is not None and not slot.ending:
+            slot.ending = True
+            self._call(slot, "end")
+
+    def _call(self, slot: Slot, method: str, *arguments: Any) -> None:
+        self._refs[getattr(slot.actor, method).remote(*arguments)] = (
+            slot,
+            "hungry" if method == "feed" else method,
+        )
+
+    # ----------------------------------------------------------------------------------------- workers and losses
+    def _start(self, make: Any, slot: Slot, token: str) -> None:
+        first = slot.number == 0 and slot.lost == 0
+        slot.actor = make.remote(
+            Assignment(
+                plan=self.plan,
+                build=self.build,
+                job_key=self.job_key,
+                name=f"{slot.server}-{slot.lost}",
+                server=slot.server,
+                folder=str(self.folder.resolve()) if self.shared else None,
+                token=token,
+                budget=slot.budget,
+                sung=self.sung if first else None,
+            )
+        )
+        for method in ("run", "hungry"):
+            self._call(slot, method)
+        self._call(slot, "report", [])
+
+    def _lose(self, ray: Any, slot: Slot, error: BaseException) -> None:
+        """Forget an actor; what it was given is to be taken up again.
+
+        Raises:
+            TeacherError: if another would end alike: the engine is not installed, there is no such model, or workers
+                are lost without completing a call.
+        """
+        if isinstance(error, TeacherError) and error.exit_code in (2, 4):
+            raise error
+        reason = cluster_resources.reason(error)
+        self._fruitless += 1
+        if self._fruitless > FRUITLESS * len(self._slots):
+            raise TeacherError(
+                f"Ray's workers are lost before they complete a call: {reason}",
+                hint="completed calls are kept; Ray's logs on the worker's machine have its last words",
+                exit_code=5,
+            )
+        self.note(f"worker {slot.server} is lost ({reason}): {len(slot.handed)} queries are taken up again")
+        ray.kill(slot.actor)  # a broken engine's process may live on
+        self._refs = {ref: of for ref, of in self._refs.items() if of[0] is not slot}
+        slot.before = summed([slot.before, slot.figures])
+        self._adrift |= slot.handed
+        slot.actor, slot.handed, slot.taken, slot.figures = None, {}, [], Figures()
+        slot.lost += 1
+        slot.hungry = slot.ending = slot.ran = slot.final = False
+
+    def _take_up(self) -> None:
+        """Merge what is journaled, then queue again what lost workers left unfinished, with its answers."""
+        try:
+            apart.merge(self.store, self.folder, self.note)
+            with self.store.read() as con:
+                left = self._unfinished(con)
+                of_queries = f"""SELECT number, query FROM taken_up JOIN queries USING (query_id)
+                                 WHERE collection = {self.plan.dataset.collection}"""
+                self.work.add_answers(answers(con, self.plan, of_queries))
+                for slot in self._slots:
+                    if slot.actor is None:
+                        self._charge(con, slot)
+        except StoreError:
+            return  # someone holds the store: at the next step
+        self._adrift = {}
+        self._queue.extendleft(sorted(left, reverse=True))
+
+    def _unfinished(self, con: duckdb.DuckDBPyConnection) -> list[int]:
+        """Numbers of the queries adrift that have no permutation and went not to quarantine in this job."""
+        con.execute("CREATE TEMP TABLE adrift (number INTEGER, query_id VARCHAR)")
+        con.executemany("INSERT INTO adrift VALUES (?, ?)", list(self._adrift.items()))
+        con.execute(
+            """CREATE TEMP TABLE taken_up AS
+               SELECT number, query_id FROM adrift WHERE query_id NOT IN
+                 (SELECT q.query_id FROM labelings l, LATERAL
+                    (SELECT query FROM permutations WHERE labeling = l.labeling UNION ALL
+                     SELECT z.query FROM quarantine z JOIN provenance p USING (job)
+                     WHERE z.labeling = l.labeling AND p.job_key = ?) done JOIN queries q USING (query)
+                  WHERE l.name = ?)""",
+            [self.job_key, self.plan.name],
+        )
+        return [number for (number,) in con.execute("SELECT number FROM taken_up").fetchall()]
+
+    def _charge(self, con: duckdb.DuckDBPyConnection, slot: Slot) -> None:
+        """Calls and tokens of a slot's lost actors as they are on record: the last report may have missed some."""
+        calls, tokens_in, tokens_out = con.execute(
+            """SELECT count(*), coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0) FROM calls
+               WHERE job_key = ? AND starts_with(server, ? || '@')""",
+            [self.job_key, slot.server],
+        ).fetchall()[0]
+        slot.before.calls, slot.before.tokens_in, slot.before.tokens_out = calls, tokens_in, tokens_out
+        slot.budget = self.budget.share(len(self._slots), slot.number)
+        slot.budget.spent(calls, tokens_in, tokens_out)
+
+    def _figures(self) -> Figures:
+        """Of all workers together; the job's budget is told, for the cost."""
+        by_slot = [summed([slot.before, slot.figures]) for slot in self._slots]
+        total = summed(by_slot)
+        total.seconds = max(figures.seconds for figures in by_slot)  # without what it took to load the model
+        total.engine_seconds /= len(by_slot)
+        self.budget.spent(total.calls, total.tokens_in, total.tokens_out)
+        return total

@@ -1,0 +1,1 @@
+"""Every completed call in a durable segment file."""

@@ -1,0 +1,1 @@
+"""Templates, passages as prompts show them, replies."""

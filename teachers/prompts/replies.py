@@ -1,0 +1,363 @@
+"""A reply to an order: what the model said, whether it can be trusted, and how much had to be repaired.
+
+The grammar is ``[2] > [1] > [3]``: every identifier of the window once, best first. Only a reply that is nothing but a
+complete list in this grammar is ``ok`` (its first ``[`` may be missing: some prompts supply it). A list inside prose,
+with repeats, gaps or foreign numbers is ``repaired`` and carries the counts. So is a complete list in another usual
+form: a JSON array, bullets, numbering, arrows, ``Passage 2``, escapes, numbers from 0. A list that names fewer than half
+of what was asked for is no ranking (``labelstore.labels.repair`` holds imported permutations to the same rule). An error
+message, a refusal or a reply that broke off yields no order at all, whatever numbers stand in it.
+"""
+
+import html
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+from string import ascii_uppercase
+
+OK = "ok"
+REPAIRED = "repaired"
+WRONG_FORMAT = "wrong_format"
+TRUNCATED = "truncated"
+REFUSED = "refused"
+ENGINE_ERROR = "engine_error"
+
+STATUSES = (OK, REPAIRED, WRONG_FORMAT, TRUNCATED, REFUSED, ENGINE_ERROR)  # from best to worst
+USABLE = (OK, REPAIRED)
+MAX_ANSWER = 50_000  # characters after the thought; a list of 1,000 passages takes 8,000
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a reply says.
+
+    Attributes:
+        order: all positions 0..n-1, best first; None unless the status is ok or repaired.
+        status: one of :data:`STATUSES`.
+        n_missing: identifiers that the reply left out, appended in their prior order.
+        n_repeated: repeats dropped (the first counts).
+        n_out_of_range: numbers outside the window dropped.
+        settled: how many of the first places the reply itself decided; None: all.
+    """
+
+    order: tuple[int, ...] | None
+    status: str
+    n_missing: int = 0
+    n_repeated: int = 0
+    n_out_of_range: int = 0
+    settled: int | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self.order is not None
+
+    @property
+    def repairs(self) -> int:
+        """Missing, repeated and out-of-range identifiers together."""
+        return self.n_missing + self.n_repeated + self.n_out_of_range
+
+
+OPENING, CLOSING = "［【〔〚⟦﹇", "］】〕〛⟧﹈"  # what stands for [ and ]; passages neutralises the same
+_FOLD = str.maketrans(
+    {
+        **dict.fromkeys(OPENING, "["),
+        **dict.fromkeys(CLOSING, "]"),
+        **dict.fromkeys("＞﹥≻", ">"),
+        "\u00a0": " ",
+    }
+)
+
+_STRICT = {
+    "numbers": re.compile(r"\[?(?:\d+)\](?:\s*>\s*\[\d+\])*"),
+    "letters": re.compile(r"\[?(?:[A-Z])\](?:\s*>\s*\[[A-Z]\])*"),
+}
+# A list inside other words: bracketed items joined by `>`, commas or space; bare ones only when joined by `>`.
+_ITEM = {"numbers": r"\[\s*(?:No\.?\s*|Passage\s*)?\d+\s*\]", "letters": r"\[\s*(?:Passage\s*)?[A-Z]\s*\]"}
+_BARE = {"numbers": r"\d+\]?", "letters": r"[A-Z]\]?"}
+_NAME = {"numbers": re.compile(r"\d+"), "letters": re.compile(r"[A-Z](?=\s*\]|\s*>|\s*$)")}
+_SPAN = {
+    kind: re.compile(
+        rf"(?<!\w)(?:{_ITEM[kind]}|{_BARE[kind]}(?=\s*>))"
+        rf"(?:\s*>\s*(?:{_ITEM[kind]}|{_BARE[kind]}(?!\w|\.\d))|[\s,;=]*{_ITEM[kind]})*",
+        re.I if kind == "numbers" else 0,
+    )
+    for kind in ("numbers", "letters")
+}
+# The wide grammar is for complete lists alone, over :func:`_plain` text, where no two white spaces follow each other.
+_WORD = r"(?i:(?:passage|document|doc|text|item|result|candidate|no|id)\.?\s?#?|#)"
+_BULLET = r"(?:[-•·–]\s)?(?:(?i:rank\s)?\d{1,4}[.):]\s)?(?:[-•·–]\s)?"
+
+
+def _wide(name: str) -> tuple[tuple[re.Pattern[str], re.Pattern[str]], ...]:
+    """(list, name) patterns: bracketed or named items, bare items joined by ``>``, arrays in brackets."""
+    item = rf"(?:\[{{1,3}}\s?(?:{_WORD})?{name}\s?\]{{1,3}}|(?<!\w){_WORD}{name}(?!\w|\.\d))"
+    named = re.compile(rf"(?:\[\s?(?:{_WORD})?|(?<!\w){_WORD})({name})(?!\w)")
+    bare = rf"{name}\s?\]{{0,3}}(?!\w|\.\d)"
+    single = re.compile(rf"(?<!\w){name}(?!\w)")
+    return (
+        (re.compile(rf"{item}(?:\s?[>,;=|]{{0,2}}\s?{_BULLET}{item})*"), named),
+        (re.compile(rf"(?<![\w.])\[{{0,3}}\s?{bare}(?:\s?>{{1,2}}\s?\[{{0,3}}\s?{bare})+"), single),
+        (re.compile(rf"\[\s?{name}(?:\s?[,;\s]\s?{name})+\s?\]"), single),
+    )
+
+
+_WIDE = {"numbers": _wide(r"\d{1,6}"), "letters": _wide("[A-Z]")}
+_ESCAPES = re.compile(
+    r"\\u00(?:3[eE]|5[bBdD])|\\(?:succ|gt|rightarrow|to)(?![a-z])|\\[nrt]|[-=~]{1,3}>|[\\*_`\"'$~]"
+)
+_ESCAPED = {"\\u005b": "[", "\\u005d": "]", "\\n": "\n", "\\r": "\n", "\\t": " "}
+_ARROWS = str.maketrans(dict.fromkeys("≽≥›»→⟶⇒➔➜➝➞⟹↦", ">"))
+_SPACES = re.compile(r"\s+")
+# What shows that a match is a part of a longer list: such a part is not what the reply says.
+_GOES_ON_BEFORE = re.compile(r"[>\],;]\s?$")
+_GOES_ON_AFTER = re.compile(r"\s?[>,;]{0,2}\s?\[\s?\w{1,9}\s?\]|\s?[>,;]{1,2}\s?\[?\s?(?:\d|[A-Z]\b)")
+
+# Every way to write one identifier, or an array of them, in any brackets that :func:`_fold` takes for [ and ].
+_OPEN = rf"(?:\\?[\[{OPENING}]|&(?:\#91|\#x5b|lsqb|lbrack);)"
+_CLOSE = rf"(?:\\?[\]{CLOSING}]|&(?:\#93|\#x5d|rsqb|rbrack);)"
+_AROUND = r"[\s*_`\"'$~]{0,9}"
+_IN_BRACKETS = re.compile(
+    rf"(?:{_OPEN}{_AROUND}){{1,3}}((?:{_WORD}\s?)?(?:\d{{1,40}}|[A-Z])"
+    rf"(?:[\s*_`\"'$~,;>]{{1,19}}(?:\d{{1,6}}|[A-Z])){{0,200}}){_AROUND}{_CLOSE}(?:\s?{_CLOSE}){{0,2}}"
+)
+
+_DANGLING = re.compile(r"\s*(?:>\s*\[?\s*\w{0,4}|[,;]?\s*\[\s*\w{0,4})\s*$")
+
+_ERROR = re.compile(
+    r"""^\s*(?:\W*error\b|error::|traceback\ \(most\ recent|exception\b|http(?:\s+error)?\s*\d{3}|\{\s*"(?:error|detail)"
+        |<!doctype|<html|[a-z_.]*(?:error|exception|timeout)\b\s*[:(]|status[\ _]code\b|request\ (?:failed|timed\ out))
+      | error\ code:\s*\d{3} | maximum\ context\ length | context\ length\ exceeded | context_length_exceeded
+      | rate\ limit | too\ many\ requests | connection\ (?:refused|reset|error|aborted|timed\ out)
+      | internal\ server\ error | bad\ gateway | service\ unavailable | gateway\ time-?out | invalid_request_error
+      | insufficient_quota | invalid\ api\ key | cuda\ (?:error|out\ of\ memory) | content\ management\ policy
+      | the\ server\ (?:had\ an\ error|is\ overloaded) | max\ retries\ exceeded | read\ timed\ out""",
+    re.I | re.X,
+)
+_REFUSAL = re.compile(
+    r"""\b(?:i(?:'|’)?m\ (?:sorry|unable|not\ able)|i\ am\ (?:sorry|unable|not\ able)|i\ apologi[sz]e|my\ apologies
+      |i\ (?:can(?:'|’)?t|cannot|can\ not|could\ not|won(?:'|’)?t|will\ not|do\ not|don(?:'|’)?t)\b
+      |as\ an?\ (?:ai|language)\ |(?:un)?able\ to\ (?:rank|determine|provide|assist)
+      |(?:no|none\ of\ the|not\ enough|insufficient|cannot|none)\b[^.\[\]]{0,60}\b
+        (?:passages?|information|results?|content|relevant|relevance|ranking|answer|provided|found|match)
+      |抱歉|对不起|對不起|无法|無法|申し訳|できません|죄송|извините|к\ сожалению|не\ могу|lo\ siento|no\ puedo|desculpe
+      |n[ãa]o\ posso|d[ée]sol[ée]|je\ ne\ peux|tut\ mir\ leid|ich\ kann|leider|mi\ dispiace|non\ posso
+      |please\ (?:provide|try|clarify|rephrase|check)|(?:passages?|query)[^.]{0,40}\b(?:not|n(?:'|’)t)\b)""",
+    re.I | re.X,
+)  # fmt: skip
+
+
+def parse(
+    text: str,
+    n: int,
+    *,
+    identifiers: str = "numbers",
+    finish_reason: str | None = None,
+    top: int | None = None,
+) -> Parsed:
+    """The order that a reply states for a window of `n` passages. Never raises on any text.
+
+    Args:
+        text: the reply alone, without the prompt.
+        identifiers: ``numbers`` or ``letters``, as the prompt's template names passages.
+        finish_reason: as the engine says; ``length`` makes an incomplete list ``truncated``.
+        top: identifiers that were asked for where decoding stops early; the rest keeps its prior order and counts as
+            no repair.
+    """
+    answer = after_thinking(text)
+    if answer is None:
+        return Parsed(None, TRUNCATED)
+    answer = answer.strip()
+    if len(answer) > MAX_ANSWER:
+        return Parsed(None, TRUNCATED if finish_reason == "length" else WRONG_FORMAT)
+    answer = _fold(answer)
+    wanted = n if top is None else min(top, n)
+    if _STRICT[identifiers].fullmatch(answer):
+        parsed = _read(_NAME[identifiers].findall(answer), n, identifiers, wanted)
+        if parsed.status != OK and parsed.n_missing and finish_reason == "length":
+            return _without_order(parsed, TRUNCATED)
+        return _most_named(parsed, wanted)
+    complete = _complete(_plain(answer), n, identifiers, wanted)
+    if complete is not None:
+        return complete
+    if _ERROR.search(answer):
+        return Parsed(None, ENGINE_ERROR)
+    span = _longest_span(answer, identifiers)
+    if span is None:
+        if finish_reason == "length":
+            return Parsed(None, TRUNCATED)
+        return Parsed(
+            None, REFUSED if finish_reason == "content_filter" or _REFUSAL.search(answer) else WRONG_FORMAT
+        )
+    parsed = _read(_NAME[identifiers].findall(span[0]), n, identifiers, wanted)
+    if parsed.order is None:
+        return parsed
+    if parsed.n_missing and (finish_reason == "length" or _DANGLING.match(answer, span[1])):
+        return _without_order(parsed, TRUNCATED)
+    return _most_named(replace(parsed, status=REPAIRED), wanted)
+
+
+def _most_named(parsed: Parsed, wanted: int) -> Parsed:
+    """`parsed`, or no order where fewer than half of what was wanted is named: that is no ranking."""
+    if parsed.n_missing > wanted - parsed.n_missing:
+        return _without_order(parsed, WRONG_FORMAT)
+    return parsed
+
+
+def _plain(answer: str) -> str:
+    """`answer` with entities and escapes read, marks of emphasis and quotes as spaces, white space folded."""
+    if "&" in answer:
+        answer = _fold(html.unescape(html.unescape(answer)))
+    answer = answer.translate(_ARROWS) if not answer.isascii() else answer
+    answer = _ESCAPES.sub(lambda m: _ESCAPED.get(m[0].lower(), " " if len(m[0]) == 1 else ">"), answer)
+    return _SPACES.sub(lambda m: "\n" if "\n" in m[0] else " ", answer)
+
+
+def _complete(plain: str, n: int, identifiers: str, wanted: int) -> Parsed | None:
+    """The last complete list in any usual form; None if there is none, or an error message comes before it."""
+    best: tuple[int, int, list[str]] | None = None
+    for pattern, name in _WIDE[identifiers]:
+        for match in pattern.finditer(plain):
+            names = name.findall(match[0])
+            if _is_complete(names, n, identifiers, wanted) and _is_whole(plain, match):
+                best = max(best or (-1, 0, []), (match.end(), match.start(), names))
+    if best is None or _ERROR.search(plain[: best[1]]):
+        return None
+    return replace(_read(best[2], n, identifiers, wanted), status=REPAIRED)
+
+
+def _is_whole(plain: str, match: re.Match[str]) -> bool:
+    before = plain[max(match.start() - 2, 0) : match.start()]
+    return not (_GOES_ON_BEFORE.search(before) or _GOES_ON_AFTER.match(plain, match.end()))
+
+
+def _is_complete(names: Sequence[str], n: int, identifiers: str, wanted: int) -> bool:
+    """Whether each of at least `wanted` names is another one of the window, counted from 1 or from 0."""
+    if not max(wanted, 2) <= len(names) <= n:
+        return False
+    positions = {_position(name, identifiers) for name in names}
+    first = -1 if identifiers == "numbers" and -1 in positions else 0
+    return len(positions) == len(names) and first <= min(positions) and max(positions) < n + first
+
+
+def after_thinking(text: str) -> str | None:
+    """What follows the last ``</think>``; None for a thought that never ended."""
+    head, end, tail = text.rpartition("</think>")
+    answer = tail if end else head + tail
+    return None if "<think>" in answer else answer
+
+
+def _fold(text: str) -> str:
+    """Unicode digits as ASCII digits, full-width brackets as brackets (superscripts are no digits)."""
+    if text.isascii():
+        return text
+    text = text.translate(_FOLD)
+    return "".join(
+        c if c.isascii() or not c.isdecimal() else str(unicodedata.decimal(c)) for c in text
+    )  # int() would take mixed scripts
+
+
+def identifiers_neutralised(text: str) -> str:
+    """`text` with all that :func:`parse` reads as a bracketed identifier in parentheses: what passages must not show."""
+    return _IN_BRACKETS.sub(lambda m: f"({m[1]})", text)
+
+
+def _longest_span(answer: str, identifiers: str) -> tuple[str, int] | None:
+    """The stretch that lists the most identifiers (of equals the last: examples come before answers) and its end."""
+    best: tuple[int, str, int] | None = None
+    for match in _SPAN[identifiers].finditer(answer):
+        found = len(_NAME[identifiers].findall(match[0]))
+        if found >= 2 and (best is None or found >= best[0]):
+            best = (found, match[0], match.end())
+    return None if best is None else (best[1], best[2])
+
+
+def _read(names: Sequence[str], n: int, identifiers: str, wanted: int) -> Parsed:
+    """Identifiers of a stretch -> order, by the repairs that the field agrees on."""
+    if len(names) == n:  # nearly every reply is a permutation
+        order = list(map(_POSITIONS[identifiers].get, names, repeat(n)))
+        if len(set(order)) == n and max(order) < n:
+            return Parsed(tuple(order), OK)
+    order = []
+    seen: set[int] = set()
+    repeated = out_of_range = 0
+    positions = [_position(name, identifiers) for name in names]
+    from_0 = identifiers == "numbers" and _counts_from_0(positions, n, wanted)
+    for position in (p + 1 for p in positions) if from_0 else positions:
+        if not 0 <= position < n:
+            out_of_range += 1
+        elif position in seen:
+            repeated += 1
+        else:
+            seen.add(position)
+            order.append(position)
+    if not order:
+        return Parsed(None, WRONG_FORMAT, n, repeated, out_of_range)
+    named = len(order)
+    missing = max(wanted - named, 0)
+    order += [i for i in range(n) if i not in seen]
+    status = REPAIRED if missing or repeated or out_of_range or from_0 else OK
+    return Parsed(tuple(order), status, missing, repeated, out_of_range, named if named < n else None)
+
+
+def _counts_from_0(positions: Sequence[int], n: int, wanted: int) -> bool:
+    """Whether the numbers 0 … n-1 make the complete list and n is not among them."""
+    found = set(positions)
+    return -1 in found and n - 1 not in found and len([p for p in found if p < n]) >= wanted
+
+
+_POSITIONS = {
+    "numbers": {str(k + 1): k for k in range(1000)},
+    "letters": {letter: k for k, letter in enumerate(ascii_uppercase)},
+}
+
+
+def _position(name: str, identifiers: str) -> int:
+    if identifiers == "letters":
+        return ascii_uppercase.index(name)
+    return int(name) - 1 if len(name) <= 6 else MAX_ANSWER  # longer numbers are no identifiers
+
+
+def _without_order(parsed: Parsed, status: str) -> Parsed:
+    return Parsed(None, status, parsed.n_missing, parsed.n_repeated, parsed.n_out_of_range)
+
+
+def from_logprobs(logprobs: Mapping[str, float], n: int) -> tuple[Parsed, tuple[float | None, ...]]:
+    """FIRST: the order and scores from the log-probabilities of the first generated token.
+
+    Single letters within the window count, with the maximum over the tokens that spell them (with and without a
+    leading space); letters that are absent follow in their prior order (FIRST, arXiv 2406.15657).
+
+    Args:
+        logprobs: token text -> log-probability.
+        n: passages in the window, at most 26.
+
+    Returns:
+        The parsed order (``wrong_format`` if no letter is there; missing letters are counted as missing) and each
+        position's log-probability, None for an absent letter.
+    """
+    scores: list[float | None] = [None] * n
+    for token, value in logprobs.items():
+        letter = token.replace("▁", " ").replace("Ġ", " ").strip()
+        if len(letter) != 1 or letter not in ascii_uppercase[:n] or value != value:
+            continue
+        position = ascii_uppercase.index(letter)
+        known = scores[position]
+        scores[position] = value if known is None else max(known, value)
+    present = [i for i in range(n) if scores[i] is not None]
+    if not present:
+        return Parsed(None, WRONG_FORMAT, n_missing=n), tuple(scores)
+    ranked = sorted(present, key=lambda i: (-_known(scores[i]), i))
+    missing = [i for i in range(n) if scores[i] is None]
+    status = REPAIRED if missing else OK
+    settled = len(ranked) if missing else None
+    return Parsed((*ranked, *missing), status, n_missing=len(missing), settled=settled), tuple(scores)
+
+
+def _known(value: float | None) -> float:
+    return float("-inf") if value is None else value
+
+
+def worst(statuses: Sequence[str]) -> str:
+    """The worst of several calls' statuses: a permutation is only as good as its worst call."""
+    return max(statuses, key=STATUSES.index, default=OK)

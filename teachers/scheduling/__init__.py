@@ -1,0 +1,1 @@
+"""Keep the engine full within the budget; figures and forecasts."""

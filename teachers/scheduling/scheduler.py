@@ -1,0 +1,505 @@
+"""Every query's next window into a full engine, with bounded memory and no say over results.
+
+The frontier: a query is *active* from its first window to its last; as one of its windows is answered its next ones
+are ready. The engine is kept at its capacity, so it never waits for the slowest query. Which window goes next: that of
+the query with the most calls left, started or not (Hu's rule, Operations Research 9(6), 1961: the best for chains of
+equal calls), since a long query that begins last would end the job alone in an empty engine. It is looked for among
+twice ``capacity`` queries that are active and as many that wait, however many there are. A permutation is a function of
+its own replies, so the order in which calls complete cannot change it.
+
+Where a budget may end the job, and in Ray's workers, which take no more from each other than they need, queries go in
+their own order instead, started ones first: then few are half done at the end.
+
+Strategies are generators (teachers.windows); what a window looks like to the model, what its reply means and where
+calls are kept is the job's business (:class:`Job`), so the same scheduler drives every engine.
+"""
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Generic, Protocol, TypeVar
+
+from teachers.engines.base import Completion, Engine, Request
+from teachers.errors import TeacherError
+from teachers.prompts.replies import ENGINE_ERROR, OK, USABLE, worst
+from teachers.scheduling.budget import Budget
+from teachers.scheduling.figures import Figures
+from teachers.strategies.by_name import Order, Ranked, Steps, Window
+
+
+@dataclass(slots=True)
+class Answer:
+    """A recorded call, as far as scheduling goes.
+
+    Attributes:
+        order: positions shown (from 0), best first; None when unusable.
+        scores: a score per position shown, where the teacher gives scores.
+        attempt: which try this was, from 1, over all jobs.
+        retryable: whether asking again can help.
+    """
+
+    call_key: str
+    status: str
+    order: list[int] | None
+    scores: list[float | None] | None = None
+    repairs: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    attempt: int = 1
+    retryable: bool = True
+    retry_after: float | None = None
+    detail: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return self.status in USABLE and self.order is not None
+
+
+Rank = tuple[int, int]  # by calls left, then by the place among the tasks
+NOTHING = Ranked(())
+NO_TASK_YET = 0.01  # seconds until the source of tasks is asked again
+
+
+@dataclass(slots=True)
+class Result:
+    """One query's merged order.
+
+    Attributes:
+        ranked: what the strategy returned: candidate indices, best first.
+        status: the worst of its calls'.
+        calls: (step, call_key) of the answers it was merged from.
+        scores: per candidate index: the strategy's own, or the call's when one call showed all candidates; else None.
+    """
+
+    ranked: Ranked = NOTHING
+    status: str = OK
+    repairs: int = 0
+    calls: list[tuple[int, str]] = field(default_factory=list)
+    tokens_in: int = 0
+    tokens_out: int = 0
+    scores: list[float | None] | None = None
+
+
+TaskT = TypeVar("TaskT")
+TaskIn = TypeVar("TaskIn", contravariant=True)
+
+
+class Job(Protocol[TaskIn]):
+    """What the scheduler asks of the job that it works for."""
+
+    def start(self, task: TaskIn) -> Steps:
+        """The strategy over the task's candidates."""
+
+    def calls(self, task: TaskIn) -> int:
+        """The most calls that the strategy takes."""
+
+    def render(self, task: TaskIn, window: Window) -> Request:
+        """The request that shows these candidates in this order.
+
+        Raises:
+            TeacherError: if no prompt can be made of them: the query is quarantined.
+        """
+
+    def known(self, request: Request) -> Answer | None:
+        """The last recorded answer to this request, of this or an earlier job."""
+
+    def receive(
+        self, task: TaskIn, step: int, window: Window, request: Request, completion: Completion, attempt: int
+    ) -> Answer:
+        """Read a completion and record the call; once this returns the call is durable."""
+
+    def finish(self, task: TaskIn, result: Result) -> None:
+        """Record a query's permutation."""
+
+    def quarantine(self, task: TaskIn, step: int, answer: Answer) -> None:
+        """Record that a query has none, and why."""
+
+
+@dataclass(slots=True, eq=False)
+class _Active(Generic[TaskT]):
+    """A query between its first window and its last."""
+
+    number: int
+    task: TaskT
+    strategy: Steps
+    calls: int  # at most
+    calls_left: int
+    result: Result
+    step: int = 0  # of the first window of the batch under way
+    windows: Sequence[Window] = ()
+    answers: dict[int, Answer] = field(default_factory=dict)  # by window of the batch
+    gone: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Ask(Generic[TaskT]):
+    """One window on its way to an answer."""
+
+    query: _Active[TaskT]
+    place: int  # which window of the batch
+    shown: Window
+    request: Request | None = None
+    attempt: int = 1
+    spent: int = 0  # attempts of earlier jobs that do not count against this one
+
+
+class Scheduler(Generic[TaskT]):
+    """Runs tasks through an engine.
+
+    Args:
+        max_attempts: tries per request, over all jobs, before its query is quarantined.
+        retry_quarantined: earlier jobs' tries do not count.
+        backoff: seconds before the second try after an engine error; doubles with each further one, up to 60.
+        lockstep: baseline for measurements: windows are sent only when none is in flight, all that are ready at once.
+        max_active: baseline for measurements: at most so many queries at a time (1: one after another).
+        in_order: queries in the order of the tasks, instead of those with the most calls left; so with a limited budget.
+        chunk: most requests rendered between two looks at the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        job: Job[TaskT],
+        *,
+        budget: Budget | None = None,
+        max_attempts: int = 3,
+        backoff: float = 0.5,
+        lockstep: bool = False,
+        max_active: int | None = None,
+        in_order: bool = False,
+        chunk: int = 32,
+        retry_quarantined: bool = False,
+        progress: Callable[[Figures], None] | None = None,
+    ) -> None:
+        self.engine, self.job = engine, job
+        self.figures = Figures()
+        self._max_attempts, self._backoff = max_attempts, backoff
+        self._budget = budget or Budget()
+        self._lockstep, self._chunk = lockstep, chunk
+        self._max_active = (
+            max_active if max_active is not None else (1 << 60 if lockstep else 2 * engine.capacity)
+        )
+        self._in_order = in_order or self._budget.limited
+        self._look_ahead = 1 if self._in_order else 2 * engine.capacity
+        self._retry_quarantined = retry_quarantined
+        self._progress = progress
+        self._tasks: Iterator[TaskT | None] = iter(())
+        self._exhausted = False
+        self._tickets = itertools.count(1)
+        self._numbers = itertools.count()
+        self._waiting: list[tuple[Rank, int, TaskT]] = []  # queries to start, with their calls
+        self._ready: list[tuple[Rank, int, _Ask[TaskT]]] = []
+        self._delayed: list[tuple[float, int, _Ask[TaskT]]] = []
+        self._in_flight: dict[int, _Ask[TaskT]] = {}
+        self._twins: dict[str, list[_Ask[TaskT]]] = {}  # asks waiting for the same request's answer
+        self._active = 0
+        self._rendered = False
+        self._unrendered = 0
+
+    def run(self, tasks: Iterator[TaskT | None]) -> Figures:
+        """Take every task to its permutation, to quarantine, or to the end of the budget.
+
+        Args:
+            tasks: None says that there is no task yet: the engine goes on with what it has, and asks again soon.
+
+        Raises:
+            TeacherError: if the engine fails for good; what was completed is recorded.
+        """
+        self._tasks = iter(tasks)
+        began = time.monotonic()
+        weighted = busy = 0.0
+        busy_since: float | None = None  # of a concurrent engine: when it got work
+        while True:
+            more = self._fill()
+            if busy_since is None and self._in_flight and self.engine.concurrent:
+                busy_since = time.monotonic()
+            if not self._in_flight:
+                if self._delayed and not more:
+                    time.sleep(max(min(self._delayed[0][0] - time.monotonic(), 1.0), 0.0))
+                elif not more and (self._all_started or self.figures.stopped):
+                    break
+                elif not more:
+                    time.sleep(NO_TASK_YET)
+                continue
+            level, before = min(len(self._in_flight) / self.engine.capacity, 1.0), time.monotonic()
+            completions = self.engine.poll(0.0 if more else self._patience())
+            now = time.monotonic()
+            if busy_since is not None:
+                self.figures.engine_seconds += now - busy_since
+                busy_since = now if len(completions) < len(self._in_flight) else None
+            elif not self.engine.concurrent:
+                self.figures.engine_seconds += now - before
+            if self._ready or not self._all_started:
+                weighted += level * (now - before)
+                busy += now - before
+            for completion in completions:
+                self._complete(completion)
+            self.figures.seconds = time.monotonic() - began
+            if self._progress is not None and completions:
+                self._progress(self.figures)
+        self.figures.seconds = time.monotonic() - began
+        self.figures.occupancy = weighted / busy if busy else 0.0
+        self.figures.unfinished += self._active + len(self._waiting)
+        if self.figures.stopped:
+            self.figures.unfinished += sum(task is not None for task in self._tasks)
+        if self._progress is not None:
+            self._progress(self.figures)
+        return self.figures
+
+    # ------------------------------------------------------------------------------------------- to the engine
+    def _fill(self) -> bool:
+        """Send up to a chunk of requests; whether there may be more to send at once."""
+        if self._lockstep and self._in_flight:
+            return False
+        now = time.monotonic()
+        while self._delayed and self._delayed[0][0] <= now:
+            self._push(heapq.heappop(self._delayed)[2])
+        chunk: list[Request] = []
+        limit = 1 << 60 if self._lockstep else self._chunk
+        room = 1 << 60 if self._lockstep else self.engine.capacity
+        more = True
+        while len(chunk) < limit and len(self._in_flight) < room:
+            if self._start_next():
+                continue
+            if not self._ready:
+                more = False
+                break
+            ask = heapq.heappop(self._ready)[2]
+            if not ask.query.gone and not self._settle_from_record(ask):
+                request = self._take(ask)
+                if request is None:
+                    break
+                chunk.append(request)
+        if chunk:
+            before = time.monotonic()
+            self.engine.submit(chunk)
+            if not self.engine.concurrent:
+                self.figures.engine_seconds += time.monotonic() - before
+        return more and len(self._in_flight) < room and self.figures.stopped is None and not self._lockstep
+
+    @property
+    def _all_started(self) -> bool:
+        return self._exhausted and not self._waiting
+
+    def _rank(self, calls_left: int, number: int) -> Rank:
+        """What goes before what: the lowest first."""
+        return (0 if self._in_order else -calls_left, number)
+
+    def _start_next(self) -> bool:
+        """Start one more query, if one comes before what is ready; False when none does, or there is no room for it."""
+        if self._active >= self._max_active or self.figures.stopped:
+            return False
+        if self._ready and self._in_order:
+            return False
+        while len(self._waiting) < self._look_ahead and (task := self._next_task()) is not None:
+            calls = self.job.calls(task)
+            heapq.heappush(self._waiting, (self._rank(calls, next(self._numbers)), calls, task))
+        if not self._waiting or (self._ready and self._ready[0][0][0] <= self._waiting[0][0][0]):
+            return False
+        (_, number), calls, task = self._waiting[0]
+        if not self._budget.admits(calls):
+            if not self._active:
+                self.figures.stopped = self._budget.reason()
+            return False
+        heapq.heappop(self._waiting)
+        self._budget.reserve(calls)
+        query = _Active(number, task, self.job.start(task), calls, calls, Result())
+        self._active += 1
+        self.figures.peak_active = max(self.figures.peak_active, self._active)
+        self._advance(query, None)
+        return True
+
+    def _next_task(self) -> TaskT | None:
+        """The source's next task; None when it has none now, or none any more."""
+        if self._exhausted:
+            return None
+        try:
+            return next(self._tasks)
+        except StopIteration:
+            self._exhausted = True
+            return None
+
+    def _settle_from_record(self, ask: _Ask[TaskT]) -> bool:
+        """Render an ask; whether the record already has its answer, or another ask in flight will."""
+        if ask.request is None:
+            try:
+                ask.request = self.job.render(ask.query.task, ask.shown)
+            except TeacherError as error:
+                self._unrenderable(ask, error)
+                return True
+            self._rendered = True
+            known = self.job.known(ask.request)
+            if known is not None:
+                if known.complete:
+                    self.figures.resumed += 1
+                    self._answered(ask, known)
+                    return True
+                if (
+                    known.attempt >= self._max_attempts or not known.retryable
+                ) and not self._retry_quarantined:
+                    self._give_up(ask, known)
+                    return True
+                ask.attempt = known.attempt + 1
+                ask.spent = known.attempt if self._retry_quarantined else 0
+        twins = self._twins.get(ask.request.key)
+        if twins is not None:
+            twins.append(ask)
+            return True
+        return False
+
+    def _unrenderable(self, ask: _Ask[TaskT], error: TeacherError) -> None:
+        """Quarantine a query whose prompt cannot be made; if none can be made, the settings are to blame.
+
+        Raises:
+            TeacherError: the one given, if it is the tenth and no prompt has been made yet.
+        """
+        self._unrendered += 1
+        if not self._rendered and self._unrendered >= 10:
+            raise error
+        self._give_up(ask, Answer("", ENGINE_ERROR, None, attempt=0, retryable=False, detail=str(error)))
+
+    def _take(self, ask: _Ask[TaskT]) -> Request | None:
+        """Put an ask in flight, or end the job's sending when the budget has no room for it."""
+        request = ask.request
+        if request is None:
+            raise RuntimeError("an ask is rendered before it is sent")
+        if not self._budget.take(request.n_prompt_tokens, request.max_tokens):
+            self.figures.stopped = self.figures.stopped or self._budget.reason()
+            self._ready.clear()
+            self._delayed.clear()
+            return None
+        request.ticket = next(self._tickets)
+        self._in_flight[request.ticket] = ask
+        self._twins[request.key] = []
+        return request
+
+    def _patience(self) -> float:
+        if self._delayed:
+            return max(min(self._delayed[0][0] - time.monotonic(), 0.5), 0.0)
+        return 0.5
+
+    def _push(self, ask: _Ask[TaskT]) -> None:
+        query = ask.query
+        rank = self._rank(query.calls - query.step, query.number)
+        heapq.heappush(self._ready, (rank, next(self._tickets), ask))
+
+    # ----------------------------------------------------------------------------------------- from the engine
+    def _complete(self, completion: Completion) -> None:
+        ask = self._in_flight.pop(completion.ticket)
+        request, query = ask.request, ask.query
+        if request is None:
+            raise RuntimeError("a completion for an ask that was never rendered")
+        twins = self._twins.pop(request.key)
+        answer = self.job.receive(
+            query.task, query.step + ask.place, ask.shown, request, completion, ask.attempt
+        )
+        figures = self.figures
+        figures.calls += 1
+        figures.tokens_in += answer.tokens_in
+        figures.tokens_out += answer.tokens_out
+        figures.repaired += answer.status == "repaired"
+        self._budget.settle(request.n_prompt_tokens, request.max_tokens, answer.tokens_in, answer.tokens_out)
+        if answer.complete:
+            self._budget.release(1)
+            query.calls_left -= 1
+            for each in (ask, *twins):
+                self._answered(each, answer)
+        elif answer.attempt - ask.spent < self._max_attempts and answer.retryable:
+            figures.retried += 1
+            ask.attempt = answer.attempt + 1
+            self._retry(ask, answer)
+            for twin in twins:
+                self._push(twin)
+        else:
+            for each in (ask, *twins):
+                self._give_up(each, answer)
+
+    def _retry(self, ask: _Ask[TaskT], answer: Answer) -> None:
+        if ask.query.gone or self.figures.stopped:
+            return
+        if answer.status != "engine_error":
+            self._push(ask)
+            return
+        pause = min(self._backoff * 2 ** (answer.attempt - 1), 60.0)
+        pause *= 0.5 + Random(f"{ask.request and ask.request.key}:{answer.attempt}").random()
+        if answer.retry_after is not None:
+            pause = max(pause, answer.retry_after)
+        heapq.heappush(self._delayed, (time.monotonic() + pause, next(self._tickets), ask))
+
+    def _answered(self, ask: _Ask[TaskT], answer: Answer) -> None:
+        query = ask.query
+        if query.gone:
+            return
+        query.answers[ask.place] = answer
+        if len(query.answers) == len(query.windows):
+            self._advance(query, self._orders(query))
+
+    def _give_up(self, ask: _Ask[TaskT], answer: Answer) -> None:
+        query = ask.query
+        if query.gone:
+            return
+        self._leave(query)
+        self.figures.quarantined += 1
+        self.job.quarantine(query.task, query.step + ask.place, answer)
+
+    def _leave(self, query: _Active[TaskT]) -> None:
+        query.gone = True
+        query.strategy.close()
+        self._budget.release(query.calls_left)
+        self._active -= 1
+
+    # ---------------------------------------------------------------------------------------- inside one query
+    def _advance(self, query: _Active[TaskT], orders: list[Order] | None) -> None:
+        """Hand the strategy its replies and make its next windows ready, or finish the query."""
+        query.step += len(query.windows)
+        try:
+            while not (windows := next(query.strategy) if orders is None else query.strategy.send(orders)):
+                orders = []
+        except StopIteration as end:
+            ranked: Ranked = end.value
+            query.result.ranked = ranked
+            if ranked.scores is not None:
+                query.result.scores = list(ranked.scores)
+            self._leave(query)
+            self.figures.queries += 1
+            self.job.finish(query.task, query.result)
+            return
+        query.windows = list(windows)
+        query.answers = {}
+        for place, window in enumerate(query.windows):
+            self._push(_Ask(query, place, tuple(window)))
+
+    def _orders(self, query: _Active[TaskT]) -> list[Order]:
+        """The replies of a batch in its windows' order; adds the calls to the query's result."""
+        result = query.result
+        orders: list[Order] = []
+        for place in range(len(query.windows)):
+            answer = query.answers[place]
+            if answer.order is None:
+                raise RuntimeError("a batch is merged when all its windows have usable answers")
+            orders.append(answer.order)
+            result.calls.append((query.step + place, answer.call_key))
+            result.repairs += answer.repairs
+            result.tokens_in += answer.tokens_in
+            result.tokens_out += answer.tokens_out
+            if answer.status != result.status:
+                result.status = worst([result.status, answer.status])
+        only = query.answers[0] if len(query.windows) == 1 and query.step == 0 else None
+        result.scores = scores_by_candidate(query.windows[0], only.scores) if only is not None else None
+        return orders
+
+
+def scores_by_candidate(window: Window, scores: Sequence[float | None] | None) -> list[float | None] | None:
+    """A call's scores by candidate index, when its window shows each candidate 0..n-1 once; else None.
+
+    A window over the head of a longer list says nothing of the rest, so it gives the query no scores.
+    """
+    if scores is None or sorted(window) != list(range(len(window))):
+        return None
+    by_candidate: list[float | None] = [None] * len(window)
+    for candidate, score in zip(window, scores, strict=True):
+        by_candidate[candidate] = score
+    return by_candidate
