@@ -1,16 +1,19 @@
-"""Writes docs/schema.md from schema.sql, docs/commands.md from the command line, and README's tables from both and the files.
+"""Write the pages of docs/reference/ and README's list of rooms from the code.
 
-`python docs/generate.py` (or `make docs`) after a change to any; a test compares the pages with what this makes.
+Run `python docs/generate.py` (or `make docs`) after a change to schema.sql, a command, a setting, a loss, a recipe or a
+file's first docstring. A test compares the pages with what this makes.
 """
 
 import ast
 import inspect
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -154,7 +157,7 @@ def commands_page() -> str:
         "# Commands",
         "",
         "<!-- Made from the command line by docs/generate.py. -->",
-        "<!-- docs: parse a reference; the guides run these commands -->",
+        "<!-- docs: parse this is a reference, the guides run these commands -->",
         "",
         "stdout is data, stderr is talk. Exit codes: 0 ok, 1 failure, 2 usage, 3 store locked or from a newer version,",
         "4 data missing, 5 teacher engine, 6 partly done, 130 interrupted.",
@@ -251,43 +254,176 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-# ------------------------------------------------------------------------------------------------------------ README
-def front_door() -> str:
-    """README.md with its command table and its list of files as they are now."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    for name, lines in (("commands", _command_table()), ("files", _file_list())):
-        begin, end = f"<!-- made: {name} -->\n", f"<!-- /made: {name} -->"
-        head, found, rest = text.partition(begin)
-        if not found or end not in rest:
-            raise SystemExit(f"README.md has lost its marks {begin.strip()} and {end}")
-        text = head + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2]
-    return text
+# ---------------------------------------------------------------------------------------------------------- settings
+def settings_page() -> str:
+    """Every setting of a recipe with its default, every loss, and the recipes that come with msft."""
+    from students.recipes.recipe import Objective, Recipe, Stage
+
+    return "\n".join(
+        [
+            "# Settings of a recipe",
+            "",
+            "<!-- Made from students/recipes/ and students/losses.py by docs/generate.py. -->",
+            "",
+            "A recipe is a TOML file, see [Training](../guides/training.md#recipes). `--set KEY=VALUE` wins over the file.",
+            "",
+            "## Settings of the whole training",
+            "",
+            "They stand at the top of a recipe.",
+            "",
+            *_setting_table(Recipe, {"stages"}),
+            "",
+            "## Settings of a stage",
+            "",
+            "They stand at the top for all stages, or in a table (`[cl]`, `[kd]`, `[stage-2]`) for some of them.",
+            "",
+            *_setting_table(Stage, {"number", "objectives"}),
+            "",
+            "## Settings of an objective",
+            "",
+            "They stand in the same places. In a joint stage, `[cl]` and `[kd]` tell its objectives apart.",
+            "",
+            *_setting_table(Objective, {"name"}),
+            "",
+            "## Losses",
+            "",
+            "`binary` is a contrastive view. `order` is any view: positives stand above negatives. `scores` is a view",
+            "whose passages all have a score of the teacher.",
+            "",
+            *_loss_table(),
+            "",
+            "## Recipes that come with msft",
+            "",
+            *_recipe_table(),
+            "",
+        ]
+    )
 
 
-def _command_table() -> list[str]:
-    from cli.main import app
-
-    lines = ["| command | |", "|---|---|"]
-    for leaf in sorted(leaves(app, "msft"), key=lambda leaf: leaf.name):
-        anchor = leaf.name.replace(" ", "-")
-        lines.append(f"| [`{leaf.name}`](docs/commands.md#{anchor}) | {_cell(_sentence(_text(leaf.help)))} |")
+def _setting_table(kind: type, left_out: set[str]) -> list[str]:
+    about = _attribute_texts(kind)
+    lines = ["| setting | type | default | |", "|---|---|---|---|"]
+    for field in fields(kind):
+        if field.name in left_out:
+            continue
+        if field.name not in about:
+            raise SystemExit(f"{kind.__name__}.{field.name} has no docstring below it")
+        lines.append(
+            f"| `{field.name}` | {_annotation(field.type)} | {_toml(field.default)} | {_cell(about[field.name])} |"
+        )
     return lines
 
 
-def _file_list() -> list[str]:
-    """A line for each room of the packages: what its first sentence says."""
-    lines = []
-    for package in PACKAGES:
-        lines += [f"**{package}/** {PACKAGES[package]}", "", "```text"]
-        rooms = sorted(
-            file.parent.relative_to(ROOT / package)
-            for file in (ROOT / package).rglob("__init__.py")
-            if file.parent != ROOT / package
-        )
-        width = max(len(str(room)) for room in rooms) + 1
-        lines += [f"{f'{room}/':<{width}}  {_about(ROOT / package / room / '__init__.py')}" for room in rooms]
-        lines += ["```", ""]
-    return lines[:-1]
+def _attribute_texts(kind: type) -> dict[str, str]:
+    """Field -> the docstring below it."""
+    (body,) = [
+        node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef)
+    ]
+    return {
+        field.target.id: text.value.value
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+
+
+def _annotation(kind: Any) -> str:
+    """A field's type in TOML's words."""
+    words = {str: "text", int: "integer", float: "number", bool: "true or false"}
+    if kind in words:
+        return words[kind]
+    parts = [part for part in get_args(kind) if part is not type(None)]
+    if all(isinstance(part, str) for part in parts):
+        return ", ".join(f"`{part}`" for part in parts)
+    return f"list of {_annotation(parts[0])}s" if get_origin(kind) is tuple else _annotation(parts[0])
+
+
+def _toml(default: Any) -> str:
+    if default is None:
+        return ""
+    if isinstance(default, str):
+        return f'`"{default}"`'
+    if isinstance(default, bool):
+        return f"`{default}`".lower()
+    return "`[]`" if default == () else f"`{default}`"
+
+
+def _loss_table() -> list[str]:
+    from students.losses import LOSSES
+
+    lines = ["| loss | needs | parameters | |", "|---|---|---|---|"]
+    for name, loss in LOSSES.items():
+        parameters = ", ".join(f"`{key}` {value:g}" for key, value in loss.parameters.items())
+        about = (inspect.getdoc(loss.function) or "").split("\n\n")[0]
+        lines.append(f"| `{name}` | {loss.needs} | {parameters} | {_cell(about)} |")
+    return lines
+
+
+def _recipe_table() -> list[str]:
+    from students.recipes.read import shipped
+    from students.recipes.recipe import RECIPES
+
+    lines = ["| recipe | |", "|---|---|"]
+    for name in shipped():
+        held = tomllib.loads((RECIPES / f"{name}.toml").read_text("utf-8"))
+        lines.append(f"| `{name}` | {_cell(held['description'])} |")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+def files_page() -> str:
+    """Every source file of the four packages with the first sentence of its docstring, room by room."""
+    lines = [
+        "# Files",
+        "",
+        "<!-- Made from the first sentences of the files by docs/generate.py. -->",
+        "",
+        "Every source file of the four packages, room by room. [Architecture](../explanation/architecture.md) tells how they",
+        "work together. The tests mirror the packages.",
+        "",
+    ]
+    for package, about in PACKAGES.items():
+        lines += [f"## {package}/", "", f"{about[0].upper()}{about[1:]}.", ""]
+        for folder in [ROOT / package, *_rooms(package)]:
+            held = sorted(f for f in folder.iterdir() if f.suffix in (".py", ".sql"))
+            if folder != ROOT / package:
+                lines += [f"### {folder.relative_to(ROOT)}/", "", _about(folder / "__init__.py") + ".", ""]
+            rows = [f"| `{f.name}` | {_cell(_about(f))} |" for f in held if f.name != "__init__.py"]
+            lines += ["| file | |", "|---|---|", *rows, ""] if rows else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+# ------------------------------------------------------------------------------------------------------------ README
+def front_door() -> str:
+    """README.md with its list of rooms as they are now."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    begin, end = "<!-- made: rooms -->\n", "<!-- /made: rooms -->"
+    head, found, rest = text.partition(begin)
+    if not found or end not in rest:
+        raise SystemExit(f"README.md has lost its marks {begin.strip()} and {end}")
+    return head + begin + "\n".join(_room_list()) + "\n" + end + rest.partition(end)[2]
+
+
+def _room_list() -> list[str]:
+    """The tree with a line for each room: the first sentence of its docstring."""
+    width = max(len(room.name) for package in PACKAGES for room in _rooms(package)) + 4
+    lines = ["```text"]
+    for package, about in PACKAGES.items():
+        lines.append(f"{f'{package}/':<{width}}  {about}")
+        lines += [
+            f"{f'  {room.name}/':<{width}}  {_about(room / '__init__.py')}"
+            for room in _rooms(package)
+            if room.parent == ROOT / package
+        ]
+    return [*lines, "```"]
+
+
+def _rooms(package: str) -> list[Path]:
+    """The folders of a package that hold code, rooms within rooms too."""
+    found = {file.parent for file in (ROOT / package).rglob("__init__.py")}
+    return sorted(found - {ROOT / package})
 
 
 PACKAGES = {
@@ -317,7 +453,13 @@ def _sentence(text: str) -> str:
 
 
 ROOT = FOLDER.parent
-PAGES = {"docs/schema.md": schema_page, "docs/commands.md": commands_page, "README.md": front_door}
+PAGES = {
+    "docs/reference/schema.md": schema_page,
+    "docs/reference/commands.md": commands_page,
+    "docs/reference/settings.md": settings_page,
+    "docs/reference/files.md": files_page,
+    "README.md": front_door,
+}
 
 
 def main() -> None:

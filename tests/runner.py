@@ -1,7 +1,7 @@
 """Runs commands in one folder, as a user would in one shell.
 
-Plain msft commands share one process, over all shells, so that torch is imported once; other lines (pipes, ``&``, curl)
-are bash's.
+Plain msft commands and Python blocks share one process, over all shells, so that torch is imported once; other lines
+(pipes, ``&``, curl) are bash's.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -42,14 +43,21 @@ class Commands:
         )  # fmt: skip
 
     def run(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Done:
-        """One command; the arguments that follow ``msft``."""
+        """Run one command; the arguments that follow ``msft``."""
+        return self._ask({"words": list(words)}, folder, environment)
+
+    def python(self, source: str, page: str, folder: Path, environment: Mapping[str, str]) -> Done:
+        """Run Python; sources of one page share their names."""
+        return self._ask({"python": source, "page": page}, folder, environment)
+
+    def _ask(self, what: dict[str, object], folder: Path, environment: Mapping[str, str]) -> Done:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"words": list(words), "folder": str(folder), "environment": dict(environment)}
+        request = {**what, "folder": str(folder), "environment": dict(environment)}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
-        assert answer, f"the process ended with {self._process.wait()} in {words}"
+        assert answer, f"the process ended with {self._process.wait()} in {what}"
         return Done(**json.loads(answer))
 
 
@@ -102,6 +110,10 @@ class Shell:
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
+    def python(self, source: str) -> Done:
+        """Run a block of Python, after the blocks before it."""
+        return commands().python(source, f"{self._folder}:{id(self)}", self._folder, self._environment)
+
     def _serve(self, line: str) -> Done:
         """Start a server behind; done when it answers on its port."""
         words = shlex.split(line)
@@ -122,6 +134,16 @@ class Shell:
         return Done(process.poll() or 1, "", f"no answer on port {port}; {said}")
 
 
+def _python(source: str, names: dict[str, object]) -> int:
+    """Run a block as a script would run; its exit code."""
+    try:
+        exec(compile(source, "block", "exec"), names)
+    except BaseException:  # noqa: BLE001 - a block may end in anything
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 def _main() -> None:
     """The process of the plain commands: a request a line, an answer a line."""
     from cli.main import run
@@ -129,19 +151,23 @@ def _main() -> None:
     sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]  # as cli.main.main
     answers = os.fdopen(os.dup(1), "w", buffering=1)  # what libraries write to 1 does not come between
     os.dup2(2, 1)
+    names: dict[str, dict[str, object]] = {}  # of each page's Python
     for line in sys.stdin:
         request = json.loads(line)
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
-        sys.argv = ["msft", *request["words"]]
+        sys.argv = ["msft", *request.get("words", [])]
         code = 0
         with (
             contextlib.redirect_stdout(io.StringIO()) as out,
             contextlib.redirect_stderr(io.StringIO()) as err,
         ):
             try:
-                run(request["words"])
+                if "python" in request:
+                    code = _python(request["python"], names.setdefault(request["page"], {"__name__": "page"}))
+                else:
+                    run(request["words"])
             except SystemExit as ended:
                 code = ended.code if isinstance(ended.code, int) else 1
         answers.write(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue()}) + "\n")

@@ -1,7 +1,7 @@
 """Systems against each other: paired tests, equivalence, effect sizes, corrections, and a verdict for each pair.
 
 The verdict: *equivalent* if the 90 % interval of the mean difference lies within ± margin; else *better* or *worse*
-if the corrected p-value is below .05; else *inconclusive*. docs/statistics.md explains every column.
+if the corrected p-value is below .05; else *inconclusive*. docs/explanation/statistics.md explains every column.
 """
 
 import math

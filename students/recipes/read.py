@@ -124,7 +124,7 @@ def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -
         raise StudentError(
             f"{where}: {len(unique)} error{'s' if len(unique) > 1 else ''}\n"
             + "\n".join(f"  {e}" for e in unique),
-            hint="docs/training.md lists every setting",
+            hint="see every setting in docs/reference/settings.md",
             exit_code=2,
         )
     return Grid(tuple(recipes), tuple(choices), evaluate, tuple(published))

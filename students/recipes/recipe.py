@@ -27,20 +27,31 @@ class Objective:
     """One objective of a stage: what it learns from which lists."""
 
     name: str  # cl or kd
-    loss: str = ""  # see students.losses; "" is lce for cl, ranknet for kd
-    reduction: Literal["list", "pair", "batch"] = "list"  # what the loss is the mean of
-    weight: float = 1.0  # of this objective in a joint stage
-    lists: int = 16  # lists (queries) per optimiser step, over all processes
-    group_size: int = (
-        0  # passages sampled per list and epoch; cl: one of them positive. 0: 8 for cl, all for kd
-    )
-    depth: int = 100  # kd: the teacher's top passages used
-    temperature: float | None = None  # lce, kl: of the student's scores
-    teacher_temperature: float | None = None  # kl
-    alpha: float | None = None  # adr_mse: steepness
-    mu: float | None = None  # lambda: weight of the distance term
-    margin: float | None = None  # hinge
-    positive_weight: float | None = None  # bce
+    loss: str = ""
+    """Name of the loss. By default `lce` for `cl` and `ranknet` for `kd`."""
+    reduction: Literal["list", "pair", "batch"] = "list"
+    """What the loss averages: the means of the lists (`list`), all terms (`pair`), or the sums of the lists
+    (`batch`)."""
+    weight: float = 1.0
+    """Weight of the objective in a joint stage."""
+    lists: int = 16
+    """Lists (queries) per optimiser step, over all processes (`--batch`)."""
+    group_size: int = 0
+    """Passages sampled per list, anew each epoch. 0 takes 8 for `cl` (one of them positive) and all for `kd`."""
+    depth: int = 100
+    """Only `kd`: how many of the teacher's top passages are used."""
+    temperature: float | None = None
+    """Of `lce` and `kl`: temperature of the student's scores."""
+    teacher_temperature: float | None = None
+    """Of `kl`: temperature of the teacher's scores."""
+    alpha: float | None = None
+    """Of `adr_mse`: steepness of its soft ranks."""
+    mu: float | None = None
+    """Of `lambda`: weight of the distance term."""
+    margin: float | None = None
+    """Of `hinge`: the margin."""
+    positive_weight: float | None = None
+    """Of `bce`: weight of a positive."""
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -58,30 +69,51 @@ class Stage:
 
     number: int  # place in the regime, from 1
     objectives: tuple[Objective, ...]
-    lr: float = 1e-5  # peak learning rate
-    schedule: Schedule = "linear"  # after the warm-up: to 0 (linear, cosine) or constant
-    warmup: float = 0.1  # of the stage if below 1, else in steps
-    weight_decay: float = 0.01  # AdamW; not on biases and norms
-    clip: float = 1.0  # gradient norm; 0: none
-    epochs: float = 1.0  # over the training lists (of the larger view in a joint stage); 0: no bound
-    max_steps: int = 0  # 0: no bound
-    max_pairs: int = 0  # 0: no bound
-    max_minutes: float = 0.0  # 0: no bound
-    freeze: tuple[
-        str, ...
-    ] = ()  # position_embeddings, embeddings, layers:0-5, or a part of a parameter's name
-    batch_tokens: int = 0  # tokens per forward; 0: by the device
-    memory_tokens: int = (
-        0  # tokens whose activations are held at once; beyond, gradients are cached. 0: by the device
-    )
+    lr: float = 1e-5
+    """Peak learning rate."""
+    schedule: Schedule = "linear"
+    """Course of the learning rate after the warm-up: `linear` or `cosine` to 0, or `constant`."""
+    warmup: float = 0.1
+    """Length of the warm-up: a share of the stage if below 1, otherwise a number of steps. The schedule
+    covers the rest."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW. Biases and norms have none."""
+    clip: float = 1.0
+    """Largest norm of the gradient. 0 turns clipping off."""
+    epochs: float = 1.0
+    """Passes over the training lists (of the larger view in a joint stage). 0 sets no bound."""
+    max_steps: int = 0
+    """Bound in optimiser steps. 0 sets no bound."""
+    max_pairs: int = 0
+    """Bound in pairs, which is the same work on every machine. 0 sets no bound."""
+    max_minutes: float = 0.0
+    """Bound in minutes. 0 sets no bound. The bound that is reached first ends the stage. Beside other bounds,
+    the minutes count for the learning rate from their half on, so that the schedule ends with the stage."""
+    freeze: tuple[str, ...] = ()
+    """Parts that do not learn: `position_embeddings`, `embeddings`, `layers:0-5`, or a part of a parameter's
+    name."""
+    batch_tokens: int = 0
+    """Tokens of one forward pass. 0 chooses by the device. Changes the speed, not what is learnt."""
+    memory_tokens: int = 0
+    """Tokens whose activations are held at once. Larger steps cache their gradients. 0 chooses by the device."""
     gradient_cache: Literal["auto", "always", "never"] = "auto"
-    valid_every: int = 0  # steps between validations; 0: ten times a stage, and every ten minutes
-    valid_lists: int = 500  # at most that many validation lists
-    stop_on: Measure = "loss"  # what early stopping and the best checkpoint go by
-    patience: int = 10  # validations without a better value before the stage ends; 0: never
-    keep: Literal["best", "last"] = "best"  # which weights the stage ends with
-    checkpoint_every: int = 0  # steps between checkpoints; 0: with each validation
-    log_every: int = 10  # steps whose mean loss is one row of the log
+    """`always` or `never`. `auto` caches gradients if a step does not fit into `memory_tokens`."""
+    valid_every: int = 0
+    """Steps between validations. 0 validates ten times a stage by its nearest bound, and every ten minutes at
+    the latest."""
+    valid_lists: int = 500
+    """Largest number of validation lists."""
+    stop_on: Measure = "loss"
+    """Measure for early stopping and for the best checkpoint: `loss`, `nDCG@10` (needs judgments) or `tau`
+    (Kendall's τ against the teacher)."""
+    patience: int = 10
+    """Validations without a better value before the stage ends. 0 turns early stopping off."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that the stage ends with: `best` or `last`."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints. 0 writes one with each validation, and every ten minutes at the latest."""
+    log_every: int = 10
+    """Steps whose mean loss is one row of the log."""
 
     @property
     def objective(self) -> str:
@@ -99,17 +131,33 @@ class Recipe:
     """A whole training."""
 
     name: str = "default"
+    """Name of the recipe; by default the file's name without its ending."""
     description: str = ""
-    base: str = "electra"  # Hugging Face id, folder or alias
+    """A description for readers."""
+    base: str = "electra"
+    """The model that training starts from: a Hugging Face id, a folder, an alias (`minilm`, `electra`,
+    `roberta` …) or `student:NAME`."""
     regime: str = "cl"
-    seed: int = 42  # of data order, samples, a new head and dropout
-    max_length: int = 256  # tokens per pair
-    layers: int = 0  # keep only the base's first layers; 0: all
+    """The stages in their order: `cl`, `kd`, `cl,kd`, `kd,cl` or longer; `cl+kd` is one stage with both
+    objectives."""
+    seed: int = 42
+    """Seed of data order, samples, a new head and dropout."""
+    max_length: int = 256
+    """Tokens per pair. Longer passages are cut."""
+    layers: int = 0
+    """Keep only the first layers of the base. 0 keeps all."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`fp32` or `bf16`. `auto` is bf16 if the hardware supports it, otherwise fp32."""
     layout: Literal["auto", "padded", "packed"] = "auto"
-    attention_dropout: float | None = None  # instead of the base's; packed on a GPU needs 0, or flash-attn
-    hidden_dropout: float | None = None  # instead of the base's
-    compile: bool = False  # torch.compile the layers
+    """`padded`, or `packed` (without any padding). `auto` packs on a GPU in bf16 if the architecture allows
+    it and a kernel is installed (torch 2.11 or flash-attn)."""
+    attention_dropout: float | None = None
+    """Replaces the value of the base. Packed training on a GPU uses 0 unless flash-attn is installed."""
+    hidden_dropout: float | None = None
+    """Replaces the value of the base."""
+    compile: bool = False
+    """Let `torch.compile` fuse the operations of each layer. The first steps wait for the compiler. On a CPU
+    it replaces the forward of `students/cpu/`, which is faster."""
     stages: tuple[Stage, ...] = ()
 
     def flat(self) -> dict[str, Any]:

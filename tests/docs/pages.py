@@ -1,4 +1,4 @@
-"""The commands of a documentation page, in order, with what the page's marks say about them.
+"""The commands and Python blocks of a documentation page, in order, with what the page's marks say about them.
 
 Marks are HTML comments (CONTRIBUTING.md tells how they work):
 
@@ -13,11 +13,12 @@ Marks are HTML comments (CONTRIBUTING.md tells how they work):
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SHELL = ("", "sh", "bash", "shell", "console")
+PYTHON = ("python", "py", "pycon", "python3")
 _MARK = re.compile(r"<!--\s*docs:\s*(\w+)\s*(.*?)\s*-->", re.DOTALL)
 _FENCE = re.compile(r"^(```+)\s*([\w-]*)\s*$")
 _RUN = ("msft ", "export ", "curl ", "python -m students.", "torchrun ")  # other lines are for readers
@@ -27,7 +28,7 @@ _BLOCK_MARKS = ("skip", "run", "exit")
 
 @dataclass(frozen=True)
 class Command:
-    """One line: `words` of a plain msft command; a line of shell (pipes, &, curl, export) has none."""
+    """One line, or a whole block of Python; only a plain msft command has `words`, not pipes, &, curl, export."""
 
     line: str
     where: str
@@ -35,6 +36,7 @@ class Command:
     skipped: str | None = None  # why it is only parsed
     code: int = 0
     hidden: bool = False  # from a mark, not shown to readers
+    python: bool = False  # `line` is Python
 
 
 @dataclass
@@ -53,8 +55,10 @@ class Page:
 
 
 def all_pages() -> list[Path]:
-    """README, CONTRIBUTING and docs/*.md."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    """README, CONTRIBUTING, and every page of docs/ and benchmarks/."""
+    return [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + [
+        page for folder in ("docs", "benchmarks") for page in sorted((ROOT / folder).rglob("*.md"))
+    ]
 
 
 def read(path: Path, text: str | None = None) -> Page:
@@ -74,8 +78,9 @@ def read(path: Path, text: str | None = None) -> Page:
             end = next((k for k in range(number + 1, len(lines)) if lines[k].strip() == fence[1]), None)
             if end is None:
                 raise ValueError(f"{path.name}:{number + 1}: a block without end")
-            if fence[2] in SHELL:
-                page.commands += _block(path.name, number + 2, lines[number + 1 : end], pending)
+            if fence[2] in (*SHELL, *PYTHON):
+                take = _python_block if fence[2] in PYTHON else _block
+                page.commands += take(path.name, number + 2, lines[number + 1 : end], pending)
                 pending = []
             number = end + 1
             continue
@@ -99,10 +104,7 @@ def read(path: Path, text: str | None = None) -> Page:
     if pending:
         raise ValueError(f"{path.name}: a mark without a block after it: {pending[0]}")
     if everything is not None:
-        page.commands = [
-            Command(c.line, c.where, c.words, c.skipped or everything, c.code, c.hidden)
-            for c in page.commands
-        ]
+        page.commands = [replace(c, skipped=c.skipped or everything) for c in page.commands]
     return page
 
 
@@ -123,14 +125,20 @@ def _block(name: str, first: int, lines: list[str], marks: list[tuple[str, str]]
     for number, line in _joined(lines, first):
         commands.append(_command(line, f"{name}:{number}", _reason(line, skips)))
     if codes and commands:
-        last = commands[-1]
-        commands[-1] = Command(last.line, last.where, last.words, last.skipped, codes[0])
-    stand_ins = [
-        Command(c.line, c.where, c.words, hidden=True)
-        for c in (_command(i, f"{name}:{first}", None) for i in instead)
-    ]
+        commands[-1] = replace(commands[-1], code=codes[0])
+    stand_ins = [replace(_command(i, f"{name}:{first}", None), hidden=True) for i in instead]
     at = next((k for k, c in enumerate(commands) if c.skipped is not None), 0)
     return commands[:at] + stand_ins + commands[at:]
+
+
+def _python_block(name: str, first: int, lines: list[str], marks: list[tuple[str, str]]) -> list[Command]:
+    """A block of Python as one command; `run` marks run before it."""
+    where = f"{name}:{first}"
+    if any(kind == "exit" for kind, _ in marks):
+        raise ValueError(f"{where}: a Python block has no exit code")
+    before = [replace(_command(v, where, None), hidden=True) for kind, v in marks if kind == "run"]
+    skipped = next((value for kind, value in marks if kind == "skip"), None)
+    return [*before, Command("\n".join(lines) + "\n", where, None, skipped, python=True)]
 
 
 def _reason(line: str, skips: list[str]) -> str | None:

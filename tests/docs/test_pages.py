@@ -1,4 +1,4 @@
-"""Every command in README, CONTRIBUTING and docs/ runs, in order, in a folder of its own; what a mark skips is parsed."""
+"""Every command and Python block of the pages runs, in order, in a folder of its own; what a mark skips is parsed."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import pytest
 from folders import FOLDERS
 from runner import Done, Shell
 
-GUIDE = "guide-search-engine.md"
+GUIDE = "search-engine.md"
 
 
 def page_ids() -> list[object]:
@@ -32,7 +32,7 @@ def run_page(path: Path, folder: Path) -> list[tuple[pages.Command, Done]]:
     done = []
     with Shell(folder) as shell:
         for command in page.to_run:
-            ended = shell.run(command.line, command.words)
+            ended = shell.python(command.line) if command.python else shell.run(command.line, command.words)
             assert ended.code == command.code, f"{command.where}: {command.line}\n{ended.out}\n{ended.err}"
             assert "Traceback" not in ended.err, f"{command.where}: {command.line}\n{ended.err}"
             done.append((command, ended))
@@ -46,7 +46,7 @@ def test_a_pages_commands_run(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.needs("shared")
 def test_the_guide_leads_from_a_query_log_to_a_verdict(tmp_path: Path) -> None:
-    done = run_page(pages.ROOT / "docs" / GUIDE, tmp_path)
+    done = run_page(pages.ROOT / "docs" / "guides" / GUIDE, tmp_path)
     said = {command.line: ended for command, ended in done}
     store = tmp_path / "mysearch.duckdb"
     verdicts = [line for line in said if line.startswith("msft compare")]
@@ -81,6 +81,9 @@ def test_the_guide_leads_from_a_query_log_to_a_verdict(tmp_path: Path) -> None:
 def test_every_command_parses(path: Path) -> None:
     page = pages.read(path)
     for command in page.commands:
+        if command.python:
+            compile(command.line, command.where, "exec")
+            continue
         words = list(command.words) if command.words is not None else pages.msft_words(command.line)
         if words:
             try:
@@ -122,7 +125,13 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("name", ["docs/schema.md", "docs/commands.md", "README.md"])
+GENERATED = [
+    "README.md",
+    *sorted(f"docs/reference/{p.name}" for p in (pages.ROOT / "docs/reference").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("name", GENERATED)
 def test_a_generated_page_is_current(name: str) -> None:
     spec = importlib.util.spec_from_file_location("generate", pages.ROOT / "docs" / "generate.py")
     assert spec is not None
@@ -148,8 +157,14 @@ $ msft teachers generate \\
 msft sql "SELECT 1 | 2" --format json
 ```
 Text with `msft eval --dataset D`.
+<!-- docs: run msft status -->
 ```python
 msft = 1
+print(msft)
+```
+<!-- docs: skip needs a GPU -->
+```python
+gpu = 1
 ```
 <!-- docs: exit 6 -->
 ```
@@ -164,10 +179,14 @@ msft sql "SELECT 1" | head
         ("msft status", None, 0, True),
         ("msft teachers generate --model rankzephyr", "needs a GPU", 0, False),
         ('msft sql "SELECT 1 | 2" --format json', None, 0, False),
+        ("msft status", None, 0, True),
+        ("msft = 1\nprint(msft)\n", None, 0, False),
+        ("gpu = 1\n", "needs a GPU", 0, False),
         ("msft teachers generate --model x --max-calls 1", None, 0, False),
         ('msft sql "SELECT 1" | head', None, 6, False),
     ]
     assert page.commands[1].words == ("data", "list")
+    assert [c.python for c in page.commands] == [False] * 6 + [True] * 2 + [False] * 2
     assert page.commands[-1].words is None
     assert page.mentions == [("msft eval --dataset D", "page.md:12")]
 
@@ -179,6 +198,7 @@ msft sql "SELECT 1" | head
         "<!-- docs: skp needs a GPU -->\n```\nmsft status\n```",
         "<!-- docs: skip needs a GPU -->\nno block",
         "```sh\nmsft status",
+        "<!-- docs: exit 3 -->\n```python\nprint()\n```",
     ],
 )
 def test_a_mark_that_means_nothing_fails(text: str) -> None:
@@ -210,3 +230,27 @@ def test_the_shell_reports_a_failure(tmp_path: Path) -> None:
         assert ended.code == 4
         assert "none.duckdb" in ended.err
         assert shell.run("msft data list | cat; exit 3", None).code == 3
+
+
+@pytest.mark.parametrize(
+    ("block", "word"),
+    [
+        ("print(shared)\nraise ValueError('no')", "ValueError"),
+        ("import nothing_of_this_name", "ModuleNotFoundError"),
+        ("assert shared == 2", "AssertionError"),
+        ("x = (", "SyntaxError"),
+        ("import sys; sys.exit(3)", "SystemExit"),
+    ],
+)
+def test_a_python_block_that_fails_fails_and_blocks_share_their_names(
+    block: str, word: str, tmp_path: Path
+) -> None:
+    with Shell(tmp_path) as shell:
+        assert shell.python("shared = 1\nprint('told')").out == "told\n"
+        assert shell.python("assert shared == 1\nfrom pathlib import Path; Path('here').touch()").code == 0
+        assert (tmp_path / "here").exists()
+        ended = shell.python(block)
+    assert ended.code == 1
+    assert word in ended.err
+    with Shell(tmp_path) as other:
+        assert other.python("shared").code == 1  # another page does not see these names

@@ -1,4 +1,4 @@
-"""docs/training.md lists every setting with its default, every loss with what it needs, and every shipped recipe."""
+"""docs/reference/settings.md lists every setting with its default, every loss with its needs, and every recipe of msft."""
 
 import re
 from dataclasses import MISSING, Field, fields
@@ -11,19 +11,21 @@ from students.losses import LOSSES
 from students.recipes.read import shipped
 from students.recipes.recipe import Objective, Recipe, Stage
 
-TEXT = (pages.ROOT / "docs" / "training.md").read_text("utf-8")
+TEXT = (pages.ROOT / "docs" / "reference" / "settings.md").read_text("utf-8")
 
 
 def rows(heading: str) -> dict[str, list[str]]:
-    """The table whose header begins with these cells: first cell without its ticks -> the other cells."""
-    table = TEXT.partition(heading)[2].partition("\n\n")[0].splitlines()[2:]
+    """The table below a heading: first cell without its ticks -> the other cells."""
+    assert f"## {heading}\n" in TEXT
+    section = TEXT.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")][2:]
     cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
     return {first.strip("`"): rest for first, *rest in cells}
 
 
 def shown(field: Field[Any]) -> str:
     if field.default is None:
-        return "none"
+        return ""
     if isinstance(field.default, str):
         return f'`"{field.default}"`'
     if isinstance(field.default, bool):
@@ -32,28 +34,23 @@ def shown(field: Field[Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "before", "left_out"),
+    ("kind", "heading", "left_out"),
     [
-        (Recipe, "Of the whole training, at the top of a recipe:", {"stages"}),
-        (Stage, "Of a stage, at the top (for all) or in a table:", {"number", "objectives"}),
-        (Objective, "Of a stage's objective, in the same places", {"name"}),
+        (Recipe, "Settings of the whole training", {"stages"}),
+        (Stage, "Settings of a stage", {"number", "objectives"}),
+        (Objective, "Settings of an objective", {"name"}),
     ],
 )
-def test_every_setting_stands_there_with_its_default(kind: Any, before: str, left_out: set[str]) -> None:
-    assert before in TEXT
-    section = TEXT.partition(before)[2].partition("|---|---|---|\n")[2].partition("\n\n")[0]
-    held = {}
-    for line in section.splitlines():
-        name, default, about = (c.strip() for c in line.strip("|").split("|", 2))
-        assert about.strip("| "), name
-        held[name.strip("`")] = default
+def test_every_setting_stands_there_with_its_default(kind: Any, heading: str, left_out: set[str]) -> None:
+    held = rows(heading)
     wanted = {f.name: shown(f) for f in fields(kind) if f.name not in left_out}
     assert all(f.default is not MISSING for f in fields(kind) if f.name in wanted)
-    assert held == wanted
+    assert {name: default for name, (_, default, _) in held.items()} == wanted
+    assert all(type_ and about for type_, _, about in held.values())
 
 
 def test_every_loss_stands_there_with_its_needs_and_parameters() -> None:
-    held = rows("| loss | needs | parameters | |")
+    held = rows("Losses")
     assert set(held) == set(LOSSES)
     for name, (needs, parameters, about) in held.items():
         loss = LOSSES[name]
@@ -63,4 +60,4 @@ def test_every_loss_stands_there_with_its_needs_and_parameters() -> None:
 
 
 def test_every_shipped_recipe_stands_there() -> None:
-    assert set(rows("| shipped | |")) == set(shipped())
+    assert set(rows("Recipes that come with msft")) == set(shipped())
