@@ -1,7 +1,7 @@
 """Hard negatives: which candidates of a query are trained on as not relevant, with the evidence for each.
 
 Candidates come from one run or several; ranks, scores, margins against the positive and a teacher's labels filter
-them; a seed or the rank picks among those left. The SQL is ``views/mining*.sql``; the options cover what
+them; a seed or the rank picks among those left. The SQL is ``negatives/mining*.sql``; the options cover what
 sentence-transformers' ``mine_hard_negatives`` has (its model's scores are the run's, its cross-encoder's those of
 ``scores``, a run that a student or re-ranker made over the same dataset).
 """

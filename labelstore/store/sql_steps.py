@@ -21,7 +21,7 @@ class Filter:
         return self.n_in - sum(n for n, _ in self.drops.values())
 
 
-def sql_file(name: str, room: str = "views") -> str:
+def sql_file(name: str, room: str = "views/sql") -> str:
     """The text of ``ROOM/NAME.sql``."""
     return files("labelstore").joinpath(room, f"{name}.sql").read_text("utf-8")
 

@@ -1,6 +1,6 @@
 """Training views: an SQL file, parameters and a seed -> a content-addressed folder, with counts of what was left out.
 
-Three kinds (``views/KIND.sql`` says exactly what each takes):
+Three kinds (``views/sql/KIND.sql`` says exactly what each takes):
 
 - ``contrastive``: judged positives with negatives, mined ones or straight from a run;
 - ``distillation``: the permutations of one or more labelings;

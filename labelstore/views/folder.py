@@ -57,7 +57,7 @@ Progress = Callable[[int, int | None], None]
 def write_rows(
     con: duckdb.DuckDBPyConnection, kind: str, folder: Path, progress: Progress | None = None
 ) -> dict[str, int]:
-    """Write the three Parquet files from the temporary tables that ``views/finish.sql`` leaves.
+    """Write the three Parquet files from the temporary tables that ``views/sql/finish.sql`` leaves.
 
     Returns:
         n_lists, n_pairs, n_queries, n_passages.

@@ -3,7 +3,7 @@
 -- In   chosen_datasets(dataset), chosen_sources(source, mining, run), protected(normal_hash) and the variables
 --      seed, depth, per_query, positives (each | one | all), max_positives, min_relevance, retrieved; own_passages, which
 --      own_passages.sql makes of `asked`.
--- Out  lists, pairs, tally as views/finish.sql takes them.
+-- Out  lists, pairs, tally as finish.sql takes them.
 -- A query that stands in two datasets is one query; its judgments are united.
 
 CREATE OR REPLACE TEMP TABLE judged AS

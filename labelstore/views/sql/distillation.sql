@@ -2,7 +2,7 @@
 --
 -- In   chosen_datasets(dataset), chosen_labelings(labeling), protected(normal_hash) and the variables
 --      statuses (list), max_repairs, depth, stratified, seed.
--- Out  lists, pairs, tally as views/finish.sql takes them.
+-- Out  lists, pairs, tally as finish.sql takes them.
 -- Left out with counts: permutations whose status or number of repairs is not taken, passages whose text the store
 -- does not hold, passages whose text is no longer the one that the teacher judged.
 

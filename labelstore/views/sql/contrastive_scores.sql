@@ -1,7 +1,7 @@
 -- contrastive, where the runs' scores are asked for: each passage of a list with its score in the run that it was taken
 -- from, a positive with its score in the first run that ranks it. A list whose positive no run ranks has no full set of
 -- scores and is left out, with counts.
--- In   lists, pairs, tally, positives, chosen_sources as views/contrastive.sql leaves them.
+-- In   lists, pairs, tally, positives, chosen_sources as contrastive.sql leaves them.
 
 CREATE OR REPLACE TEMP TABLE run_scores AS
 SELECT l.list, p.document, arg_min(p.score, p.source) AS score

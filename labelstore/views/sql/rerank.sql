@@ -1,7 +1,7 @@
 -- rerank: the lists of one or more runs, to be scored by a student.
 --
 -- In   chosen_datasets(dataset), chosen_sources(source, mining, run) and the variable depth.
--- Out  lists, pairs, tally as views/finish.sql takes them.
+-- Out  lists, pairs, tally as finish.sql takes them.
 
 CREATE OR REPLACE TEMP TABLE judged AS
 SELECT dataset, query, document, relevance FROM qrels JOIN chosen_datasets USING (dataset);

@@ -1,0 +1,1 @@
+"""The SQL of training views: a file for each step."""
