@@ -241,7 +241,7 @@ def _select(
     del variables["shares"]
     set_variables(con, variables)
     for part, room in (
-        ("sampling", "views"), ("mining_asked", "negatives"), ("own_passages", "views"), ("mining", "negatives"),
+        ("sampling", "views/sql"), ("mining_asked", "negatives"), ("own_passages", "views/sql"), ("mining", "negatives"),
     ):  # fmt: skip
         con.execute(sql_file(part, room))
     draw = sql_file("mining_draw", "negatives")
