@@ -427,6 +427,7 @@ def _rooms(package: str) -> list[Path]:
 
 
 PACKAGES = {
+    "msft": "what all packages may import: no library",
     "labelstore": "the data: no torch, no LLM",
     "teachers": "the labels: no training",
     "students": "the learning: reads view folders, knows no store",

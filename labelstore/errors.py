@@ -1,39 +1,20 @@
-"""One small tree of errors: what happened, a hint with the next command, and the exit code.
+"""The errors of the store and of the command line, below the one root in `msft.errors`."""
 
-`students` and `teachers` may not import this package, so they raise errors of the same shape (attributes
-``hint`` and ``exit_code``); `cli.output.diagnostics` prints whatever carries them.
-"""
+from msft.errors import ExitCode, MsftError
 
-from enum import IntEnum
-
-
-class ExitCode(IntEnum):
-    """What every `msft` command ends with."""
-
-    OK = 0
-    FAILURE = 1
-    USAGE = 2
-    STORE = 3  # locked, or from a newer version
-    DATA_MISSING = 4
-    TEACHER_ENGINE = 5
-    PARTLY_DONE = 6
-    INTERRUPTED = 130
-
-
-class MsftError(Exception):
-    """A failure that a user can act on.
-
-    Args:
-        message: what is wrong and where (file:line, the id, the option).
-        hint: the next command or the fix; printed after ``hint:``.
-    """
-
-    exit_code = ExitCode.FAILURE
-
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+__all__ = [
+    "BadInput",
+    "DataMissing",
+    "ExitCode",
+    "MsftError",
+    "NoMemory",
+    "NoRoom",
+    "NotWritable",
+    "PartlyDone",
+    "StoreDamaged",
+    "StoreError",
+    "UsageError",
+]
 
 
 class UsageError(MsftError):

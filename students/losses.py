@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 
 Reduction = Literal["list", "pair", "batch"]
 REDUCTIONS: tuple[Reduction, ...] = ("list", "pair", "batch")
@@ -352,7 +352,9 @@ def get(name: str) -> Loss:
         StudentError: no such loss (exit code 2).
     """
     if name not in LOSSES:
-        raise StudentError(f"unknown loss {name!r}", hint=f"one of {', '.join(LOSSES)}", exit_code=2)
+        raise StudentError(
+            f"unknown loss {name!r}", hint=f"one of {', '.join(LOSSES)}", exit_code=ExitCode.USAGE
+        )
     return LOSSES[name]
 
 
@@ -379,5 +381,5 @@ def check_pairing(loss: Loss, *, kind: str, has_scores: bool, where: str) -> Non
     raise StudentError(
         f"loss {loss.name} needs {_WHY[loss.needs]}, and {where} holds {has}",
         hint=f"losses that fit: {', '.join(fitting)}",
-        exit_code=2,
+        exit_code=ExitCode.USAGE,
     )

@@ -1,17 +1,9 @@
-"""Errors of this package: the same shape as the store's (message, hint, exit code) without importing it."""
+"""The error of this package, below the one root in `msft.errors`."""
+
+from msft.errors import ExitCode, MsftError
+
+__all__ = ["ExitCode", "MsftError", "TeacherError"]
 
 
-class TeacherError(Exception):
-    """A failure that a user can act on.
-
-    Args:
-        message: what is wrong and where.
-        hint: the next command or the fix.
-        exit_code: what the command ends with (see labelstore.errors.ExitCode).
-    """
-
-    def __init__(self, message: str, hint: str | None = None, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.exit_code = exit_code
+class TeacherError(MsftError):
+    """A failure of labelling that a user can act on."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.prompts import template as prompts
 
 _OPENAI_TERMS = "OpenAI terms of use: outputs not for models that compete with OpenAI's"
@@ -157,7 +157,7 @@ def resolve(
         raise TeacherError(
             f"{name} is a prompt without a model",
             hint=f"--model HF_ID_OR_FOLDER --prompt {name}",
-            exit_code=2,
+            exit_code=ExitCode.USAGE,
         )
     given: dict[str, Any] = {
         "engine": engine,
@@ -176,7 +176,7 @@ def _find(name: str, engine: str | None) -> TeacherModel:
             return teacher
     if name.startswith("student:"):
         if not name.removeprefix("student:"):
-            raise TeacherError("student: needs a name", hint="msft students list", exit_code=2)
+            raise TeacherError("student: needs a name", hint="msft students list", exit_code=ExitCode.USAGE)
         return TeacherModel(name, name, kind="cross-encoder", engine="cross-encoder")
     folder = Path(name)
     if folder.is_dir():
@@ -190,7 +190,7 @@ def _find(name: str, engine: str | None) -> TeacherModel:
         f"no teacher named {name!r}, and no such folder",
         hint=(f"did you mean {' or '.join(near)}? " if near else "")
         + "`msft teachers list` shows the registry; a Hugging Face id is OWNER/NAME; --engine openai takes any name",
-        exit_code=4,
+        exit_code=ExitCode.DATA_MISSING,
     )
 
 
@@ -210,7 +210,7 @@ def _from_folder(folder: Path, engine: str | None) -> TeacherModel:
         raise TeacherError(
             f"{folder} holds no config.json, so it is no model folder",
             hint="save_pretrained writes one; `msft students list` names students for student:NAME",
-            exit_code=4,
+            exit_code=ExitCode.DATA_MISSING,
         )
     try:
         config = json.loads(file.read_text("utf-8"))

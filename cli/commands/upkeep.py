@@ -8,6 +8,7 @@ import typer
 from cli.command import Context, command, group
 from cli.output import diagnostics, render
 from cli.output.render import Format
+from labelstore.errors import ExitCode
 
 if TYPE_CHECKING:
     from labelstore.store.label_store import LabelStore
@@ -60,7 +61,7 @@ def verify(
     diagnostics.note(f"verify hash {done.hash or 'none: the store cannot be read'}")
     if findings:
         diagnostics.warn(f"{len(findings)} findings in {store.path}")
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILURE)
     diagnostics.note(f"{store.path} is sound")
 
 

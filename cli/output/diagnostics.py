@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from labelstore.errors import ExitCode
+from labelstore.errors import ExitCode, MsftError
 from labelstore.provenance import masks
 
 
@@ -60,18 +60,17 @@ def report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     error = _named(error)
-    code = getattr(error, "exit_code", ExitCode.FAILURE)
     if hasattr(error, "format_message"):  # typer's own usage errors
         _say(f"error: {error.format_message()}")
         context = getattr(error, "ctx", None)
         if context is not None:
             print(f"hint: {context.command_path} --help", file=sys.stderr)
-        return int(code)
-    if hasattr(error, "hint"):
+        return int(getattr(error, "exit_code", ExitCode.FAILURE))
+    if isinstance(error, MsftError):
         _say(f"error: {error}")
         if error.hint:
             _say(f"hint: {error.hint}")
-        return int(code)
+        return int(error.exit_code)
     _say(f"error: {type(error).__name__}: {error}")
     if not settings.debug:
         print(
@@ -82,7 +81,7 @@ def report(error: BaseException) -> int:
 
 def _named(error: BaseException) -> BaseException:
     """An error of the machine (a full disk, no memory) as what it is; any other as it came."""
-    if hasattr(error, "hint") or hasattr(error, "format_message"):
+    if isinstance(error, MsftError) or hasattr(error, "format_message"):
         return error
     from labelstore.store import disk_full as room
 

@@ -47,7 +47,7 @@ def explained(error: BaseException, where: Path | None = None) -> MsftError | No
     Args:
         where: the folder that was worked in, for errors that name no file.
     """
-    if hasattr(error, "hint"):
+    if isinstance(error, MsftError):
         return None
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0]

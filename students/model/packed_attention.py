@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch.nn import functional
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.text.batches import PairBatch
 
 NAME = "packed_varlen"
@@ -65,7 +65,7 @@ def _no_kernel(dropout: float) -> StudentError:
     return StudentError(
         f"no kernel for packed attention is installed{with_dropout}",
         hint=f"{other}, pip install flash-attn, or layout = 'padded'",
-        exit_code=2,
+        exit_code=ExitCode.USAGE,
     )
 
 

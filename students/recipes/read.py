@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.losses import LOSSES
 from students.recipes.recipe import (
     DEFAULT_LOSS,
@@ -54,7 +54,7 @@ def _single(grid: Grid, where: str) -> Recipe:
         raise StudentError(
             f"{where} is a grid of {len(grid.recipes)} trainings",
             hint="msft reproduce runs a grid; for one training give a single base, regime and seed",
-            exit_code=2,
+            exit_code=ExitCode.USAGE,
         )
     return grid.recipes[0]
 
@@ -72,12 +72,14 @@ def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
         raise StudentError(
             f"there is no recipe {name_or_path}",
             hint=f"a TOML file, or one of {', '.join(shipped())}",
-            exit_code=4,
+            exit_code=ExitCode.DATA_MISSING,
         )
     try:
         return path, {"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))}
     except tomllib.TOMLDecodeError as error:
-        raise StudentError(f"{path}: {error}", hint="a recipe is a TOML file", exit_code=2) from error
+        raise StudentError(
+            f"{path}: {error}", hint="a recipe is a TOML file", exit_code=ExitCode.USAGE
+        ) from error
 
 
 _GRID_KEYS = {"bases": "base", "regimes": "regime", "seeds": "seed"}
@@ -125,7 +127,7 @@ def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -
             f"{where}: {len(unique)} error{'s' if len(unique) > 1 else ''}\n"
             + "\n".join(f"  {e}" for e in unique),
             hint="see every setting in docs/reference/settings.md",
-            exit_code=2,
+            exit_code=ExitCode.USAGE,
         )
     return Grid(tuple(recipes), tuple(choices), evaluate, tuple(published))
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.losses import REDUCTIONS
 
 OBJECTIVES = ("cl", "kd")
@@ -203,7 +203,7 @@ def parse_regime(text: str) -> tuple[tuple[str, ...], ...]:
             raise StudentError(
                 f"regime {text!r}: {what}",
                 hint="cl, kd, cl,kd, kd,cl, longer ones, or cl+kd for both in one stage",
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
         stages.append(tuple(sorted(names, key=OBJECTIVES.index)))
     return tuple(stages)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder
 from students.rerank.channel_split import split_maps
 from students.text.batches import budget_batches, collate
@@ -57,7 +57,9 @@ def export_onnx(source: Path, folder: Path, *, max_length: int, int8: bool = Fal
     # 2.9 writes its guards against sizes into the graph, in words that its exporter cannot read
     if torch.__version__ < "2.10":  # compared as versions
         raise StudentError(
-            f"torch {torch.__version__} exports no such model", hint="pip install 'msft[onnx]'", exit_code=4
+            f"torch {torch.__version__} exports no such model",
+            hint="pip install 'msft[onnx]'",
+            exit_code=ExitCode.DATA_MISSING,
         )
     encoder = CrossEncoder.load(source, max_length=max_length, precision="fp32", device="cpu").eval()
     encoder.model.config._attn_implementation = (
@@ -136,7 +138,7 @@ def _require() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise StudentError(
-            f"{error.name} is not installed", hint="pip install 'msft[onnx]'", exit_code=4
+            f"{error.name} is not installed", hint="pip install 'msft[onnx]'", exit_code=ExitCode.DATA_MISSING
         ) from error
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from students.cpu.bert import FusedEncoder, Precision
 from students.cpu.operations import cpu_capabilities
 from students.cpu.workers import MAX_WORKERS, each_done, worker_pool
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder, choose_precision
 from students.text.batches import PairBatch, budget_batches
 from students.text.token_file import TokenSpool
@@ -45,11 +45,13 @@ def resolve_precision(precision: str, device: torch.device | str | None = None) 
         raise StudentError(
             "precision int8 is not supported in this process",
             hint="--precision bf16, or `msft students export --format int8` for onnxruntime",
-            exit_code=2,
+            exit_code=ExitCode.USAGE,
         )
     if precision not in ("auto", "fp32", "bf16"):
         raise StudentError(
-            f"precision {precision!r} is not known", hint="--precision auto | fp32 | bf16", exit_code=2
+            f"precision {precision!r} is not known",
+            hint="--precision auto | fp32 | bf16",
+            exit_code=ExitCode.USAGE,
         )
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return choose_precision(cast(Literal["auto", "fp32", "bf16"], precision), where)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 
 Progress = Callable[[int, int | None], None]
 Ints = NDArray[np.int64]
@@ -128,7 +128,7 @@ class PairFormat:
                 f"max_length {max_length} leaves no room for a query and a passage beside "
                 f"{made.n_special} special tokens",
                 hint="give --max-length (recipe: max_length) of at least 16",
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
         made._prove(tokenizer)
         return made

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.recipes.read import load_recipe, make_recipe, shipped
 
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return ExitCode.INTERRUPTED
     if int(os.environ.get("RANK", "0")) == 0:  # torchrun's and accelerate's number of this process
         sys.stdout.write(json.dumps(result.stages, indent=1) + "\n")
     return 0
@@ -110,7 +110,7 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, found, value = pair.partition("=")
         if not found:
-            raise StudentError(f"--set {pair}: no '='", hint="--set lr=1e-5", exit_code=2)
+            raise StudentError(f"--set {pair}: no '='", hint="--set lr=1e-5", exit_code=ExitCode.USAGE)
         try:
             settings[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:

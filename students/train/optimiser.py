@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.recipes.recipe import Stage
 
 _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
@@ -34,11 +34,11 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
                 f"freeze: no parameter of this model is called {part!r}",
                 hint="position_embeddings, embeddings, layers:0-5, or a piece of a name such as "
                 + ", ".join(names[:2]),
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
         frozen.update(matched)
     if len(frozen) == len(names):
-        raise StudentError("freeze leaves nothing to learn", hint="freeze less", exit_code=2)
+        raise StudentError("freeze leaves nothing to learn", hint="freeze less", exit_code=ExitCode.USAGE)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return sorted(frozen)
@@ -52,7 +52,7 @@ def _names(part: str, name: str) -> bool:
             return layer is not None and int(low) <= int(layer[1]) <= int(high or low)
         except ValueError as error:
             raise StudentError(
-                f"freeze: {part!r} is no range of layers", hint="layers:0-5", exit_code=2
+                f"freeze: {part!r} is no range of layers", hint="layers:0-5", exit_code=ExitCode.USAGE
             ) from error
     return part in name
 

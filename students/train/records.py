@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder
 from students.recipes.recipe import Recipe, Stage
 from students.train.checkpoints import StageState, clear
@@ -39,7 +39,7 @@ class Records:
                 raise StudentError(
                     f"{out} holds another training: {_difference(there, identity)}",
                     hint="give another --out, or remove that folder",
-                    exit_code=2,
+                    exit_code=ExitCode.USAGE,
                 )
         elif main:
             out.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.losses import check_pairing, get
 from students.model import packed_attention as attention
 from students.model.encoder import CrossEncoder
@@ -164,7 +164,9 @@ def choose_layout(
     able = attention.supports(architecture)
     if recipe.layout == "packed" and not able:
         raise StudentError(
-            f"{architecture} does not run packed", hint="layout = 'padded' (or 'auto')", exit_code=2
+            f"{architecture} does not run packed",
+            hint="layout = 'padded' (or 'auto')",
+            exit_code=ExitCode.USAGE,
         )
     if recipe.layout == "packed" and on_gpu:
         attention.check_kernel(wanted or 0.0)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from students.cpu.workers import MAX_WORKERS
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder
 from students.recipes.recipe import Recipe, Stage
 from students.text.batches import budget_batches
@@ -238,7 +238,7 @@ class StageRun:
             raise StudentError(
                 f"{self.name} stops on {stage.stop_on}, which its validation lists cannot give",
                 hint="stop_on = 'loss'; nDCG@10 needs human judgments, tau a distillation view",
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
         if state.step == 0:  # to compare with; a stage ends with weights that it trained
             state.first_value = value

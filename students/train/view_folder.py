@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from students.errors import StudentError
+from students.errors import ExitCode, StudentError
 from students.text.tokens import Ints
 from students.train.lists import Lists
 
@@ -53,21 +53,21 @@ def read_view(folder: str | Path) -> View:
         raise StudentError(
             f"{folder} is no view folder: it has no manifest.json",
             hint="msft views export NAME -o FOLDER writes one",
-            exit_code=4,
+            exit_code=ExitCode.DATA_MISSING,
         ) from error
     except json.JSONDecodeError as error:
-        raise StudentError(f"{folder / 'manifest.json'}:{error.lineno}: {error.msg}", exit_code=1) from error
+        raise StudentError(f"{folder / 'manifest.json'}:{error.lineno}: {error.msg}") from error
     if manifest.get("format") != FORMAT:
         raise StudentError(
             f"{folder} has view format {manifest.get('format')}, this version reads {FORMAT}",
             hint="export the view again with this version, or upgrade msft",
-            exit_code=3,
+            exit_code=ExitCode.STORE,
         )
     if manifest["kind"] not in ("contrastive", "distillation"):
         raise StudentError(
             f"{folder} is a {manifest['kind']} view: it has nothing to learn from",
             hint="train from a contrastive or a distillation view",
-            exit_code=2,
+            exit_code=ExitCode.USAGE,
         )
     for name in ("queries.parquet", "passages.parquet", "lists.parquet"):
         _check_file(folder / name, manifest.get("files", {}).get(name))
@@ -89,7 +89,9 @@ def read_view(folder: str | Path) -> View:
 
 def _check_file(path: Path, expected: str | None) -> None:
     if not path.is_file():
-        raise StudentError(f"{path} is missing", hint="export the view again", exit_code=4)
+        raise StudentError(
+            f"{path} is missing", hint="export the view again", exit_code=ExitCode.DATA_MISSING
+        )
     if expected is None:
         return
     digest = hashlib.blake2b(digest_size=16)
@@ -171,7 +173,7 @@ def assign_views(stages: Sequence[Any], given: Any) -> list[dict[str, Path]]:
                 raise StudentError(
                     f"{folder}: a second {kind} view" if kind in by_kind else f"{folder} is a {kind} view",
                     hint="name the stage that it is for: --view 2=FOLDER; one view can hold several datasets",
-                    exit_code=2,
+                    exit_code=ExitCode.USAGE,
                 )
             named[by_kind[kind]] = Path(folder)
     else:
@@ -186,14 +188,14 @@ def assign_views(stages: Sequence[Any], given: Any) -> list[dict[str, Path]]:
                 raise StudentError(
                     f"stage {stage.number} ({objective.name}) has no view",
                     hint=f"give a {KINDS[objective.name]} view: --view FOLDER",
-                    exit_code=2,
+                    exit_code=ExitCode.USAGE,
                 )
             if read_kind(folder) != KINDS[objective.name]:
                 raise StudentError(
                     f"stage {stage.number} ({objective.name}) learns from a {KINDS[objective.name]} view, and {folder} "
                     f"is a {read_kind(folder)} view",
                     hint=f"give a {KINDS[objective.name]} view, or another regime",
-                    exit_code=2,
+                    exit_code=ExitCode.USAGE,
                 )
             views[objective.name] = folder
         assigned.append(views)
@@ -208,5 +210,5 @@ def read_kind(folder: str | Path) -> str:
         raise StudentError(
             f"{folder} is no view folder: it has no manifest.json",
             hint="msft views export NAME -o FOLDER writes one",
-            exit_code=4,
+            exit_code=ExitCode.DATA_MISSING,
         ) from error

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from students.cpu.bert import FusedEncoder
 from students.cpu.workers import MAX_WORKERS, each_done, worker_pool
-from students.errors import StudentError
 from students.model.encoder import QuietLoading
 from students.rerank.reranker import resolve_precision
 from teachers.engines.base import Completion, Request
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 
 Vectors = NDArray[np.float32]
 States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids, mask -> states of all tokens
@@ -51,7 +50,8 @@ class BiEncoderEngine:
         remembered_bytes: bound on the vectors of passages that are kept.
 
     Raises:
-        TeacherError: if there is no such model (exit code 4), or it pools in a way that this engine does not know.
+        MsftError: if the model is not found (exit code 4), it pools in a way that this engine does not know, or the
+            precision is not known.
     """
 
     name = "bi-encoder"
@@ -73,20 +73,18 @@ class BiEncoderEngine:
         self.capacity = capacity
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._cuda = self._device.type == "cuda"
+        self.precision = resolve_precision(precision, self._device)
         try:
-            self.precision = resolve_precision(precision, self._device)
             self._encode = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             with QuietLoading():
                 loaded = AutoModel.from_pretrained(
                     model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
                 )
-        except StudentError as error:
-            raise TeacherError(error.message, hint=error.hint, exit_code=error.exit_code) from error
         except (OSError, ValueError) as error:
             raise TeacherError(
                 f"no embedding model at {model}: {str(error).splitlines()[0]}",
                 hint="--model minilm, a Hugging Face id, or a folder of a saved model",
-                exit_code=4,
+                exit_code=ExitCode.DATA_MISSING,
             ) from error
         self._dimensions = int(loaded.config.hidden_size)
         self._states = self._forward(loaded.eval().to(self._device))
@@ -238,7 +236,10 @@ class _Stated:
         modes = [name for name, on in pooling.items() if name.startswith("pooling_mode_") and on is True]
         known = {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
         if len(modes) > 1 or any(mode not in known for mode in modes):
-            raise TeacherError(f"{model} pools by {', '.join(modes)}, which is not supported", exit_code=5)
+            raise TeacherError(
+                f"{model} pools by {', '.join(modes)}, which is not supported",
+                exit_code=ExitCode.TEACHER_ENGINE,
+            )
         self.first_token = known[modes[0]] if modes else False
         prompts = _json(model, "config_sentence_transformers.json").get("prompts") or {}
         self.query_prefix: str = prompts.get("query", "")

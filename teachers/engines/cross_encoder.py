@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from teachers.engines.base import Completion, Request
-from teachers.errors import TeacherError
 
 CHUNK_PAIRS = 2000  # scored between two looks at the journal
 
@@ -19,7 +18,7 @@ class CrossEncoderEngine:
         precision: auto, fp32 or bf16.
 
     Raises:
-        TeacherError: if there is no such model (exit code 4).
+        MsftError: if the model is not found (exit code 4), or the precision is not known.
     """
 
     name = "cross-encoder"
@@ -28,14 +27,10 @@ class CrossEncoderEngine:
     context: int | None = None
 
     def __init__(self, model: str, *, precision: str = "auto", capacity: int = 64) -> None:
-        from students.errors import StudentError
         from students.rerank.reranker import Reranker
 
         self.capacity = capacity
-        try:
-            self._reranker = Reranker.load(model, precision=precision)
-        except StudentError as error:
-            raise TeacherError(error.message, hint=error.hint, exit_code=error.exit_code) from error
+        self._reranker = Reranker.load(model, precision=precision)
         self._waiting: deque[Request] = deque()
 
     def submit(self, requests: Sequence[Request]) -> None:

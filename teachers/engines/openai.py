@@ -24,7 +24,7 @@ from teachers.engines.breaker import retry_after
 from teachers.engines.openai_answer import MAX_REASON, BadAnswer, as_text, believed, load, read
 from teachers.engines.openai_server import Line, Server, server_at
 from teachers.engines.spelling import ARGUMENT, constraint
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 
 _SLACK_IN, _SLACK_OUT = 4096, 32_768  # tokens that a server may add to a prompt, and think beside a reply
 _PREFLIGHT_SECONDS = 10.0
@@ -82,7 +82,7 @@ class OpenAIEngine:
             raise TeacherError(
                 "replies are constrained by tokens, and the model's tokenizer is not known",
                 hint="--tokenizer FOLDER or a Hugging Face id that is in the local cache; --free does without",
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
         self.tokenizer = tokenizer
         self.context: int | None = None
@@ -151,7 +151,7 @@ class OpenAIEngine:
     def _broken(error: Exception, chosen: Server | None) -> TeacherError:
         said = f"{type(error).__name__}: {error}"
         said = chosen.mask.message(said) if chosen is not None else said
-        return TeacherError(f"the openai engine failed: {said}", exit_code=5)
+        return TeacherError(f"the openai engine failed: {said}", exit_code=ExitCode.TEACHER_ENGINE)
 
     def _choose(self, job: _Job) -> Server | None:
         """Wait for a server that may be asked; None when the engine closes.
@@ -179,7 +179,7 @@ class OpenAIEngine:
                     raise TeacherError(
                         f"no server has answered for {self._patience:.0f} s ({last})",
                         hint="start the server again and run the same command: completed calls are kept",
-                        exit_code=5,
+                        exit_code=ExitCode.TEACHER_ENGINE,
                     )
                 waits = [s.breaker.opens_in(now) for s in self._servers]
                 self._change.wait(min(max(min(waits), 0.01), 1.0))
@@ -239,13 +239,13 @@ class OpenAIEngine:
             raise TeacherError(
                 f"{server.label} refused the key or its quota is used up: {status} {message}",
                 hint="the key is read from MSFT_API_KEY (OPENAI_API_KEY for api.openai.com)",
-                exit_code=5,
+                exit_code=ExitCode.TEACHER_ENGINE,
             )
         if status == 404:
             raise TeacherError(
                 f"{server.label} does not know {self._model!r}: {message}",
                 hint="--base-url ends in /v1 as a rule; --model takes the name that the server gives",
-                exit_code=5,
+                exit_code=ExitCode.TEACHER_ENGINE,
             )
         if status >= 500 or status == 408:
             with self._change:
@@ -357,7 +357,7 @@ class OpenAIEngine:
                 raise TeacherError(
                     f"{server.label} refused the key: {response.status_code} {self._message(server, response)}",
                     hint="the key is read from MSFT_API_KEY (OPENAI_API_KEY for api.openai.com)",
-                    exit_code=5,
+                    exit_code=ExitCode.TEACHER_ENGINE,
                 )
             if response.status_code == 200:
                 self._check_model(server, response)
@@ -365,7 +365,7 @@ class OpenAIEngine:
             raise TeacherError(
                 f"no server answers ({'; '.join(reasons)})",
                 hint="start one: python -m vllm.entrypoints.openai.api_server --model MODEL",
-                exit_code=5,
+                exit_code=ExitCode.TEACHER_ENGINE,
             )
 
     @staticmethod
@@ -392,7 +392,9 @@ class OpenAIEngine:
         if self._model not in known:
             names = server.mask.message(", ".join(sorted(known)[:5]))[:500]
             raise TeacherError(
-                f"{server.label} does not serve {self._model!r}", hint=f"it serves {names}", exit_code=4
+                f"{server.label} does not serve {self._model!r}",
+                hint=f"it serves {names}",
+                exit_code=ExitCode.DATA_MISSING,
             )
         limit = known[self._model].get("max_model_len")
         if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:

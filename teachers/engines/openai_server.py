@@ -16,7 +16,7 @@ import httpx
 
 from teachers.engines.breaker import Breaker
 from teachers.engines.openai_answer import receive
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.journal.exact_json import clean
 
 SHORTEST_SECRET = 6  # what is shorter (EMPTY, none) is a placeholder, and would mask words of replies
@@ -45,7 +45,9 @@ def api_key(host: str) -> str | None:
     if odd is not None:
         what = "a line break" if key[odd - 1] in "\r\n" else "a character that no key has"
         raise TeacherError(
-            f"{name} has {what} at place {odd} of {len(key)}", hint=f"export {name}=KEY", exit_code=2
+            f"{name} has {what} at place {odd} of {len(key)}",
+            hint=f"export {name}=KEY",
+            exit_code=ExitCode.USAGE,
         )
     return key or None
 
@@ -194,5 +196,5 @@ def _split(url: str) -> tuple[SplitResult, str]:
     raise TeacherError(
         f"--base-url {masked_url(url)!r} is no http URL",
         hint="--base-url http://127.0.0.1:8000/v1",
-        exit_code=2,
+        exit_code=ExitCode.USAGE,
     )

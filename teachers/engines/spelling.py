@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 
 ARGUMENT = "msft_identifiers"  # the request's argument that the logits processor reads
 
@@ -48,7 +48,7 @@ def spellings(
     raise TeacherError(
         "this tokenizer does not spell identifiers one by one, so replies cannot be constrained",
         hint="--free asks without constraint",
-        exit_code=5,
+        exit_code=ExitCode.TEACHER_ENGINE,
     )
 
 

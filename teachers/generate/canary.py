@@ -9,7 +9,7 @@ import duckdb
 
 from labelstore.store import keys
 from teachers.engines.base import Completion, Engine, Request
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.generate.calls import Labelling, Rendering
 from teachers.generate.worklist import Candidate, Task
 from teachers.scheduling.budget import Budget
@@ -167,6 +167,6 @@ def ask(
             raise TeacherError(
                 f"the model has not answered {len(waiting)} questions in {TIMEOUT:.0f} s",
                 hint="is the server overloaded? --canaries 0 starts without them",
-                exit_code=5,
+                exit_code=ExitCode.TEACHER_ENGINE,
             )
     return [answers[request.key] for request in requests if request.key in answers]

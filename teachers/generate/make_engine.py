@@ -3,7 +3,7 @@
 from typing import Any
 
 from teachers.engines.base import Engine
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.generate.plan import Plan
 
 
@@ -29,7 +29,7 @@ def build(plan: Plan) -> Engine:
             from teachers.engines.openai import OpenAIEngine
         except ModuleNotFoundError as error:
             raise TeacherError(
-                "httpx is not installed", hint="pip install 'msft[openai]'", exit_code=2
+                "httpx is not installed", hint="pip install 'msft[openai]'", exit_code=ExitCode.USAGE
             ) from error
         return OpenAIEngine(
             plan.location,
@@ -47,7 +47,9 @@ def build(plan: Plan) -> Engine:
         from teachers.engines.bi_encoder import BiEncoderEngine
 
         return BiEncoderEngine(plan.location)
-    raise TeacherError(f"the engine {plan.engine} does not run in this process", exit_code=5)
+    raise TeacherError(
+        f"the engine {plan.engine} does not run in this process", exit_code=ExitCode.TEACHER_ENGINE
+    )
 
 
 def tokenizer(plan: Plan) -> Any:
@@ -70,5 +72,5 @@ def tokenizer(plan: Plan) -> Any:
         raise TeacherError(
             f"no tokenizer at {plan.settings.tokenizer}: {str(error).splitlines()[0]}",
             hint="--tokenizer FOLDER or a Hugging Face id that is in the local cache",
-            exit_code=4,
+            exit_code=ExitCode.DATA_MISSING,
         ) from error

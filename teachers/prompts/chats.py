@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 
 _CHILD = Path(__file__).with_name("chat_child.py")
 
@@ -57,7 +57,11 @@ class Chat:
         if "refusal" in answer:
             raise Refused(f"the model's chat template refuses the messages: {answer['refusal']}", _HINT, 5)
         if "error" in answer:
-            raise TeacherError(f"the model's chat template fails: {answer['error']}", hint=_HINT, exit_code=5)
+            raise TeacherError(
+                f"the model's chat template fails: {answer['error']}",
+                hint=_HINT,
+                exit_code=ExitCode.TEACHER_ENGINE,
+            )
         return str(answer["text"])
 
     def _running(self) -> "subprocess.Popen[str]":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.prompts.replies import identifiers_neutralised
 
 MAX_WORDS = 300
@@ -216,7 +216,7 @@ def fit(
         raise TeacherError(
             f"{len(passages)} passages of {low} words take {best.n_tokens} tokens, and {limit} are left of the context",
             hint="a smaller --window, or a model with a longer context",
-            exit_code=5,
+            exit_code=ExitCode.TEACHER_ENGINE,
         )
     while low < high - 1:
         middle = (low + high) // 2

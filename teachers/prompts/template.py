@@ -18,7 +18,7 @@ from importlib.resources import files
 from string import ascii_uppercase
 from typing import Any
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.prompts import chats
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -94,7 +94,7 @@ class Template:
             raise TeacherError(
                 f"the prompt {self.ident} names passages by letters: 26 at most, not {position}",
                 hint="--window 20",
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
         return ascii_uppercase[position - 1]
 
@@ -243,7 +243,9 @@ def template(ident: str) -> Template:
     """
     found = [full for full in _TEMPLATES if full == ident or full.rpartition("@")[0] == ident]
     if not found:
-        raise TeacherError(f"no prompt named {ident!r}", hint=f"known: {', '.join(_TEMPLATES)}", exit_code=2)
+        raise TeacherError(
+            f"no prompt named {ident!r}", hint=f"known: {', '.join(_TEMPLATES)}", exit_code=ExitCode.USAGE
+        )
     full = found[-1]
     form = _TEMPLATES[full]
     name, _, version = full.rpartition("@")

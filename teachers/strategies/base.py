@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 
 Window = tuple[int, ...]
 Order = Sequence[int]
@@ -91,7 +91,7 @@ def checked(name: str, value: int, least: int) -> int:
         TeacherError: if it is below `least`.
     """
     if value < least:
-        raise TeacherError(f"--{name} {value} is below {least}", exit_code=2)
+        raise TeacherError(f"--{name} {value} is below {least}", exit_code=ExitCode.USAGE)
     return value
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.strategies.base import Bounds, Order, Ranked, Steps, Strategy, Window, apply, run
 from teachers.strategies.consistent import Consistent
 from teachers.strategies.sliding import Sliding
@@ -63,14 +63,16 @@ def strategy(
         TeacherError: for an unknown name, or a parameter that it does not take.
     """
     if name not in _BUILDERS:
-        raise TeacherError(f"no strategy named {name!r}", hint=f"known: {', '.join(STRATEGIES)}", exit_code=2)
+        raise TeacherError(
+            f"no strategy named {name!r}", hint=f"known: {', '.join(STRATEGIES)}", exit_code=ExitCode.USAGE
+        )
     given = {key: value for key, value in parameters.items() if value is not None}
     foreign = sorted(set(given) - set(_TAKES[name]))
     if foreign:
         raise TeacherError(
             f"the strategy {name} takes no {', '.join(foreign)}",
             hint=f"it takes: {', '.join(_TAKES[name]) or 'nothing'}",
-            exit_code=2,
+            exit_code=ExitCode.USAGE,
         )
     if "window" in given:
         follow = {"stride": given["window"] // 2, "pivot": given["window"] // 2, "keep": given["window"] // 4}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.strategies.agreement import kendall_tau
 from teachers.strategies.base import Bounds, Ranked, Steps, Strategy, checked
 
@@ -30,7 +30,9 @@ class Consistent:
     def __post_init__(self) -> None:
         checked("samples", self.samples, 1)
         if self.merge not in ("borda", "reciprocal"):
-            raise TeacherError(f"no merge named {self.merge!r}", hint="borda or reciprocal", exit_code=2)
+            raise TeacherError(
+                f"no merge named {self.merge!r}", hint="borda or reciprocal", exit_code=ExitCode.USAGE
+            )
 
     @property
     def name(self) -> str:

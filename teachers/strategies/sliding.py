@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.strategies.base import Bounds, Ranked, Steps, apply, checked
 
 
@@ -28,7 +28,7 @@ class Sliding:
             raise TeacherError(
                 f"--stride {self.stride} carries nothing from one window of {self.window} to the next",
                 hint=f"--stride {self.window // 2}",
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
 
     @property

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.strategies.base import Bounds, Order, Ranked, Steps, Window, apply, checked
 from teachers.strategies.tournament import Tournament
 
@@ -29,7 +29,7 @@ class TopDown:
             raise TeacherError(
                 f"the pivot at rank {self.pivot} lies beyond the middle of a window of {self.window}",
                 hint=f"--pivot {self.window // 2}",
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
 
     @property

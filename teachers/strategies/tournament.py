@@ -4,7 +4,7 @@ arXiv 2406.11678, as an elimination: one round of games instead of points over m
 from dataclasses import dataclass
 from typing import Any
 
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.strategies.base import Bounds, Ranked, Steps, Window, apply, checked
 
 
@@ -27,7 +27,7 @@ class Tournament:
             raise TeacherError(
                 f"--keep {self.keep} of a window of {self.window}: at least half must drop out in each round",
                 hint=f"--keep {self.window // 4 or 1}",
-                exit_code=2,
+                exit_code=ExitCode.USAGE,
             )
 
     @property

@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "students"))
 import tiny_models
 
+from students.errors import StudentError
 from teachers.engines.base import Request
 from teachers.engines.bi_encoder import BiEncoderEngine, Embedded, Vectors
 from teachers.errors import TeacherError
@@ -127,5 +128,5 @@ def test_a_full_engine_answers_at_once(engine: BiEncoderEngine) -> None:
 def test_what_is_no_embedding_model_is_named(tmp_path: Path, folders: dict[str, Path]) -> None:
     with pytest.raises(TeacherError, match="no embedding model"):
         BiEncoderEngine(str(tmp_path))
-    with pytest.raises(TeacherError, match="precision"):
+    with pytest.raises(StudentError, match="precision"):
         BiEncoderEngine(str(folders["bert"]), precision="int4")

@@ -18,7 +18,7 @@ import duckdb
 from labelstore.errors import StoreError
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Engine
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, MsftError, TeacherError
 from teachers.generate import child_process as apart
 from teachers.generate.cluster import resources as cluster_resources
 from teachers.generate.cluster.worker import Assignment, Part, Report, Worker
@@ -221,10 +221,10 @@ class Driver:
         """Forget an actor; what it was given is to be taken up again.
 
         Raises:
-            TeacherError: if another would end alike: the engine is not installed, there is no such model, or workers
+            MsftError: if another would end alike: the engine is not installed, there is no such model, or workers
                 are lost without completing a call.
         """
-        if isinstance(error, TeacherError) and error.exit_code in (2, 4):
+        if isinstance(error, MsftError) and error.exit_code in (ExitCode.USAGE, ExitCode.DATA_MISSING):
             raise error
         reason = cluster_resources.reason(error)
         self._fruitless += 1
@@ -232,7 +232,7 @@ class Driver:
             raise TeacherError(
                 f"Ray's workers are lost before they complete a call: {reason}",
                 hint="completed calls are kept; Ray's logs on the worker's machine have its last words",
-                exit_code=5,
+                exit_code=ExitCode.TEACHER_ENGINE,
             )
         self.note(f"worker {slot.server} is lost ({reason}): {len(slot.handed)} queries are taken up again")
         ray.kill(slot.actor)  # a broken engine's process may live on

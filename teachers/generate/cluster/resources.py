@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labelstore.errors import UsageError
-from teachers.errors import TeacherError
+from teachers.errors import ExitCode, TeacherError
 from teachers.generate.plan import Plan
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -29,7 +29,7 @@ def connected() -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise TeacherError("Ray is not installed", hint=INSTALL, exit_code=2) from error
+        raise TeacherError("Ray is not installed", hint=INSTALL, exit_code=ExitCode.USAGE) from error
     if ray.is_initialized():
         with _quiet():
             yield ray
@@ -41,7 +41,7 @@ def connected() -> Iterator[Any]:
         raise TeacherError(
             f"no connection to Ray: {str(error).strip().partition(chr(10))[0]}",
             hint="RAY_ADDRESS names the cluster (`ray start --head` begins one); unset it to work on this machine alone",
-            exit_code=5,
+            exit_code=ExitCode.TEACHER_ENGINE,
         ) from error
     try:
         with _quiet():
