@@ -154,11 +154,11 @@ def import_labels(
     from labelstore.errors import PartlyDone
     from labelstore.labels import import_file as label_import
     from labelstore.labels.staging import Request
-    from teachers.prompts.replies import parse
+    from teachers.prompts import replies as reader
 
     request = Request(dataset, layout, model, first_stage, name, run, licence, replies, with_texts, replace)
     with diagnostics.progress("reading", unit="lists") as tick:
-        done = label_import.import_labels(context.store, file, request, parse, tick)
+        done = label_import.import_labels(context.store, file, request, reader, tick)
     kept = done.n_read - done.n_refused
     diagnostics.note(
         f"{file.name} ({done.layout}) for {done.dataset}: {done.n_read} lists read, {kept} kept"

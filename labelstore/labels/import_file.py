@@ -15,9 +15,9 @@ import duckdb
 from labelstore.datasets import catalog
 from labelstore.errors import BadInput, UsageError
 from labelstore.labels import write as labels
-from labelstore.labels.label_list import Parse
+from labelstore.labels.label_list import Reader
 from labelstore.labels.read_json import detect, read
-from labelstore.labels.repair import labeling_name, short_name
+from labelstore.labels.repair import LACKS_MOST, labeling_name, short_name
 from labelstore.labels.staging import Request, Staged, stage
 from labelstore.provenance import record as provenance
 from labelstore.store import keys, lookup
@@ -26,6 +26,14 @@ from labelstore.store.label_store import LabelStore, next_id
 UNKNOWN_QUERY = "unknown query"
 OTHER_TEXT = "query has another text"
 SECOND_LIST = "second list for the query"
+# What to do about a file of which no list can be taken, by the reason; any other reason speaks of the layout.
+_HINTS = {
+    "wrong_format": "ask the teacher again for these queries: a reply must rank at least half of its passages, as in [2] > [1] > [3]",
+    "truncated": "let the teacher write more tokens and ask it again for these queries",
+    "refused": "ask the teacher again for these queries, or another teacher",
+    "engine_error": "ask the teacher again for these queries: the file holds error messages where replies should be",
+    LACKS_MOST: "give each list at least half of the passages that `initial` names, or leave `initial` out",
+}
 
 Drops = dict[str, tuple[int, str | None]]
 
@@ -80,13 +88,13 @@ def import_labels(
     store: LabelStore,
     path: Path,
     request: Request,
-    parse: Parse,
+    reader: Reader,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Imported:
     """Read, repair and merge a file of labels.
 
     Args:
-        parse: reply and number of passages shown -> order and status (``teachers.prompts.replies.parse``).
+        reader: the rules by which replies and lists are taken (the module ``teachers.prompts.replies``).
         progress: told the lists read so far.
 
     Raises:
@@ -100,7 +108,9 @@ def import_labels(
             of = lookup.pick_dataset(con, request.dataset)
             if request.run is not None:
                 lookup.run(con, of, request.run)
-    staged = stage(read(path, layout, parse, request.replies), request, layout, progress)
+    staged = stage(
+        read(path, layout, reader.parse, request.replies), request, layout, reader.is_ranking, progress
+    )
     origin_hash = keys.file_hash(path)
     try:
         with store.write() as con, provenance.recorded_in(con, "teachers.import", clock) as job:
@@ -262,7 +272,7 @@ class _Merge:
                 f"{self.path}: no list of labels in it", hint="is this the right file and --layout?"
             )
         reason, (n, example) = max(drops.items(), key=lambda drop: drop[1][0])
-        hint = "--layout says how the file is laid out"
+        hint = _HINTS.get(reason, f"name its layout with --layout; it was read as {self.layout}")
         if reason == UNKNOWN_QUERY:
             hint = f"msft data add {self.of.name} --from FOLDER brings queries in"
             hint += "; --with-texts takes them from the file" if not self.request.with_texts else ""

@@ -1,6 +1,6 @@
-"""One imported list before anything is repaired, and what a reply parser must return.
+"""One imported list before anything is repaired, and what a reader of replies must offer.
 
-How a reply becomes an order is the caller's business: a parse function is given, so that this package knows no prompt.
+How a reply becomes an order is the caller's business: a reader is given, so that this package knows no prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +24,16 @@ class Parsed(Protocol):
 
 
 Parse = Callable[[str, int], Parsed]
+
+
+class Reader(Protocol):
+    """The rules by which replies and lists are taken: the module ``teachers.prompts.replies``."""
+
+    def parse(self, text: str, n: int) -> Parsed:
+        """The order that a reply states for `n` passages."""
+
+    def is_ranking(self, named: int, wanted: int) -> bool:
+        """Whether a list that names so many of the passages wanted is a ranking."""
 
 
 @dataclass

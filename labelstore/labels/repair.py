@@ -1,17 +1,18 @@
 """One imported list made whole, by the repairs that the field agrees on, or refused with a reason.
 
 Repeats are dropped (the first counts), passages that were not shown are dropped, passages shown but not ranked follow
-in their prior order; each is counted. A list that lacks most of what was shown is no ranking and is refused.
+in their prior order; each is counted. A list that names too few of the passages shown is no ranking and is refused.
 """
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from labelstore.labels.label_list import LabelList, Malformed
 
 OK, REPAIRED = "ok", "repaired"
+LACKS_MOST = "lacks most of its passages"
 MAX_PASSAGES = 65_535  # what a rank column holds
 
 
@@ -40,8 +41,12 @@ class Repaired:
         return self.n_missing + self.n_repeated + self.n_out_of_range
 
 
-def repair(found: LabelList) -> Repaired | Malformed:
-    """`found` made whole, or why it cannot be."""
+def repair(found: LabelList, is_ranking: Callable[[int, int], bool]) -> Repaired | Malformed:
+    """`found` made whole, or why it cannot be.
+
+    Args:
+        is_ranking: passages named, passages shown -> whether that is a ranking (:class:`label_list.Reader`).
+    """
     parsed = found.parsed
     if parsed is not None and parsed.order is None:
         reply = " ".join((found.reply or "").split())[:200]
@@ -73,10 +78,8 @@ def repair(found: LabelList) -> Repaired | Malformed:
             kept_groups.append(group)
             kept_scores.append(score)
     missing = [doc_id for doc_id in shown or () if doc_id not in seen]
-    if len(missing) > len(docs):
-        return _refused(
-            found, "lacks most of its passages", f"{len(docs)} ranked of {len(docs) + len(missing)} shown"
-        )
+    if not is_ranking(len(docs), len(docs) + len(missing)):
+        return _refused(found, LACKS_MOST, f"{len(docs)} ranked of {len(docs) + len(missing)} shown")
     docs += missing
     kept_scores += [None] * len(missing)
     kept_groups += [len(groups) + k for k in range(len(missing))]

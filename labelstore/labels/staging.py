@@ -89,15 +89,16 @@ def stage(
     items: Iterable[LabelList | Malformed],
     request: Request,
     layout: str,
+    is_ranking: Callable[[int, int], bool],
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Staged:
     """All lists of a file, repaired, as columns."""
-    return _Stage(request, layout).run(items, progress)
+    return _Stage(request, layout, is_ranking).run(items, progress)
 
 
 class _Stage:
-    def __init__(self, request: Request, layout: str) -> None:
-        self.request, self.layout = request, layout
+    def __init__(self, request: Request, layout: str, is_ranking: Callable[[int, int], bool]) -> None:
+        self.request, self.layout, self.is_ranking = request, layout, is_ranking
         self.sources: dict[Source, int] = {}
         self.parameters: list[dict[str, Any]] = []
         self.licences: list[str | None] = []
@@ -114,7 +115,7 @@ class _Stage:
     ) -> Staged:
         n_read = 0
         for n_read, item in enumerate(items, 1):
-            whole = repair(item) if isinstance(item, LabelList) else item
+            whole = repair(item, self.is_ranking) if isinstance(item, LabelList) else item
             source = self._source(item)
             if isinstance(whole, Malformed):
                 self.failed.add(source, whole.query_id, whole.reason, f"{whole.place}: {whole.detail}")

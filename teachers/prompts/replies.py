@@ -3,9 +3,10 @@
 The grammar is ``[2] > [1] > [3]``: every identifier of the window once, best first. Only a reply that is nothing but a
 complete list in this grammar is ``ok`` (its first ``[`` may be missing: some prompts supply it). A list inside prose,
 with repeats, gaps or foreign numbers is ``repaired`` and carries the counts. So is a complete list in another usual
-form: a JSON array, bullets, numbering, arrows, ``Passage 2``, escapes, numbers from 0. A list that names fewer than half
-of what was asked for is no ranking (``labelstore.labels.repair`` holds imported permutations to the same rule). An error
-message, a refusal or a reply that broke off yields no order at all, whatever numbers stand in it.
+form: a JSON array, bullets, numbering, arrows, ``Passage 2``, escapes. A list of numbers that holds a 0 counts from 0; if
+it also holds n, nobody can know, and it yields no order. A list that names fewer than half of what was asked for is no
+ranking (:func:`is_ranking`; imported permutations are held to it too). An error message, a refusal or a reply that broke
+off yields no order at all, whatever numbers stand in it.
 """
 
 import html
@@ -197,11 +198,16 @@ def parse(
     return _most_named(replace(parsed, status=REPAIRED), wanted)
 
 
+def is_ranking(named: int, wanted: int) -> bool:
+    """Whether a list names enough passages: at least half of those wanted. The one rule for replies and imports."""
+    return 2 * named >= wanted
+
+
 def _most_named(parsed: Parsed, wanted: int) -> Parsed:
-    """`parsed`, or no order where fewer than half of what was wanted is named: that is no ranking."""
-    if parsed.n_missing > wanted - parsed.n_missing:
-        return _without_order(parsed, WRONG_FORMAT)
-    return parsed
+    """`parsed`, or no order where it names too few passages."""
+    if parsed.order is None or is_ranking(wanted - parsed.n_missing, wanted):
+        return parsed
+    return _without_order(parsed, WRONG_FORMAT)
 
 
 def _plain(answer: str) -> str:
@@ -216,12 +222,16 @@ def _plain(answer: str) -> str:
 def _complete(plain: str, n: int, identifiers: str, wanted: int) -> Parsed | None:
     """The last complete list in any usual form; None if there is none, or an error message comes before it."""
     best: tuple[int, int, list[str]] | None = None
+    longest = 0
     for pattern, name in _WIDE[identifiers]:
         for match in pattern.finditer(plain):
             names = name.findall(match[0])
+            longest = max(longest, len(names))
             if _is_complete(names, n, identifiers, wanted) and _is_whole(plain, match):
-                best = max(best or (-1, 0, []), (match.end(), match.start(), names))
-    if best is None or _ERROR.search(plain[: best[1]]):
+                best = max(best or (-1, 0, []), (match.end(), -match.start(), names))
+    if best is None or _ERROR.search(plain[: -best[1]]):
+        return None
+    if len(best[2]) < min(longest, n):  # enough for what was asked, and yet not what the reply lists
         return None
     return replace(_read(best[2], n, identifiers, wanted), status=REPAIRED)
 
@@ -282,7 +292,9 @@ def _read(names: Sequence[str], n: int, identifiers: str, wanted: int) -> Parsed
     seen: set[int] = set()
     repeated = out_of_range = 0
     positions = [_position(name, identifiers) for name in names]
-    from_0 = identifiers == "numbers" and _counts_from_0(positions, n, wanted)
+    from_0 = identifiers == "numbers" and -1 in positions
+    if from_0 and n - 1 in positions:  # 0 and n: whether it counts from 0 or from 1 cannot be known
+        return Parsed(None, WRONG_FORMAT, n)
     for position in (p + 1 for p in positions) if from_0 else positions:
         if not 0 <= position < n:
             out_of_range += 1
@@ -298,12 +310,6 @@ def _read(names: Sequence[str], n: int, identifiers: str, wanted: int) -> Parsed
     order += [i for i in range(n) if i not in seen]
     status = REPAIRED if missing or repeated or out_of_range or from_0 else OK
     return Parsed(tuple(order), status, missing, repeated, out_of_range, named if named < n else None)
-
-
-def _counts_from_0(positions: Sequence[int], n: int, wanted: int) -> bool:
-    """Whether the numbers 0 … n-1 make the complete list and n is not among them."""
-    found = set(positions)
-    return -1 in found and n - 1 not in found and len([p for p in found if p < n]) >= wanted
 
 
 _POSITIONS = {
@@ -333,8 +339,8 @@ def from_logprobs(logprobs: Mapping[str, float], n: int) -> tuple[Parsed, tuple[
         n: passages in the window, at most 26.
 
     Returns:
-        The parsed order (``wrong_format`` if no letter is there; missing letters are counted as missing) and each
-        position's log-probability, None for an absent letter.
+        The parsed order (``wrong_format`` if fewer than half of the letters are there; missing letters are counted as
+        missing) and each position's log-probability, None for an absent letter.
     """
     scores: list[float | None] = [None] * n
     for token, value in logprobs.items():
@@ -351,7 +357,8 @@ def from_logprobs(logprobs: Mapping[str, float], n: int) -> tuple[Parsed, tuple[
     missing = [i for i in range(n) if scores[i] is None]
     status = REPAIRED if missing else OK
     settled = len(ranked) if missing else None
-    return Parsed((*ranked, *missing), status, n_missing=len(missing), settled=settled), tuple(scores)
+    parsed = Parsed((*ranked, *missing), status, n_missing=len(missing), settled=settled)
+    return _most_named(parsed, n), tuple(scores)
 
 
 def _known(value: float | None) -> float:

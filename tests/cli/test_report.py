@@ -537,13 +537,13 @@ def test_the_real_runs_and_labelings_of_dl19(browser: Browser, shared: Path, tmp
     from labelstore.labels import import_file as label_import
     from labelstore.labels.staging import Request as LabelRequest
     from labelstore.runs import import_run
-    from teachers.prompts.replies import parse
+    from teachers.prompts import replies
 
     store, folder = LabelStore(tmp_path / "dl19.duckdb"), shared / "dl19-passage"
     add_folder(store, folder, Request(name="dl19"))
     for run_file in sorted(folder.glob("runs/*.run.gz")):
         import_run.import_run(store, run_file, "dl19", run_file.name.removesuffix(".run.gz"))
-    label_import.import_labels(store, folder / "permutations.jsonl.gz", LabelRequest("dl19"), parse)
+    label_import.import_labels(store, folder / "permutations.jsonl.gz", LabelRequest("dl19"), replies)
     evaluation.evaluate(store, "dl19", measures=["nDCG@10", "AP(rel=2)"])
     file = report(store, tmp_path / "dl19.html")
     opened(browser, file)

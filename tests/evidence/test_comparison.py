@@ -23,7 +23,7 @@ from labelstore.labels.import_file import import_labels
 from labelstore.runs import import_run
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
-from teachers.prompts.replies import parse
+from teachers.prompts import replies
 
 NDCG = "nDCG@10"
 
@@ -155,7 +155,7 @@ def dl19(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     add_folder(store, folder, Request(name="dl19", collection="msmarco-passage", judged_only=False))
     for path in sorted((folder / "runs").glob("*.run.gz")):
         import_run.import_run(store, path, "dl19", path.name.removesuffix(".run.gz"))
-    import_labels(store, folder / "permutations.jsonl.gz", label_staging.Request("dl19"), parse)
+    import_labels(store, folder / "permutations.jsonl.gz", label_staging.Request("dl19"), replies)
     return store
 
 
