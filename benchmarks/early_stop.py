@@ -67,7 +67,7 @@ def label(folder: Path, model: Path, name: str, queries: int, **sampling: Any) -
     from teachers.engines.base import Sampling
     from teachers.engines.vllm import VllmEngine
     from teachers.generate.job import generate
-    from teachers.generate.plan import Settings
+    from teachers.generate.settings import Settings
 
     chosen = Sampling(**{"constraint": "identifiers", **sampling})
     settings = Settings(

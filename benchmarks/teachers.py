@@ -152,7 +152,7 @@ def tiny_engine(folder: Path) -> tuple[Path, Any]:
 def label(store: Any, model: Path, engine: Any, queries: int, **scheduling: Any) -> Any:
     """A whole job; ``scheduling`` are the scheduler's arguments."""
     from teachers.generate import job
-    from teachers.generate.plan import Settings
+    from teachers.generate.settings import Settings
     from teachers.scheduling.scheduler import Scheduler
 
     job.Scheduler = partial(Scheduler, **scheduling)  # type: ignore[assignment,misc]
@@ -167,7 +167,7 @@ def scripted(folder: Path, options: argparse.Namespace, queries: int | None = No
     """A job whose engine answers at once: what everything but the model takes."""
     from teachers.engines.scripted import ScriptedEngine
     from teachers.generate.job import generate
-    from teachers.generate.plan import Settings
+    from teachers.generate.settings import Settings
 
     number = queries or options.scripted_queries
     store = make(folder / "s.duckdb", number)
@@ -195,7 +195,7 @@ def memory(folder: Path, options: argparse.Namespace, queries: int) -> Row:
     """Peak memory of a scripted job; the store is made by another process, which needs memory of its own."""
     from teachers.engines.scripted import ScriptedEngine, hashed_order
     from teachers.generate.job import generate
-    from teachers.generate.plan import Settings
+    from teachers.generate.settings import Settings
 
     path = folder / f"memory-{queries}.duckdb"
     made = f"from pathlib import Path; from benchmarks.labelling_store import make; make(Path({str(path)!r}), {queries})"
@@ -222,7 +222,7 @@ def server(folder: Path, options: argparse.Namespace) -> Row:
     """Clients of one vLLM server on loopback, on the same lists one after the other."""
     from benchmarks.vllm_server import served
     from teachers.generate.job import generate
-    from teachers.generate.plan import Settings
+    from teachers.generate.settings import Settings
 
     number = max(options.queries // 3, 4)
     drawn = ragged(0)

@@ -1,7 +1,8 @@
 """The one decorator behind every command: common options, the help's example, errors to exit codes.
 
 A command is ``def show(context: Context, name: …) -> None``; the decorator takes `context` out of the signature that
-Typer sees and puts ``--store``, ``-q``, ``-v``, ``--debug`` (and ``--format`` where it lists) in.
+Typer sees and puts ``--store``, ``-q``, ``-v``, ``--debug`` (and ``--format`` where it lists) in. A parameter that is a
+dataclass stands for its fields: see `cli.parameters`.
 """
 
 import functools
@@ -15,6 +16,7 @@ import typer
 
 from cli.output import diagnostics
 from cli.output.render import Format
+from cli.parameters import gathered, shown
 
 if TYPE_CHECKING:
     from labelstore.store.label_store import LabelStore
@@ -59,8 +61,7 @@ def command(
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(function, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.name != "context"]
+        own = shown(function)
         common: list[tuple[str, Any, Any]] = [("store", StoreOption, Path("msft.duckdb"))]
         if lists:
             common.append(("format", FormatOption, Format.table))
@@ -84,15 +85,14 @@ def command(
             )
             context = Context(values.pop("store"), values.pop("format", Format.table))
             try:
-                function(context, **values)
+                function(context, **gathered(function, values))
             except (Exception, KeyboardInterrupt) as error:
                 if isinstance(error, typer.Exit) or hasattr(error, "format_message"):
                     raise
                 diagnostics.fail(error)
 
-        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
-        run.__signature__ = inspect.Signature([*keyword, *extra])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in [*keyword, *extra]}
+        run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*own, *extra]}
         app.command(name, epilog=f"Example: {example}", help=inspect.getdoc(function))(run)
         return function
 

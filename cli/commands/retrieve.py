@@ -1,5 +1,6 @@
 """`msft retrieve`: a first stage over a dataset, stored as a run."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,47 +19,44 @@ def add_to(app: typer.Typer) -> None:
     )(retrieve)
 
 
-def retrieve(
-    context: Context,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Whose queries; default: the only one.")
-    ] = None,
-    retriever: Annotated[
-        str, typer.Option("--retriever", help="bm25s (embedded), bm25 (Anserini), colbert (PyLate).")
-    ] = "bm25s",
-    depth: Annotated[int, typer.Option("--depth", help="Passages per query.")] = 100,
-    name: Annotated[str | None, typer.Option("--name", help="Of the run; default: the retriever's.")] = None,
-    k1: Annotated[float, typer.Option("--k1", help="BM25: saturation of term frequency.")] = 0.9,
-    b: Annotated[float, typer.Option("--b", help="BM25: length normalisation.")] = 0.4,
-    language: Annotated[
-        str | None, typer.Option("--language", help="bm25s: a Snowball stemmer or none; bm25: two letters.")
-    ] = None,
-    index: Annotated[
-        str | None, typer.Option("--index", help="bm25: a Pyserini prebuilt index or a Lucene index folder.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="colbert: the checkpoint, an id or a folder.")
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="colbert: cpu, cuda …")] = None,
-    threads: Annotated[int, typer.Option("--threads", help="0: one per core.")] = 0,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Overwrite a run of that name that differs.")
-    ] = False,
-) -> None:
+@dataclass(frozen=True)
+class System:
+    """How a retriever is set; most settings go with one retriever alone."""
+
+    k1: Annotated[float, "BM25: saturation of term frequency."] = 0.9
+    b: Annotated[float, "BM25: length normalisation."] = 0.4
+    language: Annotated[str | None, "bm25s: a Snowball stemmer or none; bm25: two letters."] = None
+    index: Annotated[str | None, "bm25: a Pyserini prebuilt index or a Lucene index folder."] = None
+    model: Annotated[str | None, "colbert: the checkpoint, an id or a folder."] = None
+    device: Annotated[str | None, "colbert: cpu, cuda …"] = None
+    threads: Annotated[int, "0: one per core."] = 0
+
+
+@dataclass(frozen=True)
+class Retrieve:
+    """What `msft retrieve` takes."""
+
+    dataset: Annotated[str | None, "Whose queries; default: the only one."] = None
+    retriever: Annotated[str, "bm25s (embedded), bm25 (Anserini), colbert (PyLate)."] = "bm25s"
+    depth: Annotated[int, "Passages per query."] = 100
+    name: Annotated[str | None, "Of the run; default: the retriever's."] = None
+    system: System = System()
+    replace: Annotated[bool, "Overwrite a run of that name that differs."] = False
+
+
+def retrieve(context: Context, options: Retrieve) -> None:
     """Rank a dataset's queries over its collection and store the run of candidates."""
     from labelstore import retrieval
 
-    chosen = make(
-        retriever, k1=k1, b=b, language=language, index=index, model=model, device=device, threads=threads
-    )
-    with diagnostics.progress(retriever, unit="texts") as tick:
+    chosen = make(options.retriever, **vars(options.system))
+    with diagnostics.progress(options.retriever, unit="texts") as tick:
         run = retrieval.retrieve(
             context.store,
-            dataset,
+            options.dataset,
             chosen,
-            depth,
-            name=name,
-            replace=replace,
+            options.depth,
+            name=options.name,
+            replace=options.replace,
             progress=tick,
             note=diagnostics.note,
         )

@@ -1,4 +1,4 @@
-"""`msft students`: add, list, show, rerank, export; training and serving are in modules of their own."""
+"""`msft students`: add, list, show, rerank, export, serve; training is in a module of its own."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.command import Context, command, group
-from cli.commands import students_serve, students_train
+from cli.commands import students_train
 from cli.output import diagnostics, render
 
 students_app = group("Students: train them, re-rank with them, export and serve them.")
@@ -29,7 +29,7 @@ PrecisionOption = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
     students_train.add_to(students_app)
-    students_serve.add_to(students_app)
+    command(students_app, "serve", example="msft students serve minilm-cl --port 8080")(serve)
     app.add_typer(students_app, name="students")
 
 
@@ -164,3 +164,31 @@ def export(
             note=diagnostics.note,
         )
     render.rows(rows)
+
+
+def serve(
+    context: Context,
+    student: Annotated[str, typer.Argument(help="A student's name, a model's folder, or a Hugging Face id.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 picks a free one.")] = 8080,
+    precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
+    max_texts: Annotated[int, typer.Option("--max-texts", help="Texts per request at most.")] = 1000,
+    max_body: Annotated[int, typer.Option("--max-body", help="Megabytes per request at most.")] = 16,
+    max_waiting: Annotated[
+        int, typer.Option("--max-waiting", help="Pairs that may wait; beyond, requests get 429.")
+    ] = 20_000,
+) -> None:
+    """Serve re-ranking over HTTP with text-embeddings-inference's /rerank route, /health, /info and /metrics."""
+    from students.jobs.serve import serve_student
+
+    serve_student(
+        context.store,
+        student,
+        host=host,
+        port=port,
+        precision=precision,
+        max_texts=max_texts,
+        max_body=max_body * 1_000_000,
+        max_waiting=max_waiting,
+        note=diagnostics.note,
+    )

@@ -1,5 +1,7 @@
 """`msft students train`: a regime over views of the store, on this machine."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,14 +9,75 @@ import typer
 
 from cli.command import Context, command
 from cli.output import diagnostics, render
+from cli.parameters import given
 
 STAGE_COLUMNS = (
     "student", "stage", "objective", "loss", "view", "steps", "pairs", "seconds", "weights_moved", "best_step",
     "best_value", "stopped_by", "lists_skipped", "truncated_pairs",
 )  # fmt: skip
-Several = Annotated[
-    list[str] | None, typer.Option("--dataset", help="Datasets with judgments.", show_default=False)
-]
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the views are made from."""
+
+    datasets: Annotated[
+        tuple[str, ...], typer.Option("--dataset", help="Datasets with judgments.", show_default=False)
+    ] = ()
+    runs: Annotated[
+        tuple[str, ...],
+        typer.Option("--run", help="Runs that negatives are drawn from, where none were mined."),
+    ] = ()
+    negatives: Annotated[tuple[str, ...], "Mined negatives (cl)."] = ()
+    labels: Annotated[tuple[str, ...], "Labelings to distil (kd)."] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that replace the recipe's; None leaves one to the recipe."""
+
+    lr: Annotated[float | None, "Peak learning rate of every stage."] = None
+    epochs: Annotated[float | None, "Epochs of every stage."] = None
+    max_steps: Annotated[int | None, "Steps of every stage at most."] = None
+    max_minutes: Annotated[float | None, "Minutes of every stage at most."] = None
+    lists: Annotated[int | None, typer.Option("--batch", help="Lists (queries) per step.")] = None
+    group_size: Annotated[int | None, "Passages sampled per list."] = None
+    loss: Annotated[str | None, "Loss of every stage; default lce (cl), ranknet (kd)."] = None
+    seed: Annotated[int | None, "Of samples, order, new head and dropout."] = None
+    max_length: Annotated[int | None, "Tokens per pair."] = None
+    precision: Annotated[str | None, "auto, fp32 or bf16."] = None
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """Parameters of the views; None leaves one to the view's default."""
+
+    valid_fraction: Annotated[float | None, "Share of queries kept for validation."] = None
+    per_query: Annotated[int | None, "Negatives per list in the view (cl)."] = None
+    retrieved: Annotated[bool, "Only positives that the negatives' runs rank (cl)."] = False
+    stratified: Annotated[int | None, "Passages per list, across the teacher's whole order (kd)."] = None
+    easy: Annotated[int | None, "Random passages at the bottom of each list."] = None
+    max_lists: Annotated[int | None, "Lists per view at most."] = None
+    allow_overlap: Annotated[bool, "Train on queries of test sets all the same."] = False
+
+
+@dataclass(frozen=True)
+class Train:
+    """What `msft students train` takes."""
+
+    regime: Annotated[str | None, "cl, kd, cl,kd, kd,cl or longer; cl+kd for both at once."] = None
+    base: Annotated[str | None, "Hugging Face id, folder, minilm | electra | roberta …, or student:NAME."] = (
+        None
+    )
+    names: Names = Names()
+    name: Annotated[str | None, "The student's name; default BASE-REGIME-KEY."] = None
+    recipe: Annotated[str | None, "A TOML file, or a shipped recipe's name."] = None
+    settings: Settings = Settings()
+    more: Annotated[
+        tuple[str, ...],
+        typer.Option("--set", help="Any other setting of a recipe: KEY=VALUE, e.g. clip=10."),
+    ] = ()
+    views: ViewParameters = ViewParameters()
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,73 +90,7 @@ def add_to(app: typer.Typer) -> None:
     )(train)
 
 
-def train(
-    context: Context,
-    regime: Annotated[
-        str | None, typer.Option("--regime", help="cl, kd, cl,kd, kd,cl or longer; cl+kd for both at once.")
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", help="Hugging Face id, folder, minilm | electra | roberta …, or student:NAME."
-        ),
-    ] = None,
-    dataset: Several = None,
-    run: Annotated[
-        list[str] | None,
-        typer.Option("--run", help="Runs that negatives are drawn from, where none were mined."),
-    ] = None,
-    negatives: Annotated[list[str] | None, typer.Option("--negatives", help="Mined negatives (cl).")] = None,
-    labels: Annotated[list[str] | None, typer.Option("--labels", help="Labelings to distil (kd).")] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="The student's name; default BASE-REGIME-KEY.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", help="A TOML file, or a shipped recipe's name.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Peak learning rate of every stage.")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Epochs of every stage.")] = None,
-    max_steps: Annotated[
-        int | None, typer.Option("--max-steps", help="Steps of every stage at most.")
-    ] = None,
-    max_minutes: Annotated[
-        float | None, typer.Option("--max-minutes", help="Minutes of every stage at most.")
-    ] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Lists (queries) per step.")] = None,
-    group_size: Annotated[int | None, typer.Option("--group-size", help="Passages sampled per list.")] = None,
-    loss: Annotated[
-        str | None, typer.Option("--loss", help="Loss of every stage; default lce (cl), ranknet (kd).")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Of samples, order, new head and dropout.")
-    ] = None,
-    max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens per pair.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="auto, fp32 or bf16.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any other setting of a recipe: KEY=VALUE, e.g. clip=10."),
-    ] = None,
-    valid_fraction: Annotated[
-        float | None, typer.Option("--valid-fraction", help="Share of queries kept for validation.")
-    ] = None,
-    per_query: Annotated[
-        int | None, typer.Option("--per-query", help="Negatives per list in the view (cl).")
-    ] = None,
-    retrieved: Annotated[
-        bool, typer.Option("--retrieved", help="Only positives that the negatives' runs rank (cl).")
-    ] = False,
-    stratified: Annotated[
-        int | None,
-        typer.Option("--stratified", help="Passages per list, across the teacher's whole order (kd)."),
-    ] = None,
-    easy: Annotated[
-        int | None, typer.Option("--easy", help="Random passages at the bottom of each list.")
-    ] = None,
-    max_lists: Annotated[int | None, typer.Option("--max-lists", help="Lists per view at most.")] = None,
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Train on queries of test sets all the same.")
-    ] = False,
-) -> None:
+def train(context: Context, options: Train) -> None:
     """Train a student from the store's judgments (cl), its LLM rankings (kd), or both, stage after stage.
 
     Several datasets, negatives and labelings make one view, across collections. The same command continues a training
@@ -102,48 +99,23 @@ def train(
     from students.jobs.register import stage_rows
     from students.jobs.train import Sources, train_student
 
-    given = {
-        "lr": lr,
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "max_minutes": max_minutes,
-        "lists": batch,
-        "group_size": group_size,
-        "loss": loss,
-        "seed": seed,
-        "max_length": max_length,
-        "precision": precision,
-    }
-    settings = {key: value for key, value in given.items() if value is not None} | _settings(set_ or [])
-    view_parameters = {
-        key: value
-        for key, value in (
-            ("valid_fraction", valid_fraction),
-            ("per_query", per_query),
-            ("retrieved", retrieved or None),
-            ("stratified", stratified),
-            ("easy", easy),
-            ("max_lists", max_lists),
-            ("allow_overlap", allow_overlap or None),
-        )
-        if value is not None
-    }
+    recipe = options.recipe
     with diagnostics.progress("training", unit="pairs") as tick:
         student = train_student(
             context.store,
-            regime=regime,
-            base=base,
-            sources=Sources(dataset or (), run or (), negatives or (), labels or (), view_parameters),
-            name=name,
+            regime=options.regime,
+            base=options.base,
+            sources=Sources(**vars(options.names), view_parameters=given(options.views)),
+            name=options.name,
             recipe=recipe if recipe is None or not Path(recipe).suffix else Path(recipe),
-            settings=settings,
+            settings=given(options.settings) | _settings(options.more),
             progress=tick,
             note=diagnostics.note,
         )
     render.rows(stage_rows(context.store, student.name), context.format, STAGE_COLUMNS)
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     """``KEY=VALUE`` as TOML has values: ``clip=10``, ``schedule="cosine"``; bare words are text.
 
     Raises:

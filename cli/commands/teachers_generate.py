@@ -2,12 +2,16 @@
 
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.command import Context, command
 from cli.output import diagnostics, render
+from cli.parameters import After
+from teachers.generate.settings import Settings
 
 if TYPE_CHECKING:
     from teachers.generate.job import Labelled
@@ -16,140 +20,46 @@ if TYPE_CHECKING:
 _EXAMPLE = "msft teachers generate --model rankzephyr --dataset dl19 --run bm25 --dry-run"
 
 
+@dataclass(frozen=True)
+class Options(Settings):
+    """The job's settings; the command line has words of its own for two of them."""
+
+    base_urls: Annotated[
+        tuple[str, ...],
+        typer.Option("--base-url", help="An OpenAI-compatible server; repeat it for several."),
+    ] = ()
+    constrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--constrained/--free",
+            help="Allow only unused identifiers and the separator; the default of vllm and ray.",
+            show_default=False,
+        ),
+    ] = None
+
+
 def add_generate(app: typer.Typer) -> None:
     """Add `generate` to the group of teachers' commands."""
 
     @command(app, "generate", example=_EXAMPLE, lists=True)
     def generate(
         context: Context,
-        model: Annotated[
-            str, typer.Option(help="Registry name, Hugging Face id, folder, student:NAME or minilm.")
-        ],
-        dataset: Annotated[str | None, typer.Option(help="Whose queries; the only one by default.")] = None,
-        run: Annotated[
-            str | None, typer.Option(help="Whose candidates; the only first stage by default.")
-        ] = None,
-        depth: Annotated[int, typer.Option(help="Candidates per query.")] = 100,
-        strategy: Annotated[
-            str | None, typer.Option(help="sliding (default), single, full, top-down, tournament.")
-        ] = None,
-        window: Annotated[int | None, typer.Option(help="Passages per call; the model's by default.")] = None,
-        stride: Annotated[int | None, typer.Option(help="How far a sliding window moves.")] = None,
-        passes: Annotated[int | None, typer.Option(help="Passes of a sliding window.")] = None,
-        pivot: Annotated[int | None, typer.Option(help="Rank of top-down's pivot.")] = None,
-        keep: Annotated[int | None, typer.Option(help="How many of a tournament's group go on.")] = None,
-        samples: Annotated[
-            int, typer.Option(help="Self-consistency: shuffled orders per query, merged.")
-        ] = 1,
-        seed: Annotated[int, typer.Option(help="Of shuffled orders and of sampling.")] = 0,
-        engine: Annotated[
-            str | None, typer.Option(help="vllm, openai, ray, cross-encoder, bi-encoder.")
-        ] = None,
-        base_url: Annotated[
-            list[str] | None, typer.Option(help="An OpenAI-compatible server; repeat it for several.")
-        ] = None,
+        options: Options,
         engine_arg: Annotated[
-            list[str] | None, typer.Option(help="KEY=VALUE for vllm.LLM, e.g. tensor_parallel_size=2.")
-        ] = None,
-        workers: Annotated[int, typer.Option(help="Workers of --engine ray.")] = 2,
-        max_in_flight: Annotated[
-            int | None, typer.Option(help="Requests at once: vLLM's batch, or per server.")
-        ] = None,
-        timeout: Annotated[float, typer.Option(help="Seconds that a server may take for a reply.")] = 300.0,
-        tokenizer: Annotated[
-            str | None, typer.Option(help="Of a server's model, for exact token counts: folder or id.")
-        ] = None,
-        limit: Annotated[int | None, typer.Option(help="Only the first N queries.")] = None,
+            tuple[str, ...],
+            typer.Option(help="KEY=VALUE for vllm.LLM, e.g. tensor_parallel_size=2."),
+            After("base_urls"),
+        ] = (),
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Forecast calls, tokens, cost and time; ask nothing.")
-        ] = False,
-        max_calls: Annotated[int | None, typer.Option(help="Stop before more calls than this.")] = None,
-        max_tokens: Annotated[
-            int | None, typer.Option(help="Stop before more tokens than this, in and out.")
-        ] = None,
-        max_cost: Annotated[float | None, typer.Option(help="Stop before it costs more than this.")] = None,
-        input_price: Annotated[
-            float | None, typer.Option(help="Per million input tokens, over the registry's.")
-        ] = None,
-        output_price: Annotated[float | None, typer.Option(help="Per million output tokens.")] = None,
-        max_attempts: Annotated[
-            int, typer.Option(help="Tries per call before its query is quarantined.")
-        ] = 3,
-        retry_quarantined: Annotated[
-            bool, typer.Option("--retry-quarantined", help="Try quarantined queries again.")
-        ] = False,
-        name: Annotated[str | None, typer.Option(help="Of the labeling; TEACHER@RUN by default.")] = None,
-        prompt: Annotated[
-            str | None, typer.Option(help="A registered prompt, NAME@VERSION, over the model's.")
-        ] = None,
-        context_tokens: Annotated[
-            int | None, typer.Option("--context", help="Tokens of prompt and reply together.")
-        ] = None,
-        temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
-        constrained: Annotated[
-            bool | None,
-            typer.Option(
-                "--constrained/--free",
-                help="Allow only unused identifiers and the separator; the default of vllm and ray.",
-                show_default=False,
-            ),
-        ] = None,
-        top: Annotated[
-            int | None, typer.Option(help="Constrained, and each reply ends after the best N identifiers.")
-        ] = None,
-        logprobs: Annotated[
-            bool, typer.Option("--logprobs", help="Keep identifiers' log-probabilities as scores.")
-        ] = False,
-        fuse: Annotated[
             bool,
-            typer.Option("--fuse", help="Fuse a scoring model's order with the run's, by reciprocal ranks."),
+            typer.Option("--dry-run", help="Forecast calls, tokens, cost and time; ask nothing."),
+            After("limit"),
         ] = False,
-        canaries: Annotated[
-            int, typer.Option(help="Calls repeated at each start to notice a changed model; 0: none.")
-        ] = 3,
     ) -> None:
         """Label a run's candidates with a teacher; run it again to go on where it stopped."""
         from teachers.generate.job import generate as label
-        from teachers.generate.plan import Settings
 
-        settings = Settings(
-            model=model,
-            dataset=dataset,
-            run=run,
-            depth=depth,
-            strategy=strategy,
-            window=window,
-            stride=stride,
-            passes=passes,
-            pivot=pivot,
-            keep=keep,
-            samples=samples,
-            seed=seed,
-            engine=engine,
-            base_urls=tuple(base_url or ()),
-            engine_arguments=_engine_arguments(engine_arg or []),
-            workers=workers,
-            max_in_flight=max_in_flight,
-            timeout=timeout,
-            tokenizer=tokenizer,
-            limit=limit,
-            max_calls=max_calls,
-            max_tokens=max_tokens,
-            max_cost=max_cost,
-            max_attempts=max_attempts,
-            retry_quarantined=retry_quarantined,
-            name=name,
-            prompt=prompt,
-            context=context_tokens,
-            input_price=input_price,
-            output_price=output_price,
-            temperature=temperature,
-            constrained=constrained,
-            top=top,
-            logprobs=logprobs,
-            fuse=fuse,
-            canaries=canaries,
-        )
+        settings = replace(options, engine_arguments=_engine_arguments(engine_arg))
         if dry_run:
             from teachers.generate.dry_run import forecast
 
@@ -225,7 +135,7 @@ def raise_if_left(result: "Labelled") -> None:
         raise error
 
 
-def _engine_arguments(given: list[str]) -> dict[str, Any]:
+def _engine_arguments(given: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE pairs; values read as JSON where they are (2, 0.5, true), as text otherwise.
 
     Raises:

@@ -1,6 +1,7 @@
 """`msft negatives` and `msft views`: hard negatives and training views, with counts of what was left out."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 
 from cli.command import Context, command, group
 from cli.output import diagnostics, render
+from cli.parameters import After, given
 
 if TYPE_CHECKING:
     from labelstore.store.sql_steps import Filter
@@ -18,16 +20,16 @@ DatasetOption = Annotated[
     str | None, typer.Option("--dataset", help="The dataset; the only one where there is one.")
 ]
 DatasetsOption = Annotated[
-    list[str] | None, typer.Option("--dataset", help="May be given several times; default: the sources' own.")
+    tuple[str, ...], typer.Option("--dataset", help="May be given several times; default: the sources' own.")
 ]
 RunsOption = Annotated[
-    list[str] | None,
+    tuple[str, ...],
     typer.Option("--run", help="May be given several times; the only first stage where there is one."),
 ]
 NegativesOption = Annotated[
-    list[str] | None, typer.Option("--negatives", help="Mined negatives (contrastive).")
+    tuple[str, ...], typer.Option("--negatives", help="Mined negatives (contrastive).")
 ]
-LabelsOption = Annotated[list[str] | None, typer.Option("--labels", help="Labelings (distillation).")]
+LabelsOption = Annotated[tuple[str, ...], typer.Option("--labels", help="Labelings (distillation).")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the sample.")]
 OverlapOption = Annotated[
     bool, typer.Option("--allow-overlap", help="Train on queries that stand in a test set all the same.")
@@ -53,91 +55,76 @@ def _count_rows(what: str, name: str, counts: Iterable["Filter"]) -> list[dict[s
     ]
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What a view is made from."""
+
+    datasets: DatasetsOption = ()
+    runs: RunsOption = ()
+    negatives: NegativesOption = ()
+    labels: LabelsOption = ()
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of all kinds of views; None leaves one to its kind's default."""
+
+    depth: Annotated[int | None, "Deepest rank taken [contrastive from a run: 200]."] = None
+    per_query: Annotated[int | None, "Negatives per list [99]; 0 takes all (contrastive)."] = None
+    positives: Annotated[
+        str | None, "each makes a list of its own, one is drawn, or all stand in one list."
+    ] = None
+    max_positives: Annotated[int | None, "Lists per query at most (contrastive)."] = None
+    min_relevance: Annotated[int | None, "Lowest grade that counts as positive."] = None
+    retrieved: Annotated[bool, "Only positives that the negatives' runs rank (contrastive)."] = False
+    scores: Annotated[bool, "Put the runs' scores into the lists (contrastive)."] = False
+    max_repairs: Annotated[
+        int | None, "Take repaired permutations up to so many repairs [10] (distillation)."
+    ] = None
+    min_passages: Annotated[int | None, "Leave out shorter lists [2] (distillation)."] = None
+    stratified: Annotated[
+        int | None, "Passages per list, across the teacher's whole order (distillation)."
+    ] = None
+    easy: Annotated[int | None, "Random passages at the bottom of each list [0] (not rerank)."] = None
+    max_lists: Annotated[int | None, "Lists at most, drawn by the seed."] = None
+    valid_fraction: Annotated[float | None, "Queries held out for validation [0.01]."] = None
+    allow_overlap: Annotated[OverlapOption, After("seed")] = False
+
+
+@dataclass(frozen=True)
+class Build:
+    """What `msft views build` takes."""
+
+    kind: Annotated[str, typer.Option("--kind", help="contrastive, distillation or rerank.")]
+    sources: Sources = Sources()
+    name: Annotated[str | None, typer.Option("--name", help="How commands call the view.")] = None
+    parameters: Parameters = Parameters()
+    seed: SeedOption = 42
+
+
 @command(
     views_app,
     "build",
     example="msft views build --kind distillation --labels rankzephyr-7b@bm25 --name kd",
     lists=True,
 )
-def build(
-    context: Context,
-    kind: Annotated[str, typer.Option("--kind", help="contrastive, distillation or rerank.")],
-    dataset: DatasetsOption = None,
-    run: RunsOption = None,
-    negatives: NegativesOption = None,
-    labels: LabelsOption = None,
-    name: Annotated[str | None, typer.Option("--name", help="How commands call the view.")] = None,
-    depth: Annotated[
-        int | None, typer.Option(help="Deepest rank taken [contrastive from a run: 200].")
-    ] = None,
-    per_query: Annotated[
-        int | None, typer.Option(help="Negatives per list [99]; 0 takes all (contrastive).")
-    ] = None,
-    positives: Annotated[
-        str | None, typer.Option(help="each makes a list of its own, one is drawn, or all stand in one list.")
-    ] = None,
-    max_positives: Annotated[int | None, typer.Option(help="Lists per query at most (contrastive).")] = None,
-    min_relevance: Annotated[int | None, typer.Option(help="Lowest grade that counts as positive.")] = None,
-    retrieved: Annotated[
-        bool, typer.Option("--retrieved", help="Only positives that the negatives' runs rank (contrastive).")
-    ] = False,
-    scores: Annotated[
-        bool, typer.Option("--scores", help="Put the runs' scores into the lists (contrastive).")
-    ] = False,
-    max_repairs: Annotated[
-        int | None, typer.Option(help="Take repaired permutations up to so many repairs [10] (distillation).")
-    ] = None,
-    min_passages: Annotated[
-        int | None, typer.Option(help="Leave out shorter lists [2] (distillation).")
-    ] = None,
-    stratified: Annotated[
-        int | None, typer.Option(help="Passages per list, across the teacher's whole order (distillation).")
-    ] = None,
-    easy: Annotated[
-        int | None, typer.Option(help="Random passages at the bottom of each list [0] (not rerank).")
-    ] = None,
-    max_lists: Annotated[int | None, typer.Option(help="Lists at most, drawn by the seed.")] = None,
-    valid_fraction: Annotated[
-        float | None, typer.Option(help="Queries held out for validation [0.01].")
-    ] = None,
-    seed: SeedOption = 42,
-    allow_overlap: OverlapOption = False,
-) -> None:
+def build(context: Context, options: Build) -> None:
     """Build a training view; the same parameters over the same content give the view that is there."""
     from labelstore.views import build as views
     from labelstore.views import folder as export
 
-    given: dict[str, Any] = {
-        "depth": depth,
-        "positives": positives,
-        "max_positives": max_positives,
-        "min_relevance": min_relevance,
-        "retrieved": retrieved or None,
-        "scores": scores or None,
-        "max_repairs": max_repairs,
-        "min_passages": min_passages,
-        "stratified": stratified,
-        "easy": easy,
-        "max_lists": max_lists,
-        "valid_fraction": valid_fraction,
-        "per_query": per_query,
-        "allow_overlap": allow_overlap or None,
-    }
-    parameters = {key: value for key, value in given.items() if value is not None}
-    if per_query == 0:
+    parameters = given(options.parameters)
+    if options.parameters.per_query == 0:
         parameters["per_query"] = None
     with diagnostics.progress("lists", unit="lists") as tick:
         view = views.build(
             context.store,
-            kind,
-            datasets=dataset or (),
-            runs=run or (),
-            negatives=negatives or (),
-            labels=labels or (),
-            name=name,
-            seed=seed,
+            options.kind,
+            name=options.name,
+            seed=options.seed,
             progress=tick,
             note=diagnostics.note,
+            **vars(options.sources),
             **parameters,
         )
     folder = views.folder_of(context.store, view)

@@ -14,6 +14,7 @@ import duckdb
 
 from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.files.work_folder import work_folder
+from labelstore.negatives.parameters import Parameters, make_parameters
 from labelstore.provenance import record as provenance
 from labelstore.store import lookup
 from labelstore.store.keys import canonical_json, content_key
@@ -21,51 +22,6 @@ from labelstore.store.label_store import LabelStore, next_id
 from labelstore.store.row_hashes import id_hash, ranking_hash, row_sum
 from labelstore.store.sql_steps import Filter, filters, set_variables, sql_file
 from labelstore.views.build import DEFAULT_SEED
-
-STRATEGIES = ("uniform", "top")
-DENOISING = ("drop", "relabel", "downweight")
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """What makes a candidate a negative.
-
-    Args:
-        strategy: ``uniform`` draws from the candidates left, ``top`` takes the best ranked (or best scored) of them.
-        min_rank: best rank that is taken (2 skips the first candidate).
-        depth: worst rank that is taken.
-        per_query: negatives per query at most.
-        at_least: queries with fewer are left out.
-        min_relevance: the lowest grade that counts as positive.
-        reference: with several positives, margins and denoising compare with the ``best`` or the ``worst`` of them.
-        absolute_margin: a negative's score is at most the positive's minus this.
-        relative_margin: … at most the positive's minus this share of its magnitude.
-        max_score: highest score of a negative.
-        min_score: lowest score of a negative.
-        denoise: what becomes of a candidate that the labeling ranks above the positive: ``drop`` it, ``relabel`` it
-            as a positive, or ``downweight`` it.
-        denoise_weight: its weight under ``downweight``.
-        max_repairs: permutations with more repairs are not used for denoising.
-        include_positives: keep positives that the run ranks, as label 1 at their rank.
-        shares: share of `per_query` for each run, in their order; equal by default.
-    """
-
-    strategy: str = "uniform"
-    min_rank: int = 1
-    depth: int = 200
-    per_query: int = 99
-    at_least: int = 1
-    min_relevance: int = 1
-    reference: str = "best"
-    absolute_margin: float | None = None
-    relative_margin: float | None = None
-    max_score: float | None = None
-    min_score: float | None = None
-    denoise: str = "drop"
-    denoise_weight: float = 0.1
-    max_repairs: int = 10
-    include_positives: bool = False
-    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,51 +114,6 @@ def mine(
             clock,
             replace,
         )
-
-
-def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
-    """Checked parameters.
-
-    Raises:
-        UsageError: naming the option and what it takes.
-    """
-    try:
-        options = Parameters(**{key: value for key, value in given.items() if value is not None})
-    except TypeError as error:
-        raise UsageError(
-            f"mining takes no such parameter: {error}", hint="msft negatives mine --help"
-        ) from error
-    for key, allowed in (("strategy", STRATEGIES), ("reference", ("best", "worst")), ("denoise", DENOISING)):
-        if getattr(options, key) not in allowed:
-            raise UsageError(f"{key} is {getattr(options, key)!r}", hint=f"it takes {' | '.join(allowed)}")
-    for key in ("min_rank", "depth", "per_query", "at_least"):
-        if getattr(options, key) < 1:
-            option = f"--{key.replace('_', '-')}"
-            raise UsageError(
-                f"{option} is {getattr(options, key)}: it must be at least 1", hint=f"{option} 1 or more"
-            )
-    if options.min_rank > options.depth:
-        raise UsageError(
-            f"ranks {options.min_rank} to {options.depth} hold nothing", hint="--min-rank below --depth"
-        )
-    if options.at_least > options.per_query:
-        raise UsageError("at_least is above per_query", hint=f"--at-least {options.per_query} or less")
-    for key in ("absolute_margin", "relative_margin"):
-        value = getattr(options, key)
-        if value is not None and value < 0:
-            raise UsageError(
-                f"{key} is {value}: it must not be negative", hint="a margin is a distance below the positive"
-            )
-    if not 0 <= options.denoise_weight <= 1:
-        raise UsageError(f"denoise_weight is {options.denoise_weight}", hint="a weight from 0 to 1")
-    if options.shares and (
-        len(options.shares) != n_runs or min(options.shares) < 0 or sum(options.shares) <= 0
-    ):
-        raise UsageError(
-            f"{len(options.shares)} shares for {n_runs} runs",
-            hint="one --share per --run, in the same order, not all 0",
-        )
-    return options
 
 
 def quotas(per_query: int, shares: Sequence[float]) -> list[int]:

@@ -14,7 +14,7 @@ from labelstore.files import trec
 from labelstore.files.work_folder import work_folder
 from labelstore.provenance import record as provenance
 from labelstore.runs import checked_lines as run_lines
-from labelstore.runs.write import _keep
+from labelstore.runs.write import Checked, _keep
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 
@@ -78,11 +78,14 @@ def import_run(
                 con.register("staged_sums", staged.sums)
                 _still_known(con, staged)
                 con.register("staged_rows", staged.open())
+                checked = Checked(
+                    sums="(SELECT query, high::HUGEINT * 4294967296 + low AS total, n FROM staged_sums)",
+                    depth=staged.depth,
+                    rows="SELECT query, rank, document, score FROM staged_rows",
+                )
                 run = _keep(
                     con, job, staged.dataset.dataset, run_name, kind, system or tag, None, None,
-                    {"file": path.name, **(parameters or {})}, replace,
-                    sums="(SELECT query, high::HUGEINT * 4294967296 + low AS total, n FROM staged_sums)",
-                    depth=staged.depth, rows="SELECT query, rank, document, score FROM staged_rows",
+                    {"file": path.name, **(parameters or {})}, replace, checked,
                 )  # fmt: skip
                 job.count(con, "run", f"{staged.dataset.name}/{run_name}", staged.n_read, staged.drops)
                 held = con.execute("SELECT job FROM runs WHERE run = ?", [run.run]).fetchall()[0][0]

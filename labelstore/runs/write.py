@@ -5,6 +5,7 @@ its line, and nothing of it is stored.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -19,6 +20,15 @@ from labelstore.store.row_hashes import id_hash, ranking_hash, row_sum
 
 def _value(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any] | None = None) -> Any:
     return con.execute(sql, parameters or []).fetchall()[0][0]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A ranking that may be stored: its rows, the sums that its hash is made from, its deepest rank."""
+
+    sums: str
+    depth: int
+    rows: str
 
 
 def store_run(
@@ -74,11 +84,14 @@ def store_run(
     if twice:
         raise BadInput(f"run {name}: passage {twice[0][1]} comes twice for query {twice[0][0]}")
     con.execute(f"CREATE OR REPLACE TEMP TABLE ranked_sums AS {row_sum('ranked_rows')}")
-    run = _keep(
-        con, job, dataset, name, kind, system, source_run, student, parameters or {}, replace,
-        sums="ranked_sums", depth=_value(con, "SELECT max(rank) FROM ranked_rows"),
+    checked = Checked(
+        sums="ranked_sums",
+        depth=_value(con, "SELECT max(rank) FROM ranked_rows"),
         rows="SELECT query, rank, document, score FROM ranked_rows ORDER BY query, rank",
-    )  # fmt: skip
+    )
+    run = _keep(
+        con, job, dataset, name, kind, system, source_run, student, parameters or {}, replace, checked
+    )
     con.execute("DROP TABLE ranked_rows")
     con.execute("DROP TABLE ranked_sums")
     return run
@@ -95,13 +108,10 @@ def _keep(
     student: int | None,
     parameters: Mapping[str, Any],
     replace: bool,
-    *,
-    sums: str,
-    depth: int,
-    rows: str,
+    checked: Checked,
 ) -> lookup.Run:
     """Record checked rows as a run: the same again is returned as it is, other content needs `replace`."""
-    content, n_queries, n_rows = ranking_hash(con, sums, "queries")
+    content, n_queries, n_rows = ranking_hash(con, checked.sums, "queries")
     held = con.execute(
         "SELECT run, content_hash FROM runs WHERE dataset = ? AND name = ?", [dataset, name]
     ).fetchall()
@@ -118,9 +128,9 @@ def _keep(
     con.execute(
         "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
-            key, name, dataset, kind, system, source_run, student, canonical_json(dict(parameters)), depth,
+            key, name, dataset, kind, system, source_run, student, canonical_json(dict(parameters)), checked.depth,
             n_queries, n_rows, content, job.job,
         ],
     )  # fmt: skip
-    con.execute(f"INSERT INTO candidates SELECT {key}, * FROM ({rows})")
+    con.execute(f"INSERT INTO candidates SELECT {key}, * FROM ({checked.rows})")
     return lookup.run_by_id(con, key)

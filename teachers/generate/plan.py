@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from teachers import models
 from teachers.engines.base import Sampling
 from teachers.errors import ExitCode, TeacherError
 from teachers.generate.calls import Teacher, check_reading
+from teachers.generate.settings import Settings
 from teachers.journal.segments import Record
 from teachers.strategies import by_name as windows
 from teachers.strategies.by_name import Strategy
@@ -24,48 +25,6 @@ ENGINES = ("vllm", "openai", "ray", "cross-encoder", "bi-encoder")
 POINTWISE = ("cross-encoder", "bi-encoder")
 CONSTRAINING = ("vllm", "ray")
 PROCESSOR = "teachers.engines.constrained:IdentifierConstraint"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `msft teachers generate` was asked; None: the default of the model or strategy."""
-
-    model: str
-    dataset: str | None = None
-    run: str | None = None
-    depth: int = 100
-    strategy: str | None = None
-    window: int | None = None
-    stride: int | None = None
-    passes: int | None = None
-    pivot: int | None = None
-    keep: int | None = None
-    samples: int = 1
-    seed: int = 0
-    engine: str | None = None
-    base_urls: tuple[str, ...] = ()
-    engine_arguments: Mapping[str, Any] = field(default_factory=dict)
-    workers: int = 2
-    max_in_flight: int | None = None
-    timeout: float = 300.0
-    tokenizer: str | None = None
-    limit: int | None = None
-    max_calls: int | None = None
-    max_tokens: int | None = None
-    max_cost: float | None = None
-    max_attempts: int = 3
-    retry_quarantined: bool = False
-    name: str | None = None
-    prompt: str | None = None
-    context: int | None = None
-    input_price: float | None = None
-    output_price: float | None = None
-    temperature: float = 0.0
-    constrained: bool | None = None  # None: wherever the engine can
-    top: int | None = None
-    logprobs: bool = False
-    fuse: bool = False
-    canaries: int = 3
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from test_cluster import Killer, local_ray, rows
 from benchmarks.labelling_store import make
 from benchmarks.tiny_mistral import make as make_model
 from teachers.generate.job import generate
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 
 __all__ = ["local_ray"]  # the fixture
 

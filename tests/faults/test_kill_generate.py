@@ -24,7 +24,7 @@ from pathlib import Path
 from labelstore.store.label_store import LabelStore
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 
 store, asked = LabelStore(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
 

@@ -153,7 +153,7 @@ def spoilt(store: LabelStore, number: int) -> Path:
     from teachers.engines.scripted import ScriptedEngine, hashed_order
     from teachers.generate import job as jobs
     from teachers.generate import merge_journal as merge
-    from teachers.generate.plan import Settings
+    from teachers.generate.settings import Settings
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("teachers.generate.child_process.merge", lambda *_: merge.Merged())

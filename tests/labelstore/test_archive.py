@@ -21,7 +21,7 @@ from labelstore.upkeep.verify.verify import verify
 from labelstore.views import build as views
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 from teachers.journal.segments import Journal
 
 

@@ -22,7 +22,7 @@ from labelstore.views import build as views
 from teachers.engines.base import Completion, Request
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 
 QUERIES = 6
 

@@ -24,7 +24,7 @@ from labelstore.views import build as views
 from labelstore.views import folder as export
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 
 BLOCK = 262_144
 

@@ -20,7 +20,7 @@ from teachers.generate import child_process as apart
 from teachers.generate import job
 from teachers.generate.job import generate
 from teachers.generate.merge_journal import Merged, merge
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 from teachers.journal import segments as journal
 from teachers.journal.segments import Journal
 

@@ -24,7 +24,7 @@ from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.errors import TeacherError
 from teachers.generate.cluster import driver as cluster
 from teachers.generate.job import Labelled, generate
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 from teachers.journal import segments as journal
 
 pytestmark = pytest.mark.needs("ray")

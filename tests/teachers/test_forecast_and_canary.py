@@ -11,7 +11,7 @@ from teachers.engines.base import Completion, Request
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.dry_run import JobForecast, forecast
 from teachers.generate.job import Labelled, generate
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 from teachers.scheduling.forecast import forecast as pure_forecast
 from teachers.strategies.by_name import strategy
 

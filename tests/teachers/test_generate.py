@@ -17,7 +17,7 @@ from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.errors import TeacherError
 from teachers.generate.job import Labelled, generate
 from teachers.generate.merge_journal import Merged, merge
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 from teachers.journal import segments as journal
 
 SETTINGS: dict[str, Any] = {"model": "rankzephyr", "canaries": 0}

@@ -10,7 +10,7 @@ from labelstore.errors import BadInput
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.errors import TeacherError
 from teachers.generate.job import generate
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 
 SETTINGS = Settings(model="rankzephyr", canaries=0)
 

@@ -20,7 +20,7 @@ from teachers.engines.breaker import Breaker, retry_after
 from teachers.engines.openai import OpenAIEngine
 from teachers.errors import TeacherError
 from teachers.generate.job import Labelled, generate
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 
 
 @pytest.fixture(autouse=True)

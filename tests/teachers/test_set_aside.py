@@ -13,7 +13,7 @@ from labelstore.store.label_store import LabelStore
 from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate import merge_journal as merge
 from teachers.generate.job import Labelled, generate
-from teachers.generate.plan import Settings
+from teachers.generate.settings import Settings
 from teachers.journal import segments as journal
 
 Spoil = Callable[[list[dict[str, Any]]], None]

@@ -131,7 +131,7 @@ def test_a_job_that_stops_early_gives_replies_the_room_they_need(
     """Ten of twenty identifiers may all be of two digits, each a token of its own."""
     from benchmarks.labelling_store import make
     from teachers.generate.job import generate
-    from teachers.generate.plan import Settings
+    from teachers.generate.settings import Settings
 
     store = make(tmp_path / "s.duckdb", 6, length=lambda k: 40)
     whole, engine.sampling = engine.sampling, replace(engine.sampling, top=10)

@@ -1,0 +1,81 @@
+"""What makes a candidate a negative: the parameters of a mining, with the texts that `--help` shows."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from labelstore.errors import UsageError
+
+STRATEGIES = ("uniform", "top")
+DENOISING = ("drop", "relabel", "downweight")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What makes a candidate a negative.
+
+    A margin or limit compares the candidates' own scores, or those of the run that `scores` names. A candidate that
+    the denoising labeling ranks above the positive is dropped, becomes a positive (``relabel``), or keeps its place
+    with the weight `denoise_weight` (``downweight``).
+    """
+
+    strategy: Annotated[str, "uniform: drawn; top: the best ranked."] = "uniform"
+    depth: Annotated[int, "Worst rank that is taken."] = 200
+    min_rank: Annotated[int, "Best rank that is taken: 11 skips the first ten."] = 1
+    per_query: Annotated[int, "Negatives per query at most."] = 99
+    at_least: Annotated[int, "Leave out queries with fewer."] = 1
+    shares: tuple[float, ...] = ()  # of `per_query` for each run, in their order; equal by default
+    min_relevance: Annotated[int, "Lowest grade that counts as positive."] = 1
+    reference: Annotated[str, "With several positives, compare with the best or the worst of them."] = "best"
+    absolute_margin: Annotated[float | None, "A negative scores at least so much below the positive."] = None
+    relative_margin: Annotated[float | None, "… at least this share of the positive's score below it."] = None
+    max_score: Annotated[float | None, "Highest score of a negative."] = None
+    min_score: Annotated[float | None, "Lowest score of a negative."] = None
+    denoise: str = "drop"  # or relabel, downweight
+    denoise_weight: Annotated[float, "The weight under downweight."] = 0.1
+    max_repairs: Annotated[int, "Do not denoise by permutations with more repairs."] = 10
+    include_positives: Annotated[bool, "Keep ranked positives too, as label 1."] = False
+
+
+def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
+    """Checked parameters.
+
+    Raises:
+        UsageError: naming the option and what it takes.
+    """
+    try:
+        options = Parameters(**{key: value for key, value in given.items() if value is not None})
+    except TypeError as error:
+        raise UsageError(
+            f"mining takes no such parameter: {error}", hint="msft negatives mine --help"
+        ) from error
+    for key, allowed in (("strategy", STRATEGIES), ("reference", ("best", "worst")), ("denoise", DENOISING)):
+        if getattr(options, key) not in allowed:
+            raise UsageError(f"{key} is {getattr(options, key)!r}", hint=f"it takes {' | '.join(allowed)}")
+    for key in ("min_rank", "depth", "per_query", "at_least"):
+        if getattr(options, key) < 1:
+            option = f"--{key.replace('_', '-')}"
+            raise UsageError(
+                f"{option} is {getattr(options, key)}: it must be at least 1", hint=f"{option} 1 or more"
+            )
+    if options.min_rank > options.depth:
+        raise UsageError(
+            f"ranks {options.min_rank} to {options.depth} hold nothing", hint="--min-rank below --depth"
+        )
+    if options.at_least > options.per_query:
+        raise UsageError("at_least is above per_query", hint=f"--at-least {options.per_query} or less")
+    for key in ("absolute_margin", "relative_margin"):
+        value = getattr(options, key)
+        if value is not None and value < 0:
+            raise UsageError(
+                f"{key} is {value}: it must not be negative", hint="a margin is a distance below the positive"
+            )
+    if not 0 <= options.denoise_weight <= 1:
+        raise UsageError(f"denoise_weight is {options.denoise_weight}", hint="a weight from 0 to 1")
+    if options.shares and (
+        len(options.shares) != n_runs or min(options.shares) < 0 or sum(options.shares) <= 0
+    ):
+        raise UsageError(
+            f"{len(options.shares)} shares for {n_runs} runs",
+            hint="one --share per --run, in the same order, not all 0",
+        )
+    return options
