@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Tests run side by side; a torch of one thread in each, or their threads would wait for one another.
 WORKERS ?= 2
 
-.PHONY: setup demo test lint docs bench faults fixtures setup-ci setup-colbert clean
+.PHONY: setup demo test test-all lint docs bench faults fixtures setup-ci setup-colbert clean
 
 setup: $(VENV)/.ready
 
@@ -20,8 +20,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/msft demo
 
+# Everything that needs no more than the dev install, in minutes.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --part quick
+
+# And what needs vLLM, Anserini, Ray, ColBERT or Chromium, takes long, or kills processes.
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --part rest
 
 lint: setup
 	$(BIN)/ruff check .

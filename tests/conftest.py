@@ -57,8 +57,17 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
 }
 
 
+# What `make test` leaves to `make test-all`, with the tests that are marked `test_all`.
+BEYOND_DEV = {"vllm", "pyserini", "ray", "pylate", "chromium"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the long trials too (make faults)")
+    parser.addoption(
+        "--part",
+        choices=["quick", "rest"],
+        help="run the tests of `make test`, or those that `make test-all` adds",
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -79,11 +88,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full"):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in set(slow)]
+    part = config.getoption("--part")
+    left_out = set()
+    for item in items:
+        slow = item.get_closest_marker("slow") and not config.getoption("--full")
+        if slow or (part and part != ("rest" if _is_beyond_quick(item) else "quick")):
+            left_out.add(item)
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _is_beyond_quick(item: pytest.Item) -> bool:
+    needs = {need for marker in item.iter_markers("needs") for need in marker.args}
+    return bool(needs & BEYOND_DEV) or item.get_closest_marker("test_all") is not None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -13,6 +13,8 @@ from chromium import Browser
 from cli.main import run
 from labelstore.store.label_store import LabelStore
 
+pytestmark = pytest.mark.test_all
+
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MSFT_STORE": str(folder / "not-used.duckdb")}

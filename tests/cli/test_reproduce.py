@@ -20,6 +20,8 @@ from cli.workflows.steps import Steps
 from labelstore.errors import BadInput, DataMissing, PartlyDone, UsageError
 from labelstore.store.label_store import LabelStore
 
+pytestmark = pytest.mark.test_all
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evidence"))
 
 REGIMES = ("cl", "kd", "cl,kd", "kd,cl")

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from runner import Done, commands
 
+pytestmark = pytest.mark.test_all
+
 TOPICS = ["otter", "walnut", "glacier", "violin", "harbor", "comet", "meadow", "copper", "falcon", "lantern"]
 FILLER = [
     "the",

@@ -39,11 +39,13 @@ def run_page(path: Path, folder: Path) -> list[tuple[pages.Command, Done]]:
     return done
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("path", page_ids())
 def test_a_pages_commands_run(path: Path, tmp_path: Path) -> None:
     assert run_page(path, tmp_path)
 
 
+@pytest.mark.test_all
 @pytest.mark.needs("shared")
 def test_the_guide_leads_from_a_query_log_to_a_verdict(tmp_path: Path) -> None:
     done = run_page(pages.ROOT / "docs" / "guides" / GUIDE, tmp_path)

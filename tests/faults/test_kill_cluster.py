@@ -15,6 +15,8 @@ from benchmarks.tiny_mistral import make as make_model
 from teachers.generate.job import generate
 from teachers.generate.settings import Settings
 
+pytestmark = pytest.mark.test_all
+
 __all__ = ["local_ray"]  # the fixture
 
 

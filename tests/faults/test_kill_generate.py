@@ -15,6 +15,8 @@ from benchmarks.labelling_store import make
 from labelstore.store.label_store import LabelStore
 from teachers.journal import segments as journal
 
+pytestmark = pytest.mark.test_all
+
 ROOT = Path(__file__).resolve().parents[2]
 QUERIES = 200
 

@@ -7,6 +7,8 @@ import pytest
 import store_jobs
 from store_jobs import JOBS, content, copy, duration, findings, kill_at
 
+pytestmark = pytest.mark.test_all
+
 # What may lie about after a kill, which `verify` names and a rerun takes up or sweeps away.
 TOLERATED = {"leftover", "view"}
 

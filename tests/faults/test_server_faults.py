@@ -20,6 +20,8 @@ from benchmarks.labelling_store import make
 from labelstore.store.label_store import LabelStore
 from teachers.journal import segments as journal
 
+pytestmark = pytest.mark.test_all
+
 GENERATE = """
 import sys
 from cli.main import run

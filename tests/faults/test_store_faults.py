@@ -21,6 +21,8 @@ from labelstore.runs import import_run
 from labelstore.store.label_store import LabelStore
 from teachers.journal import segments as journal
 
+pytestmark = pytest.mark.test_all
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

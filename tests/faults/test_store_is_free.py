@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from test_kill_generate import ROOT, SCRIPTED, calls_written, start
 
 from benchmarks.labelling_store import make
 from labelstore.store.label_store import LabelStore
+
+pytestmark = pytest.mark.test_all
 
 sys.path.insert(0, str(ROOT / "tests" / "students"))
 

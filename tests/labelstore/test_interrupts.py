@@ -13,6 +13,8 @@ import pytest
 from labelstore.store.label_store import LabelStore
 from labelstore.upkeep.verify.verify import verify
 
+pytestmark = pytest.mark.test_all
+
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "SELECT sum(a.range * b.range % 7) AS s FROM range(3000000) a, range(3000000) b"
 SCRIPT = """

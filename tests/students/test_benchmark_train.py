@@ -14,6 +14,8 @@ pytest.importorskip("sentence_transformers")
 from benchmarks import rerank, train, train_lists
 from benchmarks.real_lists import Candidates
 
+pytestmark = pytest.mark.test_all
+
 
 @pytest.fixture(scope="module")
 def result() -> dict:

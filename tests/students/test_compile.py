@@ -11,6 +11,8 @@ from students.errors import StudentError
 from students.model.encoder import CrossEncoder
 from students.text.batches import PairBatch
 
+pytestmark = pytest.mark.test_all
+
 QUERIES = tiny_models.sentences(10, 3, 6)
 
 

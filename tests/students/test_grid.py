@@ -7,6 +7,8 @@ import pytest
 from students.errors import StudentError
 from students.recipes.read import load_grid, load_recipe
 
+pytestmark = pytest.mark.test_all
+
 RECIPE = """
 bases = ["a", "b"]
 regimes = ["cl", "cl,kd"]

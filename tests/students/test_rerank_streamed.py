@@ -24,6 +24,8 @@ from students.jobs.register import add_student
 from students.jobs.rerank import rerank_run
 from students.rerank.reranker import Reranker
 
+pytestmark = pytest.mark.test_all
+
 ROOT = Path(__file__).resolve().parents[2]
 
 MEMORY = """

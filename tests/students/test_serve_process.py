@@ -17,6 +17,8 @@ from labelstore.store.label_store import LabelStore
 from students.jobs import candidates as jobs
 from students.jobs.register import add_student
 
+pytestmark = pytest.mark.test_all
+
 CLIENTS, TURNS = 50, 6
 
 

@@ -16,6 +16,8 @@ import tiny_views
 from students.train import __main__ as train_command
 from students.train.run import TrainingResult
 
+pytestmark = pytest.mark.test_all
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -7,6 +7,8 @@ import torch
 
 from students.cpu.workers import each_done, worker_pool
 
+pytestmark = pytest.mark.test_all
+
 
 @pytest.fixture
 def six_cores():

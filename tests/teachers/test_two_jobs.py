@@ -13,6 +13,8 @@ from openai_servers import Answer, Server, good, serving
 from benchmarks.labelling_store import make
 from labelstore.store.label_store import LabelStore
 
+pytestmark = pytest.mark.test_all
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
