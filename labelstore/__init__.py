@@ -1,0 +1,83 @@
+"""The label store: a DuckDB file with queries, passages, rankings, labels and evaluations.
+
+Import the public names from here. They load on first use, so `import labelstore` stays fast:
+
+    from labelstore import LabelStore, add_dataset, retrieve, sql
+
+    store = LabelStore("msft.duckdb")
+    add_dataset(store, "mydata/test", "mydata", qrels="qrels.test.txt")
+    retrieve(store, "mydata/test", depth=100)
+    print(sql(store, "SELECT query_id, doc_id, rank FROM ranked WHERE rank = 1"))
+
+`docs/guides/python.md` goes through them. Errors that a user can act on carry `message`, `hint` and `exit_code`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from labelstore.analyses.ask import sql, table
+    from labelstore.datasets.add_dataset import add_dataset
+    from labelstore.evaluation.comparison import compare
+    from labelstore.negatives.mine import mine as mine_negatives
+    from labelstore.report.page import write as write_report
+    from labelstore.retrieval import retrieve
+    from labelstore.runs.export import export_run
+    from labelstore.runs.import_run import import_run
+    from labelstore.store.label_store import LabelStore
+    from labelstore.upkeep.archive import export_store, import_store
+    from labelstore.upkeep.merge.job import merge
+    from labelstore.upkeep.verify.verify import verify
+    from labelstore.views.build import build as build_view
+    from labelstore.views.build import folder_of as view_folder
+
+__all__ = [
+    "LabelStore",
+    "add_dataset",
+    "build_view",
+    "compare",
+    "export_run",
+    "export_store",
+    "import_run",
+    "import_store",
+    "merge",
+    "mine_negatives",
+    "retrieve",
+    "sql",
+    "table",
+    "verify",
+    "view_folder",
+    "write_report",
+]
+
+_HOMES = {
+    "LabelStore": "store.label_store:LabelStore",
+    "add_dataset": "datasets.add_dataset:add_dataset",
+    "build_view": "views.build:build",
+    "compare": "evaluation.comparison:compare",
+    "export_run": "runs.export:export_run",
+    "export_store": "upkeep.archive:export_store",
+    "import_run": "runs.import_run:import_run",
+    "import_store": "upkeep.archive:import_store",
+    "merge": "upkeep.merge.job:merge",
+    "mine_negatives": "negatives.mine:mine",
+    "retrieve": "retrieval:retrieve",
+    "sql": "analyses.ask:sql",
+    "table": "analyses.ask:table",
+    "verify": "upkeep.verify.verify:verify",
+    "view_folder": "views.build:folder_of",
+    "write_report": "report.page:write",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    """List the public names; those not yet loaded too."""
+    return sorted({*globals(), *__all__})

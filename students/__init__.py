@@ -1,0 +1,66 @@
+"""Students: cross-encoders that learn from the store's judgments and labels, and re-rank.
+
+Import the public names from here. They load on first use, so `import students` needs neither torch nor a store:
+
+    from labelstore import LabelStore
+    from students import Reranker, Sources, evaluate, train_student
+
+    store = LabelStore("msft.duckdb")
+    train_student(store, regime="kd", base="minilm", sources=Sources(labels=["minilm@bm25s"]), name="student")
+    for row in evaluate(store, "mydata/test").rows:
+        print(row["system"], row["measure"], row["value"])
+    scores = Reranker.load("msft.files/students/student").scores([("a query", ["a passage", "another"])])
+
+`docs/guides/python.md` goes through them. `python -m students.train` trains from view folders alone, without a store.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from students.jobs.evaluate import Talk, evaluate
+    from students.jobs.export import export_student
+    from students.jobs.register import add_student
+    from students.jobs.rerank import load_reranker, rerank_run
+    from students.jobs.train import Sources, train_student
+    from students.recipes.read import load_recipe
+    from students.rerank.reranker import Reranker
+
+__all__ = [
+    "Reranker",
+    "Sources",
+    "Talk",
+    "add_student",
+    "evaluate",
+    "export_student",
+    "load_recipe",
+    "load_reranker",
+    "rerank_run",
+    "train_student",
+]
+
+_HOMES = {
+    "Reranker": "rerank.reranker:Reranker",
+    "Sources": "jobs.train:Sources",
+    "Talk": "jobs.evaluate:Talk",
+    "add_student": "jobs.register:add_student",
+    "evaluate": "jobs.evaluate:evaluate",
+    "export_student": "jobs.export:export_student",
+    "load_recipe": "recipes.read:load_recipe",
+    "load_reranker": "jobs.rerank:load_reranker",
+    "rerank_run": "jobs.rerank:rerank_run",
+    "train_student": "jobs.train:train_student",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    """List the public names; those not yet loaded too."""
+    return sorted({*globals(), *__all__})

@@ -80,18 +80,11 @@ def compare(
     and p-values come from resampling seeds and queries.
     """
     from labelstore.evaluation import comparison
-    from labelstore.store import lookup
 
-    store = context.store
-    names = list(dict.fromkeys(dataset or []))
-    if not names:
-        with store.read() as con:
-            names = [lookup.pick_dataset(con, None).name]
-        diagnostics.note(f"dataset {names[0]}, the only one")
     rows = comparison.compare(
-        store,
+        context.store,
         systems or None,
-        names,
+        list(dict.fromkeys(dataset or [])),
         measures=measure,
         baseline=baseline,
         all_pairs=all_pairs,

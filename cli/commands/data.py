@@ -50,32 +50,13 @@ def add(
     ] = False,
 ) -> None:
     """Add a dataset: from a folder, or from ir_datasets by its id or alias."""
-    from labelstore.datasets import catalog
-    from labelstore.datasets.add import Request
-    from labelstore.datasets.from_folder import add_folder
-    from labelstore.datasets.from_ir_datasets import add_ir_dataset
-    from labelstore.errors import UsageError
+    from labelstore.datasets.add_dataset import add_dataset
 
-    if role is not None and role not in catalog.ROLES:
-        raise UsageError(f"--role {role}: no such role", hint=f"--role {'|'.join(catalog.ROLES)}")
-    entry = catalog.find(dataset)
-    name = entry.name if entry else dataset
-    if name != dataset:
-        diagnostics.note(f"{dataset} goes by the name {name}")
-    request = Request(
-        name=name,
-        collection=collection,
-        role=role,
-        update=update,
-        judged_only=qrels is not None,
-        source=str(folder or qrels) if folder or qrels else None,
-        ir_datasets_id=entry.ir_datasets_id if entry else None,
-    )
     with diagnostics.progress("documents", unit="passages") as tick:
-        if folder is not None or qrels is not None:
-            added = add_folder(context.store, folder, request, qrels, progress=tick)
-        else:
-            added = add_ir_dataset(context.store, request, progress=tick)
+        added = add_dataset(
+            context.store, dataset, folder, qrels=qrels, collection=collection, role=role, update=update,
+            progress=tick, note=diagnostics.note,
+        )  # fmt: skip
     for line in added.notes:
         diagnostics.note(line)
     diagnostics.note(

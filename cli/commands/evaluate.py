@@ -7,7 +7,6 @@ import typer
 from cli.command import Context, command
 from cli.output import diagnostics, render
 from cli.output.render import Format
-from cli.workflows import before_evaluation as reranking
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,74 +68,33 @@ def evaluate(
     Students re-rank what they have not re-ranked yet. Every value is kept per query in the store and reused. p_value
     is the two-sided paired t-test against the first stage; `msft compare` has the tests that support a claim.
     """
-    from labelstore.errors import DataMissing, PartlyDone, UsageError
-    from labelstore.evaluation import measures as measuring
-    from labelstore.evaluation import scores as evaluation
-    from labelstore.evaluation import suites, systems
-    from labelstore.store import lookup
+    from labelstore.errors import PartlyDone
+    from students.jobs import evaluate as job
 
-    if suite and dataset:
-        raise UsageError("--suite names the datasets: leave --dataset out")
-    if depth < 1:
-        raise UsageError(f"--depth {depth}: at least 1")
-    store = context.store
-    if suite:
-        names = suites.datasets(suite)
-    elif dataset:
-        names = list(dict.fromkeys(dataset))
-    else:
-        with store.read() as con:
-            names = [lookup.pick_dataset(con, None).name]
-        diagnostics.note(f"dataset {names[0]}, the only one")
-    rows: list[Row] = []
-    lacking: list[str] = []
-    for number, name in enumerate(names):
-        try:
-            own = reranking.ensure_dataset(store, name)
-        except DataMissing as error:
-            if not suite:
-                raise
-            diagnostics.warn(f"{error} ({error.hint})")
-            lacking.append(name)
-            continue
-        names[number] = own
-        with store.read() as con:
-            of = lookup.dataset(con, own)
-            measures = (
-                [measuring.canonical(m) for m in measure] if measure else evaluation.default_measures(of)
-            )
-            # before any work: there must be something to measure against, that the measures can take
-            measuring.check_grades(measures, systems.qrels(con, of))
-        reranking.ensure_first_stage(store, own, depth)
-        over = reranking.first_stages(store, own, run)
-        if rerank:
-            reranking.rerank_pending(store, own, reranking.pending(store, own, student, over, depth), depth)
-        if fuse:
-            reranking.fuse(store, own, student, over, measures[0], fuse_on)
-        kinds = systems.KINDS if fuse else tuple(k for k in systems.KINDS if k != "fused")
-        rows += evaluation.evaluate(
-            store,
-            own,
-            runs=run,
-            labelings=labels,
-            students=student,
-            measures=measures,
-            kinds=kinds,
-            exclude_self=exclude_self,
-            note=diagnostics.note,
-            warn=diagnostics.warn,
-        )
-    if suite:
-        rows += suites.macro_means(suite, rows, names)
+    done = job.evaluate(
+        context.store,
+        dataset or (),
+        runs=run,
+        students=student,
+        labels=labels,
+        measures=measure or (),
+        depth=depth,
+        fuse=(fuse_on or True) if fuse else False,
+        suite=suite,
+        rerank=rerank,
+        exclude_self=exclude_self,
+        talk=job.Talk(diagnostics.note, diagnostics.warn, diagnostics.progress),
+    )
+    rows = done.rows
     render.rows(
         wide(rows) if context.format in FOR_PEOPLE else rows,
         context.format,
         _columns(rows, context),
     )
-    if lacking:
+    if done.missing:
         raise PartlyDone(
-            f"{len(lacking)} of {len(names)} datasets are missing: {', '.join(lacking)}",
-            hint=f"msft data add {lacking[0]} --from FOLDER",
+            f"{len(done.missing)} of {done.n_datasets} datasets are missing: {', '.join(done.missing)}",
+            hint=f"msft data add {done.missing[0]} --from FOLDER",
         )
 
 

@@ -1,15 +1,12 @@
 """`msft retrieve`: a first stage over a dataset, stored as a run."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cli.command import Context, command
 from cli.output import diagnostics, render
-
-if TYPE_CHECKING:
-    from labelstore.retrieval.common import Retriever
 
 
 def add_to(app: typer.Typer) -> None:
@@ -48,17 +45,17 @@ def retrieve(context: Context, options: Retrieve) -> None:
     """Rank a dataset's queries over its collection and store the run of candidates."""
     from labelstore import retrieval
 
-    chosen = make(options.retriever, **vars(options.system))
     with diagnostics.progress(options.retriever, unit="texts") as tick:
         run = retrieval.retrieve(
             context.store,
             options.dataset,
-            chosen,
+            options.retriever,
             options.depth,
             name=options.name,
             replace=options.replace,
             progress=tick,
             note=diagnostics.note,
+            **vars(options.system),
         )
     with context.store.read() as con:
         ((dataset_name,),) = con.execute(
@@ -78,45 +75,3 @@ def retrieve(context: Context, options: Retrieve) -> None:
         ],
         context.format,
     )
-
-
-def make(
-    retriever: str,
-    *,
-    k1: float = 0.9,
-    b: float = 0.4,
-    language: str | None = None,
-    index: str | None = None,
-    model: str | None = None,
-    device: str | None = None,
-    threads: int = 0,
-) -> "Retriever":
-    """The retriever of that name.
-
-    Raises:
-        UsageError: if there is none, or an option does not go with it.
-    """
-    from labelstore.errors import UsageError
-    from labelstore.retrieval import RETRIEVERS
-
-    if retriever not in RETRIEVERS:
-        raise UsageError(f"no retriever named {retriever!r}", hint=f"--retriever {' | '.join(RETRIEVERS)}")
-    foreign = {"--index": (index, "bm25"), "--model": (model, "colbert"), "--device": (device, "colbert")}
-    for option, (value, belongs_to) in foreign.items():
-        if value is not None and retriever != belongs_to:
-            raise UsageError(
-                f"{option} does not go with {retriever}", hint=f"--retriever {belongs_to} takes {option}"
-            )
-    if retriever == "colbert":
-        from labelstore.retrieval.colbert import DEFAULT_MODEL, Colbert
-
-        if (k1, b, language) != (0.9, 0.4, None):
-            raise UsageError("--k1, --b and --language do not go with colbert", hint="they are BM25's")
-        return Colbert(model or DEFAULT_MODEL, device=device, threads=threads)
-    if retriever == "bm25":
-        from labelstore.retrieval.anserini import Anserini
-
-        return Anserini(k1=k1, b=b, language=language or "en", index=index, threads=threads)
-    from labelstore.retrieval.bm25s import Bm25s
-
-    return Bm25s(k1=k1, b=b, language=language or "english", threads=threads)

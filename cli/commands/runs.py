@@ -55,7 +55,7 @@ def import_run(
         of = lookup.pick_dataset(con, dataset)
     _announce(dataset, of.name)
     imported = importing.import_run(
-        store, file, of.name, name or _run_name(file), skip_unknown=skip_unknown, replace=replace,
+        store, file, of.name, name, skip_unknown=skip_unknown, replace=replace,
         note=diagnostics.note,
     )  # fmt: skip
     if not imported.new:
@@ -72,13 +72,6 @@ def import_run(
         "depth": imported.run.depth,
     }
     render.rows([row], context.format)
-
-
-def _run_name(file: Path) -> str:
-    name = file.name
-    for ending in (".gz", ".zst", ".txt", ".run", ".trec", ".res"):
-        name = name.removesuffix(ending)
-    return name
 
 
 class Metadata(StrEnum):
@@ -109,31 +102,15 @@ def export_run(
     actor: Annotated[str | None, typer.Option(help="Who made the run, for the metadata.")] = None,
 ) -> None:
     """Export a run as a TREC run, with what made it as ir_metadata (PRIMAD)."""
-    from labelstore.errors import UsageError
-    from labelstore.files import lines as formats
     from labelstore.runs import export
-    from labelstore.runs import ir_metadata as primad
-    from labelstore.store import lookup
 
-    where = ir_metadata or (Metadata.none if output is None else Metadata.beside)
-    if where is Metadata.beside and output is None:
-        raise UsageError(
-            "there is no file to lay the metadata beside", hint="-o FILE, or --ir-metadata inside"
-        )
-    store = context.store
-    with store.read() as con:
-        of = lookup.pick_dataset(con, dataset)
-        found = lookup.run(con, of, run)
-        content = primad.metadata(con, of, found, actor)
-    _announce(dataset, of.name)
-    header = primad.header(content) if where is Metadata.inside else []
-    if output is None:
-        export.write_trec(store, of, found, render.stream(), header=header)
-        return
-    with formats.create(output) as out:
-        n = export.write_trec(store, of, found, out, header=header)
-    diagnostics.note(f"{output}: {n:,} lines")
-    if where is Metadata.beside:
-        with formats.create(primad.beside(output)) as out:
-            out.write(primad.text(content))
-        diagnostics.note(f"{primad.beside(output)}: what made it (ir_metadata)")
+    export.export_run(
+        context.store,
+        run,
+        output,
+        dataset=dataset,
+        ir_metadata=ir_metadata,
+        actor=actor,
+        stdout=render.stream(),
+        note=diagnostics.note,
+    )

@@ -88,21 +88,11 @@ def export_labels(
 ) -> None:
     """A labeling as others read it: permutations, TREC run, Parquet (Hugging Face), RankGPT, RankLLM, conversations."""
     import io
-    from collections.abc import Sequence
 
-    from labelstore.labels import export as label_export
-    from teachers.prompts import passages as texts
-    from teachers.prompts import template as prompts
-
-    template = prompts.template(prompt)
-    neutralise = texts.neutraliser()
-
-    def messages(query: str, passages: Sequence[str]) -> list[dict[str, str]]:
-        shown = [texts.passage(None, passage, neutralise) for passage in passages]
-        return template.render(texts.query(query, neutralise), shown)
+    from teachers.generate.label_files import export_labels as export
 
     buffer = io.StringIO()
-    n, written = label_export.export(context.store, labels, out, layout, stdout=buffer, render=messages)
+    n, written = export(context.store, labels, out, layout=layout, prompt=prompt, stdout=buffer)
     if out is None:
         render.text(buffer.getvalue())
     diagnostics.note(f"{labels}: {n} lists to {', '.join(map(str, written)) or 'stdout'}")
@@ -152,13 +142,14 @@ def import_labels(
     What cannot be taken is quarantined with its reason and counted; importing again changes nothing.
     """
     from labelstore.errors import PartlyDone
-    from labelstore.labels import import_file as label_import
-    from labelstore.labels.staging import Request
-    from teachers.prompts import replies as reader
+    from teachers.generate.label_files import import_labels as take
 
-    request = Request(dataset, layout, model, first_stage, name, run, licence, replies, with_texts, replace)
     with diagnostics.progress("reading", unit="lists") as tick:
-        done = label_import.import_labels(context.store, file, request, reader, tick)
+        done = take(
+            context.store, file, dataset=dataset, model=model, layout=layout, name=name, run=run,
+            first_stage=first_stage, replies=replies, with_texts=with_texts, licence=licence, replace=replace,
+            progress=tick,
+        )  # fmt: skip
     kept = done.n_read - done.n_refused
     diagnostics.note(
         f"{file.name} ({done.layout}) for {done.dataset}: {done.n_read} lists read, {kept} kept"

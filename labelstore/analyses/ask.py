@@ -1,4 +1,4 @@
-"""One SQL statement of the user's over the store, or one of the analyses in ``analyses/``."""
+"""Run a SQL statement over the store, or one of the analyses in ``analyses/``; read tables as data frames."""
 
 import re
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import polars as pl
 
 from labelstore.analyses import result_file as query_files
 from labelstore.errors import BadInput, UsageError
@@ -85,6 +86,50 @@ def run(
         raise _explained(error) from error
 
 
+def sql(store: LabelStore, query: str, *, parameters: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """Run a reading SQL statement and return its result as a polars data frame.
+
+    Args:
+        query: SQL, or ``@NAME`` for an analysis that comes with msft (`msft sql --list`).
+        parameters: values that the query reads with ``getvariable('NAME')``.
+
+    Returns:
+        A column for each column of the result; a second column ``x`` is named ``x_2``.
+
+    Raises:
+        UsageError: the statement would change the store or touch files.
+        BadInput: DuckDB refuses the statement; the message is its first line.
+        DataMissing: the store or the analysis is not found.
+    """
+    text = text_of(query)
+    try:
+        with store.read() as con:
+            _prepare(con, text, parameters or {}, write=False, files=False)
+            relation = con.sql(text)
+            names = _unique(relation.columns)
+            frame = pl.DataFrame(relation.to_arrow_table().rename_columns(names))
+            sums = [name for name, kind in zip(names, relation.types, strict=True) if kind == "HUGEINT"]
+            return frame.cast(dict.fromkeys(sums, pl.Int128))  # Arrow has them as decimals
+    except duckdb.Error as error:
+        raise _explained(error) from error
+
+
+def table(store: LabelStore, name: str) -> pl.DataFrame:
+    """Read a whole table or view of the store as a polars data frame.
+
+    Args:
+        name: as in `docs/reference/schema.md`. The views (ranked, judgments, labels, results …) carry text ids.
+
+    Raises:
+        DataMissing: the store has no such table or view.
+    """
+    with store.read() as con:
+        known = [row[0] for row in con.execute("SELECT table_name FROM information_schema.tables").fetchall()]
+    if name not in known:
+        raise lookup.missing("table", name, known, 'msft sql "SHOW TABLES"')
+    return sql(store, f'SELECT * FROM "{name}"')
+
+
 def save(
     store: LabelStore, query: str, path: Path, limit: int = 0, parameters: Mapping[str, str] | None = None
 ) -> None:
@@ -118,6 +163,20 @@ def _fetch(
     write: bool,
     files: bool,
 ) -> tuple[list[str], list[Row], bool]:
+    _prepare(con, sql, parameters, write=write, files=files)
+    cursor = con.execute(sql)
+    names = _unique([column[0] for column in cursor.description or []])
+    if not names:
+        return [], [], False
+    found = cursor.fetchmany(limit + 1) if limit else cursor.fetchall()
+    cut = bool(limit) and len(found) > limit
+    return names, [dict(zip(names, row, strict=True)) for row in (found[:limit] if cut else found)], cut
+
+
+def _prepare(
+    con: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, str], *, write: bool, files: bool
+) -> None:
+    """Set the parameters, check the statement, and close what it may not reach."""
     for key, value in parameters.items():
         if not key.isidentifier():
             raise UsageError(f"--param {key}: not a name", hint="--param dataset=dl19")
@@ -126,13 +185,6 @@ def _fetch(
     if not files:
         con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")
-    cursor = con.execute(sql)
-    names = _unique([column[0] for column in cursor.description or []])
-    if not names:
-        return [], [], False
-    found = cursor.fetchmany(limit + 1) if limit else cursor.fetchall()
-    cut = bool(limit) and len(found) > limit
-    return names, [dict(zip(names, row, strict=True)) for row in (found[:limit] if cut else found)], cut
 
 
 def _check(con: duckdb.DuckDBPyConnection, sql: str, write: bool, files: bool) -> None:

@@ -54,8 +54,8 @@ class Board:
 
 def compare(
     store: LabelStore,
-    names: Sequence[str] | None,
-    datasets: Sequence[str],
+    names: Sequence[str] | None = None,
+    datasets: Sequence[str] = (),
     *,
     measures: Sequence[str] | None = None,
     baseline: str | None = None,
@@ -71,6 +71,7 @@ def compare(
 
     Args:
         names: systems, see :func:`labelstore.evaluation.seed_groups.find`. None: every one.
+        datasets: names; by default the only one.
         measures: ir-measures names. None: each dataset's headline measure.
         baseline: what the others are compared with. None: the first name; without names the only first stage.
         all_pairs: compare every two systems.
@@ -90,6 +91,11 @@ def compare(
             "--all compares every two systems",
             hint="--baseline compares all others with one: leave --all out",
         )
+    if not datasets:
+        with store.read() as con:
+            datasets = [lookup.pick_dataset(con, None).name]
+        if note is not None:
+            note(f"dataset {datasets[0]}, the only one")
     wanted = None if names is None else list(dict.fromkeys([*([baseline] if baseline else []), *names]))
     boards = [
         measure_systems(store, name, wanted, measures, each_seed=each_seed, note=note) for name in datasets

@@ -90,7 +90,7 @@ class Written:
 
 def write(
     store: LabelStore,
-    path: Path,
+    path: str | Path = "report.html",
     *,
     datasets: Sequence[str] = (),
     measures: Sequence[str] = (),
@@ -111,6 +111,7 @@ def write(
         UsageError: for a measure that ir-measures does not know.
         MsftError: if the page would be larger than 5 MB whatever is left out, or cannot be written.
     """
+    path = Path(path)
     wanted = [measuring.canonical(name) for name in measures]
     with store.read() as con:
         page = gather(con, store.path.name, datasets, wanted)

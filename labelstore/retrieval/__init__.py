@@ -3,25 +3,27 @@
 ``bm25s`` runs in this process, ``bm25`` is Anserini, ``colbert`` is PyLate in an environment of its own.
 """
 
+from typing import Any
+
 from labelstore.errors import BadInput, UsageError
 from labelstore.provenance import record as provenance
 from labelstore.retrieval import scripts
+from labelstore.retrieval.by_name import make_retriever
 from labelstore.retrieval.common import Note, Progress, Retriever, read_corpus, silent
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 
-RETRIEVERS = ("bm25s", "bm25", "colbert")
-
 
 def retrieve(
     store: LabelStore,
-    dataset: str | None,
-    retriever: Retriever,
+    dataset: str | None = None,
+    retriever: Retriever | str = "bm25s",
     depth: int = 100,
     name: str | None = None,
     replace: bool = False,
     progress: Progress = silent,
     note: Note = silent,
+    **options: Any,
 ) -> lookup.Run:
     """Rank a dataset's queries over its collection and store the run.
 
@@ -30,17 +32,30 @@ def retrieve(
 
     Args:
         dataset: its name; None picks the only one.
+        retriever: bm25s, bm25 or colbert with `options`, or a retriever that is made already.
         depth: passages per query, at least 1.
-        name: of the run; default: the retriever's system.
+        name: the run's name; by default the retriever's system.
         replace: overwrite a run of that name that differs.
+        progress: called with (texts done, total or None).
+        note: called with what was chosen or left out.
+        options: of a retriever that is given by its name, see :func:`labelstore.retrieval.by_name.make_retriever`.
+
+    Returns:
+        The stored run: name, depth, number of queries and candidates, content hash.
 
     Raises:
-        UsageError: if the depth is not positive.
+        UsageError: the depth is not positive, or an option does not belong to the retriever.
         DataMissing: if the dataset, passages, queries or what the retriever needs are not there.
         BadInput: if a run of that name is there and differs.
     """
     from labelstore.runs import write as runs
 
+    if isinstance(retriever, str):
+        retriever = make_retriever(retriever, **options)
+    elif options:
+        raise UsageError(
+            f"{', '.join(options)}: options of a retriever that is made already", hint="make it with them"
+        )
     if depth < 1:
         raise UsageError(f"depth is {depth}", hint="--depth takes a number from 1 up, e.g. 100")
     with store.read() as con:

@@ -1,10 +1,14 @@
 """List the runs, and write one as a TREC run."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import IO, Any
 
 import duckdb
 
+from labelstore.errors import UsageError
+from labelstore.files import lines
+from labelstore.runs import ir_metadata as primad
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 
@@ -21,6 +25,65 @@ def listed(con: duckdb.DuckDBPyConnection, dataset: lookup.Dataset | None = None
     )
     names = [column[0] for column in found.description or ()]
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+METADATA = ("beside", "inside", "none")
+
+
+def export_run(
+    store: LabelStore,
+    run: str,
+    file: str | Path | None = None,
+    *,
+    dataset: str | None = None,
+    ir_metadata: str | None = None,
+    actor: str | None = None,
+    stdout: IO[str] | None = None,
+    note: Callable[[str], None] = lambda message: None,
+) -> int:
+    """Export a run as a TREC run, with what made it as ir_metadata (PRIMAD).
+
+    Args:
+        run: the run's name.
+        file: the file to write; .gz and .zst compress. None: `stdout`.
+        dataset: the run's dataset; by default the only one.
+        ir_metadata: ``beside`` the file as YAML, ``inside`` as comment lines, or ``none``; by default beside a file.
+        actor: who made the run, for the metadata.
+        stdout: where the lines go without a file.
+        note: called with the files written.
+
+    Returns:
+        The number of lines, metadata not counted.
+
+    Raises:
+        DataMissing: the dataset or the run is not found.
+        UsageError: an unknown place of the metadata, or neither a file nor `stdout`.
+    """
+    where = ir_metadata or ("none" if file is None else "beside")
+    if where not in METADATA:
+        raise UsageError(f"ir_metadata {where!r} is not known", hint=f"--ir-metadata {' | '.join(METADATA)}")
+    if where == "beside" and file is None:
+        raise UsageError("ir_metadata beside a file needs a file", hint="-o FILE, or --ir-metadata inside")
+    with store.read() as con:
+        of = lookup.pick_dataset(con, dataset)
+        found = lookup.run(con, of, run)
+        content = primad.metadata(con, of, found, actor)
+    if dataset is None:
+        note(f"dataset: {of.name} (the only one)")
+    header = primad.header(content) if where == "inside" else []
+    if file is None:
+        if stdout is None:
+            raise UsageError("the run has nowhere to go: neither a file nor a stream", hint="-o FILE")
+        return write_trec(store, of, found, stdout, header=header)
+    path = Path(file)
+    with lines.create(path) as out:
+        n = write_trec(store, of, found, out, header=header)
+    note(f"{path}: {n:,} lines")
+    if where == "beside":
+        with lines.create(primad.beside(path)) as out:
+            out.write(primad.text(content))
+        note(f"{primad.beside(path)}: what made it (ir_metadata)")
+    return n
 
 
 def write_trec(

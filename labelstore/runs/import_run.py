@@ -32,9 +32,9 @@ class Imported:
 # ------------------------------------------------------------------------------------------------ TREC import
 def import_run(
     store: LabelStore,
-    path: Path,
-    dataset_name: str | None,
-    run_name: str,
+    path: str | Path,
+    dataset: str | None = None,
+    name: str | None = None,
     *,
     kind: str = "first_stage",
     system: str | None = None,
@@ -48,6 +48,9 @@ def import_run(
     Queries that the collection knows from another dataset are left out with a count; the rest must be known.
 
     Args:
+        path: a TREC run, or a ranking of ColBERT or MS MARCO (query_id doc_id rank [score]).
+        dataset: whose queries; by default the only one.
+        name: the run's name; by default the file's, without its endings.
         system: what ranked; the file's tag when None.
         skip_unknown: leave out unknown queries and passages with counts instead of refusing the file.
         note: told what a user should know, e.g. ranks in the file that disagree with its scores.
@@ -56,6 +59,8 @@ def import_run(
         BadInput: naming file:line of a malformed line, a score that is not finite, a passage that comes twice for a
             query, or (without `skip_unknown`) the first unknown id with the counts.
     """
+    path = Path(path)
+    name = name or _run_name(path)
     clock = provenance.Clock()
     tag = first_tag(path)
     damage: list[BadInput] = []
@@ -66,7 +71,7 @@ def import_run(
             staged = run_lines.read(
                 store,
                 path,
-                dataset_name,
+                dataset,
                 folder,
                 skip_unknown=skip_unknown,
                 say=note or (lambda message: None),
@@ -84,10 +89,10 @@ def import_run(
                     rows="SELECT query, rank, document, score FROM staged_rows",
                 )
                 run = _keep(
-                    con, job, staged.dataset.dataset, run_name, kind, system or tag, None, None,
+                    con, job, staged.dataset.dataset, name, kind, system or tag, None, None,
                     {"file": path.name, **(parameters or {})}, replace, checked,
                 )  # fmt: skip
-                job.count(con, "run", f"{staged.dataset.name}/{run_name}", staged.n_read, staged.drops)
+                job.count(con, "run", f"{staged.dataset.name}/{name}", staged.n_read, staged.drops)
                 held = con.execute("SELECT job FROM runs WHERE run = ?", [run.run]).fetchall()[0][0]
                 if held != job.job:
                     raise _Unchanged(Imported(run, False, staged.n_read, staged.drops))
@@ -96,6 +101,14 @@ def import_run(
         return unchanged.imported
     finally:
         checker.join()
+
+
+def _run_name(file: Path) -> str:
+    """Return a file's name without the endings of runs."""
+    name = file.name
+    for ending in (".gz", ".zst", ".txt", ".run", ".trec", ".res"):
+        name = name.removesuffix(ending)
+    return name
 
 
 def _still_known(con: duckdb.DuckDBPyConnection, staged: run_lines.Staged) -> None:

@@ -57,12 +57,13 @@ class Archived:
     verify_hash: str
 
 
-def export_store(store: LabelStore, folder: Path, progress: Progress | None = None) -> Archived:
+def export_store(store: LabelStore, folder: str | Path, progress: Progress | None = None) -> Archived:
     """Write a store as a folder, which appears whole or not at all. Readers may read the store meanwhile.
 
     Raises:
         UsageError: if the folder is there and holds files.
     """
+    folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already", hint="name a new folder")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def _copy_companions(own: Path, target: Path) -> int:
     return n
 
 
-def import_store(folder: Path, store: LabelStore, progress: Progress | None = None) -> Archived:
+def import_store(folder: str | Path, store: LabelStore, progress: Progress | None = None) -> Archived:
     """Make a new store from an archive; it appears whole or not at all.
 
     Raises:
@@ -170,6 +171,7 @@ def import_store(folder: Path, store: LabelStore, progress: Progress | None = No
         DataMissing: if the folder is no archive or lacks a file.
         BadInput: if a file was changed, the archive is of another version, or the store's content is not the archive's.
     """
+    folder = Path(folder)
     if store.path.exists():
         raise _taken(store)
     manifest = _read_manifest(folder)

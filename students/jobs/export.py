@@ -19,7 +19,7 @@ FORMS = ("hf", "onnx", "int8")
 def export_student(
     store: LabelStore,
     name: str,
-    folder: Path,
+    folder: str | Path,
     *,
     form: str = "hf",
     check: bool = True,
@@ -41,6 +41,7 @@ def export_student(
     Raises:
         UsageError: an unknown form. BadInput: the folder is not empty. DataMissing: no such student.
     """
+    folder = Path(folder)
     if form not in FORMS:
         raise UsageError(f"no format {form!r}", hint=f"--format {' | '.join(FORMS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

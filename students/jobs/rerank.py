@@ -44,6 +44,39 @@ def student_folder(store: LabelStore, student: lookup.Student) -> Path:
     return folder
 
 
+def load_reranker(
+    store: LabelStore,
+    student: str,
+    *,
+    precision: str = "auto",
+    batch_tokens: int | None = None,
+    device: str | None = None,
+) -> "Reranker":
+    """Load a student of the store, ready to score lists of passages.
+
+    Args:
+        student: its name.
+        precision: auto (bf16 if the hardware supports it, otherwise fp32), bf16 or fp32.
+        batch_tokens: tokens of a batch, padding counted; by default the device's.
+        device: cpu, cuda or cuda:N; by default CUDA if it is available.
+
+    Raises:
+        DataMissing: the student or its folder is not found.
+        StudentError: an unknown precision (exit code 2).
+    """
+    from students.rerank.reranker import Reranker
+
+    with store.read() as con:
+        found = lookup.student(con, student)
+    return Reranker.load(
+        student_folder(store, found),
+        precision=precision,
+        max_length=found.max_length,
+        batch_tokens=batch_tokens,
+        device=device,
+    )
+
+
 def rerank_run(
     store: LabelStore,
     *,
@@ -77,7 +110,7 @@ def rerank_run(
         StudentError: if the model gives a score that is not finite.
         BadInput: if a text, the source or the student was changed meanwhile.
     """
-    from students.rerank.reranker import Reranker, resolve_precision
+    from students.rerank.reranker import resolve_precision
 
     if depth < 1:
         raise UsageError(f"depth is {depth}", hint="--depth 100")
@@ -107,12 +140,9 @@ def rerank_run(
         if not replace and any(other.name == name for other in runs):
             raise UsageError(f"{of.name} has a run {name!r} already", hint="--name NAME, or --replace")
         found = candidates(con, source, depth)
-    folder = student_folder(store, of_student)
     clock = provenance.Clock()
     if reranker is None:
-        reranker = Reranker.load(
-            folder, precision=precision, max_length=of_student.max_length, batch_tokens=batch_tokens
-        )
+        reranker = load_reranker(store, student, precision=precision, batch_tokens=batch_tokens)
     frame = _frame(found, score(store, reranker, found, progress=progress))
     with store.write() as con, provenance.recorded_in(con, "students.rerank", clock) as job:
         _check_unchanged(con, source, of_student)

@@ -213,7 +213,7 @@ def _test_sets(evaluate: Mapping[str, Any], errors: list[str]) -> tuple[TestSet,
 
 
 def _first_stages(evaluate: Mapping[str, Any], errors: list[str]) -> tuple[FirstStage, ...]:
-    from labelstore.retrieval import RETRIEVERS
+    from labelstore.retrieval.by_name import RETRIEVERS
 
     made = []
     for table in _tables(

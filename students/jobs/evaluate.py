@@ -1,0 +1,314 @@
+"""Measure first stages, teachers and students side by side: what `msft eval` does.
+
+Whatever is missing is made first: the dataset from ir_datasets, a first stage, students' rankings, fused rankings.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from labelstore import retrieval
+from labelstore.datasets import catalog
+from labelstore.datasets.add_dataset import add_dataset
+from labelstore.datasets.from_ir_datasets import knows
+from labelstore.errors import DataMissing, UsageError
+from labelstore.evaluation import fusion, suites, systems
+from labelstore.evaluation import measures as measuring
+from labelstore.evaluation import scores as evaluation
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
+from students.jobs.candidates import Tick, candidates, score
+from students.jobs.rerank import DEFAULT_DEPTH, load_reranker, rerank_run
+
+Row = dict[str, Any]
+Pending = list[tuple[str, lookup.Run]]
+
+
+def _silent(message: str) -> None:
+    """Ignore a message."""
+
+
+def _unseen(label: str, total: int | None, unit: str) -> AbstractContextManager[Tick]:
+    """Show no progress."""
+    return nullcontext(lambda done, total=None: None)
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Where a job's messages and progress go; by default nowhere.
+
+    Attributes:
+        note: called with what was chosen or done.
+        warn: called with what the user should know, such as values that cannot be kept; an error if None.
+        progress: called with a label, the total (None: unknown) and a unit; gives what is called with (done, total).
+    """
+
+    note: Callable[[str], None] = _silent
+    warn: Callable[[str], None] | None = None
+    progress: Callable[[str, int | None, str], AbstractContextManager[Tick]] = _unseen
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured.
+
+    Attributes:
+        rows: a flat row for each dataset, system and measure: dataset, system, kind (first_stage, teacher, student,
+            fused), first_stage, measure, value, n_queries, p_value (two-sided paired t-test against the first stage),
+            regime, judged (Judged@10), depth, recall (at that depth).
+        missing: datasets of the suite that are neither in the store nor in ir_datasets.
+        n_datasets: how many datasets were asked for.
+    """
+
+    rows: list[Row]
+    missing: list[str]
+    n_datasets: int
+
+
+def evaluate(
+    store: LabelStore,
+    datasets: str | Sequence[str] = (),
+    *,
+    runs: Sequence[str] | None = None,
+    students: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    measures: Sequence[str] = (),
+    depth: int = DEFAULT_DEPTH,
+    fuse: bool | str = False,
+    suite: str | None = None,
+    rerank: bool = True,
+    exclude_self: bool = False,
+    talk: Talk = Talk(),
+) -> Evaluated:
+    """Measure first stages, labelings and students; values are kept per query in the store and reused.
+
+    Args:
+        datasets: names; by default the only one.
+        runs: first stages; by default every one. A dataset without a run is retrieved with bm25s.
+        students: by default every one; they re-rank what they have not yet.
+        labels: labelings; by default every one.
+        measures: names of ir-measures; by default the literature's for the dataset.
+        depth: candidates per query that students re-rank, at least 1.
+        fuse: measure each student interpolated with its first stage too. The weight is fixed on the queries of a dev
+            set, or of the dataset that is named here.
+        suite: dl, beir, or a file of datasets; adds the macro mean. Instead of `datasets`.
+        rerank: False measures only what is re-ranked already.
+        exclude_self: leave out passages with their query's id; such values are not kept.
+        talk: where messages and progress go, e.g. ``Talk(note=print)``.
+
+    Raises:
+        DataMissing: a name that is not found, a dataset without judgments.
+        UsageError: `suite` together with `datasets`, a depth below 1, an unknown measure.
+    """
+    if suite and datasets:
+        raise UsageError("--suite names the datasets", hint="leave --dataset out")
+    if depth < 1:
+        raise UsageError(f"depth is {depth}: expected at least 1", hint="--depth 100")
+    names = _names(store, datasets, suite, talk)
+    rows: list[Row] = []
+    missing: list[str] = []
+    for number, name in enumerate(names):
+        try:
+            own = ensure_dataset(store, name, talk)
+        except DataMissing as error:
+            if not suite:
+                raise
+            (talk.warn or talk.note)(f"{error} ({error.hint})")
+            missing.append(name)
+            continue
+        names[number] = own
+        with store.read() as con:
+            of = lookup.dataset(con, own)
+            wanted = [measuring.canonical(m) for m in measures] or evaluation.default_measures(of)
+            # Before any work: there are judgments, and the measures fit their grades.
+            measuring.check_grades(wanted, systems.qrels(con, of))
+        ensure_first_stage(store, own, depth, talk)
+        over = first_stages(store, own, runs)
+        if rerank:
+            todo = pending(store, own, students, over, depth)
+            rerank_pending(store, own, todo, depth, talk)
+        if fuse:
+            fuse_students(
+                store, own, students, over, wanted[0], fuse if isinstance(fuse, str) else None, talk
+            )
+        rows += evaluation.evaluate(
+            store,
+            own,
+            runs=runs,
+            labelings=labels,
+            students=students,
+            measures=wanted,
+            kinds=systems.KINDS if fuse else tuple(k for k in systems.KINDS if k != "fused"),
+            exclude_self=exclude_self,
+            note=talk.note,
+            warn=talk.warn,
+        )
+    if suite:
+        rows += suites.macro_means(suite, rows, names)
+    return Evaluated(rows, missing, len(names))
+
+
+def _names(store: LabelStore, datasets: str | Sequence[str], suite: str | None, talk: Talk) -> list[str]:
+    if suite:
+        return suites.datasets(suite)
+    if datasets:
+        return list(dict.fromkeys([datasets] if isinstance(datasets, str) else datasets))
+    with store.read() as con:
+        name = lookup.pick_dataset(con, None).name
+    talk.note(f"dataset {name}, the only one")
+    return [name]
+
+
+def ensure_dataset(store: LabelStore, name: str, talk: Talk = Talk()) -> str:
+    """Return the dataset's name in the store; add it from ir_datasets if the store lacks it.
+
+    Raises:
+        DataMissing: ir_datasets has it neither on disk nor within reach.
+    """
+    if store.exists:
+        with store.read() as con:
+            try:
+                return lookup.dataset(con, name).name
+            except DataMissing:
+                if catalog.find(name) is None and not knows(name):
+                    raise  # a name of the user's own, perhaps misspelt: the nearest names help more
+    entry = catalog.find(name)
+    ir_id = entry.ir_datasets_id if entry else name
+    if ir_id is None:
+        raise DataMissing(
+            f"dataset {name} is neither in the store nor in ir_datasets",
+            hint=f"msft data add {name} --from FOLDER",
+        )
+    own_name = entry.name if entry else name
+    talk.note(f"{own_name} is not in the store: adding {ir_id} from ir_datasets")
+    with talk.progress(f"adding {own_name}", None, "passages") as tick:
+        return add_dataset(store, own_name, progress=tick).dataset
+
+
+def ensure_first_stage(store: LabelStore, dataset: str, depth: int, talk: Talk = Talk()) -> None:
+    """Retrieve with the embedded BM25 if nothing has ranked the dataset yet."""
+    with store.read() as con:
+        if systems.systems(con, lookup.dataset(con, dataset)):
+            return
+    talk.note(f"{dataset} has no run yet: retrieving {depth} passages per query with bm25s")
+    with talk.progress("bm25s", None, "texts") as tick:
+        retrieval.retrieve(store, dataset, depth=depth, progress=tick, note=talk.note)
+
+
+def first_stages(store: LabelStore, dataset: str, named: Sequence[str] | None) -> list[lookup.Run]:
+    """Find the runs that students re-rank: the named ones, or every first stage."""
+    with store.read() as con:
+        of = lookup.dataset(con, dataset)
+        if named:
+            return [lookup.run(con, of, name) for name in named]
+        return lookup.runs(con, of, ("first_stage", "imported"))
+
+
+def pending(
+    store: LabelStore,
+    dataset: str,
+    students: Sequence[str] | None,
+    runs: Sequence[lookup.Run],
+    depth: int,
+) -> Pending:
+    """Find which student has not re-ranked which first stage to `depth` yet."""
+    with store.read() as con:
+        of = lookup.dataset(con, dataset)
+        names = students or [
+            n for (n,) in con.execute("SELECT name FROM students ORDER BY student").fetchall()
+        ]
+        chosen = [lookup.student(con, name) for name in names]
+        done = {(r.student, r.source_run): r.depth for r in lookup.runs(con, of, ("student",))}
+    return [
+        (student.name, run)
+        for student in chosen
+        for run in runs
+        if done.get((student.student, run.run), -1) < min(depth, run.depth)
+    ]
+
+
+def rerank_pending(
+    store: LabelStore,
+    dataset: str,
+    todo: Pending,
+    depth: int,
+    talk: Talk = Talk(),
+) -> None:
+    """Announce what is to be re-ranked in pairs and minutes, then do it, one run at a time."""
+    if not todo:
+        return
+    sizes = [_pairs(store, run, depth) for _, run in todo]
+    talk.note(
+        f"{dataset}: re-ranking {sum(sizes):,} pairs in {len(todo)} run{'s' if len(todo) > 1 else ''}"
+        f" ({_minutes(store, sum(sizes))}); what is re-ranked already is reused"
+    )
+    for (student, run), size in zip(todo, sizes, strict=True):
+        with talk.progress(f"{student} over {run.name}", size, "pairs") as tick:
+            rerank_run(store, student=student, dataset=dataset, run=run.name, depth=depth, progress=tick)
+
+
+def _pairs(store: LabelStore, run: lookup.Run, depth: int) -> int:
+    with store.read() as con:
+        sql = "SELECT count(*) FROM candidates WHERE run = ? AND rank <= ?"
+        ((pairs,),) = con.execute(sql, [run.run, depth]).fetchall()
+    return int(pairs)
+
+
+def _minutes(store: LabelStore, pairs: int) -> str:
+    """Estimate the time from what re-ranking took in this store before, loading included."""
+    with store.read() as con:
+        ((done, seconds),) = con.execute(
+            """SELECT sum(r.n_candidates), sum(p.seconds) FROM runs r JOIN provenance p USING (job)
+               WHERE r.kind = 'student' AND p.kind = 'students.rerank' AND p.seconds > 0"""
+        ).fetchall()
+    if not done:
+        return "the first one shows how long it takes"
+    minutes = pairs / (done / seconds) / 60
+    return f"about {minutes:.0f} min" if minutes >= 1.5 else f"about {minutes * 60:.0f} s"
+
+
+def fuse_students(
+    store: LabelStore,
+    dataset: str,
+    students: Sequence[str] | None,
+    runs: Sequence[lookup.Run],
+    measure: str,
+    on: str | None,
+    talk: Talk = Talk(),
+) -> None:
+    """Make a fused run for each student's run over the given first stages."""
+    with store.read() as con:
+        of = lookup.dataset(con, dataset)
+        wanted = {run.run for run in runs}
+        keys = {lookup.student(con, name).student for name in students} if students else None
+        chosen = [
+            r
+            for r in lookup.runs(con, of, ("student",))
+            if r.source_run in wanted and (keys is None or r.student in keys)
+        ]
+    for student_run in chosen:
+        fusion.fuse(store, of, student_run, _scorer(store, student_run, talk), measure, on=on, note=talk.note)
+
+
+def _scorer(
+    store: LabelStore, student_run: lookup.Run, talk: Talk
+) -> Callable[[lookup.Run, Sequence[int], int], pl.DataFrame]:
+    """Return how fusion gets scores for validation queries that no stored run holds."""
+
+    def scored(run: lookup.Run, queries: Sequence[int], depth: int) -> pl.DataFrame:
+        with store.read() as con:
+            sql = "SELECT name FROM students WHERE student = ?"
+            ((name,),) = con.execute(sql, [student_run.student]).fetchall()
+            found = candidates(con, run, depth, queries)
+        reranker = load_reranker(store, name, precision=student_run.parameters.get("precision", "auto"))
+        with talk.progress(f"{name} over validation queries", found.n_pairs, "pairs") as tick:
+            scores = score(store, reranker, found, progress=tick)
+        return pl.DataFrame(
+            {"query": found.query, "document": found.document, "score": scores},
+            schema_overrides={"score": pl.Float64},
+        )
+
+    return scored
