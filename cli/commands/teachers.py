@@ -1,5 +1,6 @@
 """`msft teachers`: LLM rankings into and out of the store."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -98,6 +99,26 @@ def export_labels(
     diagnostics.note(f"{labels}: {n} lists to {', '.join(map(str, written)) or 'stdout'}")
 
 
+@dataclass(frozen=True)
+class Import:
+    """What `msft teachers import` takes beside the file."""
+
+    dataset: Annotated[str | None, "Whose queries; the only one by default."] = None
+    model: Annotated[
+        str | None, "The teacher, where the file does not name it; a TREC tag gives way to it."
+    ] = None
+    layout: Annotated[str | None, _LAYOUTS] = None
+    name: Annotated[
+        str | None, "The labeling's name, where the file holds one; else TEACHER@FIRST_STAGE."
+    ] = None
+    run: Annotated[str | None, "The run that was labelled: gives the initial ranks."] = None
+    first_stage: Annotated[str | None, "Its name, where neither file nor store has it."] = None
+    replies: Annotated[Path | None, "RankGPT's second file: the JSON list of permutation strings."] = None
+    with_texts: Annotated[bool, "Take queries and passages that the store lacks from the file."] = False
+    licence: Annotated[str | None, "Terms of the labels."] = None
+    replace: Annotated[bool, "New orders replace those of the same name."] = False
+
+
 @command(
     teachers_app,
     "import",
@@ -109,33 +130,7 @@ def import_labels(
     file: Annotated[
         Path, typer.Argument(help="Labels as others write them; gz and zst are read as they are.")
     ],
-    dataset: Annotated[str | None, typer.Option(help="Whose queries; the only one by default.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="The teacher, where the file does not name it; a TREC tag gives way to it."),
-    ] = None,
-    layout: Annotated[str | None, typer.Option(help=_LAYOUTS)] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(help="The labeling's name, where the file holds one; else TEACHER@FIRST_STAGE."),
-    ] = None,
-    run: Annotated[
-        str | None, typer.Option(help="The run that was labelled: gives the initial ranks.")
-    ] = None,
-    first_stage: Annotated[
-        str | None, typer.Option(help="Its name, where neither file nor store has it.")
-    ] = None,
-    replies: Annotated[
-        Path | None, typer.Option(help="RankGPT's second file: the JSON list of permutation strings.")
-    ] = None,
-    with_texts: Annotated[
-        bool,
-        typer.Option("--with-texts", help="Take queries and passages that the store lacks from the file."),
-    ] = False,
-    licence: Annotated[str | None, typer.Option(help="Terms of the labels.")] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="New orders replace those of the same name.")
-    ] = False,
+    options: Import,
 ) -> None:
     """Labels from elsewhere: permutations, TREC runs, RankGPT's pair of files, RankLLM's results, raw replies …
 
@@ -145,11 +140,7 @@ def import_labels(
     from teachers.generate.label_files import import_labels as take
 
     with diagnostics.progress("reading", unit="lists") as tick:
-        done = take(
-            context.store, file, dataset=dataset, model=model, layout=layout, name=name, run=run,
-            first_stage=first_stage, replies=replies, with_texts=with_texts, licence=licence, replace=replace,
-            progress=tick,
-        )  # fmt: skip
+        done = take(context.store, file, progress=tick, **vars(options))
     kept = done.n_read - done.n_refused
     diagnostics.note(
         f"{file.name} ({done.layout}) for {done.dataset}: {done.n_read} lists read, {kept} kept"
