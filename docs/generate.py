@@ -1,11 +1,13 @@
 """Write the pages of docs/reference/ and README's list of rooms from the code.
 
 Run `python docs/generate.py` (or `make docs`) after a change to schema.sql, a command, a setting, a loss, a recipe or a
-file's first docstring. A test compares the pages with what this makes.
+file's first docstring. A test compares the pages with what this makes. `--demo FILE` also renews README's table of the
+demo, from what `msft demo --format json` printed.
 """
 
 import ast
 import inspect
+import json
 import re
 import sys
 import tomllib
@@ -406,6 +408,21 @@ def front_door() -> str:
     return head + begin + "\n".join(_room_list()) + "\n" + end + rest.partition(end)[2]
 
 
+def demo_block(file: Path) -> str:
+    """README.md with the table of a demo: `file` has what `msft demo --format json` printed."""
+    kinds = {"first_stage": "first stage", "student": "student", "fused": "fused with BM25"}
+    lines = ["| system | kind | RR@10 | p against BM25 |", "|---|---|---|---|"]
+    for row in json.loads(file.read_text("utf-8")):
+        p = "" if row["p_value"] is None else f"{row['p_value']:.2g}".removeprefix("0")
+        value = f"{row['RR@10']:.3f}".removeprefix("0")
+        lines.append(f"| {row['system']} | {kinds[row['kind']]} | {value} | {p} |")
+    text = (ROOT / "README.md").read_text("utf-8")
+    found = re.search(r"(<!-- made: demo [^\n]*\n).*?(<!-- /made: demo -->)", text, re.DOTALL)
+    if found is None:
+        raise SystemExit("README.md has lost its marks <!-- made: demo … --> and <!-- /made: demo -->")
+    return text[: found.end(1)] + "\n".join(lines) + "\n" + text[found.start(2) :]
+
+
 def _room_list() -> list[str]:
     """The tree with a line for each room: the first sentence of its docstring."""
     width = max(len(room.name) for package in PACKAGES for room in _rooms(package)) + 4
@@ -464,7 +481,9 @@ PAGES = {
 
 
 def main() -> None:
-    """Write the pages that differ."""
+    """Write the pages that differ; with ``--demo FILE`` README's table of the demo first."""
+    if sys.argv[1:2] == ["--demo"]:
+        (ROOT / "README.md").write_text(demo_block(Path(sys.argv[2])), encoding="utf-8")
     for name, make in PAGES.items():
         file, text = ROOT / name, make()
         if not file.exists() or file.read_text("utf-8") != text:

@@ -1,1 +1,1 @@
-"""The store as one HTML page: see :func:`labelstore.report.page.write`."""
+"""The store as one HTML page."""
