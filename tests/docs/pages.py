@@ -55,8 +55,8 @@ class Page:
 
 
 def all_pages() -> list[Path]:
-    """README, CONTRIBUTING, and every page of docs/ and benchmarks/."""
-    return [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + [
+    """README, CONTRIBUTING, CHANGELOG, and every page of docs/ and benchmarks/."""
+    return [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + [
         page for folder in ("docs", "benchmarks") for page in sorted((ROOT / folder).rglob("*.md"))
     ]
 
