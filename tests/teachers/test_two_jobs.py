@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -44,11 +45,20 @@ def asked(server: Server, number: int) -> None:
 @pytest.mark.parametrize("name", ["plain", "with/slash and space", "naïve\u2603"])
 def test_a_second_job_of_one_labeling_ends_with_the_holders_pid(tmp_path: Path, name: str) -> None:
     store = make(tmp_path / "s.duckdb", 6, length=lambda k: 4)
-    with serving(slow) as server:
+    second_ended = (
+        threading.Event()
+    )  # until then the first job waits for its first answer, however slow the machine is
+
+    def held(k: int, body: dict[str, object]) -> Answer:
+        second_ended.wait(60)
+        return good(body)
+
+    with serving(held) as server:
         first = start(store, server, name)
         asked(server, 1)
         second = start(store, server, name)
         _, said = second.communicate(timeout=60)
+        second_ended.set()
         assert second.returncode == 3, said
         assert f"PID {first.pid}" in said
         assert "hint: wait for it or end it" in said
