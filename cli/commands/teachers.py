@@ -10,7 +10,7 @@ from cli.command import Context, command, group
 from cli.commands.teachers_generate import add_generate
 from cli.output import diagnostics, render
 
-teachers_app = group(help="Labels of LLM teachers: list, generate, import, show, export.")
+teachers_app = group(help="Labels of LLM teachers: list, generate, import, reread, show, export.")
 add_generate(teachers_app)
 
 _LAYOUTS = (
@@ -97,6 +97,38 @@ def export_labels(
     if out is None:
         render.text(buffer.getvalue())
     diagnostics.note(f"{labels}: {n} lists to {', '.join(map(str, written)) or 'stdout'}")
+
+
+@command(teachers_app, "reread", example="msft teachers reread rankzephyr@bm25 --dry-run", lists=True)
+def reread_labels(
+    context: Context,
+    labels: Annotated[str, typer.Argument(help="A labeling; `msft teachers list` names them.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; write nothing.")] = False,
+) -> None:
+    """Read a labeling's stored replies with today's parser, and make its orders anew where they say something else.
+
+    Replies stay as they are. Labelings that share these replies change with it. Killed at any point, it has changed all or
+    nothing.
+    """
+    from teachers.generate.reread import reread
+
+    done = reread(context.store, labels, dry_run=dry_run)
+    diagnostics.note(
+        f"{labels}: {done.n_read:,} stored replies read, {len(done.changes):,} of them otherwise"
+    )
+    for how, n in done.statuses.items():
+        diagnostics.note(f"  {n:,} from {how}")
+    render.rows(
+        [{"labeling": name, **counts} for name, counts in done.labelings.items()],
+        context.format,
+        ("labeling", "changed", "new", "quarantined", "to_ask", "same"),
+    )
+    if not done.changes:
+        diagnostics.note("nothing to change: the store is as it was")
+    elif dry_run:
+        diagnostics.note("nothing was written; the same command without --dry-run does it")
+    elif (partly := done.partly_done()) is not None:
+        raise partly
 
 
 @dataclass(frozen=True)

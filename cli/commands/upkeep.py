@@ -1,5 +1,6 @@
 """`msft verify`, `merge`, `export-store`, `import-store`, `show lineage`: the store checked, united, archived, traced."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,11 +59,29 @@ def verify(
             f"{done.stale_evaluations:,} evaluations are of rankings or judgments that were replaced or grew since:"
             " msft eval measures again"
         )
+    if not hash_only and done.hash:
+        _replies(store)
     diagnostics.note(f"verify hash {done.hash or 'none: the store cannot be read'}")
     if findings:
         diagnostics.warn(f"{len(findings)} findings in {store.path}")
         raise typer.Exit(ExitCode.FAILURE)
     diagnostics.note(f"{store.path} is sound")
+
+
+def _replies(store: "LabelStore") -> None:
+    """Say which labelings rest on replies that are read otherwise today: a change of this msft, not a fault of the store."""
+    from teachers.generate.stored_replies import read_otherwise
+
+    found, unknown = read_otherwise(store)
+    for one in found:
+        diagnostics.note(
+            f"{one.labeling}: {one.n_replies:,} stored replies for {one.n_queries:,} queries would be read otherwise"
+            f" today: `msft teachers reread {shlex.quote(one.labeling)}` does it, --dry-run says what changes"
+        )
+    if unknown:
+        diagnostics.note(
+            f"replies to prompts that this msft does not know were not read: {', '.join(sorted(unknown))}"
+        )
 
 
 def _journal(store: "LabelStore") -> "list[Finding]":

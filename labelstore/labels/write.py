@@ -454,6 +454,36 @@ def release(con: duckdb.DuckDBPyConnection, labeling: int) -> int:
     return int(freed)
 
 
+def withdraw(con: duckdb.DuckDBPyConnection, labeling: int, queries: list[int]) -> None:
+    """Take queries out of a labeling: their permutations, the calls that these used, and their places in quarantine."""
+    con.execute(
+        """CREATE OR REPLACE TEMP TABLE withdrawn AS
+           SELECT permutation, query FROM permutations WHERE labeling = ? AND query IN (SELECT unnest(?))""",
+        [labeling, queries],
+    )
+    for table in ("permutation_items", "permutations"):
+        con.execute(f"DELETE FROM {table} WHERE permutation IN (SELECT permutation FROM withdrawn)")
+    for table in ("labeling_calls", "quarantine"):
+        con.execute(
+            f"DELETE FROM {table} WHERE labeling = ? AND query IN (SELECT unnest(?))", [labeling, queries]
+        )
+    con.execute("DROP TABLE withdrawn")
+
+
+def store_readings(con: duckdb.DuckDBPyConnection, readings: str) -> int:
+    """Replace what was read in replies; the replies stay as they are. The number of calls.
+
+    Args:
+        readings: relation (call, status, parsed, n_missing, n_repeated, n_out_of_range).
+    """
+    (n,) = con.execute(
+        f"""UPDATE calls SET status = n.status, parsed = n.parsed, n_missing = n.n_missing,
+                             n_repeated = n.n_repeated, n_out_of_range = n.n_out_of_range
+            FROM {readings} n WHERE calls.call = n.call"""
+    ).fetchall()[0]
+    return int(n)
+
+
 def permutation_hashes(labeling: int) -> str:
     """SQL that re-derives (permutation, content_hash) of a labeling from its items: what `verify` compares."""
     return f"""SELECT i.permutation, {_PERMUTATION_HASH} AS content_hash

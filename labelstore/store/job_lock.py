@@ -3,10 +3,12 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from labelstore.errors import StoreError
+from labelstore.store import keys
+from labelstore.store.label_store import LabelStore
 
 
 @contextmanager
@@ -35,3 +37,9 @@ def alone(lock: Path, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def labeling_alone(store: LabelStore, name: str) -> AbstractContextManager[None]:
+    """Hold a labeling, so that one job at a time writes it (:func:`alone`)."""
+    file = keys.content_key("labeling", name)  # a name may hold what a file's may not
+    return alone(store.folder("locks") / f"{file}.lock", f"labeling {name} is being made")

@@ -346,17 +346,8 @@ class Labelling:
         if reading == "first":
             parsed, by_letter = replies.from_logprobs(completion.logprobs or {}, n)
             return parsed, list(by_letter)
-        template = self.rendering.teacher.template
-        if template is None:
-            raise RuntimeError("replies in text need a template")
         sampling = self.rendering.teacher.sampling
-        parsed = replies.parse(
-            completion.text or "",
-            n,
-            identifiers=template.identifiers,
-            finish_reason=completion.finish_reason,
-            top=sampling.top,
-        )
+        parsed = read_text(self.rendering.teacher, completion.text or "", completion.finish_reason, n)
         scores = identifier_scores(completion.logprobs, request.identifiers) if sampling.logprobs else None
         return parsed, scores
 
@@ -371,6 +362,19 @@ class Labelling:
         }
         result.scores = [fused[index] for index in range(len(task.candidates))]
         return sorted(order, key=lambda index: -fused[index])
+
+
+def read_text(teacher: Teacher, text: str, finish_reason: str | None, n: int) -> replies.Parsed:
+    """What a reply in text says of a window of n passages."""
+    if teacher.template is None:
+        raise RuntimeError("replies in text need a template")
+    return replies.parse(
+        text,
+        n,
+        identifiers=teacher.template.identifiers,
+        finish_reason=finish_reason,
+        top=teacher.sampling.top,
+    )
 
 
 def read_scores(scores: Sequence[float] | None, n: int) -> tuple[replies.Parsed, list[float | None] | None]:

@@ -16,8 +16,7 @@ from pathlib import Path
 from labelstore.errors import PartlyDone, StoreError
 from labelstore.labels import write as labels
 from labelstore.provenance import record as provenance
-from labelstore.store import keys
-from labelstore.store.job_lock import alone
+from labelstore.store.job_lock import labeling_alone
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Engine
 from teachers.generate import canary
@@ -106,9 +105,7 @@ def generate(
     if settings.dataset is None or settings.run is None:
         note(f"labelling {made.run.name} over {made.dataset.name}")
     folder = store.folder("journal")
-    lock_name = keys.content_key("labeling", made.name)  # a name may hold what a file's may not
-    lock = store.folder("locks") / f"{lock_name}.lock"
-    with alone(lock, f"labeling {made.name} is being made"):
+    with labeling_alone(store, made.name):
         return _recorded(store, made, folder, engine, build, note, progress)
 
 

@@ -140,7 +140,7 @@ def _merge(store: LabelStore, folder: Path) -> Merged:
     done = Merged(skipped=held)
     wrong: dict[Path, list[str]] = {path: [] for path, _ in ready}  # what cannot be merged, and why
 
-    def calls(con: duckdb.DuckDBPyConnection, target: _Target, chunk: list[Record]) -> None:
+    def calls(con: duckdb.DuckDBPyConnection, target: Target, chunk: list[Record]) -> None:
         done.calls += target.calls(con, chunk)
 
     for path, head in ready:
@@ -157,7 +157,7 @@ def _merge(store: LabelStore, folder: Path) -> Merged:
         line for lines in (*wrong.values(), *(said for _, said in journal.aside(folder))) for line in lines
     )
 
-    def lists(con: duckdb.DuckDBPyConnection, target: _Target, chunk: list[Record]) -> None:
+    def lists(con: duckdb.DuckDBPyConnection, target: Target, chunk: list[Record]) -> None:
         gone = [key for r in chunk if r["t"] == "permutation" for _, key in r["calls"] if key in lost]
         if gone:
             raise BadInput(f"it was made from call {gone[0]}, which could not be merged")
@@ -193,7 +193,7 @@ def _taken(
     head: Record | None,
     records: Iterable[Record],
     kinds: tuple[str, ...],
-    take: Callable[[duckdb.DuckDBPyConnection, "_Target", list[Record]], None],
+    take: Callable[[duckdb.DuckDBPyConnection, "Target", list[Record]], None],
 ) -> list[str]:
     """Merge a segment's records of some kinds; a line for each that cannot be merged."""
     reason = _readable(head)
@@ -249,12 +249,12 @@ def _lost(reasons: Iterable[str]) -> frozenset[str]:
 
 
 @contextmanager
-def _target(store: LabelStore, head: Record) -> Iterator[tuple[duckdb.DuckDBPyConnection, "_Target"]]:
+def _target(store: LabelStore, head: Record) -> Iterator[tuple[duckdb.DuckDBPyConnection, "Target"]]:
     """The store open for one segment, checkpointed when it is let go."""
     with store.write(transaction=False) as con:
         con.execute("SET threads = 1")  # for chunks of this size more of them take memory, not less time
         with in_transaction(con):
-            target = _Target.of(con, head)
+            target = Target.of(con, head)
         yield con, target
         con.execute("CHECKPOINT")
 
@@ -281,7 +281,7 @@ def _chunks(
 
 
 @dataclass(frozen=True)
-class _Target:
+class Target:
     """Where a segment's records belong."""
 
     teacher: int
@@ -290,7 +290,7 @@ class _Target:
     job: Job
 
     @classmethod
-    def of(cls, con: duckdb.DuckDBPyConnection, head: Record) -> "_Target":
+    def of(cls, con: duckdb.DuckDBPyConnection, head: Record) -> "Target":
         found = con.execute("SELECT job FROM provenance WHERE job_key = ?", [head["job"]]).fetchall()
         job = Job(int(found[0][0]) if found else 0, head["job"], KIND)
         teacher, labeling, collection = store_labeling(con, job, head)
@@ -434,8 +434,12 @@ def _list_row(r: Record) -> tuple[Any, ...]:
 
 
 def _item_rows(r: Record) -> Iterator[tuple[Any, ...]]:
-    """Items with grades: n for the best down to 1; equal scores of a scoring teacher are ties and share the better grade."""
+    """Items with grades: n for the best down to 1; equal scores of a scoring teacher are ties and share the better grade.
+
+    A record may bring its own grades (a labeling that was imported has others).
+    """
     n = len(r["docs"])
+    own = r.get("grades")
     scores = r["scores"] or [None] * n
     grade = n
     for index, (doc_id, text_hash, initial, score) in enumerate(
@@ -443,4 +447,4 @@ def _item_rows(r: Record) -> Iterator[tuple[Any, ...]]:
     ):
         if index == 0 or score is None or score != scores[index - 1]:
             grade = n - index
-        yield r["query_id"], index + 1, doc_id, initial, grade, score, text_hash
+        yield r["query_id"], index + 1, doc_id, initial, own[index] if own else grade, score, text_hash

@@ -82,6 +82,15 @@ class Result:
     tokens_out: int = 0
     scores: list[float | None] | None = None
 
+    def take(self, step: int, answer: Answer) -> None:
+        """Add an answer that the order is made from."""
+        self.calls.append((step, answer.call_key))
+        self.repairs += answer.repairs
+        self.tokens_in += answer.tokens_in
+        self.tokens_out += answer.tokens_out
+        if answer.status != self.status:
+            self.status = worst([self.status, answer.status])
+
 
 TaskT = TypeVar("TaskT")
 TaskIn = TypeVar("TaskIn", contravariant=True)
@@ -481,12 +490,7 @@ class Scheduler(Generic[TaskT]):
             if answer.order is None:
                 raise RuntimeError("a batch is merged when all its windows have usable answers")
             orders.append(answer.order)
-            result.calls.append((query.step + place, answer.call_key))
-            result.repairs += answer.repairs
-            result.tokens_in += answer.tokens_in
-            result.tokens_out += answer.tokens_out
-            if answer.status != result.status:
-                result.status = worst([result.status, answer.status])
+            result.take(query.step + place, answer)
         only = query.answers[0] if len(query.windows) == 1 and query.step == 0 else None
         result.scores = scores_by_candidate(query.windows[0], only.scores) if only is not None else None
         return orders

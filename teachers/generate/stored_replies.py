@@ -1,0 +1,169 @@
+"""The replies that labelings rest on, read again by today's parser: which of them says something else than was stored.
+
+A labeling rests on the calls that its permutations were merged from and, if it was generated, for each query in
+quarantine on all calls of its teacher for that query. The store is let go after every :data:`CHUNK` calls.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from string import ascii_uppercase
+from typing import Any
+
+import duckdb
+
+from labelstore.store.label_store import LabelStore
+from teachers.engines.base import Sampling
+from teachers.errors import TeacherError
+from teachers.generate.calls import OWN_COUNTS, Teacher, read_text
+from teachers.prompts import replies
+from teachers.prompts import template as prompts
+
+CHUNK = 20_000
+
+RESTING = """
+    resting AS (
+        SELECT labeling, query, call FROM labeling_calls
+        UNION ALL
+        SELECT z.labeling, z.query, c.call
+        FROM (SELECT DISTINCT labeling, query FROM quarantine WHERE query IS NOT NULL) z
+        JOIN labelings l ON l.labeling = z.labeling AND l.origin = 'generated'
+        JOIN requests r ON r.teacher = l.teacher AND r.query = z.query
+        JOIN calls c USING (request))"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A stored reply that is read otherwise today."""
+
+    call: int
+    before: str  # its status
+    parsed: replies.Parsed
+
+
+@dataclass
+class Scanned:
+    """What reading stored replies again found.
+
+    Attributes:
+        unknown: prompts that this msft does not know: replies to them were not read.
+    """
+
+    n_read: int = 0
+    changes: list[Change] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
+
+
+def scan(store: LabelStore, labeling: int | None = None) -> Scanned:
+    """Read the replies that a labeling (or any labeling) rests on; nothing is written."""
+    done = Scanned()
+    last = -1
+    while True:
+        with store.read() as con:
+            teachers = known_teachers(con, done.unknown)
+            rows = con.execute(
+                f"""WITH {RESTING}
+                    SELECT c.call, r.teacher, c.status, c.reply, c.parsed, c.scores, c.finish_reason, r.n_passages
+                    FROM calls c JOIN requests r USING (request)
+                    WHERE c.call > ? AND c.call IN (SELECT call FROM resting WHERE labeling = coalesce(?, labeling))
+                    ORDER BY c.call LIMIT {CHUNK}""",
+                [last, labeling],
+            ).fetchall()
+        if not rows:
+            return done
+        last = rows[-1][0]
+        for call, teacher, status, reply, parsed, scores, finish, n in rows:
+            if teacher not in teachers:
+                continue
+            now = reading(teachers[teacher], status, reply, scores, finish, n)
+            if now is None:
+                continue
+            done.n_read += 1
+            if (now.status, identifiers(now)) != (status, parsed):
+                done.changes.append(Change(call, status, now))
+
+
+def reading(
+    teacher: Teacher,
+    status: str,
+    reply: str | None,
+    scores: list[float | None] | None,
+    finish: str | None,
+    n: int,
+) -> replies.Parsed | None:
+    """What a stored reply says today; None where there is no reply: an engine's own error, or scores of a pair."""
+    if teacher.reading == "scores" or (status == replies.ENGINE_ERROR and finish is None):
+        return None
+    if teacher.reading == "first":
+        if scores is None:
+            return None
+        known = {ascii_uppercase[k]: score for k, score in enumerate(scores) if score is not None}
+        return replies.from_logprobs(known, n)[0]
+    if reply is None:
+        return None
+    reason = (finish or "").removesuffix(OWN_COUNTS).removesuffix("; ")
+    return read_text(teacher, reply, reason or None, n)
+
+
+def identifiers(parsed: replies.Parsed) -> list[int] | None:
+    """The order as ``calls.parsed`` keeps it."""
+    return None if parsed.order is None else [position + 1 for position in parsed.order]
+
+
+def known_teachers(con: duckdb.DuckDBPyConnection, unknown: set[str]) -> dict[int, Teacher]:
+    """Teachers whose replies can be read, by their surrogate key; prompts that are not known are added to `unknown`."""
+    found = {}
+    for key, teacher_key, engine, prompt, sampling in con.execute(
+        "SELECT teacher, teacher_key, engine, prompt, sampling FROM teachers"
+    ).fetchall():
+        if engine == "imported":  # its prompt is not known, and its replies name passages by numbers
+            found[key] = Teacher(teacher_key, "", prompts.template("listwise"), Sampling())
+            continue
+        drawn: dict[str, Any] = json.loads(sampling) if sampling is not None else {"reading": "scores"}
+        how = str(drawn.pop("reading", "text"))
+        teacher = Teacher(teacher_key, "", None, Sampling(**drawn), reading=how)
+        if how != "scores":
+            try:
+                teacher = replace(teacher, template=prompts.template(prompt or ""))
+            except TeacherError:
+                unknown.add(str(prompt))
+                continue
+        found[key] = teacher
+    return found
+
+
+@dataclass(frozen=True)
+class Otherwise:
+    """A labeling of which stored replies are read otherwise today."""
+
+    labeling: str
+    n_replies: int
+    n_queries: int
+
+
+def read_otherwise(store: LabelStore) -> tuple[list[Otherwise], set[str]]:
+    """Labelings with replies that are read otherwise today, and the prompts that could not be checked."""
+    scanned = scan(store)
+    if not scanned.changes:
+        return [], scanned.unknown
+    with store.read() as con:
+        found = con.execute(
+            f"""WITH {RESTING}
+                SELECT l.name, count(DISTINCT call), count(DISTINCT query)
+                FROM resting JOIN labelings l USING (labeling) WHERE call IN (SELECT unnest(?))
+                GROUP BY l.name ORDER BY l.name""",
+            [[change.call for change in scanned.changes]],
+        ).fetchall()
+    return [Otherwise(*row) for row in found], scanned.unknown
+
+
+def affected(con: duckdb.DuckDBPyConnection, changes: list[Change]) -> dict[str, list[int]]:
+    """By labeling, the queries that rest on replies that are read otherwise."""
+    found: dict[str, list[int]] = {}
+    for name, query in con.execute(
+        f"""WITH {RESTING}
+            SELECT DISTINCT l.name, query FROM resting JOIN labelings l USING (labeling)
+            WHERE call IN (SELECT unnest(?)) ORDER BY ALL""",
+        [[change.call for change in changes]],
+    ).fetchall():
+        found.setdefault(name, []).append(query)
+    return found
