@@ -5,7 +5,7 @@
     python -m benchmarks.rerank --device cuda --shape electra-base --queries 200
 
 The same MiniLM, pairs and limit of 256 tokens for all, in one process and run, in turns; medians. `speedup_default` is
-what each does unasked (here: bf16 where the machine multiplies it, there: fp32), `speedup_same_precision` is bf16 against
+what each does by default (here: bf16 if the hardware supports it, there: fp32), `speedup_same_precision` is bf16 against
 a peer that was told to take bf16 (fp32 against fp32 where the machine has no bf16 products: key same_precision),
 `speedup_fp32` fp32 against fp32. sentence-transformers gets all pairs in one call, which is its best case; lightning-ir's
 `score` gets a query at a time, with a head of its own, so only its speed counts, on the CPU. A plain loop over transformers'
@@ -15,7 +15,7 @@ is trained first (some minutes), because scores that order nothing measure nothi
 made-up texts of MS MARCO's lengths: their key is score_difference, the largest difference of a score from
 sentence-transformers' in fp32, in standard deviations of these.
 
-measure_difference is the largest difference of nDCG@10, over the collections, between what msft does unasked and
+measure_difference is the largest difference of nDCG@10, over the collections, between msft's default and
 sentence-transformers' fp32. In bf16 it takes --measured queries to tell it from chance: passages with nearly equal scores
 change places in any rounding, which moves the mean of 20 queries by .004. Over these queries the reference is msft's own
 fp32, in a third of the time; that it is sentence-transformers' is said by fp32_measure_difference, on the timed queries.
@@ -231,7 +231,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _ways(student: Path, device: str) -> tuple[dict[str, Way], str]:
-    """Everyone that can run here, and the precision that ours takes unasked; bf16 only where the machine multiplies it."""
+    """List the contenders that can run here, and msft's default precision; bf16 only if the hardware supports it."""
     best = resolve_precision("auto", device)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     chosen = {name: dtypes[name] for name in dict.fromkeys(("fp32", best))}

@@ -9,8 +9,8 @@ the .1 that MiniLM and ELECTRA come with). In one process and run, in turns; med
 its whole call, from a model's folder and texts to a model's folder: loading, tokenising (here the token cache is built
 anew each time), saving. Random shapes (tiny, electra-base) train on made-up texts of MS MARCO's lengths.
 
-pairs_per_second            ours, unasked: bf16 where the machine multiplies it, else fp32 (key precision)
-speedup_default             against sentence-transformers unasked, which is fp32
+pairs_per_second            ours by default: bf16 if the hardware supports it, otherwise fp32 (key precision)
+speedup_default             against sentence-transformers' default, which is fp32
 speedup_same_precision      both in bf16, or in fp32 where the machine has no bf16 products (key same_precision)
 speedup_fp32                both in fp32
 speedup_over_lightning_ir   against its module in fp32, …_same_precision as above

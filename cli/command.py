@@ -25,9 +25,9 @@ StoreOption = Annotated[
     Path, typer.Option("--store", envvar="MSFT_STORE", help="The DuckDB file.", show_default="msft.duckdb")
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print the rows.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Tracebacks with errors.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notes and no progress.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print more detail.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Print a traceback with an error.")]
 
 
 @dataclass(frozen=True)

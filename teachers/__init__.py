@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from teachers.generate.dry_run import forecast
     from teachers.generate.job import generate as label_run
     from teachers.generate.label_files import export_labels, import_labels
-    from teachers.generate.plan import Settings
+    from teachers.generate.settings import Settings
 
 __all__ = ["Settings", "export_labels", "forecast", "import_labels", "label_run"]
 
 _HOMES = {
-    "Settings": "generate.plan:Settings",
+    "Settings": "generate.settings:Settings",
     "export_labels": "generate.label_files:export_labels",
     "forecast": "generate.dry_run:forecast",
     "import_labels": "generate.label_files:import_labels",

@@ -39,44 +39,59 @@ def compare(
     systems: Annotated[
         list[str] | None,
         typer.Argument(
-            help="As `msft eval` shows them, STUDENT@FIRST_STAGE, or patterns like 'cl-s*'; default: every one.",
+            help="Names as `msft eval` prints them, STUDENT@FIRST_STAGE, or patterns like 'cl-s*'; by default all systems.",
             show_default=False,
         ),
     ] = None,
     dataset: Annotated[
-        list[str] | None, typer.Option("--dataset", help="Repeatable; default: the only one.")
+        list[str] | None, typer.Option("--dataset", help="A dataset; repeatable; by default the only one.")
     ] = None,
     measure: Annotated[
         list[str] | None,
-        typer.Option("--measure", help="ir-measures name; repeatable; default: the dataset's headline."),
+        typer.Option(
+            "--measure",
+            help="A measure in ir-measures' names; repeatable; by default the dataset's first one.",
+        ),
     ] = None,
     margin: Annotated[
-        float, typer.Option("--margin", help="What counts as equal, declared before the results are seen.")
+        float,
+        typer.Option(
+            "--margin",
+            help="The largest difference that counts as equal; declare it before you see the results.",
+        ),
     ] = 0.01,
     baseline: Annotated[
         str | None,
-        typer.Option("--baseline", help="What the others are compared with; default: the first system."),
+        typer.Option(
+            "--baseline", help="The system that the others are compared with; by default the first one."
+        ),
     ] = None,
     correction: Annotated[
-        str, typer.Option("--correction", help="holm or bh: what better and worse go by.")
+        str, typer.Option("--correction", help="The correction that decides better and worse: holm or bh.")
     ] = "holm",
     family: Annotated[
         str,
-        typer.Option("--family", help="Corrected together: the pairs of one dataset and measure, or all."),
+        typer.Option(
+            "--family",
+            help="Which pairs are corrected together: dataset (those of one dataset and measure) or all.",
+        ),
     ] = "dataset",
-    all_pairs: Annotated[bool, typer.Option("--all", help="Every two systems.")] = False,
+    all_pairs: Annotated[bool, typer.Option("--all", help="Compare every two systems.")] = False,
     pooled: Annotated[
-        bool, typer.Option("--pooled", help="The datasets' queries as one set, shared topics once.")
+        bool,
+        typer.Option("--pooled", help="Pool the datasets' queries into one set; a shared topic counts once."),
     ] = False,
     each_seed: Annotated[
         bool,
-        typer.Option("--each-seed", help="Keep students apart that differ by their seed alone."),
+        typer.Option(
+            "--each-seed", help="Treat students that differ only in their seed as separate systems."
+        ),
     ] = False,
 ) -> None:
     """Compare systems: better, worse, equivalent within a margin, or inconclusive.
 
     Paired t and randomisation tests, TOST equivalence, 90 % and 95 % intervals, effect sizes, Holm and BH, and what
-    these queries could have shown. Students that differ by their seed alone are one system; from 5 seeds on intervals
+    these queries could have shown. Students that differ only in their seed are one system. From 5 seeds on, intervals
     and p-values come from resampling seeds and queries.
     """
     from labelstore.evaluation import comparison

@@ -10,9 +10,7 @@ from cli.output import diagnostics, render
 
 data_app = group("Datasets: documents, queries, judgments.")
 
-DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="The dataset; the only one where there is one.")
-]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="The dataset; by default the only one.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
 def add(
     context: Context,
     dataset: Annotated[
-        str, typer.Argument(help="An alias (dl19, dl20, dev …), an ir_datasets id, or an own name.")
+        str, typer.Argument(help="An alias (dl19, dl20, dev …), an ir_datasets id, or a new name.")
     ],
     folder: Annotated[
         Path | None,
@@ -38,15 +36,21 @@ def add(
         ),
     ] = None,
     qrels: Annotated[
-        Path | None, typer.Option(help="Judgments; the dataset is then the queries judged in this file.")
+        Path | None,
+        typer.Option(help="A file of judgments; the dataset then has only the queries judged in it."),
     ] = None,
-    collection: Annotated[str | None, typer.Option(help="The corpus that it shares with others.")] = None,
+    collection: Annotated[
+        str | None, typer.Option(help="The collection whose documents it shares with other datasets.")
+    ] = None,
     role: Annotated[
-        str | None, typer.Option(help="train, dev or test; test sets are guarded against leakage.")
+        str | None,
+        typer.Option(help="train, dev or test; views leave out training queries that a test set has."),
     ] = None,
     update: Annotated[
         bool,
-        typer.Option("--update", help="Take new texts as new versions, and other queries and judgments."),
+        typer.Option(
+            "--update", help="Accept changed texts as new versions, and changed queries and judgments."
+        ),
     ] = False,
 ) -> None:
     """Add a dataset: from a folder, or from ir_datasets by its id or alias."""
@@ -61,7 +65,7 @@ def add(
         diagnostics.note(line)
     diagnostics.note(
         f"{added.dataset} ({added.role}) over collection {added.collection}: "
-        + ("added" if added.changed else "nothing new, the store is as it was")
+        + ("added" if added.changed else "nothing new, the store is unchanged")
     )
     rows = [
         {
@@ -102,9 +106,7 @@ def list_datasets(context: Context) -> None:
 @command(data_app, "show", example="msft data show nfcorpus", lists=True)
 def show(
     context: Context,
-    dataset: Annotated[
-        str | None, typer.Argument(help="The dataset; the only one where there is one.")
-    ] = None,
+    dataset: Annotated[str | None, typer.Argument(help="The dataset; by default the only one.")] = None,
 ) -> None:
     """Show one dataset: counts, grades, measures, origin."""
     from labelstore.datasets import add as ingest

@@ -24,49 +24,55 @@ def add_to(app: typer.Typer) -> None:
 def evaluate(
     context: Context,
     dataset: Annotated[
-        list[str] | None, typer.Option("--dataset", help="Repeatable; default: the only one.")
+        list[str] | None, typer.Option("--dataset", help="A dataset; repeatable; by default the only one.")
     ] = None,
     run: Annotated[
-        list[str] | None, typer.Option("--run", help="First stage; repeatable; default: every one.")
+        list[str] | None, typer.Option("--run", help="A first stage; repeatable; by default all.")
     ] = None,
     student: Annotated[
-        list[str] | None, typer.Option("--student", help="Repeatable; default: every one.")
+        list[str] | None, typer.Option("--student", help="A student; repeatable; by default all.")
     ] = None,
     labels: Annotated[
-        list[str] | None, typer.Option("--labels", help="Labeling; repeatable; default: every one.")
+        list[str] | None, typer.Option("--labels", help="A labeling; repeatable; by default all.")
     ] = None,
     measure: Annotated[
         list[str] | None,
         typer.Option(
-            "--measure", help="ir-measures name; repeatable; default: the literature's for the dataset."
+            "--measure",
+            help="A measure in ir-measures' names; repeatable; by default the literature's for the dataset.",
         ),
     ] = None,
     depth: Annotated[int, typer.Option("--depth", help="Candidates per query that students re-rank.")] = 100,
     fuse: Annotated[
-        bool, typer.Option("--fuse", help="Also each student interpolated with its first stage.")
+        bool, typer.Option("--fuse", help="Also measure each student interpolated with its first stage.")
     ] = False,
     fuse_on: Annotated[
         str | None,
-        typer.Option("--fuse-on", help="Dataset whose queries fix the weight; default: a dev one."),
+        typer.Option(
+            "--fuse-on", help="The dataset whose queries choose the weight of --fuse; by default a dev set."
+        ),
     ] = None,
     suite: Annotated[
         str | None, typer.Option("--suite", help="dl, beir, or a file of datasets; adds the macro mean.")
     ] = None,
     rerank: Annotated[
-        bool, typer.Option("--rerank/--no-rerank", help="Whether students re-rank what they have not yet.")
+        bool,
+        typer.Option(
+            "--rerank/--no-rerank", help="Let students re-rank first what they have not re-ranked yet."
+        ),
     ] = True,
     exclude_self: Annotated[
         bool,
         typer.Option(
             "--exclude-self",
-            help="Leave a passage with its query's id out of the ranking, as ArguAna and Quora always do; such values are not kept.",
+            help="Leave out passages that have their query's id (always done for ArguAna and Quora); such values are not stored.",
         ),
     ] = False,
 ) -> None:
     """Measure first stages, teachers and students side by side.
 
-    Students re-rank what they have not re-ranked yet. Every value is kept per query in the store and reused. p_value
-    is the two-sided paired t-test against the first stage; `msft compare` has the tests that support a claim.
+    Students re-rank first what they have not re-ranked yet. Every value is stored per query and reused. p_value is from
+    the two-sided paired t-test against the first stage; `msft compare` has the tests that support a claim.
     """
     from labelstore.errors import PartlyDone
     from students.jobs import evaluate as job

@@ -25,10 +25,14 @@ class Criteria(Parameters):
 
     shares: Annotated[
         tuple[float, ...],
-        typer.Option("--share", help="Share of each --run, in their order; equal by default."),
+        typer.Option("--share", help="The share of each --run, in their order; by default equal."),
     ] = ()
     denoise: Annotated[
-        str, typer.Option("--denoise-action", help="drop, relabel (as positive) or downweight.")
+        str,
+        typer.Option(
+            "--denoise-action",
+            help="What to do with such candidates: drop, relabel (as positive) or downweight.",
+        ),
     ] = "drop"
 
 
@@ -38,22 +42,25 @@ class Mine:
 
     dataset: DatasetOption = None
     runs: RunsOption = ()
-    name: Annotated[str | None, typer.Option("--name", help="How commands call the negatives.")] = None
+    name: Annotated[str | None, typer.Option("--name", help="The name of the mined negatives.")] = None
     criteria: Criteria = Criteria()
     scores: Annotated[
         str | None,
-        typer.Option("--scores", help="Margins and limits by this run's scores (a re-ranker's)."),
+        typer.Option(
+            "--scores", help="A run whose scores the margins and limits use, for example a re-ranker's."
+        ),
         After("min_score"),
     ] = None
     denoise_labels: Annotated[
         str | None,
-        typer.Option("--denoise", help="A labeling: what it ranks above the positive is no negative."),
+        typer.Option(
+            "--denoise",
+            help="A labeling; candidates that it ranks above the positive are not used as negatives.",
+        ),
         After("scores"),
     ] = None
     seed: SeedOption = 42
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Overwrite negatives of that name that differ.")
-    ] = False
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite negatives of the same name.")] = False
 
 
 @command(
@@ -63,7 +70,7 @@ class Mine:
     lists=True,
 )
 def mine(context: Context, options: Mine) -> None:
-    """Mine hard negatives for judged queries; each is stored with its rank, score and the teacher's rank."""
+    """Mine hard negatives for judged queries; each is stored with its rank, its score and the teacher's rank."""
     from labelstore.negatives import mine as negatives
 
     asked = dict(vars(options))
@@ -71,14 +78,14 @@ def mine(context: Context, options: Mine) -> None:
     mined = negatives.mine(context.store, note=diagnostics.note, **asked, **criteria)
     diagnostics.note(
         f"negatives {mined.mining.name}: {mined.mining.n_negatives:,}"
-        + ("" if mined.new else ", the same as are there already")
+        + ("" if mined.new else ", the same as before")
     )
     render.rows(_count_rows("negatives", mined.mining.name, mined.counts), context.format)
 
 
 @command(negatives_app, "list", example="msft negatives list --format json", lists=True)
 def list_negatives(context: Context) -> None:
-    """All minings, newest first."""
+    """List the mined negatives, newest first."""
     from labelstore.negatives import mine as negatives
 
     with context.store.read() as con:
@@ -90,10 +97,10 @@ def list_negatives(context: Context) -> None:
 def show_negatives(
     context: Context,
     name: Annotated[str, typer.Argument(help="The negatives' name.")],
-    query: Annotated[str | None, typer.Option("--query", help="Only this query_id.")] = None,
-    limit: Annotated[int, typer.Option("--limit", help="Rows at most.")] = 20,
+    query: Annotated[str | None, typer.Option("--query", help="Show only this query_id.")] = None,
+    limit: Annotated[int, typer.Option("--limit", help="The most rows to print.")] = 20,
 ) -> None:
-    """Negatives with the evidence for each: source, rank, score, the teacher's rank."""
+    """Show negatives with the evidence for each: source, rank, score and the teacher's rank."""
     from labelstore.negatives import mine as negatives
     from labelstore.store import lookup
 

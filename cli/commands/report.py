@@ -19,32 +19,39 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("report.html"),
     dataset: Annotated[
         list[str] | None,
-        typer.Option("--dataset", help="Repeatable; default: every one that was measured or labelled."),
+        typer.Option(
+            "--dataset", help="A dataset; repeatable; by default all that were measured or labelled."
+        ),
     ] = None,
     measure: Annotated[
         list[str] | None,
         typer.Option(
-            "--measure", help="Repeatable, the first leads; default: the literature's, as measured."
+            "--measure",
+            help="A measure; repeatable; the first one is the headline; by default those that were measured.",
         ),
     ] = None,
     queries: Annotated[
         int | None,
-        typer.Option("--queries", help="Queries in the explorer; default: 100, or what fits 5 MB."),
+        typer.Option("--queries", help="Queries in the explorer; by default 100, or as many as fit in 5 MB."),
     ] = None,
     texts: Annotated[
-        bool, typer.Option("--texts/--no-texts", help="Whether passages' texts are in it (mind their terms).")
+        bool,
+        typer.Option(
+            "--texts/--no-texts",
+            help="Include the passages' texts; check their licence before you pass the page on.",
+        ),
     ] = True,
 ) -> None:
-    """Write what the store knows as one HTML file that needs no network.
+    """Write the store's content as one HTML file that needs no network.
 
-    Leaderboard with intervals, effectiveness against cost, per-query differences, learning curves, label quality,
-    lineage, and a query explorer. Nothing is measured anew: `msft eval` does that.
+    It has a leaderboard with intervals, effectiveness against cost, per-query differences, learning curves, label
+    quality, lineage, and a query explorer. It shows stored measures; `msft eval` makes new ones.
     """
     from labelstore.errors import UsageError
     from labelstore.report import page
 
     if queries is not None and queries < 1:
-        raise UsageError(f"--queries {queries}: at least 1")
+        raise UsageError(f"--queries {queries}: expected 1 or more")
     written = page.write(
         context.store,
         output,

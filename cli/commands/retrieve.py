@@ -26,19 +26,19 @@ class System:
     index: Annotated[str | None, "bm25: a Pyserini prebuilt index or a Lucene index folder."] = None
     model: Annotated[str | None, "colbert: the checkpoint, an id or a folder."] = None
     device: Annotated[str | None, "colbert: cpu, cuda …"] = None
-    threads: Annotated[int, "0: one per core."] = 0
+    threads: Annotated[int, "Threads; 0 takes one per core."] = 0
 
 
 @dataclass(frozen=True)
 class Retrieve:
     """What `msft retrieve` takes."""
 
-    dataset: Annotated[str | None, "Whose queries; default: the only one."] = None
+    dataset: Annotated[str | None, "The dataset whose queries to rank; by default the only one."] = None
     retriever: Annotated[str, "bm25s (embedded), bm25 (Anserini), colbert (PyLate)."] = "bm25s"
     depth: Annotated[int, "Passages per query."] = 100
-    name: Annotated[str | None, "Of the run; default: the retriever's."] = None
+    name: Annotated[str | None, "The name of the run; by default the retriever's."] = None
     system: System = System()
-    replace: Annotated[bool, "Overwrite a run of that name that differs."] = False
+    replace: Annotated[bool, "Overwrite a run of the same name."] = False
 
 
 def retrieve(context: Context, options: Retrieve) -> None:

@@ -36,17 +36,18 @@ def import_run(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A TREC run, or a ranking of ColBERT or MS MARCO (query_id doc_id rank [score]); .gz and .zst as they are."
+            help="A TREC run, or a ranking of ColBERT or MS MARCO (query_id doc_id rank [score]), plain, .gz or .zst."
         ),
     ],
     dataset: DatasetOption = None,
-    name: Annotated[str | None, typer.Option(help="The run's name; the file's where none is given.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name; by default the file's.")] = None,
     skip_unknown: Annotated[
-        bool, typer.Option("--skip-unknown", help="Leave out unknown queries and passages, with counts.")
+        bool,
+        typer.Option("--skip-unknown", help="Leave out unknown queries and passages, and print how many."),
     ] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of a run of that name.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a run of the same name.")] = False,
 ) -> None:
-    """Import a run as a first stage; ranks follow its scores."""
+    """Import a run as a first stage; its scores give the ranks."""
     from labelstore.runs import import_run as importing
     from labelstore.store import lookup
 
@@ -59,7 +60,7 @@ def import_run(
         note=diagnostics.note,
     )  # fmt: skip
     if not imported.new:
-        diagnostics.note("the same run is there already; the store is as it was")
+        diagnostics.note("the store already has this run; nothing is changed")
     row: dict[str, Any] = {
         "dataset": of.name,
         "run": imported.run.name,
@@ -89,13 +90,15 @@ def export_run(
     dataset: DatasetOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File, .gz and .zst compressed; stdout where none is given."),
+        typer.Option(
+            "--output", "-o", help="The file to write (.gz and .zst compress it); by default stdout."
+        ),
     ] = None,
     ir_metadata: Annotated[
         Metadata | None,
         typer.Option(
-            help="PRIMAD metadata: beside the file as YAML (default with -o), inside as comment lines, which readers of"
-            " trec_eval's kind refuse, or none.",
+            help="Where PRIMAD metadata goes: beside the file as YAML (the default with -o), inside it as comment lines"
+            " (which trec_eval does not read), or none.",
             show_default=False,
         ),
     ] = None,

@@ -34,23 +34,25 @@ def sql(
         str | None,
         typer.Argument(help="SQL, or @NAME for an analysis that comes with msft.", show_default=False),
     ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Allow it to change the store.")] = False,
-    files: Annotated[bool, typer.Option("--files", help="Allow it to read and write files.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Allow the query to change the store.")] = False,
+    files: Annotated[bool, typer.Option("--files", help="Allow the query to read and write files.")] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="Rows at most, 0 for all; default: 1000, or all with -o.")
+        int | None,
+        typer.Option("--limit", help="The most rows to print, 0 for all; by default 1000, or all with -o."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File for the rows: .csv, .json or .parquet."),
+        typer.Option("--output", "-o", help="Write the rows to this file: .csv, .json or .parquet."),
     ] = None,
     param: Annotated[
-        list[str] | None, typer.Option("--param", help="NAME=VALUE, read with getvariable('NAME').")
+        list[str] | None,
+        typer.Option("--param", help="NAME=VALUE; the query reads it with getvariable('NAME')."),
     ] = None,
     list_queries: Annotated[
         bool, typer.Option("--list", help="List the analyses that come with msft.")
     ] = False,
 ) -> None:
-    """Ask the store in SQL; read-only unless --write, and without access to files unless --files."""
+    """Ask the store in SQL; --write allows changes, --files allows access to files."""
     from labelstore.analyses import ask as queries
     from labelstore.errors import UsageError
 
@@ -59,19 +61,21 @@ def sql(
         render.rows(rows, context.format, ["name", "answers"])
         return
     if not query:
-        raise UsageError("there is no query", hint='msft sql "SELECT * FROM results", or --list')
+        raise UsageError("the query is missing", hint='msft sql "SELECT * FROM results", or --list')
     parameters = {}
     for item in param or []:
         name, sign, value = item.partition("=")
         if not sign:
-            raise UsageError(f"--param {item}: not NAME=VALUE", hint="--param dataset=dl19")
+            raise UsageError(f"--param {item}: expected NAME=VALUE", hint="--param dataset=dl19")
         parameters[name] = value
     limit = limit if limit is not None else 0 if output else DEFAULT_LIMIT
     if limit < 0:
-        raise UsageError(f"--limit {limit}: at least 0", hint="--limit 0 prints all rows")
+        raise UsageError(f"--limit {limit}: expected 0 or more", hint="--limit 0 prints all rows")
     if output:
         if write or files:
-            raise UsageError("-o goes with neither --write nor --files", hint="leave them out")
+            raise UsageError(
+                "-o cannot be used with --write or --files", hint="leave --write and --files out"
+            )
         queries.save(context.store, query, output, limit, parameters)
         return
     names, found, cut = queries.run(
@@ -84,7 +88,7 @@ def sql(
 
 
 def status(context: Context) -> None:
-    """What is in the store, and what is under way beside it (calls in journals, trainings)."""
+    """Show what is in the store, and which jobs are under way (calls in journals, trainings)."""
     from labelstore.errors import StoreError
     from labelstore.store.label_store import LabelStore
     from labelstore.upkeep import status as overview
@@ -98,7 +102,7 @@ def status(context: Context) -> None:
     except StoreError as error:
         if "held by" not in str(error):
             raise
-        diagnostics.warn(f"{error}; only what lies beside it is shown")
+        diagnostics.warn(f"{error}; only journals and trainings beside it are shown")
     for segment in journal.summary(store.files / "journal"):
         calls = ", ".join(f"{n:,} {name}" for name, n in sorted(segment["statuses"].items()))
         damage = [f"{segment['torn_bytes']} bytes torn"] if segment["torn_bytes"] else []

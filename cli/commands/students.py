@@ -16,12 +16,12 @@ STUDENT_COLUMNS = (
     "weights_hash", "licence",
 )  # fmt: skip
 DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="Dataset; the only one if not given.", show_default=False)
+    str | None, typer.Option("--dataset", help="The dataset; by default the only one.", show_default=False)
 ]
 PrecisionOption = Annotated[
     str,
     typer.Option(
-        "--precision", help="auto, fp32 or bf16; auto is bf16 where the hardware has it, else fp32."
+        "--precision", help="auto, fp32 or bf16; auto is bf16 if the hardware supports it, otherwise fp32."
     ),
 ]
 
@@ -37,15 +37,22 @@ def add_to(app: typer.Typer) -> None:
 def add(
     context: Context,
     model: Annotated[str, typer.Argument(help="A folder, a Hugging Face id, or an alias such as minilm.")],
-    name: Annotated[str | None, typer.Option("--name", help="How commands call it.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The student's name; by default the last part of MODEL.")
+    ] = None,
     regime: Annotated[
-        str, typer.Option("--regime", help="How it was trained elsewhere; none: it was not.")
+        str,
+        typer.Option(
+            "--regime", help="The regime of a model that was trained elsewhere; none if it was not trained."
+        ),
     ] = "none",
-    max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens per pair.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the new head, where the model has none.")] = 42,
-    licence: Annotated[str | None, typer.Option("--licence", help="Terms that it carries.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", help="The most tokens per pair.")] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", help="The seed of the new head, if the model has no head.")
+    ] = 42,
+    licence: Annotated[str | None, typer.Option("--licence", help="The licence of the model.")] = None,
 ) -> None:
-    """Register a model as a student: an untrained base as a baseline, or one that was trained elsewhere."""
+    """Register a model as a student: an untrained baseline, or a model that was trained elsewhere."""
     from students.jobs.register import add_student
 
     student = add_student(
@@ -56,7 +63,7 @@ def add(
 
 @command(students_app, "list", example="msft students list --format json", lists=True)
 def list_students(context: Context) -> None:
-    """All students, oldest first."""
+    """List the students, oldest first."""
     from students.jobs.register import student_rows
 
     render.rows(student_rows(context.store), context.format, STUDENT_COLUMNS)
@@ -66,11 +73,9 @@ def list_students(context: Context) -> None:
 def show(
     context: Context,
     student: Annotated[str, typer.Argument(help="A student's name.")],
-    log: Annotated[
-        bool, typer.Option("--log", help="What training measured, step by step, instead.")
-    ] = False,
+    log: Annotated[bool, typer.Option("--log", help="Show what training measured, step by step.")] = False,
 ) -> None:
-    """One student, a row per stage: its view, loss, steps, how far its weights moved, settings."""
+    """Show a student with a row per stage: view, loss, steps, how far the weights moved, settings."""
     from students.jobs.register import log_rows, stage_rows
 
     render.rows((log_rows if log else stage_rows)(context.store, student), context.format)
@@ -88,15 +93,20 @@ def rerank(
     dataset: DatasetOption = None,
     run: Annotated[
         str | None,
-        typer.Option("--run", help="The run to re-rank, a student's too (a cascade); the only first stage."),
+        typer.Option(
+            "--run",
+            help="The run to re-rank, by default the only first stage; a student's run makes a cascade.",
+        ),
     ] = None,
     depth: Annotated[int, typer.Option("--depth", help="Candidates per query.")] = 100,
-    name: Annotated[str | None, typer.Option("--name", help="Of the new run; default STUDENT@RUN.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The name of the new run; by default STUDENT@RUN.")
+    ] = None,
     precision: PrecisionOption = "auto",
     batch_tokens: Annotated[int | None, typer.Option("--batch-tokens", help="Tokens per batch.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the run of that name.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a run of the same name.")] = False,
 ) -> None:
-    """Turn a run into a run: score its candidates with a student. What was done already is not done again."""
+    """Re-rank a run with a student and store the new run; an equal run is returned without scoring again."""
     from students.jobs.rerank import rerank_run
 
     with diagnostics.progress(f"re-ranking with {student}", unit="pairs") as tick:
@@ -142,12 +152,15 @@ def export(
     ] = True,
     dataset: DatasetOption = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="The run whose candidates the check scores.")
+        str | None,
+        typer.Option(
+            "--run", help="The run whose candidates the check scores; by default the only first stage."
+        ),
     ] = None,
 ) -> None:
-    """Write a student as a folder of its own, with a model card that carries its measures so far.
+    """Write a student as a new folder, with a model card that has its measures so far.
 
-    onnx and int8 are checked against the student: score difference, and nDCG@10 where the dataset has judgments.
+    The scores of onnx and int8 exports are compared with the student's, and their nDCG@10 if the dataset has judgments.
     """
     from students.jobs.export import export_student
 
@@ -172,10 +185,13 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0 picks a free one.")] = 8080,
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
-    max_texts: Annotated[int, typer.Option("--max-texts", help="Texts per request at most.")] = 1000,
-    max_body: Annotated[int, typer.Option("--max-body", help="Megabytes per request at most.")] = 16,
+    max_texts: Annotated[int, typer.Option("--max-texts", help="The most texts per request.")] = 1000,
+    max_body: Annotated[int, typer.Option("--max-body", help="The most megabytes per request.")] = 16,
     max_waiting: Annotated[
-        int, typer.Option("--max-waiting", help="Pairs that may wait; beyond, requests get 429.")
+        int,
+        typer.Option(
+            "--max-waiting", help="The most pairs that may wait; further requests are answered with 429."
+        ),
     ] = 20_000,
 ) -> None:
     """Serve re-ranking over HTTP with text-embeddings-inference's /rerank route, /health, /info and /metrics."""

@@ -26,7 +26,7 @@ class Names:
     ] = ()
     runs: Annotated[
         tuple[str, ...],
-        typer.Option("--run", help="Runs that negatives are drawn from, where none were mined."),
+        typer.Option("--run", help="Runs to draw negatives from, if none were mined."),
     ] = ()
     negatives: Annotated[tuple[str, ...], "Mined negatives (cl)."] = ()
     labels: Annotated[tuple[str, ...], "Labelings to distil (kd)."] = ()
@@ -36,15 +36,15 @@ class Names:
 class Settings:
     """Settings that replace the recipe's; None leaves one to the recipe."""
 
-    lr: Annotated[float | None, "Peak learning rate of every stage."] = None
-    epochs: Annotated[float | None, "Epochs of every stage."] = None
-    max_steps: Annotated[int | None, "Steps of every stage at most."] = None
-    max_minutes: Annotated[float | None, "Minutes of every stage at most."] = None
+    lr: Annotated[float | None, "The peak learning rate of every stage."] = None
+    epochs: Annotated[float | None, "The epochs of every stage."] = None
+    max_steps: Annotated[int | None, "The most steps of every stage."] = None
+    max_minutes: Annotated[float | None, "The most minutes of every stage."] = None
     lists: Annotated[int | None, typer.Option("--batch", help="Lists (queries) per step.")] = None
     group_size: Annotated[int | None, "Passages sampled per list."] = None
-    loss: Annotated[str | None, "Loss of every stage; default lce (cl), ranknet (kd)."] = None
-    seed: Annotated[int | None, "Of samples, order, new head and dropout."] = None
-    max_length: Annotated[int | None, "Tokens per pair."] = None
+    loss: Annotated[str | None, "The loss of every stage; by default lce (cl) and ranknet (kd)."] = None
+    seed: Annotated[int | None, "The seed of samples, order, new head and dropout."] = None
+    max_length: Annotated[int | None, "The most tokens per pair."] = None
     precision: Annotated[str | None, "auto, fp32 or bf16."] = None
 
 
@@ -52,26 +52,26 @@ class Settings:
 class ViewParameters:
     """Parameters of the views; None leaves one to the view's default."""
 
-    valid_fraction: Annotated[float | None, "Share of queries kept for validation."] = None
+    valid_fraction: Annotated[float | None, "The share of queries kept for validation."] = None
     per_query: Annotated[int | None, "Negatives per list in the view (cl)."] = None
-    retrieved: Annotated[bool, "Only positives that the negatives' runs rank (cl)."] = False
-    stratified: Annotated[int | None, "Passages per list, across the teacher's whole order (kd)."] = None
-    easy: Annotated[int | None, "Random passages at the bottom of each list."] = None
-    max_lists: Annotated[int | None, "Lists per view at most."] = None
-    allow_overlap: Annotated[bool, "Train on queries of test sets all the same."] = False
+    retrieved: Annotated[bool, "Use only positives that the negatives' runs rank (cl)."] = False
+    stratified: Annotated[int | None, "Passages per list, spread over the teacher's whole order (kd)."] = None
+    easy: Annotated[int | None, "Random passages added at the bottom of each list."] = None
+    max_lists: Annotated[int | None, "The most lists per view."] = None
+    allow_overlap: Annotated[bool, "Train even on queries that a test set has."] = False
 
 
 @dataclass(frozen=True)
 class Train:
     """What `msft students train` takes."""
 
-    regime: Annotated[str | None, "cl, kd, cl,kd, kd,cl or longer; cl+kd for both at once."] = None
+    regime: Annotated[str | None, "cl, kd, cl,kd, kd,cl or longer; cl+kd trains both in one stage."] = None
     base: Annotated[str | None, "Hugging Face id, folder, minilm | electra | roberta …, or student:NAME."] = (
         None
     )
     names: Names = Names()
-    name: Annotated[str | None, "The student's name; default BASE-REGIME-KEY."] = None
-    recipe: Annotated[str | None, "A TOML file, or a shipped recipe's name."] = None
+    name: Annotated[str | None, "The student's name; by default BASE-REGIME-KEY."] = None
+    recipe: Annotated[str | None, "A TOML file, or the name of a recipe that comes with msft."] = None
     settings: Settings = Settings()
     more: Annotated[
         tuple[str, ...],
@@ -93,8 +93,8 @@ def add_to(app: typer.Typer) -> None:
 def train(context: Context, options: Train) -> None:
     """Train a student from the store's judgments (cl), its LLM rankings (kd), or both, stage after stage.
 
-    Several datasets, negatives and labelings make one view, across collections. The same command continues a training
-    that was interrupted. The store is open only before and after.
+    Several datasets, negatives and labelings make one view, across collections. Run the same command again to continue
+    an interrupted training. The store is open only before and after the training.
     """
     from students.jobs.register import stage_rows
     from students.jobs.train import Sources, train_student
@@ -129,7 +129,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign or not key:
-            raise UsageError(f"--set {pair}: no KEY=VALUE", hint="--set clip=10 --set schedule=cosine")
+            raise UsageError(f"--set {pair}: expected KEY=VALUE", hint="--set clip=10 --set schedule=cosine")
         try:
             found[key.strip()] = tomllib.loads(f"x = {value}")["x"]
         except tomllib.TOMLDecodeError:

@@ -14,7 +14,7 @@ teachers_app = group(help="Labels of LLM teachers: list, generate, import, rerea
 add_generate(teachers_app)
 
 _LAYOUTS = (
-    "permutations, trec, parquet, rankgpt, rankllm, replies or conversations; told by the file otherwise."
+    "permutations, trec, parquet, rankgpt, rankllm, replies or conversations; by default told by the file."
 )
 
 
@@ -26,10 +26,12 @@ def add_to(app: typer.Typer) -> None:
 @command(teachers_app, "list", example="msft teachers list", lists=True)
 def list_teachers(
     context: Context,
-    dataset: Annotated[str | None, typer.Option(help="Only the labelings of this dataset.")] = None,
-    registry: Annotated[bool, typer.Option(help="Only the teachers that --model names.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="List only the labelings of this dataset.")] = None,
+    registry: Annotated[
+        bool, typer.Option(help="List only the teachers that --model knows by name.")
+    ] = False,
 ) -> None:
-    """Labelings in the store, and the teachers that --model knows by name."""
+    """List the labelings of the store, and the teachers that --model knows by name."""
     rows = []
     if not registry and context.store.exists:
         from labelstore.labels import quality as label_quality
@@ -68,26 +70,28 @@ def show_labels(
     context: Context,
     labels: Annotated[str, typer.Argument(help="A labeling; `msft teachers list` names them.")],
 ) -> None:
-    """One labeling: where it is from, statuses, repairs, position bias, agreement, tokens and cost, quarantine."""
+    """Show a labeling: origin, statuses, repairs, position bias, agreement, tokens, cost and quarantine."""
     from labelstore.labels import quality as label_quality
 
     with context.store.read() as con:
         rows = label_quality.show(con, labels)
     render.rows(rows, context.format)
-    diagnostics.note("`msft sql @label_quality`, @agreement and @position_bias put labelings side by side")
+    diagnostics.note("`msft sql @label_quality`, @agreement and @position_bias compare labelings")
 
 
 @command(teachers_app, "export", example="msft teachers export rankzephyr@bm25 -o labels.jsonl.gz")
 def export_labels(
     context: Context,
     labels: Annotated[str, typer.Argument(help="A labeling; `msft teachers list` names them.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; stdout without it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write; by default stdout.")
+    ] = None,
     layout: Annotated[str | None, typer.Option(help=_LAYOUTS)] = None,
     prompt: Annotated[
-        str, typer.Option(help="Of --layout conversations: the prompt that shows the passages.")
+        str, typer.Option(help="The prompt that shows the passages, for --layout conversations.")
     ] = "rankzephyr-train-variable",
 ) -> None:
-    """A labeling as others read it: permutations, TREC run, Parquet (Hugging Face), RankGPT, RankLLM, conversations."""
+    """Export a labeling: permutations, TREC run, Parquet (Hugging Face), RankGPT, RankLLM or conversations."""
     import io
 
     from teachers.generate.label_files import export_labels as export
@@ -135,20 +139,20 @@ def reread_labels(
 class Import:
     """What `msft teachers import` takes beside the file."""
 
-    dataset: Annotated[str | None, "Whose queries; the only one by default."] = None
-    model: Annotated[
-        str | None, "The teacher, where the file does not name it; a TREC tag gives way to it."
-    ] = None
+    dataset: Annotated[str | None, "The dataset whose queries are labelled; by default the only one."] = None
+    model: Annotated[str | None, "The teacher, if the file does not name it; it replaces a TREC tag."] = None
     layout: Annotated[str | None, _LAYOUTS] = None
     name: Annotated[
-        str | None, "The labeling's name, where the file holds one; else TEACHER@FIRST_STAGE."
+        str | None, "The labeling's name, if the file has one labeling; by default TEACHER@FIRST_STAGE."
     ] = None
-    run: Annotated[str | None, "The run that was labelled: gives the initial ranks."] = None
-    first_stage: Annotated[str | None, "Its name, where neither file nor store has it."] = None
+    run: Annotated[str | None, "The run that was labelled; its ranks are the initial ranks."] = None
+    first_stage: Annotated[
+        str | None, "The name of the labelled run, if neither the file nor the store has it."
+    ] = None
     replies: Annotated[Path | None, "RankGPT's second file: the JSON list of permutation strings."] = None
     with_texts: Annotated[bool, "Take queries and passages that the store lacks from the file."] = False
-    licence: Annotated[str | None, "Terms of the labels."] = None
-    replace: Annotated[bool, "New orders replace those of the same name."] = False
+    licence: Annotated[str | None, "The licence of the labels."] = None
+    replace: Annotated[bool, "Let new orders replace those of the same labeling."] = False
 
 
 @command(
@@ -159,14 +163,12 @@ class Import:
 )
 def import_labels(
     context: Context,
-    file: Annotated[
-        Path, typer.Argument(help="Labels as others write them; gz and zst are read as they are.")
-    ],
+    file: Annotated[Path, typer.Argument(help="A file of labels, plain, .gz or .zst.")],
     options: Import,
 ) -> None:
-    """Labels from elsewhere: permutations, TREC runs, RankGPT's pair of files, RankLLM's results, raw replies …
+    """Import labels: permutations, TREC runs, RankGPT's pair of files, RankLLM's results, raw replies …
 
-    What cannot be taken is quarantined with its reason and counted; importing again changes nothing.
+    A list that cannot be used goes to quarantine with its reason. Importing the same file again changes nothing.
     """
     from labelstore.errors import PartlyDone
     from teachers.generate.label_files import import_labels as take
@@ -183,12 +185,12 @@ def import_labels(
             diagnostics.note(f"  {what}: {n} {reason}, e.g. {example}")
     if done.n_not_held:
         diagnostics.note(
-            f"  {done.n_not_held} passages are known by id alone: views leave them out until they come"
+            f"  {done.n_not_held} passages have no text yet: views leave them out until the collection is added"
         )
     for line in done.notes:
         diagnostics.note(f"  {line}")
     if not done.changed:
-        diagnostics.note("nothing new: the store is as it was")
+        diagnostics.note("nothing new: the store is unchanged")
     render.rows(
         [
             {
@@ -207,6 +209,6 @@ def import_labels(
     )
     if done.n_faulty:
         raise PartlyDone(
-            f"{done.n_faulty} of {done.n_read} lists could not be taken",
+            f"{done.n_faulty} of {done.n_read} lists could not be used",
             hint=f"msft teachers show {done.labelings[0].name} lists them with their reasons",
         )

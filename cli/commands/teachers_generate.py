@@ -26,13 +26,13 @@ class Options(Settings):
 
     base_urls: Annotated[
         tuple[str, ...],
-        typer.Option("--base-url", help="An OpenAI-compatible server; repeat it for several."),
+        typer.Option("--base-url", help="An OpenAI-compatible server; repeatable."),
     ] = ()
     constrained: Annotated[
         bool | None,
         typer.Option(
             "--constrained/--free",
-            help="Allow only unused identifiers and the separator; the default of vllm and ray.",
+            help="Let the model write only unused identifiers and the separator; the default for vllm and ray.",
             show_default=False,
         ),
     ] = None
@@ -52,11 +52,11 @@ def add_generate(app: typer.Typer) -> None:
         ] = (),
         dry_run: Annotated[
             bool,
-            typer.Option("--dry-run", help="Forecast calls, tokens, cost and time; ask nothing."),
+            typer.Option("--dry-run", help="Only forecast calls, tokens, cost and time."),
             After("limit"),
         ] = False,
     ) -> None:
-        """Label a run's candidates with a teacher; run it again to go on where it stopped."""
+        """Label a run's candidates with a teacher; run the command again to go on where it stopped."""
         from teachers.generate.job import generate as label
 
         settings = replace(options, engine_arguments=_engine_arguments(engine_arg))
@@ -80,7 +80,9 @@ def _tell_of_padded_keys() -> None:
     for name in ("MSFT_API_KEY", "OPENAI_API_KEY"):
         value = os.environ.get(name, "")
         if value != value.strip():
-            diagnostics.warn(f"{name} begins or ends with white space or a line break: it is sent without")
+            diagnostics.warn(
+                f"{name} begins or ends with white space or a line break; it is sent without them"
+            )
 
 
 def _shown(figures: "Figures", cost: float | None) -> dict[str, object]:
@@ -148,7 +150,7 @@ def _engine_arguments(given: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UsageError(
-                f"--engine-arg {pair!r} is not KEY=VALUE", hint="--engine-arg tensor_parallel_size=2"
+                f"--engine-arg {pair!r} expected KEY=VALUE", hint="--engine-arg tensor_parallel_size=2"
             )
         try:
             arguments[key] = json.loads(value)

@@ -36,10 +36,10 @@ def add_to(app: typer.Typer) -> None:
 def verify(
     context: Context,
     hash_only: Annotated[
-        bool, typer.Option("--hash", help="Print the verify hash alone: one hash of all content.")
+        bool, typer.Option("--hash", help="Print only the verify hash, one hash of all content.")
     ] = False,
 ) -> None:
-    """Check every block, content key, reference, count and folder; a row for each thing that is wrong (then exit 1)."""
+    """Check every block, content key, reference, count and folder; print a row for each fault (then exit 1)."""
     from labelstore.upkeep.verify.verify import verify as check
 
     store = context.store
@@ -56,7 +56,7 @@ def verify(
         diagnostics.warn(f"not checked, because of the damage: {', '.join(done.unchecked)}")
     if done.stale_evaluations:
         diagnostics.note(
-            f"{done.stale_evaluations:,} evaluations are of rankings or judgments that were replaced or grew since:"
+            f"{done.stale_evaluations:,} evaluations are out of date, because their rankings or judgments changed:"
             " msft eval measures again"
         )
     if not hash_only and done.hash:
@@ -118,12 +118,10 @@ def merge(
     other: Annotated[Path, typer.Argument(help="The other store's DuckDB file; it is only read.")],
     rename_suffix: Annotated[
         str | None,
-        typer.Option(
-            help="Take in what has another content under a name of this store as NAME + this, e.g. @machine2."
-        ),
+        typer.Option(help="A suffix for names that this store uses for other content, e.g. @machine2."),
     ] = None,
 ) -> None:
-    """Unite another store with this one: all of both, nothing twice. Contradictions are listed and change nothing."""
+    """Unite another store with this one. What both have is kept once; if they contradict, nothing is changed."""
     from labelstore.store.label_store import LabelStore
     from labelstore.upkeep.merge.job import Contradictory
     from labelstore.upkeep.merge.job import merge as unite
@@ -133,7 +131,7 @@ def merge(
     if waiting:
         diagnostics.warn(
             f"{len(waiting)} journal segments of {other} are not in that store yet: run its `msft teachers generate`"
-            " command again, then merge"
+            " command first, then merge"
         )
     try:
         done = unite(context.store, theirs, rename_suffix=rename_suffix, note=diagnostics.warn)
@@ -142,7 +140,7 @@ def merge(
         render.rows(rows, context.format, CONTRADICTIONS)
         raise
     for what, there, here in done.renamed:
-        diagnostics.note(f"{what} {there} comes in as {here}")
+        diagnostics.note(f"{what} {there} is stored as {here}")
     rows = [
         {
             "table": taken.table,
@@ -158,7 +156,7 @@ def merge(
     render.rows(rows, context.format, MERGED)
     if done.folders:
         diagnostics.note(f"{done.folders} folders of views and students copied")
-    diagnostics.note("merged" if done.new else "nothing new: the store is as it was")
+    diagnostics.note("merged" if done.new else "nothing new: the store is unchanged")
 
 
 def export_store(
@@ -179,7 +177,7 @@ def import_store(
     context: Context,
     folder: Annotated[Path, typer.Argument(help="A folder that `msft export-store` made.")],
 ) -> None:
-    """Make a new store (--store) from an archive; into one that is there, `msft merge` then unites it."""
+    """Make a new store (--store) from an archive; `msft merge` then unites it with an existing one."""
     from labelstore.upkeep.archive import import_store as read
 
     with diagnostics.progress("import", unit="tables") as tick:
@@ -199,7 +197,7 @@ def show_lineage(
     context: Context,
     student: Annotated[str, typer.Argument(help="The student's name.")],
 ) -> None:
-    """Show what a student was made from: evaluations, stages, views, their sources, teacher, model revision, prompt."""
+    """Show what a student was made from: evaluations, stages, views, sources, teacher, model revision and prompt."""
     from labelstore.provenance import lineage
 
     with context.store.read() as con:

@@ -16,23 +16,22 @@ if TYPE_CHECKING:
 
 views_app = group("Training views: built from the store, content-addressed folders.")
 
-DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="The dataset; the only one where there is one.")
-]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="The dataset; by default the only one.")]
 DatasetsOption = Annotated[
-    tuple[str, ...], typer.Option("--dataset", help="May be given several times; default: the sources' own.")
+    tuple[str, ...],
+    typer.Option("--dataset", help="A dataset; repeatable; by default those of the negatives or labels."),
 ]
 RunsOption = Annotated[
     tuple[str, ...],
-    typer.Option("--run", help="May be given several times; the only first stage where there is one."),
+    typer.Option("--run", help="A run; repeatable; by default the only first stage."),
 ]
 NegativesOption = Annotated[
     tuple[str, ...], typer.Option("--negatives", help="Mined negatives (contrastive).")
 ]
 LabelsOption = Annotated[tuple[str, ...], typer.Option("--labels", help="Labelings (distillation).")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of the sample.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="The seed of the random sample.")]
 OverlapOption = Annotated[
-    bool, typer.Option("--allow-overlap", help="Train on queries that stand in a test set all the same.")
+    bool, typer.Option("--allow-overlap", help="Train even on queries that a test set has.")
 ]
 
 
@@ -69,25 +68,28 @@ class Sources:
 class Parameters:
     """The parameters of all kinds of views; None leaves one to its kind's default."""
 
-    depth: Annotated[int | None, "Deepest rank taken [contrastive from a run: 200]."] = None
+    depth: Annotated[int | None, "The deepest rank to take [200 for contrastive views from a run]."] = None
     per_query: Annotated[int | None, "Negatives per list [99]; 0 takes all (contrastive)."] = None
     positives: Annotated[
-        str | None, "each makes a list of its own, one is drawn, or all stand in one list."
+        str | None,
+        "Lists of a query with several positives: each (a list per positive), one (drawn) or all (in one list).",
     ] = None
-    max_positives: Annotated[int | None, "Lists per query at most (contrastive)."] = None
-    min_relevance: Annotated[int | None, "Lowest grade that counts as positive."] = None
-    retrieved: Annotated[bool, "Only positives that the negatives' runs rank (contrastive)."] = False
-    scores: Annotated[bool, "Put the runs' scores into the lists (contrastive)."] = False
+    max_positives: Annotated[int | None, "The most lists per query (contrastive)."] = None
+    min_relevance: Annotated[int | None, "The lowest grade that counts as positive."] = None
+    retrieved: Annotated[bool, "Use only positives that the negatives' runs rank (contrastive)."] = False
+    scores: Annotated[bool, "Add the runs' scores to the lists (contrastive)."] = False
     max_repairs: Annotated[
-        int | None, "Take repaired permutations up to so many repairs [10] (distillation)."
+        int | None, "The most repairs of a permutation that is used [10] (distillation)."
     ] = None
-    min_passages: Annotated[int | None, "Leave out shorter lists [2] (distillation)."] = None
+    min_passages: Annotated[int | None, "The fewest passages of a list that is used [2] (distillation)."] = (
+        None
+    )
     stratified: Annotated[
-        int | None, "Passages per list, across the teacher's whole order (distillation)."
+        int | None, "Passages per list, spread over the teacher's whole order (distillation)."
     ] = None
-    easy: Annotated[int | None, "Random passages at the bottom of each list [0] (not rerank)."] = None
-    max_lists: Annotated[int | None, "Lists at most, drawn by the seed."] = None
-    valid_fraction: Annotated[float | None, "Queries held out for validation [0.01]."] = None
+    easy: Annotated[int | None, "Random passages added at the bottom of each list [0] (not rerank)."] = None
+    max_lists: Annotated[int | None, "The most lists, drawn by the seed."] = None
+    valid_fraction: Annotated[float | None, "The share of queries held out for validation [0.01]."] = None
     allow_overlap: Annotated[OverlapOption, After("seed")] = False
 
 
@@ -97,7 +99,7 @@ class Build:
 
     kind: Annotated[str, typer.Option("--kind", help="contrastive, distillation or rerank.")]
     sources: Sources = Sources()
-    name: Annotated[str | None, typer.Option("--name", help="How commands call the view.")] = None
+    name: Annotated[str | None, typer.Option("--name", help="The name of the view.")] = None
     parameters: Parameters = Parameters()
     seed: SeedOption = 42
 
@@ -109,7 +111,7 @@ class Build:
     lists=True,
 )
 def build(context: Context, options: Build) -> None:
-    """Build a training view; the same parameters over the same content give the view that is there."""
+    """Build a training view; equal parameters over equal content return the existing view."""
     from labelstore.views import build as views
     from labelstore.views import folder as export
 
@@ -151,7 +153,7 @@ def _view_row(manifest: dict[str, Any], folder: str) -> dict[str, Any]:
 
 @command(views_app, "list", example="msft views list --format json", lists=True)
 def list_views(context: Context) -> None:
-    """All views, newest first."""
+    """List the views, newest first."""
     from labelstore.views import build as views
 
     with context.store.read() as con:
@@ -163,9 +165,9 @@ def list_views(context: Context) -> None:
 def show_view(
     context: Context,
     view: Annotated[str, typer.Argument(help="The view's name or hash.")],
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that made it instead.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that made the view.")] = False,
 ) -> None:
-    """What each step of a view took and left out, with reasons; --sql prints the SQL that made it."""
+    """Show what each step of a view kept and left out, with reasons; --sql prints the SQL that made it."""
     from labelstore.store import lookup
     from labelstore.views import build as views
 
@@ -190,9 +192,9 @@ def export_view(
     layout: Annotated[
         str, typer.Option(help="folder, or JSONL rows: triplet, n-tuple, labeled-pair, labeled-list.")
     ] = "folder",
-    scores: Annotated[bool, typer.Option("--scores", help="Put the teacher's scores in the rows.")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Add the teacher's scores to the rows.")] = False,
 ) -> None:
-    """Copy a view's folder (Parquet; Hugging Face reads it), or write its lists in a sentence-transformers layout."""
+    """Copy a view's folder (Parquet, which Hugging Face reads), or write its lists in a sentence-transformers layout."""
     from labelstore.store import lookup
     from labelstore.views import build as views
     from labelstore.views import folder as export

@@ -74,7 +74,8 @@ def report(error: BaseException) -> int:
     _say(f"error: {type(error).__name__}: {error}")
     if not settings.debug:
         print(
-            "hint: this is not an error that msft expects; --debug shows where it comes from", file=sys.stderr
+            "hint: msft does not know this error; run the command again with --debug to see its origin",
+            file=sys.stderr,
         )
     return int(ExitCode.FAILURE)
 

@@ -222,5 +222,5 @@ def _measure(
 
 
 def mean(scores: Scores) -> float:
-    """Mean over the judged queries (0 where there is none)."""
+    """Return the mean over the judged queries (0 without judged queries)."""
     return float(np.mean(list(scores.values()))) if scores else 0.0

@@ -18,22 +18,29 @@ class Parameters:
     with the weight `denoise_weight` (``downweight``).
     """
 
-    strategy: Annotated[str, "uniform: drawn; top: the best ranked."] = "uniform"
-    depth: Annotated[int, "Worst rank that is taken."] = 200
-    min_rank: Annotated[int, "Best rank that is taken: 11 skips the first ten."] = 1
-    per_query: Annotated[int, "Negatives per query at most."] = 99
-    at_least: Annotated[int, "Leave out queries with fewer."] = 1
+    strategy: Annotated[str, "uniform (drawn at random) or top (the best ranked)."] = "uniform"
+    depth: Annotated[int, "The deepest rank to take negatives from."] = 200
+    min_rank: Annotated[int, "The first rank to take negatives from; 11 skips the first ten."] = 1
+    per_query: Annotated[int, "The most negatives per query."] = 99
+    at_least: Annotated[int, "Leave out queries with fewer negatives than this."] = 1
     shares: tuple[float, ...] = ()  # of `per_query` for each run, in their order; equal by default
-    min_relevance: Annotated[int, "Lowest grade that counts as positive."] = 1
-    reference: Annotated[str, "With several positives, compare with the best or the worst of them."] = "best"
-    absolute_margin: Annotated[float | None, "A negative scores at least so much below the positive."] = None
-    relative_margin: Annotated[float | None, "… at least this share of the positive's score below it."] = None
-    max_score: Annotated[float | None, "Highest score of a negative."] = None
-    min_score: Annotated[float | None, "Lowest score of a negative."] = None
+    min_relevance: Annotated[int, "The lowest grade that counts as positive."] = 1
+    reference: Annotated[
+        str, "The positive that margins compare with, if a query has several: best or worst."
+    ] = "best"
+    absolute_margin: Annotated[
+        float | None, "A negative must score at least this much below the positive."
+    ] = None
+    relative_margin: Annotated[
+        float | None,
+        "A negative must score below the positive by at least this share of the positive's score.",
+    ] = None
+    max_score: Annotated[float | None, "The highest score that a negative may have."] = None
+    min_score: Annotated[float | None, "The lowest score that a negative may have."] = None
     denoise: str = "drop"  # or relabel, downweight
-    denoise_weight: Annotated[float, "The weight under downweight."] = 0.1
-    max_repairs: Annotated[int, "Do not denoise by permutations with more repairs."] = 10
-    include_positives: Annotated[bool, "Keep ranked positives too, as label 1."] = False
+    denoise_weight: Annotated[float, "The weight that downweight gives."] = 0.1
+    max_repairs: Annotated[int, "Do not denoise with permutations that needed more repairs than this."] = 10
+    include_positives: Annotated[bool, "Also keep ranked positives, with label 1."] = False
 
 
 def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:

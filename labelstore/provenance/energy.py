@@ -93,7 +93,7 @@ def gpu_names() -> list[str]:
 
 
 def _nvml() -> list[tuple[int | None, str]]:
-    """(millijoules since the driver was loaded, name) of each GPU; empty where there is none."""
+    """Return (millijoules since the driver was loaded, name) of each GPU; empty without a GPU."""
     try:
         library = ctypes.CDLL(_NVML)
     except OSError:

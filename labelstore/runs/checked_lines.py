@@ -162,7 +162,7 @@ class _Known:
 
 
 def _keys(con: duckdb.DuckDBPyConnection, table: str, key: str, id_: str, collection: int) -> Any:
-    """An array from id to key, -1 where there is none; None if an id is no whole number, or they are too far apart."""
+    """Return an array from id to key, -1 for an id without a key; None if an id is not a whole number, or ids are too sparse."""
     rows = con.sql(
         f"SELECT {key} AS key, {whole_number(id_)} AS number FROM {table} WHERE collection = {collection}"
     )

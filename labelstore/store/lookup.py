@@ -147,10 +147,10 @@ def _as_run(row: tuple[Any, ...]) -> Run:
 
 
 def run(con: duckdb.DuckDBPyConnection, of: Dataset, name: str) -> Run:
-    """The run of that name over a dataset.
+    """Look up a run of a dataset by its name.
 
     Raises:
-        DataMissing: if there is none.
+        DataMissing: the run is not found.
     """
     found = con.execute(f"{_RUN} WHERE dataset = ? AND name = ?", [of.dataset, name]).fetchall()
     if not found:
@@ -191,10 +191,10 @@ def pick_run(con: duckdb.DuckDBPyConnection, of: Dataset, name: str | None) -> R
 
 
 def labeling(con: duckdb.DuckDBPyConnection, name: str) -> Labeling:
-    """The labeling of that name.
+    """Look up a labeling by its name.
 
     Raises:
-        DataMissing: if there is none.
+        DataMissing: the labeling is not found.
     """
     found = con.execute(
         """SELECT l.labeling, l.name, l.teacher, t.name, l.dataset, l.run, l.first_stage, l.strategy, l.depth,
@@ -209,10 +209,10 @@ def labeling(con: duckdb.DuckDBPyConnection, name: str) -> Labeling:
 
 
 def mining(con: duckdb.DuckDBPyConnection, name: str) -> Mining:
-    """The mining of that name.
+    """Look up mined negatives by their name.
 
     Raises:
-        DataMissing: if there is none.
+        DataMissing: the mining is not found.
     """
     found = con.execute(
         "SELECT mining, name, dataset, parameters, seed, n_negatives, content_hash FROM minings WHERE name = ?",
@@ -226,10 +226,10 @@ def mining(con: duckdb.DuckDBPyConnection, name: str) -> Mining:
 
 
 def student(con: duckdb.DuckDBPyConnection, name: str) -> Student:
-    """The student of that name.
+    """Look up a student by its name.
 
     Raises:
-        DataMissing: if there is none.
+        DataMissing: the student is not found.
     """
     found = con.execute(
         """SELECT student, name, base, architecture, regime, folder, weights_hash, max_length, licence
@@ -243,10 +243,10 @@ def student(con: duckdb.DuckDBPyConnection, name: str) -> Student:
 
 
 def view(con: duckdb.DuckDBPyConnection, name: str) -> View:
-    """The newest view of that name, or the one with that hash.
+    """Look up the newest view of a name, or the view with a hash.
 
     Raises:
-        DataMissing: if there is none.
+        DataMissing: the view is not found.
     """
     found = con.execute(
         """SELECT view, name, kind, view_hash, folder, n_lists, n_pairs, licence FROM views

@@ -279,10 +279,10 @@ Left out, of {manifest["counts"]["in"]:,}:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A view folder's manifest.
+    """Read a view folder's manifest.
 
     Raises:
-        DataMissing: if there is none.
+        DataMissing: the folder has no manifest.
         BadInput: if it is no manifest that this version reads.
     """
     path = folder / "manifest.json"

@@ -31,7 +31,7 @@ def begin_where_another_ended(
         identity: recipe, views and base of this training, as `students.recipe` keeps them.
 
     Returns:
-        The student's name and the number of its stages; None where there is none.
+        The student's name and the number of its stages; None if no student fits.
     """
     if len(recipe.stages) < 2 or (work / "training.json").exists():
         return None

@@ -23,7 +23,7 @@ class Lists:
 
     Attributes:
         query: (L,) row of the query table. passage: (P,) row of the passage table.
-        labels: (P,) graded target, higher is better. scores: (P,) teacher's, NaN where there is none.
+        labels: (P,) graded target, higher is better. scores: (P,) teacher's, NaN if the teacher gave no score.
         weights: (P,). relevances: (P,) human judgments, -1 unjudged.
     """
 

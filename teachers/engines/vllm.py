@@ -242,7 +242,7 @@ def _vllm() -> Any:
 
 
 def _multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for bf16; vLLM takes bf16 unasked, which is twenty times slower without.
+    """Tell whether this CPU has instructions for bf16; vLLM's default is bf16, which is twenty times slower without them.
 
     An old torch does not tell: then vLLM decides.
     """

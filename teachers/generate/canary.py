@@ -123,7 +123,7 @@ class Sung:
     """One canary's answer.
 
     Attributes:
-        drifted: whether it differs from the first on record; None where there is none yet.
+        drifted: whether it differs from the first on record; None before the first record.
     """
 
     request_key: str

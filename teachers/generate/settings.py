@@ -13,38 +13,50 @@ class Settings:
     """
 
     model: Annotated[str, "Registry name, Hugging Face id, folder, student:NAME or minilm."]
-    dataset: Annotated[str | None, "Whose queries; the only one by default."] = None
-    run: Annotated[str | None, "Whose candidates; the only first stage by default."] = None
+    dataset: Annotated[str | None, "The dataset whose queries are labelled; by default the only one."] = None
+    run: Annotated[str | None, "The run whose candidates are labelled; by default the only first stage."] = (
+        None
+    )
     depth: Annotated[int, "Candidates per query."] = 100
     strategy: Annotated[str | None, "sliding (default), single, full, top-down, tournament."] = None
-    window: Annotated[int | None, "Passages per call; the model's by default."] = None
-    stride: Annotated[int | None, "How far a sliding window moves."] = None
+    window: Annotated[int | None, "Passages per call; by default the model's."] = None
+    stride: Annotated[int | None, "Passages by which a sliding window moves."] = None
     passes: Annotated[int | None, "Passes of a sliding window."] = None
-    pivot: Annotated[int | None, "Rank of top-down's pivot."] = None
-    keep: Annotated[int | None, "How many of a tournament's group go on."] = None
-    samples: Annotated[int, "Self-consistency: shuffled orders per query, merged."] = 1
-    seed: Annotated[int, "Of shuffled orders and of sampling."] = 0
+    pivot: Annotated[int | None, "The rank of the pivot (top-down)."] = None
+    keep: Annotated[int | None, "Passages of a group that go on (tournament)."] = None
+    samples: Annotated[int, "Shuffled orders per query whose rankings are merged (self-consistency)."] = 1
+    seed: Annotated[int, "The seed of shuffled orders and of sampling."] = 0
     engine: Annotated[str | None, "vllm, openai, ray, cross-encoder, bi-encoder."] = None
     base_urls: tuple[str, ...] = ()  # OpenAI-compatible servers
     engine_arguments: Mapping[str, Any] = field(default_factory=dict)  # of vllm.LLM
     workers: Annotated[int, "Workers of --engine ray."] = 2
-    max_in_flight: Annotated[int | None, "Requests at once: vLLM's batch, or per server."] = None
+    max_in_flight: Annotated[int | None, "The most requests at once: in vLLM's batch, or per server."] = None
     timeout: Annotated[float, "Seconds that a server may take for a reply."] = 300.0
-    tokenizer: Annotated[str | None, "Of a server's model, for exact token counts: folder or id."] = None
-    limit: Annotated[int | None, "Only the first N queries."] = None
-    max_calls: Annotated[int | None, "Stop before more calls than this."] = None
-    max_tokens: Annotated[int | None, "Stop before more tokens than this, in and out."] = None
-    max_cost: Annotated[float | None, "Stop before it costs more than this."] = None
-    input_price: Annotated[float | None, "Per million input tokens, over the registry's."] = None
-    output_price: Annotated[float | None, "Per million output tokens."] = None
-    max_attempts: Annotated[int, "Tries per call before its query is quarantined."] = 3
+    tokenizer: Annotated[
+        str | None, "The tokenizer of a server's model, a folder or an id, for exact token counts."
+    ] = None
+    limit: Annotated[int | None, "Label only the first N queries."] = None
+    max_calls: Annotated[int | None, "Stop before the job makes more calls than this."] = None
+    max_tokens: Annotated[
+        int | None, "Stop before the job uses more tokens than this, in and out together."
+    ] = None
+    max_cost: Annotated[float | None, "Stop before the job costs more than this."] = None
+    input_price: Annotated[
+        float | None, "The price of a million input tokens; by default the registry's."
+    ] = None
+    output_price: Annotated[
+        float | None, "The price of a million output tokens; by default the registry's."
+    ] = None
+    max_attempts: Annotated[int, "Attempts per call before its query goes to quarantine."] = 3
     retry_quarantined: Annotated[bool, "Try quarantined queries again."] = False
-    name: Annotated[str | None, "Of the labeling; TEACHER@RUN by default."] = None
-    prompt: Annotated[str | None, "A registered prompt, NAME@VERSION, over the model's."] = None
-    context: Annotated[int | None, "Tokens of prompt and reply together."] = None
-    temperature: Annotated[float, "0: greedy."] = 0.0
+    name: Annotated[str | None, "The name of the labeling; by default TEACHER@RUN."] = None
+    prompt: Annotated[str | None, "A registered prompt, NAME@VERSION; by default the model's."] = None
+    context: Annotated[int | None, "The most tokens of prompt and reply together."] = None
+    temperature: Annotated[float, "The sampling temperature; 0 is greedy."] = 0.0
     constrained: bool | None = None  # allow only unused identifiers; None: wherever the engine can
-    top: Annotated[int | None, "Constrained, and each reply ends after the best N identifiers."] = None
-    logprobs: Annotated[bool, "Keep identifiers' log-probabilities as scores."] = False
-    fuse: Annotated[bool, "Fuse a scoring model's order with the run's, by reciprocal ranks."] = False
-    canaries: Annotated[int, "Calls repeated at each start to notice a changed model; 0: none."] = 3
+    top: Annotated[int | None, "End each reply after the best N identifiers; needs --constrained."] = None
+    logprobs: Annotated[bool, "Store the log-probabilities of identifiers as scores."] = False
+    fuse: Annotated[bool, "Fuse a scoring model's order with the run's by reciprocal ranks."] = False
+    canaries: Annotated[
+        int, "Calls repeated at each start to notice that a model has changed; 0 for none."
+    ] = 3

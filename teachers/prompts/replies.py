@@ -220,7 +220,7 @@ def _plain(answer: str) -> str:
 
 
 def _complete(plain: str, n: int, identifiers: str, wanted: int) -> Parsed | None:
-    """The last complete list in any usual form; None if there is none, or an error message comes before it."""
+    """Return the last complete list in any usual form; None without a list, or if an error message comes before it."""
     best: tuple[int, int, list[str]] | None = None
     longest = 0
     for pattern, name in _WIDE[identifiers]:

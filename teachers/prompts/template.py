@@ -236,10 +236,10 @@ def names() -> list[str]:
 
 @cache
 def template(ident: str) -> Template:
-    """The template of that name, ``NAME@VERSION`` or ``NAME`` for its newest version.
+    """Look up a template by ``NAME@VERSION``, or by ``NAME`` for its newest version.
 
     Raises:
-        TeacherError: if there is none.
+        TeacherError: the template is not found.
     """
     found = [full for full in _TEMPLATES if full == ident or full.rpartition("@")[0] == ident]
     if not found:

@@ -188,7 +188,7 @@ def test_a_contradiction_is_listed_with_both_values(path: Path, tmp_path: Path, 
     assert hash_of(capsys, path) == before
     code, _, err = msft(capsys, path, "merge", other, "--rename-suffix", "@other")
     assert code == 0
-    assert "dataset c/train comes in as c/train@other" in err
+    assert "dataset c/train is stored as c/train@other" in err
 
 
 def test_there_and_back_as_parquet(path: Path, tmp_path: Path, capsys) -> None:

@@ -179,7 +179,7 @@ def _without_quotes(line: str) -> str:
 
 
 def msft_words(line: str) -> list[str]:
-    """The words of the msft command in a line of shell, up to the first operator; empty where there is none."""
+    """The words of the msft command in a line of shell, up to the first operator; empty without a command."""
     if not line.startswith("msft "):
         return []
     words = []

@@ -49,3 +49,17 @@ def _resolve(words: list[str]) -> tuple[Any, Any, list[str]]:
             raise LookupError(f"no command {name!r} in {context.command_path}")
         command = found
     return command, context, left
+
+
+def all_commands() -> list[tuple[str, Any]]:
+    """Every command that does something, with its full name."""
+    found = []
+    groups = [("msft", typer.main.get_command(app))]
+    for name, command in groups:
+        for child_name, child in command.commands.items():
+            full = f"{name} {child_name}"
+            if hasattr(child, "commands"):
+                groups.append((full, child))
+            else:
+                found.append((full, child))
+    return found

@@ -48,7 +48,7 @@ def _of(seconds: float, loop: float) -> dict[str, float]:
     return {"seconds": seconds, "loop": loop, "cpu": 2 * seconds, "loss": 0.5}
 
 
-def test_bf16_is_ours_unasked_where_it_was_measured():
+def test_bf16_is_the_default_where_it_was_measured():
     names = ("ours_fp32", "ours_bf16", "st_fp32", "st_bf16")
     found = {name: _of(seconds, seconds) for name, seconds in zip(names, (4, 2, 12, 5), strict=True)}
     row = train.summary({"c": found}, {"c": 100}, 0.02)

@@ -258,7 +258,7 @@ def write(collection: Collection, split: Split, folder: Path) -> None:
     if len(collection.docstrings) < wanted:
         raise BadInput(
             f"the installed packages have {len(collection.docstrings):,} usable docstrings, the demo needs {wanted:,}",
-            hint="make setup installs the packages they come from",
+            hint="`make setup` installs the packages that the demo reads",
         )
     order = sorted(
         range(len(collection.docstrings)), key=lambda n: keys.normal_hash(collection.docstrings[n].summary)

@@ -17,7 +17,7 @@ from cli.workflows.steps import Steps
 COLLECTION = "docstrings"
 TEST, DEV, TRAIN, LOG = (f"{COLLECTION}/{part}" for part in ("test", "dev", "train", "log"))
 REGIMES = ("cl", "kd", "cl,kd")
-_ANEW = "msft demo --fresh makes it anew; --folder OTHER leaves it as it is"
+_ANEW = "`msft demo --fresh` replaces it; `--folder OTHER` keeps it"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def add_to(app: typer.Typer) -> None:
 def demo(
     context: Context,
     folder: Annotated[
-        Path, typer.Option("--folder", help="Where it works; its store is FOLDER/demo.duckdb.")
+        Path, typer.Option("--folder", help="The folder to work in; the store is FOLDER/demo.duckdb.")
     ] = Path("demo"),
     profile: Annotated[
         str, typer.Option("--profile", help="full (some 5 minutes on two cores) or short (about 1).")
@@ -68,10 +68,10 @@ def demo(
         bool, typer.Option("--fresh", help="Remove what an earlier demo left in FOLDER.")
     ] = False,
 ) -> None:
-    """The whole path on real text, offline: collection, BM25, teacher, students, evaluation, questions in SQL.
+    """Run the whole path offline on real text: collection, BM25, teacher, students, evaluation, questions in SQL.
 
     Queries are the summary lines of docstrings of the installed Python packages, passages are their bodies. Every
-    step is a command that is shown as it runs; running the demo again continues or repeats it.
+    step is a command that is printed as it runs. Run the demo again to continue or repeat it.
     """
     from labelstore.errors import UsageError
 
@@ -140,7 +140,7 @@ def _collect(folder: Path, profile_name: str) -> None:
     record = folder / "demo.json"
     held = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if held.get("profile", profile_name) != profile_name:
-        raise BadInput(f"{folder} holds a demo of profile {held['profile']}", hint=_ANEW)
+        raise BadInput(f"{folder} has a demo of profile {held['profile']}", hint=_ANEW)
     with diagnostics.progress("reading docstrings", unit="files") as tick:
         collection = demo_collection.build(
             profile.packages or demo_collection.PACKAGES, limit=profile.passages, progress=tick
@@ -152,7 +152,7 @@ def _collect(folder: Path, profile_name: str) -> None:
     )
     if held.get("collection_hash", collection.content_hash) != collection.content_hash:
         raise BadInput(
-            f"{folder} holds a demo over other docstrings, hash {held['collection_hash']}: packages have changed",
+            f"{folder} has a demo of other docstrings, hash {held['collection_hash']}: packages have changed",
             hint=_ANEW,
         )
     split = demo_collection.Split(profile.test, profile.dev, profile.train, profile.log)

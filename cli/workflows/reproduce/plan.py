@@ -377,7 +377,7 @@ def carry_out(plan: Plan, steps: "Steps") -> Plan:
                 raise
             failed = (f"`{step}` failed, exit {stopped.code}", "its error stands above")
             done[number] = replace(step, missing=(failed,))
-            diagnostics.note("  left out; the rest goes on")
+            diagnostics.note("  left out; the other steps go on")
         else:
             done[number] = replace(step, done=True)
     return Plan(tuple(done))

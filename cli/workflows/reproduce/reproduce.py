@@ -35,28 +35,28 @@ def reproduce(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A shipped recipe with an [evaluate] table (pezzuti2025, pezzuti2025-lr), or a file."
+            help="A recipe with an [evaluate] table: a name (pezzuti2025, pezzuti2025-lr) or a file."
         ),
     ],
     scale: Annotated[
-        Scale, typer.Option("--scale", help="tiny: random models over docstrings, minutes.")
+        Scale, typer.Option("--scale", help="full, or tiny (random models over docstrings, in minutes).")
     ] = Scale.full,
     folder: Annotated[
         Path | None,
         typer.Option(
             "--folder",
-            help="Where it works, its store is FOLDER/reproduce.duckdb; tiny: RECIPE-tiny.",
+            help="The folder to work in; the store is FOLDER/reproduce.duckdb; by default RECIPE or RECIPE-tiny.",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run and what is missing.")
+        bool, typer.Option("--dry-run", help="Only print what would run and what is missing.")
     ] = False,
 ) -> None:
-    """Train and test the grid of a study, and print its table beside one's own.
+    """Train and test the grid of a study, and print its table beside your own.
 
-    What is missing is named with the command that gets it; what can run runs, by the commands that every user has;
-    running it again goes on where it ended. Each two-stage regime gets a verdict against the single contrastive stage.
+    Every step is a command that is printed as it runs. If data or models are missing, the command that gets them is
+    printed. Run it again to go on. Each two-stage regime gets a verdict against the single contrastive stage.
     """
     from cli.workflows.reproduce import plan as plans
     from cli.workflows.reproduce import spec as specs
@@ -115,7 +115,7 @@ def announce(spec: "Spec", plan: "Plan", *, dry: bool) -> None:
     ready = [step for step in plan.steps if not step.done and step.key in reachable]
     diagnostics.note(
         f"{spec.recipe}: {len(plan.steps)} steps before evaluation, {len(done)} done, {len(ready)} to run,"
-        f" {len(plan.steps) - len(done) - len(ready)} that lack something"
+        f" {len(plan.steps) - len(done) - len(ready)} that wait for missing data"
     )
     if any(step.key[0] == "student" and not step.done for step in plan.steps) and spec.needs_gpu:
         diagnostics.note(plans.describe_cost(spec))

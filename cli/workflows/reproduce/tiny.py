@@ -154,7 +154,8 @@ def _check_record(spec: Spec, folder: Path, size: Size) -> bool:
         return False
     if record.read_text(encoding="utf-8") != text:
         raise BadInput(
-            f"{folder} holds a reproduction of another recipe or size", hint="--folder OTHER, or remove it"
+            f"{folder} has a reproduction of another recipe or size",
+            hint="choose --folder OTHER, or remove it",
         )
     return True
 
@@ -174,7 +175,7 @@ def _collection(spec: Spec, size: Size) -> "list[Docstring]":
     if len(made.docstrings) < wanted:
         raise BadInput(
             f"{', '.join(size.packages)}: {len(made.docstrings):,} usable docstrings, {wanted:,} are needed",
-            hint="a Python whose standard library has its sources",
+            hint="use a Python that has the sources of its standard library",
         )
     return sorted(made.docstrings, key=lambda d: (_hash(d.summary), d.name))
 
@@ -272,8 +273,8 @@ def _check_bases(spec: Spec) -> None:
     wrong = sorted({t.base for t in spec.trainings if _architecture(t.base) is None})
     if wrong:
         raise UsageError(
-            f"no tiny stand-in for {', '.join(wrong)}",
-            hint=f"--scale tiny has them for {', '.join(ARCHITECTURES)}",
+            f"no tiny model stands in for {', '.join(wrong)}",
+            hint=f"--scale tiny has models for {', '.join(ARCHITECTURES)}",
         )
 
 
