@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "cli")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from chromium import Browser  # noqa: E402
 from PIL import Image  # noqa: E402

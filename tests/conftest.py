@@ -6,11 +6,14 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cli.output import diagnostics
+
+if TYPE_CHECKING:
+    from shelves import Shelf, Small
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -124,3 +127,42 @@ def shared() -> Path:
 def talk() -> None:
     """What a command that ran in this process was told (``-q``, ``--debug``), in a fixture too, does not reach a test."""
     vars(diagnostics.settings).update(vars(type(diagnostics.settings)()))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``tiny("bert")`` is the folder of a tiny random model (bert, electra, roberta, modernbert), made once."""
+    import tiny_models
+
+    made: dict[str, Path] = {}
+
+    def get(architecture: str) -> Path:
+        if architecture not in made:
+            made[architecture] = tiny_models.make(architecture, tmp_path_factory.mktemp(architecture))
+        return made[architecture]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tiny: Callable[[str], Path]) -> Path:
+    """The folder of a tiny random BERT."""
+    return tiny("bert")
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> "Shelf":
+    """A store that holds nothing yet, with short words to fill it."""
+    from shelves import Shelf
+
+    from labelstore.store.label_store import LabelStore
+
+    return Shelf(LabelStore(tmp_path / "msft.duckdb"))
+
+
+@pytest.fixture
+def small(shelf: "Shelf") -> "Small":
+    """A small filled store."""
+    from shelves import fill
+
+    return fill(shelf)

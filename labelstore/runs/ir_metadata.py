@@ -3,7 +3,7 @@ actor, data), as YAML between ``ir_metadata.start`` and ``ir_metadata.end``.
 
 Breuer, Keller, Schaer: "ir_metadata: An Extensible Metadata Schema for IR Experiments" (SIGIR 2022) puts it into the
 run file as comment lines. trec_eval's readers know no comments: ir-measures and pytrec_eval end with an error on the
-first such line (tests/labelstore/test_ir_metadata.py tries both). So it lies beside the run unless asked for inside.
+first such line (tests/labelstore/runs/test_ir_metadata.py tries both). So it lies beside the run unless asked for inside.
 The six components are always there; what is not known is left out below them.
 """
 

@@ -199,5 +199,5 @@ def _collection(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "students")]
+    sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "helpers")]
     FILE.write_text(text(tree()), encoding="utf-8")

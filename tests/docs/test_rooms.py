@@ -25,9 +25,35 @@ def crowded(package: Path) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("package", ["msft", "labelstore", "teachers", "students", "cli"])
+PACKAGES = ("msft", "labelstore", "teachers", "students", "cli")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_no_room_holds_more_files_than_the_layout_allows(package: str) -> None:
+    """Two ideas share a crowded room: give one of them a room of its own, with a line in its `layers` contract."""
     assert crowded(ROOT / package) == {}
+
+
+def astray(tests: Path, package: Path) -> list[str]:
+    """The folders of a package's tests that are not rooms of it."""
+    held = {file.parent.relative_to(tests) for file in tests.rglob("test_*.py")}
+    return sorted(room.as_posix() for room in held if not (package / room).is_dir())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_tests_mirror_the_rooms(package: str) -> None:
+    """A test lies in the folder of the room that it tests: `tests/labelstore/runs/` for `labelstore/runs/`."""
+    assert astray(ROOT / "tests" / package, ROOT / package) == []
+    assert crowded(ROOT / "tests" / package) == {}
+
+
+@pytest.mark.parametrize("room", ["run", "runs/inner", "Runs"])
+def test_a_folder_of_tests_that_mirrors_nothing_is_found(tmp_path: Path, room: str) -> None:
+    for folder in (tmp_path / "p" / "runs", tmp_path / "tests" / "runs", tmp_path / "tests" / room):
+        folder.mkdir(parents=True)
+    for folder in (tmp_path / "tests", tmp_path / "tests" / "runs", tmp_path / "tests" / room):
+        (folder / "test_one.py").touch()
+    assert astray(tmp_path / "tests", tmp_path / "p") == [room]
 
 
 @pytest.mark.parametrize("suffix", [".py", ".sql", ".jinja"])

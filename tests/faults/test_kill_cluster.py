@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "teachers"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "teachers" / "generate"))
 from test_cluster import Killer, local_ray, rows
 
 from benchmarks.labelling_store import make

@@ -4,17 +4,14 @@ import random
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_kill_generate import ROOT, rows, start
-
-sys.path.insert(0, str(ROOT / "tests" / "teachers"))
 from openai_servers import Answer, good, serving
+from test_kill_generate import rows, start
 
 from benchmarks.labelling_store import make
 from labelstore.store.label_store import LabelStore

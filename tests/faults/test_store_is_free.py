@@ -16,7 +16,6 @@ from labelstore.store.label_store import LabelStore
 
 pytestmark = pytest.mark.test_all
 
-sys.path.insert(0, str(ROOT / "tests" / "students"))
 
 SLOW = SCRIPTED.replace("/ 2000", "/ 20 + .2")
 ASKED = 3
