@@ -55,7 +55,11 @@ class Chat:
                 self._child = None
         answer = json.loads(line) if line else {"error": "it took more than 5 s or 1 GB"}
         if "refusal" in answer:
-            raise Refused(f"the model's chat template refuses the messages: {answer['refusal']}", _HINT, 5)
+            raise Refused(
+                f"the model's chat template refuses the messages: {answer['refusal']}",
+                _HINT,
+                ExitCode.TEACHER_ENGINE,
+            )
         if "error" in answer:
             raise TeacherError(
                 f"the model's chat template fails: {answer['error']}",

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from teachers.errors import ExitCode, TeacherError
-from teachers.prompts.replies import identifiers_neutralised
+from teachers.prompts.replies import identifiers_neutralised, may_name_passages
 
 MAX_WORDS = 300
 MAX_QUERY_WORDS = 100
@@ -63,11 +63,7 @@ class Neutraliser:
 
     def __call__(self, text: str) -> str:
         """`text` without anything that the prompt's reader could take for its own marks; idempotent."""
-        if (
-            self.bracketed
-            and text.isascii()
-            and not ("<" in text or "[" in text or ":" in text or "&" in text)
-        ):
+        if self.bracketed and text.isascii() and not ("<" in text or ":" in text or may_name_passages(text)):
             return text  # most passages: nothing below could match
         text = text.translate(_BRACKETS)
         while True:

@@ -114,14 +114,32 @@ _SPACES = re.compile(r"\s+")
 _GOES_ON_BEFORE = re.compile(r"[>\],;]\s?$")
 _GOES_ON_AFTER = re.compile(r"\s?[>,;]{0,2}\s?\[\s?\w{1,9}\s?\]|\s?[>,;]{1,2}\s?\[?\s?(?:\d|[A-Z]\b)")
 
-# Every way to write one identifier, or an array of them, in any brackets that :func:`_fold` takes for [ and ].
-_OPEN = rf"(?:\\?[\[{OPENING}]|&(?:\#91|\#x5b|lsqb|lbrack);)"
-_CLOSE = rf"(?:\\?[\]{CLOSING}]|&(?:\#93|\#x5d|rsqb|rbrack);)"
-_AROUND = r"[\s*_`\"'$~]{0,9}"
+# The same in a passage, over text as it stands: marks and escapes that :func:`_plain` reads as white space may be anywhere.
+_AROUND = r"(?:\\[nrt]|[\s*_`\"'$~\\]){0,9}"
+_OPEN = rf"(?:\\{{0,4}}[\[{OPENING}]|\\{{1,4}}u005[bB])"
+_CLOSE = rf"(?:\\{{0,4}}[\]{CLOSING}]|\\{{1,4}}u005[dD])"
+_BEGINS, _ENDS = r"(?<![^\W_])", r"(?![^\W_]|\.\d)"
+_ANY = r"(?:(?:\d{1,9}\.){0,3}\d{1,40}|[A-Z])"
+_TITLED = rf"(?i:(?:passage|document|doc|text|item|result|candidate|no|id)\.?{_AROUND}\#?|\#){_AROUND}"
+_TO = r"(?:[-=~]{1,3}>|[>＞﹥≻≽≥›»→⟶⇒➔➜➝➞⟹↦]|\\{1,4}(?:u003[eE]|(?:succ|gt|rightarrow|to)(?![a-z])))"
+_LINE_HEAD = rf"(?:[-•·–]{_AROUND})?(?:(?i:rank\s)?\d{{1,4}}[.):]{_AROUND})?(?:[-•·–]{_AROUND})?"
+_LONG_AROUND = re.compile(r"(?:\\[nrt]|[\s*_`\"'$~\\]){9,}")
+# One identifier, or an array of them, in any brackets that :func:`_fold` takes for [ and ].
 _IN_BRACKETS = re.compile(
-    rf"(?:{_OPEN}{_AROUND}){{1,3}}((?:{_WORD}\s?)?(?:\d{{1,40}}|[A-Z])"
-    rf"(?:[\s*_`\"'$~,;>]{{1,19}}(?:\d{{1,6}}|[A-Z])){{0,200}}){_AROUND}{_CLOSE}(?:\s?{_CLOSE}){{0,2}}"
+    rf"(?:{_OPEN}{_AROUND}){{1,3}}((?:{_TITLED})?(?:\d{{1,40}}|[A-Z])"
+    rf"(?:(?:\\[nrt]|[\s*_`\"'$~\\,;>]){{1,19}}(?:\d{{1,6}}|[A-Z])){{0,1000}}){_AROUND}{_CLOSE}(?:{_AROUND}{_CLOSE}){{0,2}}"
 )
+_CLOSED = rf"{_ANY}(?:{_AROUND}{_CLOSE}{{1,3}})?"
+_CHAIN = re.compile(
+    rf"{_BEGINS}{_CLOSED}(?:{_AROUND}(?:{_TO}{_AROUND}){{1,2}}(?:{_OPEN}{{1,3}}{_AROUND})?(?:{_TITLED})?{_CLOSED}{_ENDS})+"
+)
+_LISTED = re.compile(
+    rf"{_BEGINS}{_TITLED}{_CLOSED}(?:{_AROUND}(?:{_TO}|[,;=|]){{0,2}}{_AROUND}{_LINE_HEAD}{_TITLED}{_CLOSED}{_ENDS})+"
+)
+_MAYBE_LISTED = re.compile(
+    rf"[\dA-Z]{_AROUND}(?:{_TO}|[,;=|]){{0,2}}{_AROUND}{_LINE_HEAD}{_TITLED}{_AROUND}[\dA-Z]"
+)
+_WHOLE_NAME = re.compile(rf"{_BEGINS}{_ANY}{_ENDS}")
 
 _DANGLING = re.compile(r"\s*(?:>\s*\[?\s*\w{0,4}|[,;]?\s*\[\s*\w{0,4})\s*$")
 
@@ -268,8 +286,36 @@ def _fold(text: str) -> str:
 
 
 def identifiers_neutralised(text: str) -> str:
-    """`text` with all that :func:`parse` reads as a bracketed identifier in parentheses: what passages must not show."""
-    return _IN_BRACKETS.sub(lambda m: f"({m[1]})", text)
+    """`text` with all that :func:`parse` reads as identifiers in parentheses: what passages must not show.
+
+    That is an identifier in brackets, and lists of others: ``2 > 1``, ``Passage 2, Passage 1``.
+    """
+    if "&" in text:
+        decoded = html.unescape(html.unescape(text))
+        if decoded != text and (broken := _broken_up(decoded)) != decoded:
+            return broken  # other entities than those that hide an identifier stay as they are
+    return _broken_up(text)
+
+
+def _broken_up(text: str) -> str:
+    """`text` without identifiers; it may have to be called again."""
+    broken = _LONG_AROUND.sub(" ", text)
+    broken = _IN_BRACKETS.sub(lambda m: f"({m[1]})", broken)
+    broken = _CHAIN.sub(_names_in_parentheses, broken)
+    if _MAYBE_LISTED.search(broken):
+        broken = _LISTED.sub(_names_in_parentheses, broken)
+    return broken
+
+
+def may_name_passages(text: str) -> bool:
+    """Whether :func:`identifiers_neutralised` may have anything to do in a text of ASCII alone: a quick look."""
+    if "[" in text or ">" in text or "&" in text or "\\" in text:
+        return True
+    return _MAYBE_LISTED.search(text) is not None or _LONG_AROUND.search(text) is not None
+
+
+def _names_in_parentheses(found: re.Match[str]) -> str:
+    return _WHOLE_NAME.sub(lambda m: f"({m[0]})", found[0])
 
 
 def _longest_span(answer: str, identifiers: str) -> tuple[str, int] | None:
