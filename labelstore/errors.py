@@ -1,6 +1,7 @@
 """The errors of the store and of the command line, below the one root in `msft.errors`."""
 
 from msft.errors import ExitCode, MsftError
+from msft.refusals import NoMemory, NoRoom, NotWritable
 
 __all__ = [
     "BadInput",
@@ -31,18 +32,6 @@ class StoreError(MsftError):
 
 class StoreDamaged(MsftError):
     """A block of the store's file is cut short or does not match its checksum."""
-
-
-class NoRoom(MsftError):
-    """The disk is full, or a file may not grow."""
-
-
-class NotWritable(MsftError):
-    """A file system or a file that may only be read, or not even that."""
-
-
-class NoMemory(MsftError):
-    """Memory that the work needs and the machine does not give."""
 
 
 class DataMissing(MsftError):

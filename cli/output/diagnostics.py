@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from labelstore.errors import ExitCode, MsftError
 from labelstore.provenance import masks
+from msft import refusals
 
 
 @dataclass
@@ -84,9 +85,7 @@ def _named(error: BaseException) -> BaseException:
     """An error of the machine (a full disk, no memory) as what it is; any other as it came."""
     if isinstance(error, MsftError) or hasattr(error, "format_message"):
         return error
-    from labelstore.store import disk_full as room
-
-    return room.explained(error) or error
+    return refusals.explained(error) or error
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from labelstore.store import disk_full as room
+import duckdb
+
+from msft import refusals
 
 _WORK = ".msft-add-"
 
@@ -28,7 +30,7 @@ def work_folder(parent: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     folder = parent / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        with room.needed_in(parent):
+        with refusals.named(parent, duckdb.Error):
             folder.mkdir()
             with _locked(folder):
                 yield folder

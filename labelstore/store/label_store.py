@@ -16,10 +16,10 @@ from typing import Any
 import duckdb
 
 from labelstore.errors import DataMissing, MsftError, StoreDamaged, StoreError, UsageError
-from labelstore.store import disk_full as room
 from labelstore.store import migrations
 from labelstore.store import writer_first as turns
 from labelstore.store.interrupts import interruptible
+from msft import refusals
 
 DEFAULT_LOCK_WAIT = 60.0
 DEFAULT_MEMORY = "3GB"
@@ -145,7 +145,7 @@ class LabelStore:
             NoRoom: if the disk is full.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with room.needed_in(self.path.parent), self._writing() as con:
+        with refusals.named(self.path.parent, duckdb.Error), self._writing() as con:
             if transaction:
                 with in_transaction(con):
                     yield con
@@ -205,7 +205,7 @@ class LabelStore:
                 f"{self.path} is damaged: the block at byte {location:,} is cut short or does not match its checksum",
                 hint="`msft verify` tells what it held; put back a copy, or `msft import-store` from an archive",
             )
-        if (named := room.explained(error, self.path)) is not None:
+        if (named := refusals.explained(error, self.path)) is not None:
             return named
         if "not a valid DuckDB database" in text:
             return StoreError(

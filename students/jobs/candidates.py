@@ -8,18 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from labelstore.errors import BadInput, DataMissing
-from labelstore.store import disk_full as room
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from msft import refusals
 
 if TYPE_CHECKING:
-    import duckdb
-
     from students.rerank.reranker import Reranker, Scores
 
 BLOCK_BYTES = 8 << 20  # of the texts that are in memory at once
@@ -60,7 +59,7 @@ class Texts:
             yield block
             first = last
 
-    def read(self, con: "duckdb.DuckDBPyConnection", first: int, last: int) -> list[str]:
+    def read(self, con: duckdb.DuckDBPyConnection, first: int, last: int) -> list[str]:
         """The texts of ``key[first:last]``.
 
         Raises:
@@ -133,7 +132,7 @@ class Lists:
 
 
 def candidates(
-    con: "duckdb.DuckDBPyConnection", source: lookup.Run, depth: int, queries: Sequence[int] | None = None
+    con: duckdb.DuckDBPyConnection, source: lookup.Run, depth: int, queries: Sequence[int] | None = None
 ) -> Candidates:
     """The keys of the top `depth` candidates of a run.
 
@@ -192,7 +191,11 @@ def score(
 
     if progress is not None:
         progress(0, found.n_pairs)
-    with room.needed_in(folder), spool(found.queries) as queries, spool(found.passages) as passages:
+    with (
+        refusals.named(folder, duckdb.Error),
+        spool(found.queries) as queries,
+        spool(found.passages) as passages,
+    ):
         for texts, into in ((found.queries, queries), (found.passages, passages)):
             for block in texts.blocks(store, block_bytes):
                 into.add(block)
@@ -200,7 +203,7 @@ def score(
         return reranker.score_pairs(Pairs(queries, passages, query, found.passage), progress)
 
 
-def lists(con: "duckdb.DuckDBPyConnection", found: Candidates) -> Lists:
+def lists(con: duckdb.DuckDBPyConnection, found: Candidates) -> Lists:
     """The lists with their texts, all in memory: for a sample of a run."""
     queries, passages = (part.read(con, 0, len(part.key)) for part in (found.queries, found.passages))
     parts = np.split(found.passage, np.cumsum(found.sizes)[:-1])
@@ -211,7 +214,7 @@ def lists(con: "duckdb.DuckDBPyConnection", found: Candidates) -> Lists:
     )
 
 
-def _texts(con: "duckdb.DuckDBPyConnection", table: str, keys: NDArray[Any]) -> Texts:
+def _texts(con: duckdb.DuckDBPyConnection, table: str, keys: NDArray[Any]) -> Texts:
     key = _KEY[table]
     con.register("wanted", pl.DataFrame({"number": np.arange(len(keys)), key: keys}).to_arrow())
     rows = con.execute(
@@ -221,9 +224,7 @@ def _texts(con: "duckdb.DuckDBPyConnection", table: str, keys: NDArray[Any]) -> 
     return Texts(table, keys.astype(np.int32), np.asarray(rows["text_hash"]), np.asarray(rows["size"]))
 
 
-def _all_held(
-    con: "duckdb.DuckDBPyConnection", source: lookup.Run, chosen: str, parameters: list[Any]
-) -> None:
+def _all_held(con: duckdb.DuckDBPyConnection, source: lookup.Run, chosen: str, parameters: list[Any]) -> None:
     ((absent, pairs),) = con.execute(
         f"SELECT count(*) FILTER (d.text IS NULL), count(*) FROM {chosen} JOIN documents d USING (document)",
         parameters,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from msft.errors import MsftError
 from students.errors import ExitCode, StudentError
 from students.recipes.read import load_recipe, make_recipe, shipped
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 trackers=options.tracker,
                 device=options.device,
             )
-    except StudentError as error:
+    except MsftError as error:
         print(f"error: {error}", file=sys.stderr)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)

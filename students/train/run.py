@@ -11,12 +11,16 @@ tokens. ``out`` gets ``model/`` (an ordinary Hugging Face folder), ``stages.json
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
+from msft import refusals
+from msft.job_lock import alone
 from students.errors import ExitCode, StudentError
 from students.losses import check_pairing, get
 from students.model import packed_attention as attention
@@ -28,6 +32,9 @@ from students.train.records import Records, stage_record
 from students.train.stage import Note, StageRun, Tick
 from students.train.steps import Task
 from students.train.view_folder import View, assign_views, read_view
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ def train(
     Raises:
         StudentError: a view that is not there or does not fit its loss, a base model that is not there, another
             training in ``out``, a loss that is no number.
+        MsftError: another process trains in ``out`` (exit code 3), or the machine refuses something there: a full
+            disk, a read-only file system, too little memory.
     """
     from accelerate import Accelerator
 
@@ -83,6 +92,22 @@ def train(
     held = {folder: read_view(folder) for of_stage in folders for folder in of_stage.values()}
     for stage, of_stage in zip(recipe.stages, folders, strict=True):
         _check_losses(stage, {name: held[folder] for name, folder in of_stage.items()})
+    with refusals.named(out, RuntimeError, SafetensorError), _alone(out, accelerator.is_main_process):
+        return _train(recipe, folders, held, out, accelerator, tokens, progress, say, trackers)
+
+
+def _train(
+    recipe: Recipe,
+    folders: Sequence[Mapping[str, Path]],
+    held: Mapping[Path, View],
+    out: Path,
+    accelerator: "Accelerator",
+    tokens: str | Path | None,
+    progress: Tick | None,
+    say: Note,
+    trackers: Sequence[str],
+) -> TrainingResult:
+    """Train the stages that ``out`` lacks; its folder is held."""
     hashes = [{name: held[folder].view_hash for name, folder in of_stage.items()} for of_stage in folders]
     records = Records.open(out, recipe, hashes, main=accelerator.is_main_process)
     accelerator.wait_for_everyone()
@@ -148,6 +173,11 @@ def train(
     if trackers:
         accelerator.end_training()
     return TrainingResult(out / "model", records.stages(), records.log())
+
+
+def _alone(out: Path, main: bool) -> AbstractContextManager[None]:
+    """Keep other trainings out of ``out``; of several processes of one training only the main one locks."""
+    return alone(out / ".lock", f"a student is being trained in {out}") if main else nullcontext()
 
 
 def choose_layout(

@@ -97,7 +97,7 @@ def generate(
         progress: called with queries done, queries in all, figures and the cost so far.
 
     Raises:
-        StoreError: if another process is at work on the same labeling.
+        MsftError: if another process is at work on the same labeling.
         MsftError, TeacherError: bad settings (nothing is written), or an engine that failed (what was completed is
             kept; the same command goes on from there).
     """

@@ -19,9 +19,9 @@ from labelstore.evaluation import scores as evaluation
 from labelstore.files import lines as formats
 from labelstore.retrieval.bm25s import Bm25s
 from labelstore.runs import import_run
-from labelstore.store import disk_full as room
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from msft import refusals
 from students.jobs.rerank import student_folder
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -53,6 +53,9 @@ def store(tmp_path: Path) -> LabelStore:
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), NotWritable, "a/b may not be used"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), NoRoom, "Disk quota exceeded"),
         (RuntimeError("[enforce fail at inline_container.cc] . No space left on device"), NoRoom, "no room"),
+        (RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos 64 vs 0"), NoRoom, "no room"),
+        (RuntimeError("[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed: file write failed"), NoRoom, "no room"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), NoMemory, "too little memory"),
         (OSError(errno.EMFILE, "Too many open files", "a/b"), MsftError, "no more files"),
         (RuntimeError("unable to open shared memory object: Too many open files (24)"), MsftError, "no more files"),
         (MemoryError(), NoMemory, "too little memory"),
@@ -62,7 +65,7 @@ def store(tmp_path: Path) -> LabelStore:
     ],
 )  # fmt: skip
 def test_an_error_of_the_machine_is_named(error: BaseException, kind: type[MsftError], words: str) -> None:
-    named = room.explained(error)
+    named = refusals.explained(error)
     assert type(named) is kind
     assert words in named.message
     assert named.hint
@@ -72,7 +75,7 @@ def test_an_error_of_the_machine_is_named(error: BaseException, kind: type[MsftE
     "error", [ValueError("shape"), KeyError("x"), OSError("odd"), BadInput("no", hint="h")]
 )
 def test_any_other_error_stays_what_it_is(error: BaseException) -> None:
-    assert room.explained(error) is None
+    assert refusals.explained(error) is None
 
 
 def msft(

@@ -11,8 +11,8 @@ import tiny_views
 import torch
 from safetensors.torch import load_file
 
-from labelstore.errors import StoreError
-from labelstore.store.job_lock import alone
+from msft.errors import MsftError
+from msft.job_lock import alone
 from students.errors import StudentError
 from students.losses import get, reduce
 from students.model.encoder import CrossEncoder
@@ -316,7 +316,7 @@ def test_validation_comes_after_ten_minutes_at_the_latest(seconds, last, due):
 def test_a_second_training_of_one_student_is_told_who_holds_it(tmp_path, out):
     lock = tmp_path / out / ".name.lock"
     code = (
-        "import sys, pathlib; from labelstore.store.job_lock import alone\n"
+        "import sys, pathlib; from msft.job_lock import alone\n"
         "with alone(pathlib.Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -324,7 +324,7 @@ def test_a_second_training_of_one_student_is_told_who_holds_it(tmp_path, out):
     )
     assert holder.stdout.readline() == "held\n"
     with (
-        pytest.raises(StoreError, match=f"PID {holder.pid}") as raised,
+        pytest.raises(MsftError, match=f"PID {holder.pid}") as raised,
         alone(lock, "student x is being trained"),
     ):
         pytest.fail("both hold it")

@@ -117,7 +117,7 @@ def kill_and_compare(folders, tmp_path: Path, trials: list[tuple[int, int, float
     finish(arguments)
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
     left = sorted(p.name for p in (tmp_path / "killed").iterdir())
-    assert left == ["model", "stages.json", "training.json", "training_log.jsonl"]
+    assert left == [".lock", "model", "stages.json", "training.json", "training_log.jsonl"]
     return kills
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import duckdb
+from msft.errors import MsftError
 
-from labelstore.errors import MsftError, NoMemory, NoRoom, NotWritable
-
-_FULL = re.compile(r"No space left on device|File too large|Disk quota exceeded|failed to offload data block")
+_FULL = re.compile(
+    r"No space left on device|File too large|Disk quota exceeded|failed to offload data block"
+    r"|inline_container.*(unexpected pos|file write failed)"  # torch.save hides the errno
+)
 _READ_ONLY = re.compile(r"Read-only file system", re.IGNORECASE)
 _FORBIDDEN = re.compile(r"Permission denied|Operation not permitted")
 _DESCRIPTORS = re.compile(r"Too many open files")
@@ -25,20 +26,36 @@ _MEMORY = re.compile(
 _PLACES = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 
 
+class NoRoom(MsftError):
+    """The disk is full, or a file may not grow."""
+
+
+class NotWritable(MsftError):
+    """A file system or a file that may only be read, or not even that."""
+
+
+class NoMemory(MsftError):
+    """Memory that the work needs and the machine does not give."""
+
+
 @contextmanager
-def needed_in(folder: Path) -> Iterator[None]:
+def named(folder: Path, *kinds: type[Exception]) -> Iterator[None]:
     """Name what cannot be written in `folder`, or beside it.
+
+    Args:
+        kinds: the errors in which a library hides what the system said, beside OSError and MemoryError.
 
     Raises:
         NoRoom, NotWritable, NoMemory, MsftError: in place of the error that says so.
     """
+    refused: tuple[type[Exception], ...] = (OSError, MemoryError, *kinds)
     try:
         yield
-    except (OSError, duckdb.Error, MemoryError) as error:
-        named = explained(error, folder)
-        if named is None:
+    except refused as error:
+        found = explained(error, folder)
+        if found is None:
             raise
-        raise named from error
+        raise found from error
 
 
 def explained(error: BaseException, where: Path | None = None) -> MsftError | None:
@@ -47,7 +64,7 @@ def explained(error: BaseException, where: Path | None = None) -> MsftError | No
     Args:
         where: the folder that was worked in, for errors that name no file.
     """
-    if isinstance(error, MsftError):
+    if hasattr(error, "hint"):
         return None
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0]
@@ -56,12 +73,12 @@ def explained(error: BaseException, where: Path | None = None) -> MsftError | No
     if _FULL.search(text):
         return NoRoom(
             f"there is no room in {place}: {first}",
-            hint="make room on the disk, or work with --store on another one; nothing was changed, run it again",
+            hint="make room on the disk, or work on another one, then run the same command again: what was complete is kept",
         )
     if _READ_ONLY.search(text):
         return NotWritable(
             f"{place} is on a read-only file system: nothing can be written there",
-            hint="copy the store to a disk that can be written, and name it with --store",
+            hint="name a place on a disk that can be written (for a store: copy it there, then --store)",
         )
     if _FORBIDDEN.search(text):
         return NotWritable(
@@ -76,7 +93,8 @@ def explained(error: BaseException, where: Path | None = None) -> MsftError | No
     if isinstance(error, MemoryError) or _MEMORY.search(text):
         return NoMemory(
             f"there is too little memory: {first}",
-            hint="end other programs, or ask for less: MSFT_MEMORY=1GB bounds DuckDB, --batch-tokens a model",
+            hint="end other programs, or ask for less: MSFT_MEMORY=1GB bounds DuckDB, --batch-tokens a model,"
+            " --set memory_tokens=4096 a training",
         )
     if isinstance(error, OSError) and error.errno in _PLACES and name is not None:
         return MsftError(
