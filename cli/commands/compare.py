@@ -87,6 +87,13 @@ def compare(
             "--each-seed", help="Treat students that differ only in their seed as separate systems."
         ),
     ] = False,
+    exclude_self: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-self",
+            help="Leave a passage with its query's id out of the ranking, as ArguAna and Quora always do; such values are not kept.",
+        ),
+    ] = False,
 ) -> None:
     """Compare systems: better, worse, equivalent within a margin, or inconclusive.
 
@@ -107,7 +114,7 @@ def compare(
         margin=margin,
         correction=correction,
         family=family,
-        each_seed=each_seed,
+        taken=comparison.Taken(each_seed, exclude_self),
         note=diagnostics.note,
     )
     if context.format is Format.latex:

@@ -33,6 +33,19 @@ ENOUGH_SEEDS = 5  # fewer say little about the next seed
 
 
 @dataclass(frozen=True)
+class Taken:
+    """How the systems' rankings are taken.
+
+    Attributes:
+        each_seed: students that differ by their seed alone are systems of their own.
+        exclude_self: see :func:`labelstore.evaluation.scores.scores`.
+    """
+
+    each_seed: bool = False
+    exclude_self: bool = False
+
+
+@dataclass(frozen=True)
 class Board:
     """What was measured over one dataset, or over several that are pooled.
 
@@ -64,7 +77,7 @@ def compare(
     margin: float = MARGIN,
     correction: str = "holm",
     family: str = "dataset",
-    each_seed: bool = False,
+    taken: Taken = Taken(),
     note: Note | None = None,
 ) -> list[Row]:
     """Compare systems over datasets: a row for each pair, measure and dataset.
@@ -79,7 +92,6 @@ def compare(
         margin: of equivalence, in the measure's units; to be declared before the results are seen.
         correction: holm or bh; what *better* and *worse* go by.
         family: what is corrected together: the pairs of one dataset and measure, or ``all`` of them.
-        each_seed: students that differ by their seed alone as systems of their own.
 
     Raises:
         DataMissing: a name, judgments or a ranking that is not there.
@@ -97,9 +109,7 @@ def compare(
         if note is not None:
             note(f"dataset {datasets[0]}, the only one")
     wanted = None if names is None else list(dict.fromkeys([*([baseline] if baseline else []), *names]))
-    boards = [
-        measure_systems(store, name, wanted, measures, each_seed=each_seed, note=note) for name in datasets
-    ]
+    boards = [measure_systems(store, name, wanted, measures, taken=taken, note=note) for name in datasets]
     if pooled:
         boards = [pool(store, boards, note)]
     rows: list[Row] = []
@@ -137,14 +147,14 @@ def measure_systems(
     names: Sequence[str] | None,
     measures: Sequence[str] | None = None,
     *,
-    each_seed: bool = False,
+    taken: Taken = Taken(),
     note: Note | None = None,
 ) -> Board:
     """Per-query scores of the named systems over a dataset; what the store lacks is measured and kept there."""
     with store.read() as con:
         of = lookup.dataset(con, dataset)
         judged = sorted(systems.qrels(con, of).judged)
-        found = contenders.find(con, of, names, each_seed=each_seed)
+        found = contenders.find(con, of, names, each_seed=taken.each_seed)
         chosen = (
             [measuring.canonical(m) for m in dict.fromkeys(measures)]
             if measures
@@ -153,7 +163,7 @@ def measure_systems(
         n_missing = {c.name: max(evaluation.n_missing(con, of, s) for s in c.systems) for c in found}
     if not found:
         raise DataMissing(f"nothing has ranked {of.name} yet", hint=f"msft eval --dataset {of.name}")
-    scored = evaluation.scores(store, of, [s for c in found for s in c.systems], chosen)
+    scored = evaluation.scores(store, of, [s for c in found for s in c.systems], chosen, taken.exclude_self)
     values = {
         c.name: {m: np.array([[scored[s, m][q] for q in judged] for s in c.systems]) for m in chosen}
         for c in found

@@ -3,15 +3,19 @@
 import json
 from pathlib import Path
 
+import duckdb
 import pytest
 
+from labelstore.datasets import catalog
 from labelstore.datasets.add import Request
 from labelstore.datasets.from_folder import add_folder
+from labelstore.evaluation import comparison
 from labelstore.evaluation import scores as evaluation
 from labelstore.negatives import mine as negatives
 from labelstore.runs import import_run
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from labelstore.store.sql_steps import sql_file
 from labelstore.views import build as views
 
 OTHERS = [{"doc_id": f"o{k}", "text": f"another passage {k}"} for k in range(5)]
@@ -32,22 +36,25 @@ def made(tmp_path: Path, query: tuple[str, str], own: dict[str, str], name: str 
     return store
 
 
+# Query, passage, why it is the query itself, and the dataset's name.
 SAME = [
-    (("a1", "ban smoking in parks"), {"doc_id": "a1", "text": "other words"}, "same id"),
-    (("712", "ban smoking in parks"), {"doc_id": "712", "text": "ban smoking in parks"}, "same id"),
-    (("q", "ban smoking in parks"), {"doc_id": "p", "text": "Ban  smoking\n in parks "}, "same text"),
-    (("q", "Ban smoking in parks"), {"doc_id": "p", "title": "ban smoking", "text": "in parks"}, "same text"),
-    (("q", "公园里 禁烟"), {"doc_id": "p", "title": "t", "text": "公园里 禁烟"}, "same text"),
-]
+    (("a1", "ban smoking in parks"), {"doc_id": "a1", "text": "other words"}, "same id", "arguana"),
+    (("7", "ban smoking in parks"), {"doc_id": "7", "text": "ban parks"}, "same id", "beir/quora/test"),
+    (("712", "ban smoking"), {"doc_id": "712", "text": "Ban smoking"}, "same text", "x"),
+    (("q", "ban smoking in parks"), {"doc_id": "p", "text": "Ban  smoking\n in parks "}, "same text", "x"),
+    (("q", "Ban smoking in parks"), {"doc_id": "p", "title": "ban smoking", "text": "in parks"}, "same text", "x"),
+    (("q", "公园里 禁烟"), {"doc_id": "p", "title": "t", "text": "公园里 禁烟"}, "same text", "x"),
+    (("q", "Cafe\u0301 au lait"), {"doc_id": "p", "text": "caf\u00e9 au lait"}, "same text", "x"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("query", "own", "how"), SAME)
+@pytest.mark.parametrize(("query", "own", "how", "name"), SAME)
 @pytest.mark.parametrize("strategy", ["top", "uniform"])
 def test_a_passage_that_is_the_query_is_never_its_negative_and_is_counted(
-    tmp_path: Path, query: tuple[str, str], own: dict[str, str], how: str, strategy: str
+    tmp_path: Path, query: tuple[str, str], own: dict[str, str], how: str, name: str, strategy: str
 ) -> None:
-    store = made(tmp_path, query, own)
-    mined = negatives.mine(store, dataset="x", runs=["r"], strategy=strategy)
+    store = made(tmp_path, query, own, name)
+    mined = negatives.mine(store, dataset=name, runs=["r"], strategy=strategy)
     drops = next(c for c in mined.counts if c.step == "candidates").drops
     assert drops[f"is the query itself: {how}"][0] == 1
     with store.read() as con:
@@ -60,16 +67,21 @@ def test_a_passage_that_is_the_query_is_never_its_negative_and_is_counted(
 
 
 @pytest.mark.parametrize(
-    "own",
+    ("own", "name"),
     [
-        {"doc_id": "p", "text": "ban smoking in parks now"},
-        {"doc_id": "a11", "text": "ban"},
-        {"doc_id": "p", "title": "ban", "text": "smoking in the parks"},
+        ({"doc_id": "p", "text": "ban smoking in parks now"}, "x"),
+        ({"doc_id": "a11", "text": "ban"}, "arguana"),
+        ({"doc_id": "p", "title": "ban", "text": "smoking in the parks"}, "quora"),
+        ({"doc_id": "a1", "text": "the same id by chance"}, "cranfield"),
+        ({"doc_id": "a1", "text": "parks"}, "quorum"),
+        ({"doc_id": "a1", "title": "ban smoking in parks", "text": "as the mayor wants"}, "my-arguana"),
     ],
 )
-def test_a_passage_that_resembles_the_query_stays(tmp_path: Path, own: dict[str, str]) -> None:
-    store = made(tmp_path, ("a1", "ban smoking in parks"), own)
-    mined = negatives.mine(store, dataset="x", runs=["r"], strategy="top")
+def test_a_passage_that_resembles_the_query_or_has_its_id_by_chance_stays(
+    tmp_path: Path, own: dict[str, str], name: str
+) -> None:
+    store = made(tmp_path, ("a1", "ban smoking in parks"), own, name)
+    mined = negatives.mine(store, dataset=name, runs=["r"], strategy="top")
     assert mined.mining.n_negatives == 5
 
 
@@ -105,11 +117,39 @@ def test_values_without_the_query_itself_leave_those_with_it_as_they_were(tmp_pa
         assert rows[0]["value"] == pytest.approx(value)
 
 
-@pytest.mark.parametrize(("query", "own", "how"), SAME[:3])
+@pytest.mark.parametrize(("query", "own", "how", "name"), [SAME[0], SAME[2], SAME[3]])
 def test_a_view_that_draws_from_a_run_leaves_the_query_itself_out(
-    tmp_path: Path, query: tuple[str, str], own: dict[str, str], how: str
+    tmp_path: Path, query: tuple[str, str], own: dict[str, str], how: str, name: str
 ) -> None:
-    store = made(tmp_path, query, own)
+    store = made(tmp_path, query, own, name)
     view = views.build(store, "contrastive", runs=["r"], depth=10, per_query=10)
     manifest = json.loads((views.folder_of(store, view) / "manifest.json").read_text())
     assert manifest["more_counts"]["passages"]["dropped"][f"is the query itself: {how}"] == 1
+
+
+@pytest.mark.parametrize(("query", "name"), [(("a1", "ban smoking"), "x"), (("a1", "other words"), "y")])
+def test_a_comparison_leaves_the_query_itself_out_as_a_measurement_does(
+    tmp_path: Path, query: tuple[str, str], name: str
+) -> None:
+    store = made(tmp_path, query, {"doc_id": "a1", "text": "ban smoking"}, name)
+    import_run.import_run(store, tmp_path / "r.run", name, "again")
+    for asked, value in ((False, 1 / 6), (True, 1 / 5)):
+        rows = comparison.compare(
+            store, None, [name], measures=["RR@10"], baseline="r", taken=comparison.Taken(exclude_self=asked)
+        )
+        assert [(r["value"], r["baseline_value"]) for r in rows] == [(pytest.approx(value),) * 2]
+
+
+@pytest.mark.parametrize(
+    "name", [*catalog.ENTRIES, "quora/validation", "beir/arguana", "quorum", "my/quora", "beir/nq"]
+)
+def test_mining_and_evaluation_know_the_same_protocols(tmp_path: Path, name: str) -> None:
+    with duckdb.connect() as con:
+        con.execute("CREATE TABLE collections AS SELECT 1 AS collection, 'c' AS name")
+        con.execute(
+            "CREATE TABLE datasets AS SELECT 1 AS collection, NULL AS ir_datasets_id, ? AS name", [name]
+        )
+        text = sql_file("own_passages")
+        con.execute(text[text.index("CREATE OR REPLACE TEMP TABLE self_retrieving") :].split(";")[0])
+        found = con.execute("FROM self_retrieving").fetchall()
+    assert bool(found) == catalog.leaves_out_self(name)
