@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import numbers
 from cli.output import diagnostics
 from cli.output.render import Format
 from cli.parameters import gathered, shown
@@ -93,7 +94,12 @@ def command(
 
         run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in [*own, *extra]}
-        app.command(name, epilog=f"Example: {example}", help=inspect.getdoc(function))(run)
+        app.command(
+            name,
+            cls=numbers.command_of(numbers.numeric([*own, *extra])),
+            epilog=f"Example: {example}",
+            help=inspect.getdoc(function),
+        )(run)
         return function
 
     return register

@@ -4,6 +4,7 @@ Documents may be absent where the collection is there already, judgments always.
 queries.jsonl, qrels/test.tsv through --qrels) and MS MARCO's collection.tsv are taken too.
 """
 
+import re
 from pathlib import Path
 
 from labelstore.datasets import add as ingest
@@ -16,6 +17,7 @@ _ENDINGS = ("", ".gz", ".zst")
 _DOCUMENTS = ("docs.jsonl", "corpus.jsonl", "collection.tsv", "docs.tsv", "corpus.tsv")
 _QUERIES = ("queries.tsv", "queries.jsonl")
 _QRELS = ("qrels.txt", "qrels.tsv")
+_TEXTS = re.compile(r"\.(jsonl?|ndjson|tsv|csv|parquet|xml|trec)(\.(gz|zst|bz2|zip))?$", re.IGNORECASE)
 
 
 def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -91,8 +93,14 @@ def _other_judgments(folder: Path) -> list[str]:
 
 def _other_texts(folder: Path, *read: Path | None) -> list[str]:
     """Files in the folder that may hold passages under names of their own."""
-    found = [p for kind in ("jsonl", "tsv") for ending in _ENDINGS for p in folder.glob(f"*.{kind}{ending}")]
-    return sorted(p.name for p in found if p not in read and not p.name.startswith(("qrels", "queries")))
+    return sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.is_file()
+        and p not in read
+        and _TEXTS.search(p.name)
+        and not p.name.startswith(("qrels", "queries"))
+    )
 
 
 def _resolve(qrels: Path, folder: Path | None) -> Path:

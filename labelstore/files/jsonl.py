@@ -1,6 +1,7 @@
 """Readers of documents and queries: JSONL and tables of two columns."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,14 @@ from labelstore.files.lines import decode, lines
 
 DOC_KEYS = ("doc_id", "_id", "docid", "docno", "id", "pid")
 QUERY_KEYS = ("query_id", "_id", "qid", "id")
-_ID_HEADERS = {
-    *DOC_KEYS,
-    *QUERY_KEYS,
-    "query-id",
-    "queryid",
-    "corpus-id",
-    "doc-id",
-    "topic",
-    "topic_id",
-    "number",
-}
-_TEXT_HEADERS = {"text", "query", "query_text", "question", "title", "contents", "passage", "description"}
+# What a header calls the first and the second column, white space and marks apart.
+_ID_HEADER = re.compile(
+    r"(query|q|topic|question|doc|document|p|passage|corpus)?(id|no|num|number)|query|topic|question"
+)
+_TEXT_HEADER = re.compile(
+    r"(query|topic|question|doc|document|passage)?(text|title|contents?|body)"
+    r"|query|topic|question|passage|document|description|utterance"
+)
 
 
 @dataclass(frozen=True)
@@ -152,5 +149,5 @@ def _table(path: Path, id_name: str) -> Iterator[tuple[int, str, str]]:
 
 
 def _is_header(id_: str, text: str) -> bool:
-    names = id_.strip(' #"').lower(), text.partition("\t")[0].strip(' "').lower()
-    return names[0] in _ID_HEADERS and names[1] in _TEXT_HEADERS
+    first, second = (re.sub(r"[\W_]", "", name.lower()) for name in (id_, text.partition("\t")[0]))
+    return bool(_ID_HEADER.fullmatch(first) and _TEXT_HEADER.fullmatch(second))

@@ -29,14 +29,17 @@ def read_parquet(path: Path) -> Iterator[Item]:
     first_stage, query, licence.
 
     Raises:
-        BadInput: if it is no Parquet file, or lacks a column.
+        BadInput: if it is no Parquet file, lacks a column, or has a column of numbers that holds something else.
     """
     import polars as pl
 
     try:
-        frame = pl.read_parquet(path)
+        with path.open("rb") as file:  # polars would take a path with * or [ for a pattern
+            frame = pl.read_parquet(file)
     except (pl.exceptions.ComputeError, OSError) as error:
-        raise BadInput(f"{path}: no Parquet file: {error}") from error
+        raise BadInput(
+            f"{path}: no Parquet file: {error}", hint="--layout says how the file is laid out"
+        ) from error
     names = {
         "query_id": ("query_id", "qid", "query-id"),
         "doc_id": ("doc_id", "docid", "docno", "pid", "corpus-id"),
@@ -50,6 +53,12 @@ def read_parquet(path: Path) -> Iterator[Item]:
     optional = ("teacher", "first_stage", "query", "licence", "score", "grade", "initial_rank", "settled")
     frame = frame.with_columns(pl.lit(None).alias(n) for n in optional if n not in frame.columns)
     frame = frame.with_columns(pl.col("query_id", "doc_id", "teacher", "first_stage").cast(pl.String))
+    for name in ("rank", "score", "grade", "initial_rank", "settled"):
+        kind = frame.schema[name]
+        if not (kind.is_numeric() or kind == pl.Null):
+            raise BadInput(
+                f"{path}: column {name} holds {kind}, not numbers", hint="write it with a numeric type"
+            )
     keys = ["query_id", "teacher", "first_stage"]
     for k, group in enumerate(
         frame.sort("rank", maintain_order=True).partition_by(keys, maintain_order=True), 1
@@ -62,6 +71,8 @@ def _parquet_list(columns: dict[str, list[Any]], place: str) -> Item:
     ids = columns["doc_id"]
     if query_id is None or any(i is None for i in ids):
         return Malformed(place, "malformed line", "an id is missing", query_id)
+    if any(rank is None or rank != rank for rank in columns["rank"]):
+        return Malformed(place, "malformed line", "a rank is missing", query_id)
     scores, grades, initial = columns["score"], columns["grade"], columns["initial_rank"]
     groups = None
     if all(g is not None for g in grades) and len(set(grades)) < len(grades):

@@ -70,8 +70,12 @@ def detect(path: Path) -> str:
     if magic == b"PAR1":
         return "parquet"
     number, first = next(((n, line) for n, line in formats.lines(path) if line.strip()), (0, b""))
+    if not first:
+        raise BadInput(f"{path}: the file holds no list of labels", hint="is this the right file?")
     if first.lstrip()[:1] in (b"{", b"["):
-        _, row = next(_rows(path), ("", None))
+        place, row = next(_rows(path), ("", None))
+        if isinstance(row, Exception):
+            raise BadInput(f"{place}: not JSON: {row}", hint="one JSON object per line, or one list")
         if isinstance(row, dict):
             for layout, keys in (
                 ("permutations", {"permutation"}),
@@ -113,8 +117,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             continue
         place = f"{path.name}:{number}"
         try:
-            yield place, json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
+            yield place, json.loads(formats.decode(Path(path.name), number, line))
+        except (ValueError, RecursionError, BadInput) as error:
             yield place, error
 
 

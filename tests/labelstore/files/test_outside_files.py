@@ -3,13 +3,17 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from labelstore.datasets.add import Request
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput
+from labelstore.labels.import_file import Imported, import_labels
+from labelstore.labels.staging import Request as LabelRequest
 from labelstore.runs import import_run
 from labelstore.store.label_store import LabelStore
+from teachers.prompts import replies as reader
 
 
 @pytest.fixture
@@ -99,7 +103,7 @@ def test_a_line_that_beir_cannot_have_is_refused_with_the_fields_of_beir(
     assert "TREC" not in error.value.hint
 
 
-@pytest.mark.parametrize("header", ["qid\tquery", "Query-ID\tText", "_id\ttext\tmetadata", "# topic\ttitle", '"id"\t"question"'])  # fmt: skip
+@pytest.mark.parametrize("header", ["qid\tquery", "Query-ID\tText", "_id\ttext\tmetadata", "# topic\ttitle", '"id"\t"question"', "#query_id\tquery text", "topic_number\tQuery", "No.\tQuestion text", "query\ttext\tlang"])  # fmt: skip
 def test_the_header_of_a_table_of_queries_is_no_query(store: LabelStore, tmp_path: Path, header: str) -> None:
     source = tmp_path / "h"
     source.mkdir()
@@ -111,7 +115,10 @@ def test_the_header_of_a_table_of_queries_is_no_query(store: LabelStore, tmp_pat
     assert found == [("h1", "text"), ("id", "a query named id")]
 
 
-@pytest.mark.parametrize("first", ["text\tquery_id", "id\twhat is an id", "query\tperson", "q\ttext"])
+@pytest.mark.parametrize(
+    "first",
+    ["text\tquery_id", "id\twhat is an id", "query\tperson", "q\ttext", "no\tquestions asked", "id\t題名"],
+)
 def test_a_first_query_that_resembles_a_header_is_a_query(
     store: LabelStore, tmp_path: Path, first: str
 ) -> None:
@@ -145,7 +152,18 @@ def test_passages_come_from_a_table_too(store: LabelStore, tmp_path: Path, name:
     assert found == [("d1", "cats purr"), ("d2", "tabs\tin it")]
 
 
-@pytest.mark.parametrize("name", ["documents.jsonl", "passages.tsv.gz", "my_corpus.jsonl.zst"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "documents.jsonl",
+        "passages.tsv.gz",
+        "my_corpus.jsonl.zst",
+        "Collection.TSV",
+        "docs.csv",
+        "docs.json",
+        "corpus.parquet",
+    ],
+)
 def test_a_file_that_may_hold_passages_is_not_passed_over_without_a_word(
     store: LabelStore, tmp_path: Path, name: str
 ) -> None:
@@ -200,3 +218,87 @@ def test_a_run_is_read_whatever_the_file_is_called(store: LabelStore, tmp_path: 
     (tmp_path / "a1.run").write_text("another file that the pattern fits\n")
     (tmp_path / name).write_text("q1 Q0 d1 1 9 T\n")
     assert import_run.import_run(store, tmp_path / name, "x", "r").n_read == 1
+
+
+PERMUTATION = '{"query_id": "q1", "permutation": ["d2", "d1"], "scores": [2.5, 1.5]}'
+LABELS = {"query_id": ["q1"] * 3, "doc_id": ["d2", "d1", "d3"], "rank": [2, 1, 3]}
+
+
+def take(store: LabelStore, path: Path, **options: str) -> Imported:
+    return import_labels(store, path, LabelRequest("x", model="T", **options), reader)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{PERMUTATION}\r\n",
+        f"\ufeff{PERMUTATION}\n",
+        f"\r\n\r\n{PERMUTATION}\r\n",
+        f"\ufeff[\r\n{PERMUTATION}\r\n]\r\n",
+        "q1 Q0 d2 1 2.5 T\r\nq1 Q0 d1 2 1.5 T\r\n",
+        "\ufeffq1\tQ0\td2\t1\t2.5\tT\r\nq1\tQ0\td1\t2\t1.5\tT",
+        '{"query_id": "q1", "initial": ["d1", "d2"], "reply": "[2] > [1]"}\r\n',
+    ],
+)
+def test_labels_with_crlf_or_a_byte_order_mark_are_read_as_without(
+    store: LabelStore, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "labels").write_bytes(text.encode())
+    take(store, tmp_path / "labels")
+    assert rows(store, "SELECT doc_id FROM labels ORDER BY rank") == [("d2",), ("d1",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (PERMUTATION.replace("2.5", "1_000"), "labels:1: not JSON"),
+        (PERMUTATION.replace("2.5", '"1_000"'), "score '1_000'"),
+        (PERMUTATION.replace("2.5", '"2.5"'), "score '2.5'"),
+        (PERMUTATION.replace('"q1"', "1_0"), "labels:1: not JSON"),
+        ("q1 Q0 d2 1_0 2.5 T\n", "labels:1: rank '1_0'"),
+        (PERMUTATION.replace("q1", "\udce9"), "labels:1: not UTF-8 .byte 0xe9 at 14"),
+        ("", "holds no list of labels"),
+        ("\r\n\n", "holds no list of labels"),
+    ],
+)
+def test_what_is_no_number_or_no_text_in_labels_is_refused_with_its_line(
+    store: LabelStore, tmp_path: Path, text: str, says: str
+) -> None:
+    (tmp_path / "labels").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(BadInput, match=says) as error:
+        take(store, tmp_path / "labels")
+    assert error.value.hint is not None
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("rank", ["2", "10", "1"], "column rank holds String, not numbers"),
+        ("rank", ["1_0", "9", "8"], "column rank holds String"),
+        ("rank", [2, None, 1], "a rank is missing"),
+        ("score", ["1_0", "9", "8"], "column score holds String"),
+        ("initial_rank", [True, False, True], "column initial_rank holds Boolean"),
+        ("settled", ["1", "1", "1"], "column settled holds String"),
+    ],
+)
+def test_a_parquet_column_of_numbers_that_holds_something_else_is_refused(
+    store: LabelStore, tmp_path: Path, column: str, values: list[object], says: str
+) -> None:
+    pl.DataFrame({**LABELS, column: values}).write_parquet(tmp_path / "labels.parquet")
+    with pytest.raises(BadInput, match=says) as error:
+        take(store, tmp_path / "labels.parquet")
+    assert error.value.hint is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["a[1].parquet", "st*r.parquet", "what?.parquet", "back\\slash.parquet", "[!a].jsonl"]
+)
+def test_labels_are_read_whatever_the_file_is_called(store: LabelStore, tmp_path: Path, name: str) -> None:
+    for other in ("a1", "star", "whatx", "b"):
+        pl.DataFrame({**LABELS, "rank": [1, 2, 3]}).write_parquet(tmp_path / f"{other}.parquet")
+    if name.endswith(".jsonl"):
+        (tmp_path / name).write_text('{"query_id": "q1", "permutation": ["d1", "d2", "d3"]}\n')
+    else:
+        pl.DataFrame(LABELS).write_parquet(tmp_path / name)
+    assert take(store, tmp_path / name).n_read == 1
+    assert rows(store, "SELECT doc_id FROM labels ORDER BY rank") == [("d1",), ("d2",), ("d3",)]
