@@ -64,7 +64,7 @@ def test_a_decoder_takes_its_padding_from_its_tokenizer(tmp_path):
     np.testing.assert_allclose(together, each, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "labels"), [("distilbert", 2), ("llama", 3), ("distilbert", 7)])
+@pytest.mark.parametrize(("kind", "labels"), [("distilbert", 2), ("llama", 3), ("distilbert", 7), ("t5", 0)])
 def test_a_base_with_several_labels_says_which_and_what_to_do(kind, labels, tmp_path):
     with pytest.raises(StudentError, match=f"its head has {labels} labels") as raised:
         CrossEncoder.load(other(kind, tmp_path / "m", labels), device="cpu", max_length=64)
