@@ -86,7 +86,7 @@ def reread(store: LabelStore, name: str, *, dry_run: bool = False) -> Done:
 
     Raises:
         DataMissing: if there is no such labeling, or the store does not hold its replies.
-        StoreError: if another process is at work on the labeling, or on one that shares its replies.
+        MsftError: if another process is at work on the labeling, or on one that shares its replies.
     """
     with ExitStack() as locks:
         if not dry_run:

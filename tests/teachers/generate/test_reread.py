@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from benchmarks.labelling_store import make
 from cli.main import app
-from labelstore.errors import DataMissing, StoreError
+from labelstore.errors import DataMissing, MsftError
 from labelstore.store.job_lock import labeling_alone
 from labelstore.store.label_store import LabelStore
 from labelstore.upkeep.verify.verify import verify
@@ -206,7 +206,7 @@ def test_labelings_that_share_replies_are_read_anew_together(tmp_path: Path) -> 
     with an_older_parser():
         run(store, reply, strategy="single")
         run(store, reply, strategy="single", name="again")
-    with labeling_alone(store, "again"), pytest.raises(StoreError, match="again is being made"):
+    with labeling_alone(store, "again"), pytest.raises(MsftError, match="again is being made"):
         reread(store, LABELS)
     assert set(reread(store, LABELS).labelings) == {LABELS, "again"}
     assert read_otherwise(store) == ([], set())

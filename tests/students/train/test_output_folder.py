@@ -16,7 +16,7 @@ from msft.errors import MsftError
 from students.recipes.read import load_recipe
 from students.train.run import train
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
