@@ -22,11 +22,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from students.serve.batching import Batcher, ModelFailed, Overloaded, Scorer
 from students.serve.metrics import Metrics
 
 PARSE_ASIDE = 1 << 18  # bodies beyond this are parsed in a thread, so that the loop goes on
+SECONDS_TO_LINGER = 5.0  # for a client whose body is refused to notice
 CLIENT_GONE = 499  # nginx's code; nobody is there to read it, the metrics are
 
 
@@ -118,7 +120,7 @@ class _Server:
             try:
                 response = await self._answer(request, held)
             except Refused as refused:
-                response = _error(refused)
+                response = _error(refused, held.unread, 4 * self._limits.body)
             except _Gone:
                 response = Response(status_code=CLIENT_GONE)
             finally:
@@ -152,6 +154,7 @@ class _Server:
     async def _body(self, request: Request, held: "_Held") -> bytes:
         """The body, refused as soon as it is too large, whatever the client announced."""
         limit = self._limits.body
+        held.unread = "expect" not in request.headers  # such a client sends nothing before it is told to
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > limit:
             raise Refused(413, "Validation", f"the body has {announced} bytes, at most {limit} are taken")
@@ -163,11 +166,12 @@ class _Server:
                     if message["type"] == "http.disconnect":
                         raise _Gone
                     part = message.get("body", b"")
+                    held.unread = message.get("more_body", False)
                     held.take(len(part))
                     if held.bytes > limit:
                         raise Refused(413, "Validation", f"the body has more than {limit} bytes")
                     parts.append(part)
-                    if not message.get("more_body", False):
+                    if not held.unread:
                         return b"".join(parts)
         except TimeoutError as error:
             raise Refused(408, "Validation", "the body did not come in time") from error
@@ -231,6 +235,7 @@ class _Held:
     def __init__(self, server: _Server) -> None:
         self._server = server
         self.bytes = 0
+        self.unread = False  # whether more of its body may come
 
     def take(self, n: int) -> None:
         """Count bytes in.
@@ -268,8 +273,34 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def _error(refused: Refused) -> Response:
-    """The refusal; the connection is closed where the client may still be sending what nobody wants."""
-    headers = {"connection": "close"} if refused.code in (408, 413) else None
+def _error(refused: Refused, unread: bool, most: int) -> Response:
+    """The refusal; the connection ends if the client may still be sending its body."""
     body = {"error": refused.message, "error_type": refused.kind}
-    return JSONResponse(body, status_code=refused.code, headers=headers)
+    if not unread:
+        return JSONResponse(body, status_code=refused.code)
+    return _Lingering(body, refused.code, most)
+
+
+class _Lingering(JSONResponse):
+    """An answer to a client that still sends: what comes is dropped for a while before the connection ends.
+
+    A connection that is closed over unread bytes is reset, and the client may lose the answer (RFC 9112, 9.6).
+    """
+
+    def __init__(self, body: object, code: int, most: int) -> None:
+        super().__init__(body, status_code=code, headers={"connection": "close"})
+        self._most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def unfinished(message: Message) -> None:
+            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+        await super().__call__(scope, receive, unfinished)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SECONDS_TO_LINGER):
+                while self._most > 0:
+                    message = await receive()
+                    if not message.get("more_body", False):
+                        break
+                    self._most -= len(message["body"])
+        await send({"type": "http.response.body", "body": b""})

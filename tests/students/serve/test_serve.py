@@ -137,6 +137,45 @@ def test_a_body_of_unknown_length_is_cut_off_where_it_is_too_long(url):
     assert httpx.get(f"{url}/health").status_code == 200
 
 
+def refused_bodies(size: int) -> dict[str, list[bytes]]:
+    """Requests whose body is refused while the client still sends it, in blocks."""
+    body = b'{"query": "q", "texts": ["' + b"x" * size + b'"]}'
+    blocks = [body[k : k + 10_000] for k in range(0, len(body), 10_000)]
+    chunks = [b"%x\r\n%b\r\n" % (len(block), block) for block in blocks]
+    begin = b"POST /rerank HTTP/1.1\r\nHost: x\r\n"
+    return {
+        "announced": [begin + b"Content-Length: %d\r\n\r\n" % len(body), *blocks],
+        "in chunks": [begin + b"Transfer-Encoding: chunked\r\n\r\n", *chunks, b"0\r\n\r\n"],
+        "not ended": [begin + b"Transfer-Encoding: chunked\r\n\r\n", *chunks],
+        "less than announced": [begin + b"Content-Length: 9000000\r\n\r\n", *blocks],
+    }
+
+
+@pytest.mark.parametrize("size", [250_000, 700_000])
+@pytest.mark.parametrize("kind", refused_bodies(1))
+def test_a_client_reads_why_its_body_is_refused_even_if_it_sends_all_of_it_first(url, kind, size):
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
+        for block in refused_bodies(size)[kind]:
+            connection.sendall(block)
+        answer = b""
+        while part := connection.recv(1000):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"error_type":"Validation"' in answer
+    assert b"connection: close" in answer
+
+
+def test_a_client_that_asks_before_it_sends_is_not_told_to_go_on(url):
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(
+            b"POST /rerank HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 300000\r\n\r\n"
+        )
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
 def test_health_info_metrics_and_other_routes(url):
     assert httpx.get(f"{url}/health").status_code == 200
     info = httpx.get(f"{url}/info").json()
