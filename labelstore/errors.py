@@ -19,7 +19,7 @@ __all__ = [
 
 
 class UsageError(MsftError):
-    """An argument that cannot be taken."""
+    """An argument or option that cannot be used."""
 
     exit_code = ExitCode.USAGE
 
@@ -35,16 +35,16 @@ class StoreDamaged(MsftError):
 
 
 class DataMissing(MsftError):
-    """A dataset, run, labeling, student, file or model that is not there."""
+    """A dataset, run, labeling, student, file or model is not found."""
 
     exit_code = ExitCode.DATA_MISSING
 
 
 class BadInput(MsftError):
-    """A file that cannot be taken; the message begins with ``file:line:``."""
+    """A file has wrong content; the message begins with ``file:line:``."""
 
 
 class PartlyDone(MsftError):
-    """What could be done is stored; the message says what is left."""
+    """A part of the work is done and stored; the message says what is left."""
 
     exit_code = ExitCode.PARTLY_DONE

@@ -1,8 +1,8 @@
-"""Documents of a JSONL file in its common form, parsed in blocks: several times as fast as the reference reader.
+"""Read a JSONL file of documents in blocks, several times as fast as the reference reader, if it has the common form.
 
 Common form: an object a line, the id a string of printable ASCII, the text a string. Arrow's parser is as strict as
-the reference on that (types, UTF-8, surrogates, keys that come twice); what it would let pass is looked for here.
-Whatever is uncommon raises `Odd`, and `formats.read_documents` takes or refuses the file, naming the line.
+the reference on that (types, UTF-8, surrogates, repeated keys); this module checks the rest.
+Anything else raises `Odd`. Then `jsonl.read_documents` reads the file, or refuses it and names the line.
 """
 
 import json
@@ -60,8 +60,8 @@ def batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch, list[tuple[int, s
     """Batches of (documents read, rows as `SCHEMA` says, (line, doc_id) of those without any text).
 
     Raises:
-        Odd: as soon as the file is seen to be in another form, be it at its end: nothing of it counts then.
-        DataMissing: if there is no such file.
+        Odd: the file has another form, even at its end; discard all batches then.
+        DataMissing: the file is not found.
     """
     id_key, text_key = _keys(path)
     others = [key for key in jsonl.DOC_KEYS[: jsonl.DOC_KEYS.index(id_key)] + _TEXT_KEYS if key != text_key]

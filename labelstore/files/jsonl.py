@@ -55,10 +55,10 @@ def _id(path: Path, number: int, value: Any, what: str) -> str:
 def read_documents(path: Path) -> Iterator[Document]:
     """Documents of a JSONL file: ``doc_id`` (or ``_id``, ``docid``, ``docno``, ``id``), ``text`` (or ``contents``), ``title``.
 
-    Empty texts are yielded as they are: the caller counts them.
+    Empty texts are yielded too; the caller counts them.
 
     Raises:
-        BadInput: naming the line that is no such object.
+        BadInput: a line is not such an object; the message names it.
     """
     for number, line in lines(path):
         if not line.strip():
@@ -98,12 +98,12 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def read_queries(path: Path) -> Iterator[Query]:
-    """Queries of a TSV (``query_id<TAB>text``; further tabs belong to the text) or, where the name says so, a JSONL file.
+    """Queries of a TSV (``query_id<TAB>text``; further tabs belong to the text) or, if its name ends so, a JSONL file.
 
-    Text is stripped of white space around it; an empty one is yielded: the caller counts it.
+    Text is stripped of white space around it; an empty one is yielded too; the caller counts it.
 
     Raises:
-        BadInput: naming the line that is neither.
+        BadInput: a line has neither form; the message names it.
     """
     if ".jsonl" in path.name:
         for number, line in lines(path):
@@ -126,14 +126,14 @@ def read_document_table(path: Path) -> Iterator[Document]:
     """Documents of a TSV, as MS MARCO's ``collection.tsv``: ``doc_id<TAB>text``; further tabs belong to the text.
 
     Raises:
-        BadInput: naming the line that is none.
+        BadInput: a line has another form; the message names it.
     """
     for number, doc_id, text in _table(path, "doc_id"):
         yield Document(number, doc_id, None, text)
 
 
 def _table(path: Path, id_name: str) -> Iterator[tuple[int, str, str]]:
-    """(line, id, text) of a TSV; a header in its first line is passed over."""
+    """Yield (line, id, text) of a TSV; skip a header in its first line."""
     first = True
     for number, line in lines(path):
         if not line.strip():

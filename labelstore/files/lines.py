@@ -1,7 +1,7 @@
-"""Readers and writers of files that others use: TREC runs and qrels, JSONL documents, TSV queries; gz and zst as they are.
+"""Read and write lines of text files, plain, .gz or .zst; results appear whole or not at all.
 
-Every reader splits on ``\\n`` alone (passages hold U+0085 and U+2028), wants UTF-8, and names ``file:line`` in what it
-refuses. The readers here are the reference; `labelstore.runs` lets DuckDB read large runs and comes here for the
+Every reader splits on ``\\n`` alone (passages hold U+0085 and U+2028), needs UTF-8, and names ``file:line`` in its
+errors. The readers here are the reference; `labelstore.runs` lets DuckDB read large runs and comes here for the
 line number when DuckDB refuses one.
 """
 
@@ -24,10 +24,10 @@ DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 
 
 def compression(path: Path) -> str:
-    """none, gzip or zstd, by the file's first bytes rather than its name.
+    """Tell a file's compression (none, gzip or zstd) by its first bytes, not by its name.
 
     Raises:
-        DataMissing: if there is no such file.
+        DataMissing: the file is not found.
     """
     try:
         with path.open("rb") as file:
@@ -80,7 +80,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     """The file's bytes, decompressed.
 
     Raises:
-        DataMissing: if there is no such file. Damage shows while reading: wrap that in :func:`lines`.
+        DataMissing: the file is not found. Damage shows while reading; :func:`lines` explains it.
     """
     kind = compression(path)
     if kind == "gzip":
@@ -112,7 +112,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line without its end) of a text file, plain or compressed.
 
     Raises:
-        DataMissing: if there is no such file.
+        DataMissing: the file is not found.
         BadInput: if it is cut short or damaged, not UTF-8 text, or has a line beyond MAX_LINE.
     """
     number = 0
@@ -141,7 +141,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def decode(path: Path, number: int, line: bytes) -> str:
-    """A line as text.
+    """Decode a line.
 
     Raises:
         BadInput: naming file:line, if it is not UTF-8.
@@ -156,7 +156,7 @@ def decode(path: Path, number: int, line: bytes) -> str:
 
 
 def whole(text: bytes) -> int | None:
-    """A whole number in ASCII digits; None for other text. Python's own reading takes ``1_0`` too."""
+    """Read a whole number in ASCII digits; None for other text. Python's int() also accepts ``1_0``."""
     try:
         return None if b"_" in text else int(text)
     except ValueError:
@@ -164,7 +164,7 @@ def whole(text: bytes) -> int | None:
 
 
 def real(text: bytes) -> float:
-    """A number in ASCII digits; NaN for other text. Python's own reading takes ``1_0`` too."""
+    """Read a number in ASCII digits; NaN for other text. Python's float() also accepts ``1_0``."""
     try:
         return math.nan if b"_" in text else float(text)
     except ValueError:
@@ -173,9 +173,9 @@ def real(text: bytes) -> float:
 
 @contextmanager
 def create(path: Path) -> Iterator[IO[str]]:
-    """A text file to write, compressed as its name says (.gz, .zst); it appears whole or not at all.
+    """Open a text file for writing, compressed if its name ends in .gz or .zst; it appears whole or not at all.
 
-    A link is followed; a device or a pipe is written to and never replaced.
+    A link is followed. A device or a pipe is written to, and never replaced.
 
     Raises:
         UsageError: if it is a folder.

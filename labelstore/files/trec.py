@@ -44,10 +44,10 @@ class Candidate:
 
 
 def read_qrels(path: Path) -> Iterator[Judgment]:
-    """Judgments of TREC qrels (``query_id 0 doc_id relevance``) or of BEIR's three columns under their header.
+    """Read judgments of TREC qrels (``query_id 0 doc_id relevance``) or of BEIR's three columns under their header.
 
     Raises:
-        BadInput: naming the line that is neither.
+        BadInput: a line has neither form; the message names it.
     """
     beir, hint = False, _QRELS_HINT
     for number, line in lines(path):
@@ -72,7 +72,7 @@ def read_qrels(path: Path) -> Iterator[Judgment]:
 
 
 def _fields(path: Path, number: int, line: bytes) -> list[bytes]:
-    """A line's fields, apart by ASCII white space.
+    """Split a line into fields at ASCII white space.
 
     Raises:
         BadInput: if the line is not UTF-8.
@@ -83,15 +83,15 @@ def _fields(path: Path, number: int, line: bytes) -> list[bytes]:
 
 
 def read_run(path: Path) -> Iterator[Candidate]:
-    """Lines of a run, fields apart by any ASCII white space: TREC's ``query_id Q0 doc_id rank score tag``, ColBERT's
+    """Read the lines of a run, with fields split at ASCII white space: TREC's ``query_id Q0 doc_id rank score tag``, ColBERT's
     ``query_id doc_id rank score``, or MS MARCO's ``query_id doc_id rank``, whose scores are then -rank.
 
-    The first line tells which. Comment lines (an ir_metadata header begins each line with ``# ``) and blank lines are
-    passed over.
+    The first line tells the layout. Comment lines (an ir_metadata header begins each line with ``# ``) and blank lines are
+    skipped.
 
     Raises:
-        BadInput: naming the line whose fields are not as many as the first one's, whose rank is no whole number, or
-            whose score is not finite.
+        BadInput: a line has another number of fields than the first, a rank that is not a whole number, or a score
+            that is not finite; the message names the line.
     """
     wanted, hint = 0, ""
     for number, line in lines(path):
@@ -122,7 +122,7 @@ def read_run(path: Path) -> Iterator[Candidate]:
 
 
 def format_score(score: float) -> str:
-    """The shortest text that reads back as the same float32."""
+    """Write a score as the shortest text that reads back as the same float32."""
     import numpy
 
     return numpy.format_float_positional(numpy.float32(score), unique=True, trim="0")

@@ -17,9 +17,9 @@ _WORK = ".msft-add-"
 
 @contextmanager
 def work_folder(parent: Path) -> Iterator[Path]:
-    """A hidden folder in `parent` for what is read or made before it is stored; gone afterwards.
+    """Make a hidden folder in `parent` for work before it is stored, and remove it afterwards.
 
-    What a killed process left there is removed first: a living one holds a lock on its folder.
+    Folders of killed processes are removed first; a living process holds a lock on its folder.
 
     Raises:
         NoRoom: if the disk is full.

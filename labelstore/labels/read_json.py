@@ -62,7 +62,7 @@ def detect(path: Path) -> str:
     """The layout that the beginning of a file shows.
 
     Raises:
-        DataMissing: if there is no such file.
+        DataMissing: the file is not found.
         BadInput: if nothing fits.
     """
     with formats.open_bytes(path) as file:

@@ -1,7 +1,7 @@
-"""Energy of CPU packages and GPUs, where the machine tells, without a dependency.
+"""Read the energy of CPU packages and GPUs, if the machine provides it, without a dependency.
 
 CPUs: Linux' powercap counters (Intel RAPL, AMD too), which run over at a stated range. GPUs: NVML's counter since the
-driver was loaded (Volta and later). Counters are of the whole machine: what else ran meanwhile is in them.
+driver was loaded (Volta and later). The counters are for the whole machine, with everything that ran on it.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ _NVML = "libnvidia-ml.so.1"
 
 
 class Meter:
-    """Joules since it was made."""
+    """Measures the energy since it was made, in joules."""
 
     def __init__(self) -> None:
         self._packages = _packages()
@@ -28,7 +28,7 @@ class Meter:
             self._look_again()
 
     def joules(self) -> float | None:
-        """Energy so far; None where no counter can be read."""
+        """Return the energy so far; None if no counter can be read."""
         self._add()
         spent = self._spent if self._packages else None
         gpus = gpu_joules()
@@ -37,7 +37,7 @@ class Meter:
         return spent
 
     def close(self) -> None:
-        """End looking at the counters."""
+        """Stop reading the counters."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -51,7 +51,7 @@ class Meter:
                 self._last[path] = now if now is not None else last
 
     def _look_again(self) -> None:
-        """Look again before a counter can have run over twice; ends with the meter."""
+        """Read again before a counter can have overflowed twice; end with the meter."""
         own = weakref.ref(self)
 
         def look() -> None:
@@ -82,7 +82,7 @@ def _read(path: Path) -> int | None:
 
 
 def gpu_joules() -> float | None:
-    """Energy of all GPUs since the driver was loaded, in joules; None where NVML is not there or does not tell."""
+    """Energy of all GPUs since the driver was loaded, in joules; None if NVML is not installed or has no counter."""
     values = [mj for mj, _ in _nvml()]
     return sum(v for v in values if v is not None) / 1e3 if values and None not in values else None
 

@@ -1,7 +1,7 @@
-"""What a student's numbers were made from: evaluations, stages, views, their sources, teachers, prompts.
+"""Trace what a student's numbers were made from: evaluations, stages, views, their sources, teachers, prompts.
 
-A tree of nodes; `text` draws it, `rows` lays it flat. Whatever a view was made from and has been replaced since is told
-by the name and hash that the view recorded.
+The result is a tree of nodes; `text` draws it, `rows` makes flat rows. If a source of a view was replaced since, the tree has
+the name and hash that the view recorded.
 """
 
 import json
@@ -48,7 +48,7 @@ class Node:
 
 
 def lineage(con: duckdb.DuckDBPyConnection, name: str) -> Node:
-    """The tree of a student.
+    """Make the tree of a student.
 
     Raises:
         DataMissing: no student has that name.
@@ -128,7 +128,7 @@ class _Tree:
         return Node("base", base, revision)
 
     def _evaluations(self, student: int) -> list[Node]:
-        """What was measured of the student, by the run that it made."""
+        """List the student's evaluations by its runs."""
         made: dict[int, Node] = {}
         for row in self._rows(
             """SELECT e.run, d.name AS dataset, r.name, r.content_hash, src.name AS source, r.kind, r.depth, e.measure,

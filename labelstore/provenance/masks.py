@@ -1,4 +1,4 @@
-"""What must not be shown or stored: the keys of the environment, and credentials in URLs."""
+"""Mask secrets: the keys in the environment, and credentials in URLs."""
 
 import os
 import re
@@ -10,18 +10,18 @@ _URL = re.compile(r"(?i)\b(https?://)([^\s'\"<>]*)")
 
 
 def masked(text: str) -> str:
-    """A text without the values of MSFT_API_KEY and its like, and without what a URL says beside host and path."""
+    """Mask the values of MSFT_API_KEY and similar variables, and everything but host and path in URLs."""
     return _URL.sub(_masked_url, _without_keys(text))
 
 
 def masked_command(words: list[str]) -> str:
-    """A command as typed; every argument that may be a secret, by its name or as part of a URL, is masked."""
+    """Join a command line, with every argument masked that may be a secret by its name or as part of a URL."""
     named = _NAMED.sub(r"\1***", " ".join(_masked_word(word) for word in words))
     return _without_keys(named)
 
 
 def _masked_word(word: str) -> str:
-    """An argument: whatever stands before an @ in a URL, however odd, is a credential."""
+    """Mask one argument; everything before an @ in a URL counts as a credential."""
     head, scheme, rest = word.partition("://")
     return head + scheme + _masked_rest(rest) if scheme else word
 

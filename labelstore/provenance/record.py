@@ -32,7 +32,7 @@ _PACKAGES = (
 
 @dataclass
 class Job:
-    """A job under way: its surrogate key, its key that merging keeps, and the counts of its filters."""
+    """A job under way: its surrogate key, the key that merging keeps, and the counts of its filters."""
 
     job: int
     job_key: str
@@ -62,7 +62,7 @@ class Job:
 
 
 class Clock:
-    """Wall time, CPU and GPU energy and the moment of a job's beginning; taken before work that may find bad input."""
+    """Start of a job with wall time and energy; make it before work that may find bad input."""
 
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
@@ -70,7 +70,7 @@ class Clock:
         self._energy = energy.Meter()
 
     def close(self, con: duckdb.DuckDBPyConnection, job: Job, status: str) -> None:
-        """Write what the job took, and how it ended, into its row."""
+        """Write the job's time, memory, energy and status into its row."""
         joules = self._energy.joules()
         self._energy.close()
         con.execute(
@@ -81,7 +81,7 @@ class Clock:
 
 @contextmanager
 def recorded(store: LabelStore, kind: str, clock: Clock | None = None) -> Iterator[Job]:
-    """Record the enclosed work as a job; it holds the store only at its two ends.
+    """Record the enclosed work as a job; the store is held only at its start and end.
 
     The row's status ends as done, partial (:class:`PartlyDone`), interrupted or failed. A job that writes nothing
     because its input was bad leaves its row as failed and nothing else.
@@ -109,7 +109,7 @@ def recorded(store: LabelStore, kind: str, clock: Clock | None = None) -> Iterat
 
 @contextmanager
 def recorded_in(con: duckdb.DuckDBPyConnection, kind: str, clock: Clock | None = None) -> Iterator[Job]:
-    """Record work that is one transaction of the caller's: the job's row is stored with the work or not at all."""
+    """Record work inside the caller's transaction: the job's row is stored with the work or not at all."""
     clock = clock or Clock()
     job = start(con, kind, clock.started)
     yield job
@@ -117,7 +117,7 @@ def recorded_in(con: duckdb.DuckDBPyConnection, kind: str, clock: Clock | None =
 
 
 def start(con: duckdb.DuckDBPyConnection, kind: str, started: datetime | None = None) -> Job:
-    """Insert a job's row inside a transaction of the caller's and return it (status running)."""
+    """Insert a job's row (status running) inside the caller's transaction and return the job."""
     job = Job(next_id(con, "provenance", "job"), secrets.token_hex(16), kind)
     version, dirty = code_version()
     con.execute(
@@ -147,7 +147,7 @@ def command_line() -> str:
 
 @cache
 def code_version() -> tuple[str, bool | None]:
-    """msft's version with its git commit where the code lies in a checkout, and whether that was changed."""
+    """Return msft's version; in a checkout with the git commit, and whether the code was changed since."""
     version = metadata.version("msft")
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

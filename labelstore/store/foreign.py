@@ -1,7 +1,7 @@
-"""Another's store is data: what its file may hold, and where its rows may lead.
+"""Check a store from outside: what its file may hold, and where its rows may lead.
 
 A file from elsewhere can hold a view in a table's place, a column that computes something, or a folder that leads out
-of the store. Nothing of it is read before this module has looked at it, with access to other files off.
+of the store. This module checks it before anything else reads it, with access to other files off.
 """
 
 import os
@@ -24,10 +24,10 @@ _SHAPE = """SELECT table_name, column_name, data_type, coalesce(column_default, 
 
 
 def check_name(name: str, what: str = "student") -> str:
-    """A student's name: it is a folder too.
+    """Check a student's name, which is also a folder's name.
 
     Raises:
-        UsageError: if it cannot be one.
+        UsageError: it cannot be a folder's name.
     """
     if (
         not name
@@ -42,17 +42,17 @@ def check_name(name: str, what: str = "student") -> str:
 
 
 def lock(con: duckdb.DuckDBPyConnection) -> None:
-    """Close a connection's access to every file but the databases that it has; no later statement opens it."""
+    """Take from a connection the access to all files but its databases; no later statement can give it back."""
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")
 
 
 def check_store(store: LabelStore) -> None:
-    """Look at another's store before anything is read from it.
+    """Check a store from outside before anything is read from it.
 
     Raises:
-        BadInput: if its tables are not those of a store, or a name or folder cannot be one of a store.
-        StoreError: if it is locked, from a newer version, or no store.
+        BadInput: its tables are not those of a store, or a name or folder is not allowed.
+        StoreError: it is locked, from a newer version, or not a store.
     """
     with store.as_it_is() as con:
         lock(con)
@@ -87,7 +87,7 @@ def _check_shape(con: duckdb.DuckDBPyConnection, path: Path) -> None:
 
 @cache
 def _schema() -> tuple[frozenset[str], frozenset[str], frozenset[tuple[str, ...]]]:
-    """Tables, views and columns of a store that is made new."""
+    """List the tables, views and columns of a new store."""
     with duckdb.connect(":memory:") as con:
         migrations.create(con)
         tables = con.execute("SELECT table_name FROM duckdb_tables()").fetchall()
@@ -97,10 +97,10 @@ def _schema() -> tuple[frozenset[str], frozenset[str], frozenset[tuple[str, ...]
 
 
 def check_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Names and folders in the rows of another's store, or of an archive that was just read.
+    """Check names and folders in the rows of a store from outside, or of an archive.
 
     Raises:
-        BadInput: at the first one that cannot be in a store.
+        BadInput: a name or folder is not allowed.
     """
     hint = f"take nothing from {path}, or correct the row in a copy of it"
     for table in _NAMED:
@@ -136,7 +136,7 @@ def view_inside(folder: str, view_hash: str) -> bool:
 
 
 def odd_files(folder: Path) -> Iterator[Path]:
-    """Links and what is neither file nor folder, at or below a folder: what is not copied and not read."""
+    """List links and special files at or below a folder; they are neither copied nor read."""
     if folder.is_symlink():
         yield folder
         return

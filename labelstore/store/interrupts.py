@@ -1,8 +1,8 @@
-"""Ctrl-C ends a running query, and is a KeyboardInterrupt whatever DuckDB makes of it.
+"""Make Ctrl-C end a running query as a KeyboardInterrupt.
 
 DuckDB 2.0 runs queries outside Python, where a signal's handler cannot run: most statements ignore Ctrl-C until they
-end, and those that notice raise ``RuntimeError: Query interrupted``. So while a connection is open a thread is told of
-the signal at once (``signal.set_wakeup_fd``) and interrupts the connection.
+end, and the others raise ``RuntimeError: Query interrupted``. So while a connection is open, a thread is woken by
+the signal (``signal.set_wakeup_fd``) and interrupts the connection.
 """
 
 import signal
@@ -20,7 +20,7 @@ _handled = threading.Event()  # and Python knows of it
 
 @contextmanager
 def interruptible(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Let Ctrl-C end what `con` does inside; a no-op outside the main thread and where SIGINT has another handler.
+    """Let Ctrl-C end what `con` does inside; does nothing outside the main thread or if SIGINT has another handler.
 
     Raises:
         KeyboardInterrupt: if Ctrl-C was pressed.

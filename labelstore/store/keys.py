@@ -1,4 +1,4 @@
-"""Content keys: tagged hashes of canonical JSON, the same on every machine and in every store.
+"""Make content keys: tagged hashes of canonical JSON, the same on every machine and in every store.
 
 Surrogate keys and times never enter a content key, so equal content has equal keys in two stores.
 """
@@ -17,7 +17,7 @@ _CANONICAL = json.JSONEncoder(
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no spaces and no NaN: one value has one text.
+    """Write JSON with sorted keys, without spaces and NaN, so that a value has one text.
 
     Raises:
         ValueError: if ``value`` holds NaN or an infinity.
@@ -37,7 +37,7 @@ def text_hash(title: str | None, text: str) -> int:
 
 
 def normalise_query(text: str) -> str:
-    """The form in which the leakage guard compares queries: NFKC, case folded, letters and digits alone."""
+    """Normalise a query as the leakage guard compares it: NFKC, case folded, letters and digits alone."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join("".join(c if c.isalnum() else " " for c in folded).split())
 
@@ -57,7 +57,7 @@ def file_hash(path: Path) -> str:
 
 
 def rows_key(tag: str, rows: Iterable[Any]) -> str:
-    """128-bit hex key of a sequence of rows without holding them: for what is too long for one JSON text."""
+    """Hash a sequence of rows one by one into a 128-bit hex key, for rows that are too long for one JSON text."""
     digest = hashlib.blake2b(f"msft:{tag}:".encode(), digest_size=16)
     for row in rows:
         digest.update(canonical_json(row).encode())

@@ -1,8 +1,8 @@
-"""LabelStore: the one way to the DuckDB file. Open late, close early, wait for a lock, name its holder.
+"""LabelStore opens the DuckDB file late, closes it early, waits for a lock, and names its holder.
 
-While one process holds the file for writing no other can open it, even to read, and the reverse. So nobody keeps it
-open during long work: ``with store.read() as con`` and ``with store.write() as con`` around the few statements that
-need it, and each ``write`` is one transaction.
+While one process holds the file for writing, no other can open it, even to read; while one reads, none can write. So no job
+keeps it open during long work: ``with store.read() as con`` and ``with store.write() as con`` around the few statements that
+need it. Each ``write`` is one transaction.
 """
 
 import os
@@ -36,12 +36,17 @@ _CONFIG: dict[str, Any] = {
 
 
 class LabelStore:
-    """A store by its path; holds no connection between uses.
+    """A store, named by its path; it holds no connection between uses.
+
+    Example::
+
+        store = LabelStore("msft.duckdb")
+        with store.read() as con:
+            con.execute("SELECT count(*) FROM documents").fetchone()
 
     Args:
-        path: the DuckDB file, or a link to it: the file that it leads to is meant. Its companion folder is
-            ``<name>.files/`` beside it.
-        lock_wait: seconds to wait for another process's lock (default: ``MSFT_LOCK_WAIT`` or 60).
+        path: the DuckDB file, or a link to it. Its companion folder ``<name>.files/`` lies beside it.
+        lock_wait: seconds to wait for another process's lock; by default ``MSFT_LOCK_WAIT``, or 60.
     """
 
     def __init__(self, path: str | Path, lock_wait: float | None = None) -> None:
@@ -57,7 +62,7 @@ class LabelStore:
         return self.path.with_name(name + ".files")
 
     def missing_hint(self, folder: str) -> str:
-        """What to do where a folder of the store is not there: a store that was renamed or copied left it behind.
+        """Say what to do if a folder of the store is missing: it stays behind when a store is renamed or copied.
 
         Args:
             folder: relative to :attr:`files`.
@@ -72,7 +77,7 @@ class LabelStore:
         )
 
     def folder(self, name: str) -> Path:
-        """A subfolder of :attr:`files`, made if absent."""
+        """Return a subfolder of :attr:`files`; make it if it is missing."""
         folder = self.files / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -83,14 +88,14 @@ class LabelStore:
 
     @contextmanager
     def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection; many readers can hold one at a time.
+        """Open a read-only connection for a ``with`` block; many readers can read at a time.
 
         An older store is migrated first (that takes the write lock for a moment).
 
         Raises:
-            DataMissing: if there is no store yet.
-            StoreError: if it stays locked, is from a newer version, or is no store.
-            StoreDamaged: if a block that was read does not match its checksum.
+            DataMissing: the store does not exist yet.
+            StoreError: it stays locked, is from a newer version, or is not a store.
+            StoreDamaged: a block that was read does not match its checksum.
         """
         if not self.exists:
             raise DataMissing(
@@ -118,7 +123,7 @@ class LabelStore:
 
     @contextmanager
     def as_it_is(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection that asks for no schema version: what `msft verify` reads a damaged file with.
+        """Open a read-only connection without checking the schema version; `msft verify` reads damaged files so.
 
         Raises:
             StoreError, StoreDamaged: if the file cannot be opened at all.
@@ -132,17 +137,17 @@ class LabelStore:
 
     @contextmanager
     def write(self, transaction: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
-        """The one writing connection, in one transaction: all of it is stored, or nothing.
+        """Open the one writing connection for a ``with`` block, in one transaction: all of it is stored, or nothing.
 
-        A store is made by the first command that writes.
+        The first write makes the store.
 
         Args:
             transaction: False leaves BEGIN and COMMIT to the caller (bulk loads that checkpoint in between).
 
         Raises:
-            StoreError: if the store stays locked, is from a newer version, or is no store.
-            StoreDamaged: if a block that was read does not match its checksum.
-            NoRoom: if the disk is full.
+            StoreError: the store stays locked, is from a newer version, or is not a store.
+            StoreDamaged: a block that was read does not match its checksum.
+            NoRoom: the disk is full.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with refusals.named(self.path.parent, duckdb.Error), self._writing() as con:
@@ -222,7 +227,7 @@ class LabelStore:
 
 
 def _checked(path: Path) -> Path:
-    """The path, a link followed, if DuckDB can take it: that reads ``?`` as the start of options, and writes ``\\`` as ``/``.
+    """Follow a link and check that DuckDB can open the path: it reads ``?`` as the start of options, and writes ``\\`` as ``/``.
 
     Raises:
         UsageError: if it cannot.
@@ -248,10 +253,9 @@ def damaged_at(error: duckdb.Error) -> int | None:
 
 
 def configure(con: duckdb.DuckDBPyConnection) -> None:
-    """How every connection works: no progress bar, and memory bounded so that DuckDB spills rather than dies.
+    """Configure a connection: no progress bar, and bounded memory, so that DuckDB spills to disk.
 
-    ``MSFT_MEMORY`` (e.g. 8GB) sets the bound, 3 GB where it is not set; what does not fit goes to a folder beside the
-    store for the time being.
+    ``MSFT_MEMORY`` (e.g. 8GB) sets the bound, by default 3 GB. The rest goes to a temporary folder beside the store.
     """
     con.execute("SET enable_progress_bar = false")
     limit = os.environ.get("MSFT_MEMORY", DEFAULT_MEMORY)
@@ -263,7 +267,7 @@ def configure(con: duckdb.DuckDBPyConnection) -> None:
 
 @contextmanager
 def in_transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """One transaction around the enclosed statements: all of it is stored, or nothing."""
+    """Run the enclosed statements in one transaction: all of it is stored, or nothing."""
     con.execute("BEGIN")
     try:
         yield
@@ -276,6 +280,6 @@ def in_transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 
 def next_id(con: duckdb.DuckDBPyConnection, table: str, column: str) -> int:
-    """The first free surrogate key of a table (one writer at a time, so this is safe inside a transaction)."""
+    """Return the first free surrogate key of a table; safe inside a transaction, since there is one writer at a time."""
     (value,) = con.execute(f"SELECT coalesce(max({column}), 0) + 1 FROM {table}").fetchall()[0]
     return int(value)

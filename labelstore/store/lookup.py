@@ -1,4 +1,4 @@
-"""Names to rows: datasets, runs, labelings, minings, students, views; a clear error with near names where none fits."""
+"""Look up datasets, runs, labelings, minings, students and views by name; an unknown name raises an error with near names."""
 
 import difflib
 import json
@@ -92,7 +92,7 @@ class View:
 
 
 def missing(what: str, name: str, known: list[str], command: str) -> DataMissing:
-    """The error for a name that is not there, with the nearest names that are."""
+    """Make the error for an unknown name, with the nearest known names."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {', '.join(near)}? `{command}` lists them"
@@ -104,10 +104,10 @@ def missing(what: str, name: str, known: list[str], command: str) -> DataMissing
 
 
 def dataset(con: duckdb.DuckDBPyConnection, name: str) -> Dataset:
-    """The dataset of that name (or alias's name, or ir_datasets id).
+    """Look up a dataset by its name, an alias, or its ir_datasets id.
 
     Raises:
-        DataMissing: if the store has none such.
+        DataMissing: the dataset is not found.
     """
     found = con.execute(
         """SELECT d.dataset, d.name, d.collection, c.name, d.role, d.ir_datasets_id, d.qrels_hash
@@ -122,10 +122,10 @@ def dataset(con: duckdb.DuckDBPyConnection, name: str) -> Dataset:
 
 
 def pick_dataset(con: duckdb.DuckDBPyConnection, name: str | None) -> Dataset:
-    """`dataset`, or the only one when no name is given.
+    """Look up `dataset`, or the only one if no name is given.
 
     Raises:
-        UsageError: if there are several and none was named.
+        UsageError: there are several, and no name is given.
     """
     if name is not None:
         return dataset(con, name)
@@ -162,21 +162,21 @@ def run(con: duckdb.DuckDBPyConnection, of: Dataset, name: str) -> Run:
 
 
 def run_by_id(con: duckdb.DuckDBPyConnection, key: int) -> Run:
-    """The run with that surrogate key."""
+    """Look up a run by its surrogate key."""
     return _as_run(con.execute(f"{_RUN} WHERE run = ?", [key]).fetchall()[0])
 
 
 def runs(con: duckdb.DuckDBPyConnection, of: Dataset, kinds: tuple[str, ...] = ()) -> list[Run]:
-    """All runs over a dataset, oldest first; `kinds` narrows them."""
+    """List the runs over a dataset, oldest first, of the given `kinds`."""
     found = con.execute(f"{_RUN} WHERE dataset = ? ORDER BY run", [of.dataset]).fetchall()
     return [r for r in map(_as_run, found) if not kinds or r.kind in kinds]
 
 
 def pick_run(con: duckdb.DuckDBPyConnection, of: Dataset, name: str | None) -> Run:
-    """`run`, or the only first stage when no name is given.
+    """Look up `run`, or the only first stage if no name is given.
 
     Raises:
-        UsageError: if there are several and none was named.
+        UsageError: there are several, and no name is given.
     """
     if name is not None:
         return run(con, of, name)

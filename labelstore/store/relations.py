@@ -1,7 +1,7 @@
-"""How the tables of the store hang together: what refers to what, and what may come once.
+"""Describe the references between the store's tables, and which rows must be unique.
 
-`schema.sql` says the same in words; DuckDB itself holds no foreign keys (they would cost as much as the data) and keys
-of the small tables alone. Checks, merging and the archive's manifest read this.
+`schema.sql` says the same in words. DuckDB itself has no foreign keys here (they would cost as much as the data), and primary
+keys only on the small tables. `verify`, `merge` and the archive's manifest read this module.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ class Reference(NamedTuple):
     """A column that names a row of another table by `key`.
 
     Attributes:
-        part: whether the row is a part of the other one: without it, it is nobody's and can go.
+        part: whether the row is a part of the other row; without it, the row can be removed.
     """
 
     table: str

@@ -1,4 +1,4 @@
-"""Content hashes of large tables, in SQL: independent of surrogate keys and of row order, the same on every DuckDB.
+"""Hash the content of large tables in SQL, independent of surrogate keys, row order and DuckDB's version.
 
 DuckDB's own hash() may change between its versions and md5 of 50 million rows takes a minute. So ids are hashed once
 per id, a row mixes integers (products of 32-bit halves, which never overflow 64 bits), a query sums its rows exactly,
@@ -17,13 +17,13 @@ _A, _B, _RANK, _SCORE = 2654435769, 2246822519, 3266489917, 668265263
 
 
 def whole_number(column: str) -> str:
-    """SQL for the value of a text id that is a canonical whole number (no sign, no leading zero); NULL for any other."""
+    """Make SQL for the value of a text id that is a canonical whole number (no sign, no leading zero); NULL for others."""
     value = f"try_cast({column} AS UBIGINT)"
     return f"CASE WHEN length({column}) < 18 AND {value}::VARCHAR = {column} THEN {value} END"
 
 
 def id_hash(column: str) -> str:
-    """SQL for the 64-bit hash of a text id. A canonical whole number mixes its value; any other text takes md5."""
+    """Make SQL for the 64-bit hash of a text id: a canonical whole number mixes its value, other text uses md5."""
     return f"coalesce({_mix(f'({whole_number(column)} + 1)')}, md5_number_lower({column}))"
 
 
@@ -33,7 +33,7 @@ def number_hashes(numbers: Any) -> Any:
 
 
 def row_hashes(id_hashes: Any, ranks: Any, scores: Any) -> Any:
-    """What :func:`row_sum` sums, as an array of uint64; scores are float32."""
+    """Hash rows as :func:`row_sum` does, as an array of uint64; scores are float32."""
     bits = scores.view(np.uint32).astype(np.uint64)
     h = _mixed(id_hashes ^ (ranks.astype(np.uint64) * np.uint64(_RANK)))
     h = _mixed(_mixed(h ^ (bits * np.uint64(_SCORE))))
@@ -76,7 +76,7 @@ def ranking_hash(con: duckdb.DuckDBPyConnection, sums: str, queries: str) -> tup
 
 
 def run_facts(con: duckdb.DuckDBPyConnection, run: int) -> tuple[str, int, int, int]:
-    """(content hash, queries, candidates, depth) of a stored run, re-derived from its rows: what its row must say."""
+    """(content hash, queries, candidates, depth) of a stored run, computed again from its rows."""
     n, depth = con.execute(
         "SELECT count(*), coalesce(max(rank), 0) FROM candidates WHERE run = ?", [run]
     ).fetchall()[0]
@@ -92,12 +92,12 @@ def run_facts(con: duckdb.DuckDBPyConnection, run: int) -> tuple[str, int, int, 
 
 
 def run_hash(con: duckdb.DuckDBPyConnection, run: int) -> str:
-    """The content hash of a stored run, re-derived from its rows: what `runs.content_hash` must be."""
+    """Compute the content hash of a stored run again from its rows."""
     return run_facts(con, run)[0]
 
 
 def qrels_hash(con: duckdb.DuckDBPyConnection, dataset: int) -> str | None:
-    """The content hash of a dataset's judgments by text ids; None without judgments."""
+    """Compute the content hash of a dataset's judgments by text ids; None without judgments."""
     total, n = con.execute(
         """SELECT sum(md5_number_lower(q.query_id || ' ' || d.doc_id || ' ' || r.relevance::VARCHAR)), count(*)
            FROM qrels r JOIN queries q USING (query) JOIN documents d ON d.document = r.document

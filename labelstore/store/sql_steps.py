@@ -1,4 +1,4 @@
-"""SQL files run step by step, with a count of what each step kept and dropped."""
+"""Run SQL files step by step, and count what each step kept and dropped."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import duckdb
 
 @dataclass
 class Filter:
-    """What one step left out: n_in = kept + the sum of drops (reason -> number, example)."""
+    """The count of one step: n_in = kept + the sum of drops (reason -> number, example)."""
 
     step: str
     n_in: int = 0
@@ -22,7 +22,7 @@ class Filter:
 
 
 def sql_file(name: str, room: str = "views/sql") -> str:
-    """The text of ``ROOM/NAME.sql``."""
+    """Read ``ROOM/NAME.sql``."""
     return files("labelstore").joinpath(room, f"{name}.sql").read_text("utf-8")
 
 
@@ -33,7 +33,7 @@ def set_variables(con: duckdb.DuckDBPyConnection, values: Mapping[str, Any]) -> 
 
 
 def filters(con: duckdb.DuckDBPyConnection, steps: Sequence[str]) -> list[Filter]:
-    """The temporary table ``tally`` as filters, in the order of `steps`."""
+    """Read the temporary table ``tally`` as filters, in the order of `steps`."""
     found = {step: Filter(step) for step in steps}
     for step, reason, n, example in con.execute(
         "SELECT step, reason, sum(n)::BIGINT, min(example) FROM tally GROUP BY step, reason ORDER BY ALL"

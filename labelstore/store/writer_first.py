@@ -1,8 +1,8 @@
-"""A writer's turn: readers that come while one waits let it in first.
+"""Let a waiting writer in before readers that come later.
 
-Readers of a DuckDB file share its lock, so readers that follow each other without a gap would keep a writer out for
-good. Beside the store lies a file that a waiting writer locks; a reader looks whether it is locked before it opens the
-store. It holds nothing, and on a file system that cannot lock, nothing waits for it.
+Readers of a DuckDB file share its lock, so readers that follow each other without a gap would keep a writer out forever. A
+waiting writer locks an empty file beside the store. A reader checks that file before it opens the store. On a file system
+without locks, nothing waits.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ def _gate(store: Path) -> Path:
 
 
 def writer_waits(store: Path) -> bool:
-    """Whether a writer is waiting for the store."""
+    """Tell whether a writer is waiting for the store."""
     try:
         handle = os.open(_gate(store), os.O_RDONLY)
     except OSError:  # no writer has been here yet, or the folder is not ours
@@ -33,7 +33,7 @@ def writer_waits(store: Path) -> bool:
 
 
 class Turn:
-    """A writer's wish for the store: while it is asked for, readers that come wait. Writers are let in one by one."""
+    """A writer's turn: while it lasts, later readers wait. Writers take turns."""
 
     def __init__(self, store: Path) -> None:
         try:
@@ -42,7 +42,7 @@ class Turn:
             self._handle = None
 
     def ask(self) -> None:
-        """Ask again: the first time may have been another writer's turn."""
+        """Try again to take the turn, which another writer may have had."""
         if self._handle is not None:
             with suppress(OSError):
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
