@@ -29,7 +29,7 @@ _FILES_HINT = "--files allows access to files; -o FILE writes the result; --writ
 
 
 def shipped() -> dict[str, str]:
-    """The analyses that come with msft: name -> first comment line."""
+    """List the analyses that come with msft: name -> first comment line."""
     found = {}
     for file in files("labelstore").joinpath("analyses").iterdir():
         if file.name.endswith(".sql"):
@@ -38,10 +38,10 @@ def shipped() -> dict[str, str]:
 
 
 def text_of(query: str) -> str:
-    """The SQL itself, or that of ``@NAME``.
+    """Return the SQL itself, or the SQL of ``@NAME``.
 
     Raises:
-        DataMissing: no analysis of that name.
+        DataMissing: the analysis is not found.
     """
     if not query.startswith("@"):
         return query
@@ -66,14 +66,14 @@ def run(
         write: allow it to change the store; it is then one transaction and a job in `provenance`.
         files: allow it to read and write files beside the store.
         limit: rows at most; 0 is all.
-        parameters: what ``getvariable('NAME')`` gives in it.
+        parameters: values that the statement reads with ``getvariable('NAME')``.
 
     Returns:
         Column names, rows, and whether rows were cut off.
 
     Raises:
-        UsageError: for an empty query, or one that does what was not allowed.
-        BadInput: what DuckDB says is wrong, in one line.
+        UsageError: the query is empty, or does something that is not allowed.
+        BadInput: DuckDB refuses the statement; the message is its first line.
     """
     sql = text_of(query)
     try:
@@ -133,10 +133,10 @@ def table(store: LabelStore, name: str) -> pl.DataFrame:
 def save(
     store: LabelStore, query: str, path: Path, limit: int = 0, parameters: Mapping[str, str] | None = None
 ) -> None:
-    """Write what a reading query gives to a file; see :mod:`labelstore.analyses.result_file`.
+    """Write the result of a reading query to a file; see :mod:`labelstore.analyses.result_file`.
 
     Raises:
-        UsageError: for a file's ending that is none of ours, or a query that does more than to read the store.
+        UsageError: the file's ending is not known, or the query does more than read the store.
     """
     query_files.check(path)
     sql = text_of(query)
@@ -176,7 +176,7 @@ def _fetch(
 def _prepare(
     con: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, str], *, write: bool, files: bool
 ) -> None:
-    """Set the parameters, check the statement, and close what it may not reach."""
+    """Set the parameters, check the statement, and take away its access to files."""
     for key, value in parameters.items():
         if not key.isidentifier():
             raise UsageError(f"--param {key}: not a name", hint="--param dataset=dl19")
@@ -191,7 +191,7 @@ def _check(con: duckdb.DuckDBPyConnection, sql: str, write: bool, files: bool) -
     """Check each statement's type before any of them runs.
 
     Raises:
-        UsageError: for a type that was not allowed, and where there is no statement.
+        UsageError: a type is not allowed, or the query has no statement.
     """
     statements = con.extract_statements(sql)
     if not statements:
@@ -228,7 +228,7 @@ def _value(text: str) -> int | float | str:
 
 
 def _unique(names: list[str]) -> list[str]:
-    """Column names without repeats: a second ``name`` is ``name_2``."""
+    """Make column names unique: a second ``name`` is ``name_2``."""
     seen: dict[str, int] = {}
     result = []
     for name in names:

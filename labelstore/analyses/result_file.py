@@ -1,4 +1,4 @@
-"""A query's result as a file: csv, json or parquet by its ending, a batch at a time, the whole file or none of it."""
+"""Write a query's result to a csv, json or parquet file, a batch at a time; the file appears whole or not at all."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ def check(path: Path) -> None:
     """Check a file's ending.
 
     Raises:
-        UsageError: for one that is none of ours.
+        UsageError: the ending is not known.
     """
     if path.suffix not in ENDINGS:
         raise UsageError(
@@ -36,7 +36,7 @@ def write(con: duckdb.DuckDBPyConnection, sql: str, names: list[str], limit: int
 
     Raises:
         MsftError: if the file cannot be written.
-        BadInput: for a type that the file's format lacks.
+        BadInput: the file's format has no such type.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     reader = con.sql(sql).to_arrow_reader(_BATCH)

@@ -1,8 +1,8 @@
-"""Documents, queries and judgments into the store, with counts: what was read, kept, new, and rejected with reasons.
+"""Merge documents, queries and judgments into the store, and count what was read, kept, new, and rejected with reasons.
 
-Two steps. A source (`ingest_folder`, `ingest_irds`) is read into a `staging.Staging` file beside the store without
-holding it; then everything is checked and merged set-wise in one transaction. Bad input leaves the store as it was,
-and adding the same thing twice changes nothing.
+First a source (`from_folder`, `from_ir_datasets`) is read into a `staging.Staging` file beside the store, which stays free. Then
+everything is checked and merged set-wise in one transaction. Bad input does not change the store, and adding the same data
+twice changes nothing.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from labelstore.store.row_hashes import qrels_hash
 
 @dataclass(frozen=True)
 class Request:
-    """What `data add` was asked.
+    """What `data add` adds.
 
     Attributes:
         name: the dataset's name.
-        collection: the corpus; the catalog's or the name's when None.
-        role: train, dev or test; the catalog's or the name's when None.
+        collection: the corpus; None: from the catalogue or the name.
+        role: train, dev or test; None: from the catalogue or the name.
         update: take a new text for a known id as a new version, and other queries or judgments for a known dataset.
-        judged_only: the dataset is the queries that the judgments name.
-        source: where it comes from, as recorded.
-        ir_datasets_id: its id there, where it has one.
+        judged_only: the dataset has only the queries that are judged.
+        source: where the data comes from, as the store records it.
+        ir_datasets_id: the id in ir_datasets, if it has one.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass
 class Added:
-    """What an add did."""
+    """The result of an add."""
 
     dataset: str
     collection: str
@@ -58,8 +58,9 @@ def merge(store: LabelStore, stage: Staging, request: Request) -> Added:
     """Check a finished staging file against the store and merge it: one transaction, or nothing.
 
     Raises:
-        BadInput: naming file:line of a known id with another text (without `update`), a dataset with other judgments.
-        UsageError: if the dataset is there over another collection.
+        BadInput: a known id has another text, or a known dataset other judgments (without `update`); the message has
+            file:line.
+        UsageError: the dataset belongs to another collection.
     """
     try:
         with store.write() as con:
@@ -246,7 +247,7 @@ class _Merge:
         self.changed |= bool(step.n_new or n)
 
     def _judgments(self) -> bool:
-        """Staged judgments by surrogate keys, in the temporary table `judged`; unknown passages become known ids."""
+        """Put staged judgments by surrogate keys into the temporary table `judged`; unknown passages get ids."""
         con = self.con
         step = self.steps.get("qrels")
         con.execute("CREATE TEMP TABLE judged (query INTEGER, document INTEGER, relevance SMALLINT)")
@@ -341,7 +342,7 @@ class _Merge:
         """Make a dataset's rows in `table` those of `source`.
 
         Raises:
-            BadInput: if the dataset held other rows and no update was asked for.
+            BadInput: the dataset has other rows, and `update` is not set.
         """
         con = self.con
         own = f"SELECT {columns} FROM {table} WHERE dataset = {dataset}"
@@ -363,7 +364,7 @@ class _Merge:
 
 
 def datasets(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """Every dataset with its counts, for `data list`."""
+    """List every dataset with its counts, for `data list`."""
     found = con.execute(
         """SELECT d.name AS dataset, c.name AS collection, d.role,
                   (SELECT count(*) FROM dataset_queries q WHERE q.dataset = d.dataset) AS queries,
@@ -380,7 +381,7 @@ def datasets(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 
 def describe(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[dict[str, Any]]:
-    """One dataset as rows of property and value, for `data show`."""
+    """Describe a dataset in rows of property and value, for `data show`."""
     row = next(r for r in datasets(con) if r["dataset"] == of.name)
     extra = con.execute(
         """SELECT count(*) FILTER (text IS NULL) AS ids_without_text, avg(length(text)) AS characters_per_passage,

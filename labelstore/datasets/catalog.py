@@ -1,6 +1,6 @@
-"""Datasets by their short names: id in ir_datasets, collection, role, and the measures that the literature reports.
+"""The catalogue of datasets: short name, id in ir_datasets, collection, role, and the measures of the literature.
 
-Any other id that ir_datasets knows works too; what it lacks here follows from its name.
+Other ids of ir_datasets work too; their collection and role follow from the name.
 """
 
 import re
@@ -28,7 +28,7 @@ class Entry:
         collection: the corpus it shares with others.
         role: train, dev or test; the leakage guard protects test.
         measures: in ir-measures' names, the first is the headline.
-        licence: terms of its texts, where they restrict use.
+        licence: terms of the texts, if they restrict use.
     """
 
     name: str
@@ -117,12 +117,12 @@ SUITES: Final[dict[str, tuple[str, ...]]] = {
 
 
 def find(name: str) -> Entry | None:
-    """The entry of a short name or of an ir_datasets id; None for an own name."""
+    """Find the entry of a short name or an ir_datasets id; None for other names."""
     return ENTRIES.get(name) or _BY_ID.get(name)
 
 
 def measures(name: str) -> tuple[str, ...]:
-    """The measures that the literature reports on a dataset; a general set for an own name.
+    """List the measures that the literature reports on a dataset; a general set for other names.
 
     A name below a known one (``nfcorpus/validation``) takes its measures.
     """
@@ -139,12 +139,12 @@ def measures(name: str) -> tuple[str, ...]:
 
 
 def leaves_out_self(name: str) -> bool:
-    """Whether queries are passages themselves there, which the literature leaves out of their own rankings."""
+    """Tell whether the queries are passages, which the literature leaves out of their own rankings."""
     return collection(name) in SELF_RETRIEVING or name in {f"beir/{known}" for known in SELF_RETRIEVING}
 
 
 def role(name: str, has_judgments: bool) -> str:
-    """train, dev or test: the catalog's, else by the name (…/train, msmarco-train-x), else test if there are judgments."""
+    """Tell a dataset's role: from the catalogue, else from the name (…/train, msmarco-train-x), else test if it has judgments."""
     entry = find(name)
     if entry:
         return entry.role
@@ -158,7 +158,7 @@ def role(name: str, has_judgments: bool) -> str:
 
 
 def collection(name: str) -> str:
-    """The collection of a dataset: the catalog's, else what stands before its split, else its own name."""
+    """Tell a dataset's collection: from the catalogue, else the name without its split."""
     entry = find(name)
     if entry:
         return entry.collection

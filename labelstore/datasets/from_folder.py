@@ -1,7 +1,7 @@
-"""A folder into the store: docs.jsonl, queries.tsv and qrels.txt, each plain, .gz or .zst.
+"""Add a dataset from a folder: docs.jsonl, queries.tsv and qrels.txt, each plain, .gz or .zst.
 
-Documents may be absent where the collection is there already, judgments always. BEIR's names (corpus.jsonl,
-queries.jsonl, qrels/test.tsv through --qrels) and MS MARCO's collection.tsv are taken too.
+Documents are optional if the store has the collection, judgments always. BEIR's names (corpus.jsonl, queries.jsonl,
+qrels/test.tsv through --qrels) and MS MARCO's collection.tsv work too.
 """
 
 import re
@@ -21,10 +21,10 @@ _TEXTS = re.compile(r"\.(jsonl?|ndjson|tsv|csv|parquet|xml|trec)(\.(gz|zst|bz2|z
 
 
 def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The one file of a kind in a folder.
+    """Find the one file of a kind in a folder.
 
     Raises:
-        UsageError: if there are several, e.g. plain and compressed.
+        UsageError: there are several, e.g. plain and compressed.
     """
     found = [path for name in names for ending in _ENDINGS if (path := folder / (name + ending)).is_file()]
     if len(found) > 1:
@@ -44,12 +44,12 @@ def add_folder(
     """Add a dataset from a folder, or (folder None) from judgments over queries that the collection holds.
 
     Args:
-        qrels: judgments; a bare name is looked for in the folder. The dataset is then the queries judged in it.
-            Without it all queries of the folder, with its qrels.txt where there is one.
+        qrels: judgments; a bare name is looked for in the folder. The dataset then has only the queries judged in it.
+            Without it the dataset has all queries of the folder, with its qrels.txt if there is one.
 
     Raises:
-        DataMissing: if the folder or a file is not there.
-        BadInput: naming file:line of what cannot be taken; the store is as it was.
+        DataMissing: the folder or a file is not found.
+        BadInput: a line is wrong, and the message has file:line; the store is not changed.
     """
     if folder is not None and not folder.is_dir():
         raise DataMissing(f"no folder {folder}", hint="--from names a folder with docs.jsonl and queries.tsv")
@@ -86,13 +86,13 @@ def add_folder(
 
 
 def _other_judgments(folder: Path) -> list[str]:
-    """Files of judgments under names of their own, from the folder: qrels/test.tsv, qrels.train.txt …"""
+    """Find files in the folder that may be judgments: qrels/test.tsv, qrels.train.txt …"""
     found = [*folder.glob("qrels*"), *folder.glob("qrels/*")]
     return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
 
 
 def _other_texts(folder: Path, *read: Path | None) -> list[str]:
-    """Files in the folder that may hold passages under names of their own."""
+    """Find files in the folder that may be passages, under other names."""
     return sorted(
         p.name
         for p in folder.iterdir()

@@ -1,4 +1,4 @@
-"""A dataset that ir_datasets knows into the store: judgments and queries, then its corpus streamed in batches."""
+"""Add a dataset of ir_datasets: judgments and queries, then its corpus in batches."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ _NO_SOURCE = "All download sources failed"
 
 
 def knows(ir_id: str) -> bool:
-    """Whether ir_datasets has an id, on disk or not."""
+    """Tell whether ir_datasets has an id, on disk or not."""
     import ir_datasets
 
     try:
@@ -31,10 +31,10 @@ def knows(ir_id: str) -> bool:
 def add_ir_dataset(
     store: LabelStore, request: ingest.Request, progress: Progress | None = None
 ) -> ingest.Added:
-    """Add a dataset by its id in ir_datasets (`request.name` where it has no other); its corpus is read once.
+    """Add a dataset by its id in ir_datasets (by default `request.name`); its corpus is read once.
 
     Raises:
-        DataMissing: if ir_datasets does not know it, or has it neither on disk nor within reach.
+        DataMissing: ir_datasets has no such id, or has its files neither on disk nor within reach.
     """
     ir_id = request.ir_datasets_id or request.name
     request = replace(request, ir_datasets_id=ir_id, source=request.source or f"ir_datasets:{ir_id}")
@@ -91,7 +91,7 @@ def _subsets(ir_id: str) -> list[str]:
 
 
 def _has_corpus(store: LabelStore, request: ingest.Request, corpus: str) -> bool:
-    """Whether this corpus was read whole before (a filter row of an earlier add says so)."""
+    """Tell whether an earlier add read this whole corpus, by its filter row."""
     if not store.exists or request.update:
         return False
     name = request.collection or catalog.collection(request.name)

@@ -1,6 +1,6 @@
-"""Staging: what a source holds, read line by line and hashed, in a DuckDB file of its own until it is merged.
+"""Stage a source: read and hash it line by line into a DuckDB file beside the store, until it is merged.
 
-Nothing of the store is touched or held meanwhile; memory is bounded by one batch.
+The store is neither touched nor held meanwhile; memory is bounded by one batch.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +64,7 @@ class Step:
 
 
 class Staging:
-    """What a source holds, read and hashed, in a DuckDB file of its own until it is merged."""
+    """A source, read and hashed into a DuckDB file until it is merged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,7 +84,7 @@ class Staging:
     def _append(
         self, table: str, rows: Iterable[tuple[Any, ...] | None], step: Step, progress: Progress | None
     ) -> None:
-        """Append rows in batches; None counts as read (its reason was dropped by the caller)."""
+        """Append rows in batches; None counts as read (the caller counted why it was dropped)."""
         schema = _TABLES[table]
         batch: list[tuple[Any, ...]] = []
         self.con.execute("BEGIN")
@@ -128,10 +128,10 @@ class Staging:
         self._append("docs", rows(), step, progress)
 
     def add_document_file(self, path: Path, progress: Progress | None = None) -> None:
-        """Read a TSV, or a JSONL file: in blocks where it is in the common form, else by the reference reader.
+        """Read a TSV or a JSONL file: in blocks if it has the common form, otherwise line by line.
 
         Raises:
-            BadInput: naming the line that cannot be taken.
+            BadInput: a line is wrong; the message names it.
         """
         if ".tsv" in path.suffixes:
             self.add_documents(jsonl.read_document_table(path), str(path), progress)
@@ -173,7 +173,7 @@ class Staging:
         """Read judgments.
 
         Raises:
-            BadInput: if there are none, or a pair comes again for another subtopic.
+            BadInput: the source has no judgment, or a pair has judgments for several subtopics.
         """
         step = self.steps.setdefault("qrels", Step("qrels", source))
         rows = ((j.line, j.query_id, j.doc_id, j.relevance, j.iteration) for j in judgments)
@@ -186,7 +186,7 @@ class Staging:
         self._refuse_subtopics(source)
 
     def _refuse_subtopics(self, source: str) -> None:
-        """Qrels for diversity judge a passage once for each subtopic: one grade for each pair cannot hold that."""
+        """Refuse qrels for diversity: they judge a passage once for each subtopic, and the store has one grade for each pair."""
         found = self.con.execute(
             """SELECT query_id, doc_id, min(iteration), max(iteration), max(line) FROM judgments
                GROUP BY query_id, doc_id HAVING min(iteration) <> max(iteration) ORDER BY min(line) LIMIT 1"""
@@ -203,7 +203,7 @@ class Staging:
         """Refuse contradictions within the source, count repeats once, and make the file ready to be attached.
 
         Raises:
-            BadInput: naming file:line of an id that comes again with another text, or a pair with another grade.
+            BadInput: an id has two texts, or a pair two grades; the message has file:line.
         """
         for step, table, key, value in (
             ("documents", "docs", "doc_id", "text_hash"),
@@ -251,7 +251,7 @@ class Staging:
 
 @contextmanager
 def staging(store: LabelStore) -> Iterator[Staging]:
-    """A staging file beside the store, gone afterwards."""
+    """Make a staging file beside the store, and remove it afterwards."""
     with work_folder(store.path.parent) as folder:
         stage = Staging(folder / "staging.duckdb")
         try:

@@ -1,12 +1,12 @@
-"""A TREC run read, checked and staged in a file of its own, while nobody holds the store.
+"""Read and check a TREC run into a staging file, while the store is free.
 
 DuckDB parses the file and turns ids into keys; numpy checks blocks of whole queries as they stream by: ids known,
-scores finite, ranks in the order of scores, no passage twice. What is left goes into an Arrow stream of 24 bytes a
-candidate, with the hash sums of `row_hashes`, for `runs.import_run` to insert in one short transaction. Memory holds
-one batch of lines, the ids of the collection and one sum per query.
+scores finite, ranks in the order of scores, no passage twice. The checked rows go into an Arrow stream of 24 bytes a candidate,
+with the hash sums of `row_hashes`; `runs.import_run` inserts it in one short transaction. Memory holds one batch of lines,
+the ids of the collection and one sum per query.
 
-Where a collection's ids are whole numbers (MS MARCO's are) an id's key is one look-up in an array; any other id is
-joined. A file whose lines are not in order is sorted by DuckDB, on disk if need be, and checked again.
+If a collection's ids are whole numbers (as MS MARCO's), an id's key is one look-up in an array; other ids are joined. If the
+lines of a file are not in order, DuckDB sorts them, on disk if necessary, and they are checked again.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Staged:
     """A run that was read and checked.
 
     Attributes:
-        dataset: as it was when the reading began.
+        dataset: its state when the reading began.
         rows: an Arrow stream of (query, rank, document, score), each query's candidates together, best first.
         sums: query, and the hash sum of its rows in two halves.
         depth: the deepest rank.
@@ -62,16 +62,16 @@ class Staged:
 def read(
     store: LabelStore, path: Path, dataset_name: str | None, folder: Path, *, skip_unknown: bool, say: Say
 ) -> Staged:
-    """Read and check a TREC run; the store is read at the beginning and then left alone.
+    """Read and check a TREC run; the store is read at the beginning and then free.
 
     Args:
-        folder: where to stage; the caller's to remove.
+        folder: where to stage; the caller removes it.
         skip_unknown: leave out lines with unknown ids instead of refusing the file.
-        say: told when ranks in the file disagree with its scores.
+        say: called if ranks in the file disagree with its scores.
 
     Raises:
-        BadInput: naming file:line of a malformed line, a score that is not finite, a passage that comes twice for a
-            query, or (without `skip_unknown`) the first unknown id with the counts.
+        BadInput: with file:line, a malformed line, a score that is not finite, or a passage that a query has twice;
+            without `skip_unknown` also the first unknown id, with the counts.
     """
     with (
         duckdb.connect(":memory:", config={"temp_directory": str(folder / "spill")}) as con,
@@ -101,7 +101,7 @@ def read(
 
 
 class _Odd(Exception):
-    """The quick reader met what only the reference reader can judge."""
+    """The fast reader found a line that only the reference reader can judge."""
 
 
 class _Unordered(Exception):
@@ -268,7 +268,7 @@ class _Checker:
         """Check all lines.
 
         Args:
-            ordered: they were sorted by query and score, so that the file's own ranks do not count.
+            ordered: the lines were sorted by query and score, so the ranks of the file do not count.
 
         Raises:
             _Unordered: if not `ordered` and a line shows that they should be.
@@ -301,7 +301,7 @@ class _Checker:
                 self._block(writer, *self._tail)
 
     def _columns(self, batch: pa.RecordBatch) -> list[Any] | None:
-        """row, query, document, rank, score, score as stored, id_hash of the lines that are kept; None if none is."""
+        """row, query, document, rank, score, score as stored, id_hash of the lines that are kept; None without such a line."""
         n = batch.num_rows
         if not n:
             return None
@@ -398,7 +398,7 @@ def _filled(column: Any) -> Any:
 
 
 def _look_up(keys: Any, numbers: Any) -> tuple[Any, Any]:
-    """(keys, numbers): -1 and 0 for what is no whole number or beyond the array."""
+    """Return (keys, numbers): -1 and 0 for ids that are not whole numbers or beyond the array."""
     values = numbers.fill_null(len(keys)).to_numpy() if numbers.null_count else numbers.to_numpy()
     if values.max() < len(keys):
         return keys[values], values
@@ -408,7 +408,7 @@ def _look_up(keys: Any, numbers: Any) -> tuple[Any, Any]:
 
 
 def _line(path: Path, row: int) -> trec.Candidate:
-    """The candidate in row `row` (from 0) of the file: read again only to name its line."""
+    """Read the candidate in row `row` (from 0) of the file again, to name its line."""
     for k, candidate in enumerate(trec.read_run(path)):
         if k == row:
             return candidate
@@ -418,7 +418,7 @@ def _line(path: Path, row: int) -> trec.Candidate:
 def _unknown(
     con: duckdb.DuckDBPyConnection, path: Path, known: _Known, source: str, checker: _Checker, skip: bool
 ) -> Drops:
-    """What lines with unknown ids there are, by a second reading; refuses them unless they are to be skipped."""
+    """Count the lines with unknown ids by a second reading; refuse them unless `skip_unknown`."""
     odd, queries, passages = con.execute(
         f"""SELECT count(*) FILTER (regexp_matches(coalesce(unknown_query, unknown_passage), '{run_source.ODD}') OR unknown_query = '#'),
                    count(DISTINCT unknown_query), count(DISTINCT unknown_passage) FILTER (member IS NULL OR member)

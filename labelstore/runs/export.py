@@ -15,7 +15,7 @@ from labelstore.store.label_store import LabelStore
 
 # ------------------------------------------------------------------------------------------------------ out
 def listed(con: duckdb.DuckDBPyConnection, dataset: lookup.Dataset | None = None) -> list[dict[str, Any]]:
-    """Every run with its counts, for `runs list`."""
+    """List every run with its counts, for `runs list`."""
     found = con.execute(
         f"""SELECT d.name AS dataset, r.name AS run, r.kind, r.system, s.name AS source, r.depth,
                    r.n_queries AS queries, r.n_candidates AS candidates, r.content_hash
@@ -99,7 +99,7 @@ def write_trec(
 
     Args:
         header: lines of an ir_metadata header, without the leading ``# ``.
-        tag: last field; the run's name when None.
+        tag: the last field; by default the run's name.
     """
     name = "-".join((tag or run.name).split())
     for line in header:

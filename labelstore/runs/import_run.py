@@ -21,7 +21,7 @@ from labelstore.store.label_store import LabelStore
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did: the run, whether it is new, rows read, and what was left out by reason."""
+    """The result of an import: the run, whether it is new, the rows read, and the rows left out by reason."""
 
     run: lookup.Run
     new: bool
@@ -43,7 +43,7 @@ def import_run(
     parameters: Mapping[str, Any] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Imported:
-    """Import a TREC run (plain, gz or zst) over a dataset, in one transaction at the end: reading it holds nothing.
+    """Import a TREC run (plain, gz or zst) over a dataset, in one transaction at the end; the store is free while the file is read.
 
     Queries that the collection knows from another dataset are left out with a count; the rest must be known.
 
@@ -51,13 +51,13 @@ def import_run(
         path: a TREC run, or a ranking of ColBERT or MS MARCO (query_id doc_id rank [score]).
         dataset: whose queries; by default the only one.
         name: the run's name; by default the file's, without its endings.
-        system: what ranked; the file's tag when None.
+        system: the name of the ranker; by default the file's tag.
         skip_unknown: leave out unknown queries and passages with counts instead of refusing the file.
-        note: told what a user should know, e.g. ranks in the file that disagree with its scores.
+        note: called with warnings, e.g. that ranks in the file disagree with its scores.
 
     Raises:
-        BadInput: naming file:line of a malformed line, a score that is not finite, a passage that comes twice for a
-            query, or (without `skip_unknown`) the first unknown id with the counts.
+        BadInput: with file:line, a malformed line, a score that is not finite, or a passage that a query has twice;
+            without `skip_unknown` also the first unknown id, with the counts.
     """
     path = Path(path)
     name = name or _run_name(path)
@@ -140,10 +140,10 @@ def _check(path: Path, damage: list[BadInput]) -> None:
 
 
 def first_tag(path: Path) -> str:
-    """The tag of a run's first line: what ranked.
+    """Return the tag of a run's first line, which names the ranker.
 
     Raises:
-        BadInput: if the file holds no candidate, or its first is malformed.
+        BadInput: the file has no candidate, or its first line is malformed.
     """
     for candidate in trec.read_run(path):
         return candidate.tag

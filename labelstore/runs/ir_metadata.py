@@ -1,10 +1,10 @@
-"""The ir_metadata of a run: what made it, by the components of PRIMAD (platform, research goal, implementation, method,
+"""Write the ir_metadata of a run: what made it, by the components of PRIMAD (platform, research goal, implementation, method,
 actor, data), as YAML between ``ir_metadata.start`` and ``ir_metadata.end``.
 
 Breuer, Keller, Schaer: "ir_metadata: An Extensible Metadata Schema for IR Experiments" (SIGIR 2022) puts it into the
-run file as comment lines. trec_eval's readers know no comments: ir-measures and pytrec_eval end with an error on the
-first such line (tests/labelstore/runs/test_ir_metadata.py tries both). So it lies beside the run unless asked for inside.
-The six components are always there; what is not known is left out below them.
+run file as comment lines. ir-measures and pytrec_eval end with an error on the first comment line
+(tests/labelstore/runs/test_ir_metadata.py tries both). So by default the metadata lies beside the run. The six components are
+always there; unknown facts are left out.
 """
 
 import json
@@ -21,7 +21,7 @@ SUFFIX = ".ir_metadata.yaml"
 
 
 def beside(run_file: Path) -> Path:
-    """Where the metadata of a run file lies: ``bm25.run.gz`` -> ``bm25.run.ir_metadata.yaml``."""
+    """Name the metadata file of a run file: ``bm25.run.gz`` -> ``bm25.run.ir_metadata.yaml``."""
     name = run_file.name
     for ending in (".gz", ".zst"):
         name = name.removesuffix(ending)
@@ -29,23 +29,23 @@ def beside(run_file: Path) -> Path:
 
 
 def text(content: dict[str, Any]) -> str:
-    """The metadata as YAML."""
+    """Write the metadata as YAML."""
     written: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=4096)
     return written
 
 
 def header(content: dict[str, Any]) -> list[str]:
-    """The YAML between its two markers, line by line, without the comment signs."""
+    """Return the YAML between its two markers, line by line, without the comment signs."""
     return [START, *text(content).rstrip("\n").split("\n"), END]
 
 
 def metadata(
     con: duckdb.DuckDBPyConnection, of: lookup.Dataset, run: lookup.Run, actor: str | None = None
 ) -> dict[str, Any]:
-    """All that the store says of a run.
+    """Collect all facts of the store about a run.
 
     Args:
-        actor: who made it, as the exporter says; the store knows no names of people.
+        actor: who made the run; the store has no names of people.
     """
     job = _job(con, run.run)
     content = {
@@ -126,7 +126,7 @@ def _implementation(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cascade(con: duckdb.DuckDBPyConnection, run: lookup.Run) -> list[lookup.Run]:
-    """The run, what it re-ranked, and so on to the first stage."""
+    """List the run, the run that it re-ranked, and so on to the first stage."""
     made = [run]
     while (source := made[-1].source_run) is not None and all(source != other.run for other in made):
         made.append(lookup.run_by_id(con, source))
@@ -169,7 +169,7 @@ def _data(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, run: lookup.Run) -
 
 
 def _without_nothing(value: Any) -> Any:
-    """Without what is not known, at every depth."""
+    """Remove unknown facts at every depth."""
     if isinstance(value, dict):
         kept = {key: _without_nothing(item) for key, item in value.items()}
         return {key: item for key, item in kept.items() if item not in (None, {}, [], "")}

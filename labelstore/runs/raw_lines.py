@@ -1,7 +1,7 @@
-"""A TREC run's lines as a relation of DuckDB: its own reader over the common form, or the reference reader's stream.
+"""Make a DuckDB relation of a TREC run's lines: by DuckDB's reader for the common form, otherwise by the reference reader.
 
-Both give (query_id, doc_id, rank, score, odd). A line is odd where DuckDB's reader may have taken it otherwise than the
-reference reader (`formats.read_run`) would; who meets one reads the file again with `SLOW`.
+Both give (query_id, doc_id, rank, score, odd). A line is odd if DuckDB's reader may read it differently from the reference
+reader (`trec.read_run`); then the file is read again with `SLOW`.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ ODD = r"[\x00\t\n\x0b\f\r ]"  # what DuckDB's reader takes for part of a field, 
 def quick(path: Path) -> str:
     """DuckDB's reader over a TREC run in its common form: one space or one tab between six fields, lines end with ``\\n``.
 
-    Lines that end with ``\\r\\n`` are left to the reference reader: DuckDB passes over some without an error.
+    Lines that end with ``\\r\\n`` are left to the reference reader, since DuckDB skips some without an error.
     """
     skip, delimiter, usual = 0, " ", ["", ""]
     if set(str(path)) & set("*?[\\"):  # DuckDB would read the files that fit the pattern
@@ -56,7 +56,7 @@ def quick(path: Path) -> str:
 
 
 class Slow:
-    """The reference reader as an Arrow stream; what it refuses is kept, since DuckDB would only quote it."""
+    """The reference reader as an Arrow stream; it keeps its own errors, since DuckDB would only quote them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

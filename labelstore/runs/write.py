@@ -1,7 +1,7 @@
-"""Runs: rankings into and out of the store. TREC runs are read and checked (`run_lines`) before they are stored.
+"""Store runs. TREC runs are read and checked (`checked_lines`) before they are stored.
 
-A run's ranks follow its scores, best first; ties keep the file's order. Whatever is wrong with a file is named with
-its line, and nothing of it is stored.
+The ranks of a run follow its scores, best first; ties keep the file's order. If a file has an error, the message names the
+line, and nothing of the file is stored.
 """
 
 from collections.abc import Mapping
@@ -48,16 +48,16 @@ def store_run(
     """Store a ranking inside the caller's transaction.
 
     Args:
-        relation: a table, view or registered frame with columns query, document, score and, at will, rank. Without
-            rank candidates are ranked by score, ties by doc_id; with rank by score, ties by that rank.
-        replace: put it in the place of a run of the same name and other content.
+        relation: a table, view or registered frame with columns query, document, score and optionally rank.
+            Candidates are ranked by score, ties by rank if there is one, otherwise by doc_id.
+        replace: replace a run of the same name with other content.
 
     Returns:
-        The run; the one that is there already if name and content are the same (its job is then another).
+        The run; an existing one with the same name and content is returned (its job is then another).
 
     Raises:
-        BadInput: on a passage that comes twice for a query, a score that is not finite, a run without a row, or a
-            name that is taken by other content.
+        BadInput: a query has a passage twice, a score is not finite, the run has no row, or another run has the
+            name.
     """
     columns = {row[0] for row in con.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()}
     tie = "r.rank" if "rank" in columns else "d.doc_id"
@@ -110,7 +110,7 @@ def _keep(
     replace: bool,
     checked: Checked,
 ) -> lookup.Run:
-    """Record checked rows as a run: the same again is returned as it is, other content needs `replace`."""
+    """Record checked rows as a run. An equal run is returned; other content needs `replace`."""
     content, n_queries, n_rows = ranking_hash(con, checked.sums, "queries")
     held = con.execute(
         "SELECT run, content_hash FROM runs WHERE dataset = ? AND name = ?", [dataset, name]

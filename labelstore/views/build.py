@@ -1,6 +1,6 @@
-"""Training views: an SQL file, parameters and a seed -> a content-addressed folder, with counts of what was left out.
+"""Build training views: an SQL file, parameters and a seed give a content-addressed folder, with counts of what was left out.
 
-Three kinds (``views/sql/KIND.sql`` says exactly what each takes):
+There are three kinds (``views/sql/KIND.sql`` has the exact rules):
 
 - ``contrastive``: judged positives with negatives, mined ones or straight from a run;
 - ``distillation``: the permutations of one or more labelings;
@@ -52,15 +52,19 @@ def build(
 
     Args:
         kind: contrastive, distillation or rerank.
-        datasets: names; default: those of the negatives or labels, or the only one.
-        runs: run names in the datasets (rerank; contrastive without negatives).
-        negatives: minings (contrastive).
-        labels: labelings (distillation).
+        datasets: names; by default those of the negatives or labels, or the only one.
+        runs: names of runs over the datasets (rerank; contrastive without negatives).
+        negatives: names of minings (contrastive).
+        labels: names of labelings (distillation).
+        name: the view's name; by default from its sources.
+        seed: of the random sample.
+        progress: called with (lists written, total or None).
+        note: called with what was chosen or left out.
         parameters: fields of :class:`Contrastive`, :class:`Distillation` or :class:`Rerank`.
 
     Raises:
-        UsageError: an unknown kind or parameter, or a test set to train on.
-        DataMissing: a source that is not there, or nothing left to put into the view.
+        UsageError: an unknown kind or parameter, or a training set that is a test set.
+        DataMissing: a source is not found, or no list is left for the view.
     """
     options = make_parameters(kind, parameters)
     say = note or (lambda message: None)
@@ -114,7 +118,7 @@ def check(
     labels: Sequence[str] = (),
     **parameters: Any,
 ) -> None:
-    """Refuse what :func:`build` would refuse at once: names, parameters, a test set to train on. Reads no rows.
+    """Check names, parameters and roles as :func:`build` would, without reading rows.
 
     Raises:
         UsageError, DataMissing: as :func:`build`.
@@ -135,7 +139,7 @@ def select(
     options: Any,
     seed: int,
 ) -> str:
-    """Run a kind's SQL: leaves the temporary tables lists, pairs and tally for :func:`finish`.
+    """Run a kind's SQL, which fills the temporary tables lists, pairs and tally for :func:`finish`.
 
     Works on a read-only connection and writes nothing into the store.
 
@@ -173,7 +177,7 @@ def select(
 
 
 def finish(con: duckdb.DuckDBPyConnection, kind: str) -> tuple[str, list[Filter]]:
-    """Leave out equal texts, short and surplus lists, and number what is left for :func:`export.write_rows`.
+    """Leave out equal texts, short and surplus lists, and number the others for :func:`folder.write_rows`.
 
     Returns:
         The SQL that ran, and what each step of the whole view left out.
@@ -246,7 +250,7 @@ _RESTRICTED = re.compile(r"(?i)non.?commercial|\bnc\b|-nc-|research")
 def _licence(
     con: duckdb.DuckDBPyConnection, datasets: Sequence[lookup.Dataset], sources: Sequence[Source]
 ) -> str | None:
-    """All terms that its labels and texts carry, the restricting ones first."""
+    """Collect the licences of labels and texts, the restricting ones first."""
     terms = {
         term
         for (term,) in con.execute(
@@ -270,7 +274,7 @@ def _record(
     clock: provenance.Clock,
     say: Callable[[str], None],
 ) -> lookup.View:
-    """Put the folder in its place and the view into the store, unless the same content is there."""
+    """Move the folder to its place and record the view, unless the store has the same content."""
     view_hash = manifest["view_hash"]
     place = store.files / "views" / view_hash
     with store.read() as con:
@@ -312,10 +316,10 @@ def _record(
 
 
 def folder_of(store: LabelStore, view: lookup.View) -> Path:
-    """Where a view's folder lies.
+    """Find a view's folder.
 
     Raises:
-        DataMissing: if it is gone.
+        DataMissing: the folder is missing.
     """
     folder = store.files / view.folder
     if not folder.is_dir():
@@ -327,7 +331,7 @@ def folder_of(store: LabelStore, view: lookup.View) -> Path:
 
 
 def listed(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """All views, newest first, as flat rows."""
+    """List the views as flat rows, newest first."""
     names = ("view", "kind", "lists", "pairs", "seed", "sources", "licence", "view_hash", "made")
     found = con.execute(
         """SELECT v.name, v.kind, v.n_lists, v.n_pairs, v.seed,
@@ -340,7 +344,7 @@ def listed(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 
 def counted(con: duckdb.DuckDBPyConnection, view: lookup.View) -> list[dict[str, Any]]:
-    """What each step of a view took and left out: one row a reason, as flat rows."""
+    """Count what each step of a view kept and left out, in a flat row per reason."""
     names = ("view", "step", "in", "kept", "reason", "left_out", "example")
     found = con.execute(
         """SELECT f.subject, replace(f.step, 'view ', ''), f.n_in, f.n_kept, d.reason, d.n, d.example

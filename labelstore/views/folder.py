@@ -1,16 +1,15 @@
-"""A training view as a folder: Parquet, a manifest, a card. Training needs this folder and no database.
+"""Write and read a training view's folder: Parquet, a manifest, a card. Training needs this folder and no database.
 
 ``queries.parquet``   query int32 (0..n-1, row order), query_id, text
 ``passages.parquet``  passage int32 (0..n-1, row order), doc_id, text (title joined), text_hash uint64
 ``lists.parquet``     one row a list: list int32, query int32, then lists that are aligned with each other:
-                      passages int32, labels int16, ranks int16, scores float32 (null where there are none),
+                      passages int32, labels int16, ranks int16, scores float32 (null without scores),
                       weights float32, relevances int16 (human judgment, -1 unjudged); split string (train | valid)
-``manifest.json``     what it is, from what, under which parameters, how much was left out and why, file hashes
-``README.md``         a dataset card, so that ``datasets.load_dataset(folder, "lists")`` reads it as it is
+``manifest.json``     kind, sources, parameters, counts of what was left out and why, file hashes
+``README.md``         a dataset card, so that ``datasets.load_dataset(folder, "lists")`` reads the folder
 
-The folder's name is the content hash of its rows: text ids, texts' hashes and labels in a canonical order. It depends
-on neither surrogate keys, times, Parquet's encoding nor the DuckDB that wrote it, and `content_hash` derives it again
-from the folder alone.
+The folder's name is the content hash of its rows: text ids, texts' hashes and labels in a canonical order. It does not depend
+on surrogate keys, times, Parquet's encoding or DuckDB's version, and `content_hash` computes it again from the folder alone.
 """
 
 import hashlib
@@ -185,7 +184,7 @@ def content_hash(folder: Path, kind: str) -> str:
     """The view's hash, from the rows in its folder: column by column, batch by batch.
 
     Raises:
-        BadInput: if a file is no Parquet file or lacks a column.
+        BadInput: a file is not a Parquet file or lacks a column.
     """
     columns: dict[str, str] = {}
     for name, wanted in _HASHED.items():
@@ -283,7 +282,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
     Raises:
         DataMissing: the folder has no manifest.
-        BadInput: if it is no manifest that this version reads.
+        BadInput: this version cannot read the manifest.
     """
     path = folder / "manifest.json"
     if not path.is_file():
@@ -304,7 +303,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def findings(folder: Path, view_hash: str, kind: str) -> list[str]:
-    """What is wrong with a view folder; empty when every file and the content hash are as recorded."""
+    """List the faults of a view folder; empty if every file and the content hash are as recorded."""
     try:
         manifest = read_manifest(folder)
     except (DataMissing, BadInput) as error:

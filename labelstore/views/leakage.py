@@ -1,8 +1,8 @@
-"""The leakage guard: training queries whose normalised text stands in a test set that the store knows.
+"""The leakage guard finds training queries whose normalised text a test set of the store has.
 
-Queries are compared by `keys.normal_hash` (NFKC, case folded, letters and digits alone), so that another case, width
-or punctuation does not hide one. Every dataset of role ``test`` is protected, whatever collection it is over: the
-queries that it judges (only those are measured; a folder's queries often hold all splits), or all where it judges none.
+Queries are compared by `keys.normal_hash` (NFKC, case folded, letters and digits alone), so that
+another case, width or punctuation does not hide one. Every dataset of role ``test`` is protected, over any collection: the
+queries that it judges (only those are measured, and a folder's queries often have all splits), or all if it judges none.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ def protect(con: duckdb.DuckDBPyConnection, *, allow_overlap: bool) -> None:
 
 
 def refuse_test_sets(datasets: Sequence[Dataset], *, allow_overlap: bool) -> None:
-    """Refuse to train on a dataset whose own role is test.
+    """Refuse to train on a dataset whose role is test.
 
     Raises:
-        UsageError: naming the dataset and the two ways out.
+        UsageError: the message names the dataset, the hint both ways out.
     """
     if allow_overlap:
         return

@@ -15,19 +15,19 @@ class Contrastive:
 
     Args:
         depth: deepest rank that a negative straight from a run may have (mined negatives: the mining decided).
-        per_query: negatives per list; None takes all that there are.
+        per_query: negatives per list; None takes all.
         positives: ``each`` judged positive makes a list of its own, ``one`` is drawn per query, or ``all`` of a
             query's positives stand in one list.
         max_positives: with ``each``: lists per query at most.
         min_relevance: the lowest grade that counts as positive.
-        retrieved: only positives that a run of the negatives ranks; else a student may learn to tell what was retrieved
-            from what was not.
-        scores: put the runs' scores into the lists (for layouts with scores); lists whose positive no run ranks are
-            left out.
+        retrieved: use only positives that a run of the negatives ranks; otherwise a student may learn to recognise
+            retrieved passages instead of relevant ones.
+        scores: put the runs' scores into the lists (for layouts with scores); lists are left out
+            if no run ranks their positive.
         easy: random passages of the collection in each list, as further negatives.
-        max_lists: lists at most, drawn by the seed.
+        max_lists: the most lists, drawn by the seed.
         valid_fraction: share of queries in the validation split.
-        allow_overlap: train on queries that stand in a test set.
+        allow_overlap: train even on queries that a test set has.
     """
 
     depth: int = 200
@@ -48,10 +48,10 @@ class Distillation:
     """Parameters of a distillation view.
 
     Args:
-        statuses: permutations taken, by status.
-        max_repairs: and up to so many repairs.
+        statuses: statuses of the permutations that are used.
+        max_repairs: the most repairs of a permutation that is used.
         depth: teacher ranks below this are left out; None takes all.
-        min_passages: lists shorter than this after everything was left out are left out too.
+        min_passages: the fewest passages of a list after all filters.
         stratified: passages per list, one drawn from each of so many equal bands of the teacher's order; None takes all.
         easy: random passages of the collection in each list, tied below those that the teacher ranked.
     """
@@ -78,10 +78,10 @@ KINDS: dict[str, type] = {"contrastive": Contrastive, "distillation": Distillati
 
 
 def make_parameters(kind: str, given: Mapping[str, Any]) -> Any:
-    """The kind's parameters with their defaults.
+    """Make the parameters of a kind, with their defaults.
 
     Raises:
-        UsageError: for an unknown kind, parameter or value.
+        UsageError: the kind, a parameter or a value is unknown.
     """
     if kind not in KINDS:
         raise UsageError(f"no view kind {kind!r}", hint=f"--kind {' | '.join(KINDS)}")

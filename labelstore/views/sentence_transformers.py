@@ -1,4 +1,4 @@
-"""A view's lists as JSONL rows in the layouts that sentence-transformers trains on.
+"""Write a view's lists as JSONL rows in the layouts that sentence-transformers trains on.
 
 ``triplet`` (query, positive, negative), ``n-tuple`` (query, positive, negative_1 …), ``labeled-pair`` (query, document,
 label), ``labeled-list`` (query, documents, labels). With scores a ``scores`` column joins the first two; in the labelled
@@ -21,8 +21,8 @@ def write(folder: Path, layout: str, output: Path, *, scores: bool = False) -> i
     """Write a view folder's training lists; returns the number of rows.
 
     Raises:
-        UsageError: an unknown layout, scores that the view has not, or a layout that needs positives.
-        BadInput: if the file is there already.
+        UsageError: the layout is unknown, the view has no scores, or the layout needs positives.
+        BadInput: the file exists already.
     """
     if layout not in LAYOUTS:
         raise UsageError(f"no layout {layout!r}", hint=f"--layout folder | {' | '.join(LAYOUTS)}")

@@ -1,4 +1,4 @@
-"""What a view is made from: names to datasets and sources, with what was picked said when it was not named."""
+"""Look up the datasets and sources of a view; a choice that the caller did not make is noted."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def resolve(
     labels: Sequence[str],
     note: Callable[[str], None],
 ) -> tuple[list[lookup.Dataset], list[Source]]:
-    """Names to datasets and sources; what was picked without being named is said.
+    """Look up datasets and sources by name; note a choice that the caller did not make.
 
     Raises:
         UsageError, DataMissing: as :func:`build`.
@@ -75,7 +75,7 @@ def resolve(
 def _datasets_of(
     con: duckdb.DuckDBPyConnection, named: list[lookup.Dataset], own: list[tuple[str, int]]
 ) -> list[lookup.Dataset]:
-    """The datasets of minings or labelings; those that were named must be among them."""
+    """Find the datasets of minings or labelings; given names must be among them."""
     keys = {key for _, key in own}
     found = [
         lookup.dataset(con, name)
