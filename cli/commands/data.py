@@ -1,4 +1,4 @@
-"""`msft data` and `msft runs`: datasets and rankings in and out."""
+"""`msft data` and `msft queries`: datasets in and out, queries made from a collection."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,7 @@ from cli.command import Context, command, group
 from cli.output import diagnostics, render
 
 data_app = group("Datasets: documents, queries, judgments.")
+queries_app = group("Queries: made from a collection where real ones are few.")
 
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="The dataset; by default the only one.")]
 
@@ -16,6 +17,7 @@ DatasetOption = Annotated[str | None, typer.Option("--dataset", help="The datase
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.add_typer(data_app, name="data")
+    app.add_typer(queries_app, name="queries")
 
 
 @command(
@@ -122,3 +124,37 @@ def show(
 def _announce(asked: str | None, taken: str, what: str = "dataset") -> None:
     if asked is None:
         diagnostics.note(f"{what}: {taken} (the only one)")
+
+
+@command(
+    queries_app,
+    "generate",
+    example="msft queries generate --model sentences --collection mysearch --n 1500",
+    lists=True,
+)
+def generate(
+    context: Context,
+    model: Annotated[
+        str, typer.Option(help="sentences: titles, or each passage's most informative sentence.")
+    ],
+    collection: Annotated[str | None, typer.Option(help="Whose passages; the only one by default.")] = None,
+    n: Annotated[int, typer.Option("--n", help="Queries at most; the seed draws their passages.")] = 1500,
+    name: Annotated[str | None, typer.Option(help="Of the dataset; COLLECTION/sentences by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of passages.")] = 42,
+) -> None:
+    """Make a training dataset of pseudo-queries: no model, no cost. Label it as a log, and train on both."""
+    from labelstore.datasets import sentences
+    from labelstore.errors import UsageError
+
+    if model != sentences.MODEL:
+        raise UsageError(f"--model {model} makes no queries", hint=f"--model {sentences.MODEL}")
+    made = sentences.generate(context.store, collection, n=n, name=name, seed=seed, note=diagnostics.note)
+    if not made.changed:
+        diagnostics.note(f"{made.dataset}: nothing new, the store is as it was")
+    row = {
+        "dataset": made.dataset,
+        "passages": made.n_read,
+        "queries": made.n_queries,
+        "left_out": "; ".join(f"{reason}: {count:,}" for reason, (count, _) in made.drops.items()) or None,
+    }
+    render.rows([row], context.format)

@@ -1,5 +1,6 @@
 """`msft eval`: from runs and labels to per-query scores, side by side; `msft compare` gives the verdicts."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,23 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 FOR_PEOPLE = (Format.table, Format.md, Format.latex)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is measured beside first stages and students."""
+
+    fuse: Annotated[bool, "Also measure each student interpolated with its first stage."] = False
+    fuse_on: Annotated[
+        str | None, "The dataset whose queries choose the weight of --fuse; by default a dev set."
+    ] = None
+    teacher: Annotated[
+        bool,
+        typer.Option(
+            "--teacher/--no-teacher",
+            help="Let the students' offline teachers label the queries, and measure them too.",
+        ),
+    ] = True
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,15 +61,7 @@ def evaluate(
         ),
     ] = None,
     depth: Annotated[int, typer.Option("--depth", help="Candidates per query that students re-rank.")] = 100,
-    fuse: Annotated[
-        bool, typer.Option("--fuse", help="Also measure each student interpolated with its first stage.")
-    ] = False,
-    fuse_on: Annotated[
-        str | None,
-        typer.Option(
-            "--fuse-on", help="The dataset whose queries choose the weight of --fuse; by default a dev set."
-        ),
-    ] = None,
+    beside: Beside = Beside(),
     suite: Annotated[
         str | None, typer.Option("--suite", help="dl, beir, or a file of datasets; adds the macro mean.")
     ] = None,
@@ -73,10 +83,16 @@ def evaluate(
 
     Students re-rank first what they have not re-ranked yet. Every value is stored per query and reused. p_value is from
     the two-sided paired t-test against the first stage; `msft compare` has the tests that support a claim.
+    The last line says what to use, by these tests after Holm's correction.
     """
+    from cli.workflows import offline_teachers
     from labelstore.errors import PartlyDone
+    from labelstore.evaluation import advice
     from students.jobs import evaluate as job
 
+    talk = job.Talk(diagnostics.note, diagnostics.warn, diagnostics.progress)
+    if beside.teacher and rerank and not labels and not suite:
+        offline_teachers.label_tests(context.store, dataset, student, run, depth, talk)
     done = job.evaluate(
         context.store,
         dataset or (),
@@ -85,11 +101,11 @@ def evaluate(
         labels=labels,
         measures=measure or (),
         depth=depth,
-        fuse=(fuse_on or True) if fuse else False,
+        fuse=(beside.fuse_on or True) if beside.fuse else False,
         suite=suite,
         rerank=rerank,
         exclude_self=exclude_self,
-        talk=job.Talk(diagnostics.note, diagnostics.warn, diagnostics.progress),
+        talk=talk,
     )
     rows = done.rows
     render.rows(
@@ -97,6 +113,8 @@ def evaluate(
         context.format,
         _columns(rows, context),
     )
+    for each in advice.from_rows(rows):
+        diagnostics.note(each.sentence())
     if done.missing:
         raise PartlyDone(
             f"{len(done.missing)} of {done.n_datasets} datasets are missing: {', '.join(done.missing)}",

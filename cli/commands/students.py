@@ -157,8 +157,14 @@ def export(
             "--run", help="The run whose candidates the check scores; by default the only first stage."
         ),
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the place of an earlier export in that folder.")
+    ] = False,
 ) -> None:
     """Write a student as a new folder, with a model card that has its measures so far.
+
+    A warning and the card name what is better if the store's evaluations say that the student is worse than its first
+    stage.
 
     The scores of onnx and int8 exports are compared with the student's, and their nDCG@10 if the dataset has judgments.
     """
@@ -173,8 +179,10 @@ def export(
             check=check,
             dataset=dataset,
             run=run,
+            replace=replace,
             progress=tick,
             note=diagnostics.note,
+            warn=diagnostics.warn,
         )
     render.rows(rows)
 
@@ -207,4 +215,5 @@ def serve(
         max_body=max_body * 1_000_000,
         max_waiting=max_waiting,
         note=diagnostics.note,
+        warn=diagnostics.warn,
     )

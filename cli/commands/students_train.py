@@ -55,6 +55,9 @@ class ViewParameters:
     valid_fraction: Annotated[float | None, "The share of queries kept for validation."] = None
     per_query: Annotated[int | None, "Negatives per list in the view (cl)."] = None
     retrieved: Annotated[bool, "Use only positives that the negatives' runs rank (cl)."] = False
+    judged_first: Annotated[bool, "Put passages judged relevant at the top of the teacher's lists (kd)."] = (
+        False
+    )
     stratified: Annotated[int | None, "Passages per list, spread over the teacher's whole order (kd)."] = None
     easy: Annotated[int | None, "Random passages added at the bottom of each list."] = None
     max_lists: Annotated[int | None, "The most lists per view."] = None

@@ -84,6 +84,9 @@ class Parameters:
     min_passages: Annotated[int | None, "The fewest passages of a list that is used [2] (distillation)."] = (
         None
     )
+    judged_first: Annotated[
+        bool, "Put passages judged relevant at the top of their lists (distillation)."
+    ] = False
     stratified: Annotated[
         int | None, "Passages per list, spread over the teacher's whole order (distillation)."
     ] = None

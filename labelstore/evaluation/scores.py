@@ -99,7 +99,7 @@ def scores(
     with store.read() as con:
         judged = qrels(con, of)
         for system, names in wanted.items():
-            held = {} if apart else _stored(con, of, system, names)
+            held = {} if apart else stored(con, of, system, names)
             found.update({(system, name): values for name, values in held.items()})
             lacking = [name for name in names if name not in held]
             if lacking:
@@ -204,7 +204,7 @@ def _where(system: System) -> tuple[str, int | None]:
     return ("run", system.run) if system.run is not None else ("labeling", system.labeling)
 
 
-def _stored(
+def stored(
     con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: System, measures: Sequence[str]
 ) -> dict[str, Scores]:
     column, key = _where(system)
@@ -230,7 +230,7 @@ def _keep(
     for system in {s for s, _ in fresh}:
         remove_stale(con, of, system)
         names = [name for s, name in fresh if s == system]
-        for name in _stored(con, of, system, names):  # another process measured it meanwhile
+        for name in stored(con, of, system, names):  # another process measured it meanwhile
             del fresh[system, name]
     if not fresh:
         return

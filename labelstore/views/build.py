@@ -195,7 +195,9 @@ def finish(con: duckdb.DuckDBPyConnection, kind: str) -> tuple[str, list[Filter]
         text += _add_easy(con, kind)
     con.execute(sql_file("finish"))
     head = "queries" if kind == "contrastive" else "lists"
-    return text + sql_file("finish"), filters(con, [head, "positives", "passages", "easy passages"])
+    return text + sql_file("finish"), filters(
+        con, [head, "positives", "passages", "judged first", "easy passages"]
+    )
 
 
 def _add_easy(con: duckdb.DuckDBPyConnection, kind: str) -> str:

@@ -53,6 +53,9 @@ class CardFacts:
     weights_hash: str
     stages: list[StageFacts] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
+    warnings: list[str] = field(
+        default_factory=list
+    )  # where it is worse than its first stage, and what is better
 
 
 def write_card(folder: Path, facts: CardFacts) -> Path:
@@ -67,7 +70,7 @@ def card(facts: CardFacts) -> str:
     parts = [
         f"---\n{yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)}---",
         f"# {facts.name}",
-        _summary(facts),
+        "\n\n".join([_summary(facts), *(f"> **Warning:** {warning}." for warning in facts.warnings)]),
         "## Use\n" + _usage(facts),
         "## Training\n" + _training(facts),
         "## Measures\n" + _measures(facts),

@@ -14,6 +14,7 @@ from students.jobs.register import card_facts
 from students.jobs.rerank import Note, student_folder
 
 FORMS = ("hf", "onnx", "int8")
+_EXPORTED = ("model.safetensors", "model.onnx")  # one of them is in every export
 
 
 def export_student(
@@ -25,8 +26,10 @@ def export_student(
     check: bool = True,
     dataset: str | None = None,
     run: str | None = None,
+    replace: bool = False,
     progress: Tick | None = None,
     note: Note | None = None,
+    warn: Note | None = None,
 ) -> list[dict[str, Any]]:
     """Write a student as a folder of its own, with a card that carries the measures recorded so far.
 
@@ -34,6 +37,8 @@ def export_student(
         form: ``hf``, ``onnx`` (model.onnx, fp32) or ``int8`` (model.onnx, dynamically quantised).
         check: score candidates of the store with both and report the difference; nDCG@10 too where judged.
         dataset, run: what the check scores; the only ones where not given; no check where nothing fits.
+        replace: take the place of an earlier export in that folder.
+        warn: told where the store says that the student is worse than its first stage.
 
     Returns:
         One row: what was written, and what the check measured.
@@ -44,12 +49,14 @@ def export_student(
     folder = Path(folder)
     if form not in FORMS:
         raise UsageError(f"no format {form!r}", hint=f"--format {' | '.join(FORMS)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInput(f"{folder} is there and not empty", hint="-o names a folder to make")
+    _check_place(folder, replace)
     with store.read() as con:
         student = lookup.student(con, name)
         facts = card_facts(con, student)
         on = sample(con, dataset, run, note) if check and form != "hf" else None
+    if warn is not None:
+        for warning in facts.warnings:
+            warn(warning)
     source = student_folder(store, student)
     staged = folder.with_name(f".{folder.name}.exporting")
     shutil.rmtree(staged, ignore_errors=True)
@@ -65,9 +72,30 @@ def export_student(
                 row |= compare(source, staged, student.max_length, on, progress)
         write_card(staged, facts)
         row["megabytes"] = round(sum(f.stat().st_size for f in staged.rglob("*") if f.is_file()) / 1e6, 1)
+        old = folder.with_name(f".{folder.name}.replaced")
         if folder.exists():
-            folder.rmdir()
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
         staged.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return [row]
+
+
+def _check_place(folder: Path, replace: bool) -> None:
+    """Refuse a folder that holds anything but, with `replace`, an earlier export.
+
+    Raises:
+        BadInput: then.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not any((folder / name).is_file() for name in _EXPORTED):
+        what = "is not a folder" if not folder.is_dir() else "holds something other than an exported student"
+        raise BadInput(f"{folder} {what}", hint="-o names a folder to make")
+    if not replace:
+        raise BadInput(
+            f"{folder} holds an exported student",
+            hint="--replace puts the new one in its place; or another -o",
+        )

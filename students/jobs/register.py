@@ -230,7 +230,16 @@ def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> Car
             for objective, loss, view, view_hash, steps, pairs, moved, settings, n_lists, licence, sources in stages
         ],
         measured=[Measured(*row) for row in measured],
+        warnings=warnings_of(con, student.name),
     )  # fmt: skip
+
+
+def warnings_of(con: "duckdb.DuckDBPyConnection", name: str) -> list[str]:
+    """Where the store's evaluations say that a student alone is worse than its first stage, and what is better."""
+    from labelstore.evaluation import advice  # scipy comes with it
+
+    found = (own.warning() for own in advice.of_student(con, name))
+    return [warning for warning in found if warning is not None]
 
 
 def _query(store: LabelStore, sql: str, parameters: list[Any]) -> list[dict[str, Any]]:

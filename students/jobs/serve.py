@@ -11,6 +11,7 @@ from labelstore.errors import DataMissing
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 from students.errors import ExitCode, StudentError
+from students.jobs.register import warnings_of
 from students.jobs.rerank import Note, student_folder
 
 
@@ -25,11 +26,13 @@ def serve_student(
     max_body: int = 16_000_000,
     max_waiting: int = 20_000,
     note: Note | None = None,
+    warn: Note | None = None,
 ) -> None:
     """Serve until interrupted; the store is closed before the first request.
 
     Args:
         name: a student's name, a model's folder, or a Hugging Face id.
+        warn: called if the store's evaluations say that the student is worse than its first stage.
 
     Raises:
         StudentError: the extra is not installed, or there is no such model (exit code 4); the port is taken.
@@ -48,6 +51,10 @@ def serve_student(
 
     folder, max_length, facts = _find(store, name)
     listening = _listen(host, port)
+    if warn is not None and facts:
+        with store.read() as con:
+            for warning in warnings_of(con, name.removeprefix("student:")):
+                warn(warning)
     reranker = Reranker.load(folder, precision=precision, max_length=max_length, any_size=True)
     info = {
         "model_id": name,

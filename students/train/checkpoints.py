@@ -39,6 +39,8 @@ class StageState:
     stopped_by: str | None = None  # set when the stage has ended
     log_bytes: int = 0  # length of training_log.jsonl
     sums: dict[str, float] = field(default_factory=dict)  # of the log interval that is open
+    first_spread: float | None = None  # of the scores within a validation list, before the first step
+    last_loss: float | None = None  # mean training loss of the newest log interval
     warned: list[str] = field(default_factory=list)  # diagnostics given already
 
 

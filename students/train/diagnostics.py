@@ -16,6 +16,9 @@ from students.train.validation import HIGHER_IS_BETTER
 MOVED_LITTLE = 1e-5  # relative L2 distance: one AdamW step at 1e-6 moves a base model about this far
 ABSURD = 10.0  # times the length that the weights had: no training that learns comes near
 COLLAPSED = 1e-3  # spread of the scores within a list, in logits
+COIN = math.log(2)  # RankNet's loss, for each pair, of a model that orders at random
+PLATEAU = 0.02  # a loss nearer to that than this has not left it
+USUAL_PAIRS = 7_000  # the fewest pairs of a stage after which a small model was seen to rank: benchmarks/results/students.md
 
 
 def weights_moved(model: nn.Module, start: Path) -> float:
@@ -47,6 +50,11 @@ def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> lis
                 f"stage {stage.number} ({stage.objective}): validation {stage.stop_on} never got better than before the stage "
                 f"({state.first_value:.4f}, at best {state.best_value:.4f})"
             )
+    if stage.loss == "ranknet" and state.last_loss is not None and abs(state.last_loss - COIN) < PLATEAU:
+        told.append(
+            f"stage {stage.number} ({stage.objective}): its loss ended at {state.last_loss:.3f}, and a model that orders at"
+            f" random has {COIN:.3f}; {_more(stage, state)}"
+        )
     if state.lists_skipped:
         why = " or ".join(
             {"cl": "without a positive or a negative", "kd": "without two passages in order"}[o.name]
@@ -66,6 +74,30 @@ def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> lis
 def collapsed(spread: float) -> bool:
     """Whether a model gives all passages of a list the same score."""
     return spread < COLLAPSED
+
+
+def of_collapse(stage: Stage, state: StageState, spread: float) -> str:
+    """Say that a model scores all passages of a list alike, and the likely cause.
+
+    Scores that were apart before the stage were brought together by it: the steps are too large. Scores that never
+    were apart come from too few or too small steps.
+    """
+    told = (
+        f"stage {stage.number} ({stage.objective}): scores within a list differ by {spread:.1e} at step {state.step:,}, "
+        "the model ranks nothing"
+    )
+    if state.first_spread is not None and not collapsed(state.first_spread):
+        return f"{told}; they differed before the stage, so its steps are too large: lower lr ({stage.lr:g})"
+    return f"{told} yet; {_more(stage, state)}"
+
+
+def _more(stage: Stage, state: StageState) -> str:
+    """What a stage lacks that has not begun to rank."""
+    if state.pairs < USUAL_PAIRS:
+        return f"{state.pairs:,} pairs are few, {USUAL_PAIRS:,} and more are usual: raise max_pairs or epochs"
+    if stage.lr < 1e-6:
+        return f"lr ({stage.lr:g}) is small: set it to about 1e-5"
+    return "give it easier lists (--easy 3), or look at the labels: msft teachers show"
 
 
 def length(model: nn.Module) -> float:

@@ -227,12 +227,10 @@ class StageRun:
         diagnostics.check_validation(values, stage, state.step)
         log.write(state, values)
         self._track(state, values)
-        if state.step and diagnostics.collapsed(values["valid_spread"]) and "collapsed" not in state.warned:
+        spread = values["valid_spread"]
+        if diagnostics.collapsed(spread) and "collapsed" not in state.warned and self._warm(state):
             state.warned.append("collapsed")
-            self.say(
-                f"{self.name}: scores within a list differ by {values['valid_spread']:.1e} at step {state.step:,}, "
-                f"the model ranks nothing; lower lr ({stage.lr:g}) or look at the labels"
-            )
+            self.say(diagnostics.of_collapse(stage, state, spread))
         value = values.get(f"valid_{stage.stop_on}")
         if value is None:
             raise StudentError(
@@ -241,7 +239,7 @@ class StageRun:
                 exit_code=ExitCode.USAGE,
             )
         if state.step == 0:  # to compare with; a stage ends with weights that it trained
-            state.first_value = value
+            state.first_value, state.first_spread = value, spread
             return
         higher = validation.HIGHER_IS_BETTER[stage.stop_on]
         if state.best_value is None or (value > state.best_value if higher else value < state.best_value):
@@ -252,6 +250,13 @@ class StageRun:
         state.worse += 1
         if stage.patience and state.worse >= stage.patience and state.stopped_by is None:
             state.stopped_by = "early_stopping"
+
+    def _warm(self, state: StageState) -> bool:
+        """Whether the warm-up is over: before, steps are so small that a model may well rank nothing."""
+        if state.stopped_by is not None:
+            return True
+        done = state.step if self.stage.warmup >= 1 else self._progress(state)
+        return state.step > 0 and done > self.stage.warmup
 
     @torch.inference_mode()
     def _scores(self, task: Task, lists: Lists, drawn: Draw) -> NDArray[np.float32]:
@@ -273,6 +278,7 @@ class StageRun:
         n = state.sums.pop("n", 0.0)
         values = {name: value / n for name, value in state.sums.items()} if n else {}
         state.sums = {}
+        state.last_loss = values.get("loss", state.last_loss)
         values |= {"lr": rate}
         log.write(state, values)
         self._track(state, values)

@@ -29,7 +29,7 @@ Vectors = NDArray[np.float32]
 States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids, mask -> states of all tokens
 WIDTH = 8  # texts are padded to a multiple of this
 CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 65_536  # padding counted; on a CPU of one core's batch
-CPU_CHUNK, CUDA_CHUNK = 1024, 16_384  # new texts embedded between two looks at the journal
+CPU_CHUNK, CUDA_CHUNK = 256, 16_384  # new texts of a round: what an interruption loses at most, some seconds
 REMEMBERED_BYTES = 64 << 20  # of passage vectors: about 40,000 of 384 dimensions
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from teachers.engines.base import Completion, Request
 
-CHUNK_PAIRS = 2000  # scored between two looks at the journal
+CPU_CHUNK, CUDA_CHUNK = 400, 4000  # pairs of a round: what an interruption loses at most, some seconds
 
 
 class CrossEncoderEngine:
@@ -27,10 +27,13 @@ class CrossEncoderEngine:
     context: int | None = None
 
     def __init__(self, model: str, *, precision: str = "auto", capacity: int = 64) -> None:
+        import torch
+
         from students.rerank.reranker import Reranker
 
         self.capacity = capacity
         self._reranker = Reranker.load(model, precision=precision)
+        self._most_pairs = CUDA_CHUNK if torch.cuda.is_available() else CPU_CHUNK
         self._waiting: deque[Request] = deque()
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -41,7 +44,7 @@ class CrossEncoderEngine:
             return []  # more is on its way: the batches will be fuller
         chunk: list[Request] = []
         pairs = 0
-        while self._waiting and (not chunk or pairs + len(self._waiting[0].passages) <= CHUNK_PAIRS):
+        while self._waiting and (not chunk or pairs + len(self._waiting[0].passages) <= self._most_pairs):
             chunk.append(self._waiting.popleft())
             pairs += len(chunk[-1].passages)
         if not chunk:

@@ -257,6 +257,7 @@ class Labelling:
     Attributes:
         strategy: which windows are asked.
         fuse: order by the reciprocal ranks of the teacher's order and the run's, summed.
+        fuse_weight: the teacher's share of that sum; the run has the rest.
     """
 
     job_key: str
@@ -265,6 +266,7 @@ class Labelling:
     journal: Journal
     work: Answers
     fuse: bool = False
+    fuse_weight: float = 0.5
     _words: dict[str, int] = field(default_factory=dict)  # of requests in flight that were shortened
 
     def start(self, task: Task) -> Steps:
@@ -356,8 +358,9 @@ class Labelling:
         order = result.ranked.order
         if not self.fuse:
             return order
+        own = self.fuse_weight  # doubled below, so that a half gives the plain sum
         fused = {
-            index: 1.0 / (60 + rank) + 1.0 / (60 + task.candidates[index].initial_rank)
+            index: 2 * (own / (60 + rank) + (1 - own) / (60 + task.candidates[index].initial_rank))
             for rank, index in enumerate(order, start=1)
         }
         result.scores = [fused[index] for index in range(len(task.candidates))]

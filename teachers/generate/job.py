@@ -221,7 +221,9 @@ def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str
     made, settings = running.plan, running.plan.settings
     rendering = Rendering(made.teacher, engine.tokenizer, engine.context)
     with Journal(running.folder, running.job.job_key, made.header()) as journal:
-        job = Labelling(running.job.job_key, rendering, made.strategy, journal, work, settings.fuse)
+        job = Labelling(
+            running.job.job_key, rendering, made.strategy, journal, work, settings.fuse, settings.fuse_weight
+        )
         if settings.canaries:
             running.drifted = canary.sing(engine, job, settings.canaries, sung, running.budget, running.note)
         work.begin()

@@ -141,6 +141,8 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
     parameters: dict[str, Any] = {**strategy.parameters, "depth": settings.depth}
     if settings.fuse:
         parameters["fuse"] = "reciprocal ranks with the run, k = 60"
+        if settings.fuse_weight != 0.5:  # older labelings, all of equal shares, keep their parameters
+            parameters["fuse_weight"] = settings.fuse_weight
     made = Plan(
         settings=settings,
         model=model,
@@ -209,6 +211,13 @@ def _check_engine(settings: Settings, model: models.TeacherModel, engine: str, o
         )
     if settings.fuse and engine not in POINTWISE:
         raise UsageError("--fuse is for --engine cross-encoder and bi-encoder")
+    if not 0 < settings.fuse_weight < 1:
+        raise UsageError(
+            f"--fuse-weight is {settings.fuse_weight:g}: expected a number between 0 and 1",
+            hint="--fuse-weight 0.7",
+        )
+    if settings.fuse_weight != 0.5 and not settings.fuse:
+        raise UsageError("--fuse-weight is the teacher's share in a fused order", hint="add --fuse")
     if engine in POINTWISE and (
         settings.constrained or settings.top or settings.logprobs or settings.samples > 1
     ):

@@ -57,6 +57,7 @@ class Settings:
     top: Annotated[int | None, "End each reply after the best N identifiers; needs --constrained."] = None
     logprobs: Annotated[bool, "Store the log-probabilities of identifiers as scores."] = False
     fuse: Annotated[bool, "Fuse a scoring model's order with the run's by reciprocal ranks."] = False
+    fuse_weight: Annotated[float, "The teacher's share in --fuse; the run has the rest."] = 0.5
     canaries: Annotated[
         int, "Calls repeated at each start to notice that a model has changed; 0 for none."
     ] = 3

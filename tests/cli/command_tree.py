@@ -54,6 +54,7 @@ report -o report.html
 export-store archive
 import-store archive --store copy.duckdb
 merge copy.duckdb
+queries generate --model sentences --collection mini --n 5
 """
 ENDS = """
 sql "SELECT 1"

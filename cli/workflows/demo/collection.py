@@ -242,19 +242,17 @@ class Split:
     test: int
     dev: int
     train: int
-    log: int
 
 
 def write(collection: Collection, split: Split, folder: Path) -> None:
-    """The collection as `msft data add` reads it: a folder with judged queries, and one of queries without judgments.
+    """The collection as `msft data add` reads it: docs.jsonl, queries.tsv and a file of judgments for each part.
 
-    ``judged/`` holds docs.jsonl, queries.tsv, qrels.train.txt, qrels.dev.txt and qrels.test.txt; ``log/`` holds
-    queries.tsv alone. Which query goes where is decided by a hash of its text.
+    Which query goes where is decided by a hash of its text.
 
     Raises:
         BadInput: if there are fewer docstrings than the split asks for.
     """
-    wanted = split.test + split.dev + split.train + split.log
+    wanted = split.test + split.dev + split.train
     if len(collection.docstrings) < wanted:
         raise BadInput(
             f"the installed packages have {len(collection.docstrings):,} usable docstrings, the demo needs {wanted:,}",
@@ -263,9 +261,8 @@ def write(collection: Collection, split: Split, folder: Path) -> None:
     order = sorted(
         range(len(collection.docstrings)), key=lambda n: keys.normal_hash(collection.docstrings[n].summary)
     )
-    judged, log = folder / "judged", folder / "log"
-    for each in (judged, log):
-        each.mkdir(parents=True, exist_ok=True)
+    judged = folder / "judged"
+    judged.mkdir(parents=True, exist_ok=True)
     (judged / "docs.jsonl").write_text(
         "".join(json.dumps({"doc_id": d.name, "text": d.body}) + "\n" for d in collection.docstrings),
         encoding="utf-8",
@@ -280,9 +277,6 @@ def write(collection: Collection, split: Split, folder: Path) -> None:
             "".join(f"q{n} 0 {collection.docstrings[n].name} 1\n" for n in chosen), encoding="utf-8"
         )
     (judged / "queries.tsv").write_text("".join(queries), encoding="utf-8")
-    (log / "queries.tsv").write_text(
-        "".join(_query(collection, n) for n in order[start : start + split.log]), encoding="utf-8"
-    )
 
 
 def _query(collection: Collection, number: int) -> str:

@@ -15,32 +15,31 @@ from cli.workflows.demo import summary as demo_report
 from cli.workflows.steps import Steps
 
 COLLECTION = "docstrings"
-TEST, DEV, TRAIN, LOG = (f"{COLLECTION}/{part}" for part in ("test", "dev", "train", "log"))
+TEST, DEV, TRAIN = (f"{COLLECTION}/{part}" for part in ("test", "dev", "train"))
 REGIMES = ("cl", "kd", "cl,kd")
 _ANEW = "`msft demo --fresh` replaces it; `--folder OTHER` keeps it"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of everything: ``full`` takes some five minutes of two cores, ``short`` about one."""
+    """How much of everything: ``full`` takes some eight minutes of two cores, ``short`` about one."""
 
     packages: tuple[str, ...]  # empty: all of them
     passages: int | None
     test: int
     dev: int
     train: int
-    log: int
     depth: int  # candidates that students re-rank
     labelled: int  # candidates that the teacher orders
-    pairs: int  # per training stage
+    pairs: int  # per training stage; 0: the recipe says
     settings: tuple[str, ...] = ()  # of the recipe, beside the pairs
 
 
 PROFILES = {
-    "full": Profile((), None, test=600, dev=200, train=2500, log=700, depth=20, labelled=10, pairs=7000),
+    "full": Profile((), None, test=600, dev=200, train=2500, depth=20, labelled=10, pairs=0),
     "short": Profile(
         ("python", "numpy", "networkx", "typer", "rich"),
-        1200, test=60, dev=20, train=200, log=60, depth=10, labelled=10, pairs=320, settings=("layers=2",),
+        1200, test=60, dev=20, train=200, depth=10, labelled=10, pairs=320, settings=("layers=2",),
     ),
 }  # fmt: skip
 
@@ -56,7 +55,7 @@ def demo(
         Path, typer.Option("--folder", help="The folder to work in; the store is FOLDER/demo.duckdb.")
     ] = Path("demo"),
     profile: Annotated[
-        str, typer.Option("--profile", help="full (some 5 minutes on two cores) or short (about 1).")
+        str, typer.Option("--profile", help="full (some 8 minutes on two cores) or short (about 1).")
     ] = "full",
     teacher: Annotated[
         str | None,
@@ -94,22 +93,21 @@ def run(steps: "Steps", folder: Path, profile_name: str, teacher: str | None) ->
     """Everything up to the evaluation's rows."""
     profile = PROFILES[profile_name]
     _collect(folder, profile_name)
-    judged, log = folder / "judged", folder / "log"
+    judged = folder / "judged"
     for dataset in (TRAIN, DEV, TEST):
         part = dataset.rpartition("/")[2]
         qrels = judged / f"qrels.{part}.txt"
         steps(
             "data", "add", dataset, "--from", str(judged), "--qrels", str(qrels), "--collection", COLLECTION
         )
-    steps("data", "add", LOG, "--from", str(log), "--collection", COLLECTION, "--role", "train")
-    for dataset in (TRAIN, LOG, DEV, TEST):
+    for dataset in (TRAIN, DEV, TEST):
         steps("retrieve", "--dataset", dataset, "--retriever", "bm25s", "--depth", "30")
     steps(
         "negatives", "mine", "--dataset", TRAIN, "--run", "bm25s", "--depth", "30", "--per-query", "7",
         "--name", "hard",
     )  # fmt: skip
     steps(
-        "teachers", "generate", *_teacher(teacher), "--dataset", LOG, "--run", "bm25s",
+        "teachers", "generate", *_teacher(teacher), "--dataset", TRAIN, "--run", "bm25s",
         "--depth", str(profile.labelled), "--name", "labels",
     )  # fmt: skip
     for regime in REGIMES:
@@ -155,7 +153,7 @@ def _collect(folder: Path, profile_name: str) -> None:
             f"{folder} has a demo of other docstrings, hash {held['collection_hash']}: packages have changed",
             hint=_ANEW,
         )
-    split = demo_collection.Split(profile.test, profile.dev, profile.train, profile.log)
+    split = demo_collection.Split(profile.test, profile.dev, profile.train)
     demo_collection.write(collection, split, folder)
     about = {"profile": profile_name, "collection_hash": collection.content_hash}
     record.write_text(json.dumps(about), encoding="utf-8")
@@ -163,15 +161,21 @@ def _collect(folder: Path, profile_name: str) -> None:
 
 def _teacher(named: str | None) -> list[str]:
     """The options of `teachers generate`: an LLM, or offline the cosine of MiniLM's embeddings fused with BM25."""
-    return ["--model", named] if named else ["--model", "minilm", "--engine", "bi-encoder", "--fuse"]
+    if named:
+        return ["--model", named]
+    return ["--model", "minilm", "--engine", "bi-encoder", "--fuse", "--fuse-weight", "0.7"]
 
 
 def _sources(regime: str) -> list[str]:
+    """The options of `students train` that say what it learns from.
+
+    Three passages at the bottom of each list are random ones: near candidates alone teach little in minutes.
+    """
     negatives = ["--dataset", TRAIN, "--negatives", "hard"] if "cl" in regime else []
-    return negatives + (["--labels", "labels"] if "kd" in regime else [])
+    labels = ["--labels", "labels", "--judged-first", "--stratified", "5"] if "kd" in regime else []
+    return [*negatives, *labels, "--easy", "3"]
 
 
 def _size(profile: Profile) -> list[str]:
-    if profile is PROFILES["full"]:
-        return []  # the recipe's own
-    return [a for setting in (f"max_pairs={profile.pairs}", *profile.settings) for a in ("--set", setting)]
+    pairs = (f"max_pairs={profile.pairs}",) if profile.pairs else ()
+    return [a for setting in (*pairs, *profile.settings) for a in ("--set", setting)]

@@ -78,7 +78,7 @@ def conclude(rows: Sequence[Row], minutes: float, folder: Path) -> None:
     lines = table(rows)
     first = next(line for line in lines if line["kind"] == "first_stage")
     for line in lines:
-        if line["kind"] == "student":
+        if line["kind"] in ("student", "teacher"):
             diagnostics.note(_verdict(line, first))
     best = next(line for line in lines if line["kind"] in ("student", "fused"))
     diagnostics.note(f"best: {_verdict(best, first)}")
@@ -93,7 +93,9 @@ def _verdict(line: Row, first: Row) -> str:
     p = line["p_value"]
     significant = p is not None and p < 0.05
     how = "above" if difference > 0 else "below"
-    what = "student fused with its first stage" if line["kind"] == "fused" else "student alone"
+    what = {"fused": "student fused with its first stage", "student": "student alone"}.get(
+        line["kind"], "teacher"
+    )
     return (
         f"{line['system']} ({what}): {MEASURE} {line[MEASURE]:.3f}, {abs(difference):.3f} {how} {first['system']}'s"
         f" {first[MEASURE]:.3f}"

@@ -1,7 +1,7 @@
 -- distillation: the permutations of one or more labelings, with the teacher's scores where it gives any.
 --
 -- In   chosen_datasets(dataset), chosen_labelings(labeling), protected(normal_hash) and the variables
---      statuses (list), max_repairs, depth, stratified, seed.
+--      statuses (list), max_repairs, depth, judged_first, stratified, seed.
 -- Out  lists, pairs, tally as finish.sql takes them.
 -- Left out with counts: permutations whose status or number of repairs is not taken, passages whose text the store
 -- does not hold, passages whose text is no longer the one that the teacher judged.
@@ -31,19 +31,30 @@ FROM permutation_items i JOIN offered o USING (permutation) JOIN documents d USI
 LEFT JOIN judged j ON j.dataset = o.dataset AND j.query = o.query AND j.document = i.document
 WHERE o.reason IS NULL;
 
+-- Where asked, passages that are judged relevant lead their list: above all grades, by what the assessor gave.
+ALTER TABLE items ADD COLUMN led BOOLEAN DEFAULT false;
+UPDATE items SET led = true, grade = t.top + items.relevance
+FROM (SELECT list, max(grade) AS top FROM items WHERE reason IS NULL GROUP BY list) t
+WHERE getvariable('judged_first') AND items.list = t.list AND items.reason IS NULL AND items.relevance > 0;
+
+-- The scores of a list whose order has changed no longer say it.
+UPDATE items SET score = NULL WHERE list IN (
+    SELECT list FROM items WHERE reason IS NULL GROUP BY list HAVING min(rank) FILTER (NOT led) < max(rank) FILTER (led)
+);
+
 -- Where asked, one passage from each of equal bands of the teacher's order: its head alone shows near candidates only.
 UPDATE items SET reason = 'not drawn' FROM (
     SELECT list, document FROM (
-        SELECT i.list, i.document, r.place, i.rank, salt_of(getvariable('seed'), concat(c.name, ':', q.query_id, ':', o.variant)) AS salt,
+        SELECT i.list, i.document, r.place, i.rank, i.led, salt_of(getvariable('seed'), concat(c.name, ':', q.query_id, ':', o.variant)) AS salt,
                (r.place - 1) * getvariable('stratified') // r.n AS band, r.n
         FROM items i JOIN (
-            SELECT list, document, row_number() OVER (PARTITION BY list ORDER BY rank) AS place,
+            SELECT list, document, row_number() OVER (PARTITION BY list ORDER BY led DESC, CASE WHEN led THEN -relevance END, rank) AS place,
                    count(*) OVER (PARTITION BY list) AS n
             FROM items WHERE reason IS NULL AND getvariable('stratified') IS NOT NULL
         ) r USING (list, document)
         JOIN offered o USING (list) JOIN queries q ON q.query = i.query JOIN collections c USING (collection)
     ) WHERE n > getvariable('stratified')
-    QUALIFY row_number() OVER (PARTITION BY list, band ORDER BY draw(salt, 1, place)) > 1
+    QUALIFY row_number() OVER (PARTITION BY list, band ORDER BY led DESC, draw(salt, 1, place)) > 1
 ) d WHERE items.list = d.list AND items.document = d.document;
 
 CREATE OR REPLACE TEMP TABLE lists AS
@@ -51,7 +62,8 @@ SELECT list, query, variant FROM offered
 WHERE reason IS NULL AND list IN (SELECT list FROM items WHERE reason IS NULL);
 
 CREATE OR REPLACE TEMP TABLE pairs AS
-SELECT list, document, rank::INTEGER AS place, grade::SMALLINT AS label, rank::SMALLINT AS rank, score::FLOAT AS score,
+SELECT list, document,
+       row_number() OVER (PARTITION BY list ORDER BY led DESC, CASE WHEN led THEN -relevance END, rank)::INTEGER AS place, grade::SMALLINT AS label, rank::SMALLINT AS rank, score::FLOAT AS score,
        1::FLOAT AS weight, relevance::SMALLINT AS relevance
 FROM items WHERE reason IS NULL;
 
@@ -64,3 +76,11 @@ UNION ALL SELECT 'passages', NULL, count(*), NULL FROM items
 UNION ALL SELECT 'passages', reason, count(*), min(query_id || ' ' || doc_id)
           FROM items JOIN queries USING (query) JOIN documents d USING (document)
           WHERE reason IS NOT NULL GROUP BY reason;
+
+-- How many lists hold a passage that leads them.
+INSERT INTO tally
+SELECT 'judged first', NULL, count(*), NULL FROM lists HAVING getvariable('judged_first')
+UNION ALL
+SELECT 'judged first', 'no passage of the list is judged relevant', count(*), min(query_id) FROM lists JOIN queries USING (query)
+WHERE getvariable('judged_first') AND list NOT IN (SELECT list FROM items WHERE led AND reason IS NULL)
+HAVING count(*) > 0;

@@ -182,7 +182,13 @@ class Worker:
                     Journal(self._folder, own.job_key, own.plan.header(), writer=own.name)
                 )
                 labelling = Labelling(
-                    own.job_key, rendering, own.plan.strategy, writing, self._memory, settings.fuse
+                    own.job_key,
+                    rendering,
+                    own.plan.strategy,
+                    writing,
+                    self._memory,
+                    settings.fuse,
+                    settings.fuse_weight,
                 )
                 if own.sung is not None and settings.canaries:
                     self._drifted = canary.sing(

@@ -184,3 +184,12 @@ def test_no_store_is_exit_4(tmp_path: Path, capsys) -> None:
         code, out, err = msft(capsys, *command, "--store", tmp_path / "none.duckdb")
         assert (code, out) == (4, "")
         assert "msft data add" in err
+
+
+@pytest.mark.parametrize("group", [[], ["students"], ["teachers"], ["data"], ["views"]])
+def test_a_group_without_a_command_shows_its_help(group: list[str], capsys) -> None:
+    code, out, err = msft(capsys, *group)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: {' '.join(['msft', *group])}")
+    assert msft(capsys, *group, "--help")[1] == out
+    assert msft(capsys, *group, "no-such-command")[0] == 2

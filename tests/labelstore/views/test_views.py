@@ -480,6 +480,62 @@ def test_easy_passages_are_neither_judged_nor_equal_in_text_and_a_lack_is_counte
     }
 
 
+def judge(store: LabelStore, query: int, grades: dict[int, int]) -> None:
+    """Grades for passages at these places of the teacher's order over `query` (0 is its first)."""
+    with store.write() as con:
+        for place, grade in grades.items():
+            con.execute(
+                """INSERT INTO qrels SELECT 1, p.query, i.document, ? FROM permutation_items i JOIN permutations p
+                   USING (permutation) WHERE p.query = ? AND i.rank = ? AND NOT EXISTS (FROM qrels q
+                   WHERE q.dataset = 1 AND q.query = p.query AND q.document = i.document)""",
+                [grade, query, place + 1],
+            )
+
+
+@pytest.mark.parametrize("grades", [{9: 2}, {4: 1, 7: 3}, {2: 0, 5: 1, 8: 1}, {1: 1, 0: 1}])
+def test_judged_first_leads_by_grade_and_counts_lists_without_one(store: LabelStore, grades: dict) -> None:
+    base = {"labels": ["teacher@first"]}
+    judge(store, 5, grades)
+    with store.write() as con:
+        con.execute("UPDATE permutation_items SET score = 100 - rank")
+    before = {r["query"]: r for r in read(store, views.build(store, "distillation", **base))[1]}
+    view = views.build(store, "distillation", **base, judged_first=True)
+    manifest, lists, _, _ = read(store, view)
+    led = 0
+    for row in lists:
+        plain = before[row["query"]]
+        leads = [r > 0 for r in plain["relevances"]]
+        order = sorted(range(len(leads)), key=lambda k: (not leads[k], -plain["relevances"][k] * leads[k], k))
+        assert row["passages"] == [plain["passages"][k] for k in order]
+        assert row["ranks"] == list(range(1, len(order) + 1))
+        n, labels = sum(leads), row["labels"]
+        assert labels[n:] == [plain["labels"][k] for k in order[n:]], "below them the teacher's order stands"
+        assert not n or min(labels[:n]) > max(plain["labels"])
+        assert [labels[k] > labels[k + 1] for k in range(n - 1)] == [
+            row["relevances"][k] > row["relevances"][k + 1] for k in range(n - 1)
+        ], "equal judgments are ties"
+        assert (row["scores"] is None) == (order != sorted(order)), "scores that no longer fit are left out"
+        led += bool(n)
+    assert led
+    left = len(lists) - led
+    drops = {"no passage of the list is judged relevant": left} if left else {}
+    assert manifest["more_counts"]["judged first"] == {"in": len(lists), "kept": led, "dropped": drops}
+
+
+@pytest.mark.parametrize("bands", [2, 3, 5])
+@pytest.mark.parametrize("place", [0, 3, 9])
+def test_judged_first_is_always_drawn_by_stratified(store: LabelStore, bands: int, place: int) -> None:
+    judge(store, 5, {place: 1})
+    view = views.build(
+        store, "distillation", labels=["teacher@first"], judged_first=True, stratified=bands, easy=2
+    )
+    _, lists, _, queries = read(store, view)
+    (row,) = (r for r in lists if queries[r["query"]] == "q5")
+    assert row["relevances"][0] == 1
+    assert len(row["passages"]) == bands + 2
+    assert row["labels"] == sorted(row["labels"], reverse=True)
+
+
 @pytest.mark.parametrize("bands", [2, 3, 5])
 def test_stratified_takes_one_passage_of_each_band_of_the_order(store: LabelStore, bands: int) -> None:
     every = read(store, views.build(store, "distillation", labels=["teacher@first"]))
@@ -502,6 +558,7 @@ def test_defaults_of_easy_and_stratified_keep_a_views_key(store: LabelStore) -> 
     for kind, base in BOTH:
         plain = views.build(store, kind, **base)
         assert views.build(store, kind, **base, easy=0) == plain
+    assert views.build(store, "distillation", labels=["teacher@first"], judged_first=False) == plain
     few = views.build(store, "distillation", labels=["teacher@first"], stratified=50)
     assert few == plain  # shorter lists are taken whole
 
@@ -513,6 +570,7 @@ def test_defaults_of_easy_and_stratified_keep_a_views_key(store: LabelStore) -> 
         ("distillation", {"easy": 5000}),
         ("distillation", {"stratified": 0}),
         ("contrastive", {"stratified": 3}),
+        ("contrastive", {"judged_first": True}),
         ("rerank", {"easy": 3}),
         ("contrastive", {"easy": 3, "scores": True}),
     ],

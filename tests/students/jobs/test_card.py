@@ -66,6 +66,14 @@ def test_the_body_tells_data_settings_measures_limits_and_terms():
         assert fact in body, fact
 
 
+@pytest.mark.parametrize("warnings", [[], ["x alone is worse than bm25s on d: use bm25s"], ["one", "two"]])
+def test_a_verdict_stands_above_everything_else_of_the_body(warnings):
+    _, body = split(card(facts(warnings=warnings)))
+    head = body.split("## Use")[0]
+    assert head.count("> **Warning:**") == len(warnings)
+    assert all(f"> **Warning:** {warning}.\n" in head for warning in warnings)
+
+
 @pytest.mark.parametrize("fused", ["electra-kd@bm25+bm25", "hybrid", "rrf(a,b,c)"])
 def test_each_figure_names_its_system_and_the_index_holds_the_students_own(fused):
     own = Measured("dl20", "bm25", "RR@10", 0.5, 9, "electra-kd@bm25", True)

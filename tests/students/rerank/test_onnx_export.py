@@ -9,9 +9,11 @@ import tiny_models
 from torch.torch_version import TorchVersion
 
 from labelstore.errors import BadInput, UsageError
+from labelstore.evaluation import scores as evaluation
 from students.errors import StudentError
 from students.jobs.export import export_student
 from students.jobs.register import add_student
+from students.jobs.rerank import rerank_run
 from students.rerank.onnx import FILE, OnnxScorer, export_onnx
 from students.rerank.reranker import Reranker
 
@@ -73,6 +75,47 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_overwritten(tiny, tmp
     precious: Path = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("…")
-    with pytest.raises(BadInput, match="not empty"):
-        export_student(store, "tiny", precious)
+    (tmp_path / "file").write_text("…")
+    for replace in (False, True):
+        with pytest.raises(BadInput, match="something other than an exported student"):
+            export_student(store, "tiny", precious, replace=replace)
+        with pytest.raises(BadInput, match="not a folder"):
+            export_student(store, "tiny", tmp_path / "file", replace=replace)
     assert [p.name for p in precious.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(("before", "after"), [("hf", "hf"), ("hf", "onnx"), ("onnx", "hf")])
+def test_replace_takes_the_place_of_an_export_alone(tiny, tmp_path, before, after):
+    store = made_store.make(tmp_path / "s.duckdb")
+    add_student(store, str(tiny("bert")), name="tiny", max_length=48)
+    out = tmp_path / "out"
+    export_student(store, "tiny", out, form=before, check=False)
+    (out / "left-over").write_text("of the old export")
+    with pytest.raises(BadInput) as caught:
+        export_student(store, "tiny", out, form=after, check=False)
+    assert "--replace" in str(caught.value.hint)
+    export_student(store, "tiny", out, form=after, check=False, replace=True)
+    names = {p.name for p in out.iterdir()}
+    assert ("model.safetensors" if after == "hf" else FILE) in names
+    assert "left-over" not in names
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".out")) == []
+
+
+def test_a_student_that_is_worse_is_exported_with_a_warning_and_a_card_that_says_so(tiny, tmp_path):
+    store = made_store.make(tmp_path / "s.duckdb", n_queries=40, n_documents=150)
+    add_student(store, str(tiny("bert")), name="tiny", max_length=48)
+    with store.write() as con:  # the judged passage of every query stands first in the run
+        con.execute("UPDATE datasets SET role = 'dev'")
+        con.execute(
+            """INSERT INTO qrels SELECT 1, c.query, c.document, 5 FROM candidates c JOIN runs r USING (run)
+               WHERE r.dataset = 1 AND c.rank = 1
+               AND NOT EXISTS (FROM qrels q WHERE q.query = c.query AND q.document = c.document)"""
+        )
+    rerank_run(store, student="tiny", dataset="c/train", run="first", precision="fp32")
+    evaluation.evaluate(store, "c/train", measures=["nDCG@10"])
+    told: list[str] = []
+    export_student(store, "tiny", tmp_path / "out", warn=told.append)
+    assert len(told) == 1
+    assert told[0].startswith("tiny alone is worse than first on c/train: nDCG@10 0.")
+    assert "use first" in told[0]
+    assert f"> **Warning:** {told[0]}." in (tmp_path / "out" / "README.md").read_text("utf-8")

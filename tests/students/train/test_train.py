@@ -17,6 +17,7 @@ from students.errors import StudentError
 from students.losses import get, reduce
 from students.model.encoder import CrossEncoder
 from students.recipes.read import make_recipe
+from students.train import diagnostics
 from students.train import stage as stages
 from students.train.checkpoints import StageState
 from students.train.optimiser import Bounds, learning_rate, make, set_rate
@@ -222,15 +223,44 @@ def test_a_rate_of_6e_12_is_told(recipe, views, tmp_path):
     assert "learning rate 6e-12" in told
 
 
-def test_collapsed_scores_are_told(recipe, views, tmp_path, tiny):
-    notes: list[str] = []
-    flat = CrossEncoder.load(tiny("bert"), device="cpu")
+@pytest.fixture
+def flat(tmp_path, tiny) -> str:
+    """A model that gives every pair the same score."""
+    model = CrossEncoder.load(tiny("bert"), device="cpu")
     with torch.no_grad():
-        flat.model.classifier.weight.zero_()
-    flat.save(tmp_path / "flat")
-    chosen = recipe("kd", base=str(tmp_path / "flat"), lr=1e-9)
-    train(chosen, [views["kd"]], tmp_path / "out", note=notes.append)
-    assert any("the model ranks nothing" in note and "lr (1e-09)" in note for note in notes)
+        model.model.classifier.weight.zero_()
+    model.save(tmp_path / "flat")
+    return str(tmp_path / "flat")
+
+
+@pytest.mark.parametrize("warmup", [0.1, 0.5, 9.0])
+def test_collapsed_scores_are_told_once_and_after_the_warm_up(recipe, views, tmp_path, flat, warmup):
+    notes: list[str] = []
+    chosen = recipe("kd", base=flat, lr=1e-9, warmup=warmup, valid_every=1)
+    (stage,) = train(chosen, [views["kd"]], tmp_path / "out", note=notes.append).stages
+    (told,) = [note for note in notes if "the model ranks nothing" in note]
+    step = int(told.split(" at step ")[1].split(",")[0])
+    assert step > (warmup if warmup >= 1 else warmup * stage["steps"])
+    assert "pairs are few" in told
+    (coin,) = [note for note in notes if "orders at random has 0.693" in note]
+    assert "pairs are few" in coin
+
+
+@pytest.mark.parametrize(
+    ("first", "pairs", "lr", "cause"),
+    [
+        (0.4, 20_000, 1e-3, "too large: lower lr (0.001)"),
+        (0.4, 100, 5e-4, "too large: lower lr (0.0005)"),
+        (1e-5, 900, 1e-4, "900 pairs are few"),
+        (None, 20_000, 1e-8, "lr (1e-08) is small"),
+        (0.0, 20_000, 1e-4, "--easy 3"),
+    ],
+)
+def test_the_likely_cause_of_scores_that_are_alike_is_named(first, pairs, lr, cause):
+    state = StageState(1, step=50, pairs=pairs, first_spread=first)
+    told = diagnostics.of_collapse(make_recipe({"regime": "kd", "lr": lr}).stages[0], state, 1e-6)
+    assert cause in told
+    assert "the model ranks nothing" in told
 
 
 def test_skipped_lists_and_cut_pairs_are_counted_and_told(recipe, tmp_path):

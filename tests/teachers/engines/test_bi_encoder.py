@@ -11,7 +11,7 @@ import torch
 
 from students.errors import StudentError
 from teachers.engines.base import Request
-from teachers.engines.bi_encoder import BiEncoderEngine, Embedded, Vectors
+from teachers.engines.bi_encoder import CPU_CHUNK, BiEncoderEngine, Embedded, Vectors
 from teachers.errors import TeacherError
 
 
@@ -115,6 +115,21 @@ def test_what_is_remembered_is_bounded_and_changes_no_score(engine: BiEncoderEng
     assert engine.n_embedded == before + 1, "the query alone"
     assert scores(texts) == pytest.approx(first, abs=1e-6)
     assert all(own.vector.base is None for own in engine._known.values()), "no row keeps its batch alive"
+
+
+@pytest.mark.parametrize("per_query", [1, 20, 100])
+def test_a_round_is_small_so_that_an_interruption_loses_little(
+    engine: BiEncoderEngine, per_query: int
+) -> None:
+    texts = [f"passage {n}" for n in range(40 * per_query)]
+    shown = [texts[n * per_query : (n + 1) * per_query] for n in range(40)]
+    engine.submit(requests([f"q{n}" for n in range(40)], shown))
+    done, rounds = 0, 0
+    while completions := engine.poll(0.5):
+        done, rounds = done + len(completions), rounds + 1
+        assert sum(len(shown[c.ticket]) + 1 for c in completions) <= CPU_CHUNK + per_query + 1
+    assert done == 40
+    assert rounds == pytest.approx(40 * (per_query + 1) / CPU_CHUNK, abs=2)
 
 
 def test_a_full_engine_answers_at_once(engine: BiEncoderEngine) -> None:

@@ -284,6 +284,7 @@ def test_tampered_text_asks_again(store: LabelStore) -> None:
         ({"top": 5}, UsageError, "--top"),
         ({"prompt": "none@1"}, TeacherError, "prompt"),
         ({"fuse": True}, UsageError, "--fuse"),
+        ({"fuse_weight": 0.7}, UsageError, "--fuse-weight"),
     ],
 )
 def test_bad_settings_leave_the_store_as_it_was(
@@ -376,7 +377,8 @@ def test_a_scoring_teacher_ranks_by_its_scores(store: LabelStore, tmp_path: Path
     assert rows(store, "SELECT strategy FROM labelings") == [("pointwise",)]
 
 
-def test_fusion_is_reciprocal_ranks_with_the_run(store: LabelStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.2, 0.9])
+def test_fusion_is_reciprocal_ranks_with_the_run(store: LabelStore, tmp_path: Path, share: float) -> None:
     folder = tmp_path / "scorer"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]}))
@@ -386,10 +388,16 @@ def test_fusion_is_reciprocal_ranks_with_the_run(store: LabelStore, tmp_path: Pa
         reverse["d"] += 1.0
         return reverse["d"]
 
-    run(store, scoring(score), model=str(folder), limit=1, fuse=True)
+    run(store, scoring(score), model=str(folder), limit=1, fuse=True, fuse_weight=share)
     found = rows(store, "SELECT initial_rank, score FROM permutation_items ORDER BY rank")
     n = len(found)
     assert n == 40
     for initial, value in found:
-        assert value == pytest.approx(1 / (60 + initial) + 1 / (60 + n + 1 - initial), rel=1e-6)
-    assert {initial for initial, _ in found[:2]} == {1, n}
+        teacher, first = 1 / (60 + n + 1 - initial), 1 / (60 + initial)
+        assert value == pytest.approx(2 * (share * teacher + (1 - share) * first), rel=1e-6)
+    if share == 0.5:
+        assert {initial for initial, _ in found[:2]} == {1, n}
+    else:
+        assert found[0][0] == (n if share > 0.5 else 1)
+    ((parameters,),) = rows(store, "SELECT parameters ->> 'fuse_weight' FROM labelings")
+    assert parameters == (None if share == 0.5 else str(share)), "older labelings keep their parameters"

@@ -1,0 +1,263 @@
+"""A sweep of recipes on development queries alone: labels, lists, losses, rates, sizes. It goes on where it stopped.
+
+    python -m benchmarks.recipes [--folder recipes] [--data ../shared/data] [--collections docstrings,cranfield]
+        [--trials base,easy-0] [--seeds 1] [--pairs 3500] [--minutes 60] [--table]
+
+Collections: the demo's docstrings and those of ../shared/data. Queries of a collection without parts are split by a hash
+of their text: a third is never used, a third is developed on, a third is learnt from. Test queries are not read.
+A trial is a change to the base recipe below; with one seed it is a hint, with three a result. Each trial is one line of
+FOLDER/trials.jsonl, with its error where it failed; --table prints them as Markdown and trains nothing.
+"""
+
+import argparse
+import gzip
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.real_students import Commands
+from labelstore.store import keys
+
+BM25 = "bm25s"
+DEPTH = 20  # candidates labelled and re-ranked
+CLASSIC = ("cranfield", "cisi", "vaswani")
+COLLECTIONS = ("docstrings", *CLASSIC, "nfcorpus")
+PARTS = ("train", "dev", "unused")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a student is trained with; the defaults are the base that other trials differ from in one thing."""
+
+    share: float = 0.7  # of the teacher's order in the labels; BM25 has the rest
+    stratified: int = 5
+    easy: int = 3
+    judged_first: bool = False
+    sentences: int = 0  # pseudo-queries beside the real ones
+    settings: dict[str, Any] = field(
+        default_factory=lambda: {"lr": 2e-4, "lists": 4, "group_size": 8, "max_length": 128}
+    )
+
+    def of(self, **settings: Any) -> "Trial":
+        """The same trial with other settings of the recipe."""
+        return replace(self, settings={**self.settings, **settings})
+
+
+BASE = Trial()
+TRIALS: dict[str, Trial] = {
+    "base": BASE,
+    "easy-0": replace(BASE, easy=0, stratified=8),  # as many passages a list
+    "easy-1": replace(BASE, easy=1, stratified=7),
+    "share-0.5": replace(BASE, share=0.5),
+    "share-0.9": replace(BASE, share=0.9),
+    "judged-first": replace(BASE, judged_first=True),
+    "sentences": replace(BASE, sentences=1000),
+    "depth-10": BASE.of(depth=10),
+    "group-4": BASE.of(group_size=4, lists=8),
+    "lr-1e-4": BASE.of(lr=1e-4),
+    "lr-4e-4": BASE.of(lr=4e-4),
+    "listmle": BASE.of(loss="listmle"),
+    "kl": BASE.of(loss="kl"),
+    "lambda": BASE.of(loss="lambda"),
+    "64-tokens": BASE.of(max_length=64),
+    "layers-3": BASE.of(layers=3),
+}
+
+
+# ------------------------------------------------------------------------------------------------------ collections
+def prepare(msft: Commands, name: str, data: Path, folder: Path) -> None:
+    """A collection's training and development queries in its store, ranked by BM25."""
+    source = _docstrings(folder) if name == "docstrings" else data / name
+    made = folder / name
+    for part in PARTS[:2]:
+        qrels = made / f"qrels.{part}.txt"
+        if not qrels.is_file():
+            made.mkdir(parents=True, exist_ok=True)
+            qrels.write_text("".join(_judgments(source, part)), encoding="utf-8")
+        msft(
+            "data", "add", f"{name}/{part}", "--from", str(source), "--qrels", str(qrels.resolve()),
+            "--collection", name, "--role", part,
+        )  # fmt: skip
+        msft("retrieve", "--dataset", f"{name}/{part}", "--retriever", BM25, "--depth", str(DEPTH))
+
+
+def _judgments(source: Path, part: str) -> Iterator[str]:
+    """The TREC lines of a part: the collection's own, or those of the queries that the hash puts there."""
+    own = next(source.glob(f"qrels.{part}.txt*"), None)
+    if own is not None:
+        yield from _lines(own)
+        return
+    texts = dict(line.rstrip("\n").split("\t", 1) for line in _lines(next(source.glob("queries.tsv*"))))
+    for line in _lines(next(source.glob("qrels.txt*"))):
+        text = texts.get(line.split()[0])
+        if text is not None and PARTS[keys.normal_hash(text) % len(PARTS)] == part:
+            yield line
+
+
+def _lines(file: Path) -> Iterator[str]:
+    with (
+        gzip.open(file, "rt", encoding="utf-8")
+        if file.suffix == ".gz"
+        else file.open(encoding="utf-8") as lines
+    ):
+        yield from lines
+
+
+def _docstrings(folder: Path) -> Path:
+    """The demo's collection; its test queries are written, and read by no step."""
+    from cli.workflows.demo import collection
+
+    if not (folder / "judged").is_dir():
+        collection.write(collection.build(), collection.Split(600, 1000, 2500), folder)
+    return folder / "judged"
+
+
+# ----------------------------------------------------------------------------------------------------------- trials
+def labelled(msft: Commands, name: str, trial: Trial) -> list[str]:
+    """The labelings that a trial learns from; what is labelled already is taken."""
+    wanted = [(f"{name}/train", f"labels-{trial.share:g}")]
+    if trial.sentences:
+        dataset = f"{name}/sentences-{trial.sentences}"
+        msft(
+            "queries", "generate", "--model", "sentences", "--collection", name, "--n", str(trial.sentences),
+            "--name", dataset,
+        )  # fmt: skip
+        msft("retrieve", "--dataset", dataset, "--retriever", BM25, "--depth", str(DEPTH))
+        wanted.append((dataset, f"sentences-{trial.sentences}-{trial.share:g}"))
+    for dataset, labels in wanted:
+        msft(
+            "teachers", "generate", "--model", "minilm", "--engine", "bi-encoder", "--fuse", "--fuse-weight",
+            f"{trial.share:g}", "--dataset", dataset, "--run", BM25, "--depth", str(DEPTH), "--name", labels,
+        )  # fmt: skip
+    return [labels for _, labels in wanted]
+
+
+def run(msft: Commands, name: str, key: str, trial: Trial, seed: int, pairs: int) -> Row:
+    """Train one student and measure it, alone and fused, on development queries."""
+    labels = labelled(msft, name, trial)
+    student = f"{key}-s{seed}-p{pairs}"
+    began = time.monotonic()
+    msft(
+        "students", "train", "--recipe", "small", "--regime", "kd", *(a for own in labels for a in ("--labels", own)),
+        "--stratified", str(trial.stratified), *(["--easy", str(trial.easy)] if trial.easy else []),
+        *(["--judged-first"] if trial.judged_first else []), "--name", student, "--seed", str(seed),
+        *(a for k, v in {**trial.settings, "max_pairs": pairs}.items() for a in ("--set", f"{k}={v}")),
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    rows = msft.rows(
+        "eval", "--dataset", f"{name}/dev", "--student", student, "--depth", str(DEPTH), "--fuse",
+        "--measure", "RR@10" if name == "docstrings" else "nDCG@10",
+    )  # fmt: skip
+    kinds = {row["kind"]: row for row in rows}
+    return {
+        "seconds": round(seconds, 1),
+        "measure": rows[0]["measure"],
+        "queries": rows[0]["n_queries"],
+        **{kind: round(row["value"], 4) for kind, row in kinds.items()},
+        "p_student": kinds["student"]["p_value"],
+        "p_fused": kinds["fused"]["p_value"],
+    }
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Run what is not done yet, seed by seed, trial by trial, until the minutes are over."""
+    file = arguments.folder / "trials.jsonl"
+    done = {_key(row) for row in read(file)}
+    end = time.monotonic() + 60 * arguments.minutes
+    prepared: set[str] = set()
+    for seed in arguments.seeds:
+        for key in arguments.trials:
+            for name in arguments.collections:
+                row: Row = {"collection": name, "trial": key, "seed": seed, "pairs": arguments.pairs}
+                if _key(row) in done:
+                    continue
+                if time.monotonic() > end:
+                    print(
+                        f"the {arguments.minutes:g} minutes are over; the same call goes on", file=sys.stderr
+                    )
+                    return
+                msft = Commands(arguments.folder / f"{name}.duckdb")
+                if name not in prepared:
+                    prepare(msft, name, arguments.data, arguments.folder)
+                    prepared.add(name)
+                try:
+                    row |= run(msft, name, key, TRIALS[key], seed, arguments.pairs)
+                except SystemExit as error:  # kept beside the others: a recipe that fails is a finding
+                    row["error"] = f"exit {error.code}: {msft.lines[-1]}"
+                with file.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(row) + "\n")
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["collection"], row["trial"], row["seed"], row["pairs"]
+
+
+def read(file: Path) -> list[Row]:
+    """All trials so far."""
+    return [json.loads(line) for line in _lines(file)] if file.is_file() else []
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a line for each collection, number of pairs and trial, means over seeds, best student first."""
+    lines = [
+        "| collection | pairs | trial | seeds | BM25 | teacher | student | fused | failed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, int, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["collection"], row["pairs"], row["trial"]), []).append(row)
+
+    def mean(own: list[Row], kind: str) -> float | None:
+        values = [row[kind] for row in own if row.get(kind) is not None]
+        return statistics.mean(values) if values else None
+
+    order = sorted(groups, key=lambda k: (k[0], k[1], -(mean(groups[k], "student") or 0.0)))
+    for key in order:
+        own = groups[key]
+        values = [mean(own, kind) for kind in ("first_stage", "teacher", "student", "fused")]
+        shown = " | ".join("" if value is None else f"{value:.4f}".removeprefix("0") for value in values)
+        failed = sum("error" in row for row in own)
+        lines.append(f"| {key[0]} | {key[1]:,} | {key[2]} | {len(own)} | {shown} | {failed or ''} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path("recipes"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--collections", type=_names(COLLECTIONS), default=list(COLLECTIONS))
+    parser.add_argument("--trials", type=_names(tuple(TRIALS)), default=list(TRIALS))
+    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[1])
+    parser.add_argument("--pairs", type=int, default=3_500)
+    parser.add_argument("--minutes", type=float, default=60.0, help="no trial begins after these")
+    parser.add_argument("--table", action="store_true", help="print what is done and train nothing")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    if not arguments.table:
+        sweep(arguments)
+    rows = read(arguments.folder / "trials.jsonl")
+    print(table(rows))
+    print(json.dumps({"trials": len(rows), "failed": sum("error" in row for row in rows)}))
+
+
+def _names(known: tuple[str, ...]) -> Any:
+    def names(text: str) -> list[str]:
+        chosen = text.split(",")
+        unknown = [name for name in chosen if name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
+        return chosen
+
+    return names
+
+
+if __name__ == "__main__":
+    main()
