@@ -47,19 +47,15 @@ class Contrastive:
 class Distillation:
     """Parameters of a distillation view.
 
-        Args:
-            statuses: statuses of the permutations that are used.
-            max_repairs: the most repairs of a permutation that is used.
-            depth: teacher ranks below this are left out; None takes all.
-    <<<<<<< HEAD
-            min_passages: the fewest passages of a list after all filters.
-    =======
-            min_passages: lists shorter than this after everything was left out are left out too.
-            judged_first: passages that are judged relevant lead their list, the higher grade first. The scores of a list
-                that changes are left out, since they no longer fit its order.
-    >>>>>>> c2e3299 (Students that win: judged passages lead lists; the teacher's share and its own row; eval says what to use; warnings of export, serve and card; pseudo-queries; a sweep of recipes)
-            stratified: passages per list, one drawn from each of so many equal bands of the teacher's order; None takes all.
-            easy: random passages of the collection in each list, tied below those that the teacher ranked.
+    Args:
+        statuses: statuses of the permutations that are used.
+        max_repairs: the most repairs of a permutation that is used.
+        depth: teacher ranks below this are left out; None takes all.
+    min_passages: the fewest passages of a list after all filters.
+    judged_first: passages that are judged relevant lead their list, the higher grade first. A list that changes loses
+        its scores, since they no longer fit its order.
+        stratified: passages per list, one drawn from each of so many equal bands of the teacher's order; None takes all.
+        easy: random passages of the collection in each list, tied below those that the teacher ranked.
     """
 
     statuses: tuple[str, ...] = ("ok", "repaired")
