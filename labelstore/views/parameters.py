@@ -51,9 +51,9 @@ class Distillation:
         statuses: statuses of the permutations that are used.
         max_repairs: the most repairs of a permutation that is used.
         depth: teacher ranks below this are left out; None takes all.
-    min_passages: the fewest passages of a list after all filters.
-    judged_first: passages that are judged relevant lead their list, the higher grade first. A list that changes loses
-        its scores, since they no longer fit its order.
+        min_passages: the fewest passages of a list after all filters.
+        judged_first: passages that are judged relevant lead their list, the higher grade first. A list that changes loses
+            its scores, since they no longer fit its order.
         stratified: passages per list, one drawn from each of so many equal bands of the teacher's order; None takes all.
         easy: random passages of the collection in each list, tied below those that the teacher ranked.
     """
