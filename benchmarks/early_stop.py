@@ -32,6 +32,7 @@ from typing import Any
 from benchmarks.labelling_store import WORDS, make
 from benchmarks.real_lists import DATA, Candidates, candidates, rows
 from benchmarks.teachers import BATCH, ragged
+from msft.kendall import kendall_tau
 from teachers.strategies import by_name as windows
 
 Row = dict[str, Any]
@@ -110,7 +111,7 @@ def replayed(data: Path, tops: Sequence[int]) -> Row:
         for top in tops:
             stopped, fewer = orders(lists, ranked, name, top)
             row[f"{name}_top_{top}_ndcg10_loss"] = row[f"{name}_ndcg10"] - lists.ndcg(stopped)
-            row[f"{name}_top_{top}_tau"] = statistics.fmean(map(tau, whole, stopped))
+            row[f"{name}_top_{top}_tau"] = statistics.fmean(map(kendall_tau, whole, stopped))
             row[f"{name}_top_{top}_named_share"] = fewer / named
     return row
 
@@ -155,12 +156,6 @@ def orders(
         place = {candidate: rank for rank, candidate in enumerate(final.order)}
         scores.append([-float(place[candidate]) for candidate in range(len(ids))])
     return scores, named
-
-
-def tau(one: Sequence[float], other: Sequence[float]) -> float:
-    from scipy.stats import kendalltau
-
-    return float(kendalltau(one, other).statistic)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from labelstore import retrieval
-from labelstore.datasets.add import Request
+from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import DataMissing
 from labelstore.evaluation import scores as evaluation
@@ -43,7 +43,7 @@ def main() -> None:
 
 def _measure(folder: Path, name: str, store: LabelStore) -> dict[str, Any]:
     qrels = next(folder.glob("qrels.txt*"))
-    add_folder(store, folder, Request(name=name, judged_only=True), qrels)
+    add_folder(store, folder, NewDataset(name=name, judged_only=True), qrels)
     found: dict[str, Any] = {}
     retrievers: dict[str, Callable[[], object]] = {
         "bm25s": lambda: retrieval.retrieve(store, name, Bm25s(), DEPTH, name="bm25s"),

@@ -60,11 +60,11 @@ def _store(folder: Path) -> Any:
 
 def add(folder: Path, shape: Shape) -> Row:
     """Documents, queries and judgments into an empty store."""
-    from labelstore.datasets.add import Request
+    from labelstore.datasets.add import NewDataset
     from labelstore.datasets.from_folder import add_folder
 
     started = time.perf_counter()
-    add_folder(_store(folder), folder, Request(DATASET, role="train"))
+    add_folder(_store(folder), folder, NewDataset(DATASET, role="train"))
     seconds = time.perf_counter() - started
     return {"documents_seconds": seconds, "documents_per_second": shape.passages / seconds}
 

@@ -165,9 +165,9 @@ def label(store: Any, model: Path, engine: Any, queries: int, **scheduling: Any)
 # ------------------------------------------------------------------------------------------------ without model
 def scripted(folder: Path, options: argparse.Namespace, queries: int | None = None) -> Row:
     """A job whose engine answers at once: what everything but the model takes."""
-    from teachers.engines.scripted import ScriptedEngine
     from teachers.generate.job import generate
     from teachers.generate.settings import Settings
+    from tests.helpers.scripted_engine import ScriptedEngine
 
     number = queries or options.scripted_queries
     store = make(folder / "s.duckdb", number)
@@ -193,9 +193,9 @@ def prepared_replies(n: int, number: int = 1009) -> Callable[[Any], str]:
 
 def memory(folder: Path, options: argparse.Namespace, queries: int) -> Row:
     """Peak memory of a scripted job; the store is made by another process, which needs memory of its own."""
-    from teachers.engines.scripted import ScriptedEngine, hashed_order
     from teachers.generate.job import generate
     from teachers.generate.settings import Settings
+    from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
     path = folder / f"memory-{queries}.duckdb"
     made = f"from pathlib import Path; from benchmarks.labelling_store import make; make(Path({str(path)!r}), {queries})"

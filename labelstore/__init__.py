@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from labelstore.runs.import_run import import_run
     from labelstore.store.label_store import LabelStore
     from labelstore.upkeep.archive import export_store, import_store
-    from labelstore.upkeep.merge.job import merge
+    from labelstore.upkeep.merge.job import merge_stores
     from labelstore.upkeep.verify.verify import verify
     from labelstore.views.build import build as build_view
     from labelstore.views.build import folder_of as view_folder
@@ -40,7 +40,7 @@ __all__ = [
     "export_store",
     "import_run",
     "import_store",
-    "merge",
+    "merge_stores",
     "mine_negatives",
     "retrieve",
     "sql",
@@ -59,7 +59,7 @@ _HOMES = {
     "export_store": "upkeep.archive:export_store",
     "import_run": "runs.import_run:import_run",
     "import_store": "upkeep.archive:import_store",
-    "merge": "upkeep.merge.job:merge",
+    "merge_stores": "upkeep.merge.job:merge_stores",
     "mine_negatives": "negatives.mine:mine",
     "retrieve": "retrieval:retrieve",
     "sql": "analyses.ask:sql",

@@ -55,6 +55,7 @@ def sql(
     """Ask the store in SQL; --write allows changes, --files allows access to files."""
     from labelstore.analyses import ask as queries
     from labelstore.errors import UsageError
+    from msft.key_values import key_values
 
     if list_queries:
         rows = [{"name": f"@{name}", "answers": about} for name, about in queries.shipped().items()]
@@ -62,12 +63,7 @@ def sql(
         return
     if not query:
         raise UsageError("the query is missing", hint='msft sql "SELECT * FROM results", or --list')
-    parameters = {}
-    for item in param or []:
-        name, sign, value = item.partition("=")
-        if not sign:
-            raise UsageError(f"--param {item}: expected NAME=VALUE", hint="--param dataset=dl19")
-        parameters[name] = value
+    parameters = key_values("--param", param or [], "dataset=dl19")
     limit = limit if limit is not None else 0 if output else DEFAULT_LIMIT
     if limit < 0:
         raise UsageError(f"--limit {limit}: expected 0 or more", hint="--limit 0 prints all rows")

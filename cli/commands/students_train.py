@@ -1,9 +1,8 @@
 """`msft students train`: a regime over views of the store, on this machine."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -99,6 +98,7 @@ def train(context: Context, options: Train) -> None:
     Several datasets, negatives and labelings make one view, across collections. Run the same command again to continue
     an interrupted training. The store is open only before and after the training.
     """
+    from msft.key_values import key_values, toml_value
     from students.jobs.register import stage_rows
     from students.jobs.train import Sources, train_student
 
@@ -111,30 +111,8 @@ def train(context: Context, options: Train) -> None:
             sources=Sources(**vars(options.names), view_parameters=given(options.views)),
             name=options.name,
             recipe=recipe if recipe is None or not Path(recipe).suffix else Path(recipe),
-            settings=given(options.settings) | _settings(options.more),
+            settings=given(options.settings) | key_values("--set", options.more, "clip=10", toml_value),
             progress=tick,
             note=diagnostics.note,
         )
     render.rows(stage_rows(context.store, student.name), context.format, STAGE_COLUMNS)
-
-
-def _settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` as TOML has values: ``clip=10``, ``schedule="cosine"``; bare words are text.
-
-    Raises:
-        UsageError: without ``=``.
-    """
-    import tomllib
-
-    from labelstore.errors import UsageError
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, value = pair.partition("=")
-        if not sign or not key:
-            raise UsageError(f"--set {pair}: expected KEY=VALUE", hint="--set clip=10 --set schedule=cosine")
-        try:
-            found[key.strip()] = tomllib.loads(f"x = {value}")["x"]
-        except tomllib.TOMLDecodeError:
-            found[key.strip()] = value
-    return found

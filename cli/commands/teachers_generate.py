@@ -1,8 +1,6 @@
 """`msft teachers generate`: label a run with a teacher."""
 
-import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,9 +55,13 @@ def add_generate(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """Label a run's candidates with a teacher; run the command again to go on where it stopped."""
+        from msft.key_values import json_value, key_values
         from teachers.generate.job import generate as label
 
-        settings = replace(options, engine_arguments=_engine_arguments(engine_arg))
+        settings = replace(
+            options,
+            engine_arguments=key_values("--engine-arg", engine_arg, "tensor_parallel_size=2", json_value),
+        )
         if dry_run:
             from teachers.generate.dry_run import forecast
 
@@ -135,25 +137,3 @@ def raise_if_left(result: "Labelled") -> None:
     error = result.partly_done()
     if error is not None:
         raise error
-
-
-def _engine_arguments(given: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE pairs; values read as JSON where they are (2, 0.5, true), as text otherwise.
-
-    Raises:
-        UsageError: for one without ``=``.
-    """
-    from labelstore.errors import UsageError
-
-    arguments: dict[str, Any] = {}
-    for pair in given:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(
-                f"--engine-arg {pair!r} expected KEY=VALUE", hint="--engine-arg tensor_parallel_size=2"
-            )
-        try:
-            arguments[key] = json.loads(value)
-        except ValueError:
-            arguments[key] = value
-    return arguments

@@ -124,7 +124,7 @@ def merge(
     """Unite another store with this one. What both have is kept once; if they contradict, nothing is changed."""
     from labelstore.store.label_store import LabelStore
     from labelstore.upkeep.merge.job import Contradictory
-    from labelstore.upkeep.merge.job import merge as unite
+    from labelstore.upkeep.merge.job import merge_stores as unite
 
     theirs = LabelStore(other)
     waiting = sorted((theirs.files / "journal").glob("*.calls"))

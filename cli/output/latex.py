@@ -1,6 +1,7 @@
 """LaTeX tables (booktabs): any list of rows, and systems with the usual superscripts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from string import ascii_lowercase
 from typing import Any
 
@@ -44,58 +45,75 @@ def comparison(rows: Sequence[Mapping[str, Any]], p_column: str, correction: str
         correction: its name, for the caption.
     """
     systems = list(dict.fromkeys(name for row in rows for name in (row["baseline"], row["system"])))
-    columns = list(dict.fromkeys((row["dataset"], row["measure"]) for row in rows))
-    values: dict[tuple[str, str], dict[str, float]] = {column: {} for column in columns}
-    beaten: dict[tuple[str, str], dict[str, set[str]]] = {column: {} for column in columns}
-    equal: dict[tuple[str, str], dict[str, set[str]]] = {column: {} for column in columns}
-    for row in rows:
-        column, one, other = (row["dataset"], row["measure"]), row["system"], row["baseline"]
-        values[column] |= {one: row["value"], other: row["baseline_value"]}
-        if row["verdict"] == "equivalent":
-            equal[column].setdefault(one, set()).add(other)
-            equal[column].setdefault(other, set()).add(one)
-        if row[p_column] < ALPHA and row["difference"]:
-            winner, loser = (one, other) if row["difference"] > 0 else (other, one)
-            beaten[column].setdefault(winner, set()).add(loser)
     marks = dict(zip(systems, _marks(len(systems)), strict=True))
+    columns = _columns(rows, p_column)
     several = len({dataset for dataset, _ in columns}) > 1
     lines = [["", "System", *(escape(f"{d} {m}" if several else m) for d, m in columns)]]
-    for name in systems:
-        line = [marks[name], escape(name)]
-        for column in columns:
-            if name not in values[column]:
-                line.append("--")
-                continue
-            best = values[column][name] == max(values[column].values())
-            number = f"{values[column][name]:.3f}"
-            above = _joined(marks, beaten[column].get(name, set()))
-            below = _joined(marks, equal[column].get(name, set()))
-            line.append(
-                "$"
-                + (rf"\mathbf{{{number}}}" if best else number)
-                + (rf"^{{{above}}}" if above else "")
-                + (rf"_{{\equiv {below}}}" if below else "")
-                + "$"
-            )
-        lines.append(line)
-    sizes = sorted({row["family_size"] for row in rows})
-    margin = rows[0]["margin"]
-    caption = (
-        f"Superscripts: significantly better than that system (two-sided paired test, {correction}-corrected over"
-        f" {' or '.join(map(str, sizes))} comparison{'s' if sizes[-1] > 1 else ''}, $p<{ALPHA:g}$)."
-        rf" Subscripts: equivalent within $\pm{margin:g}$ (TOST, $p<{ALPHA:g}$)."
-    )
-    where = ", ".join(
-        f"{d}: {n} queries" for d, n in {row["dataset"]: row["n_queries"] for row in rows}.items()
-    )
+    lines += [
+        [marks[name], escape(name), *(column.cell(name, marks) for column in columns.values())]
+        for name in systems
+    ]
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{caption} {escape(where)}.}}",
+            rf"\caption{{{_caption(rows, correction)}.}}",
             _tabular("ll" + "l" * len(columns), lines, escaped=True),
             r"\end{table}",
         ]
+    )
+
+
+@dataclass
+class _Column:
+    """One measure on one dataset: each system's value, and the systems that it beats or is equivalent to."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    beaten: dict[str, set[str]] = field(default_factory=dict)
+    equal: dict[str, set[str]] = field(default_factory=dict)
+
+    def cell(self, name: str, marks: Mapping[str, str]) -> str:
+        """A system's value, the best one bold, with its marks."""
+        if name not in self.values:
+            return "--"
+        best = self.values[name] == max(self.values.values())
+        number = f"{self.values[name]:.3f}"
+        above = _joined(marks, self.beaten.get(name, set()))
+        below = _joined(marks, self.equal.get(name, set()))
+        return (
+            "$"
+            + (rf"\mathbf{{{number}}}" if best else number)
+            + (rf"^{{{above}}}" if above else "")
+            + (rf"_{{\equiv {below}}}" if below else "")
+            + "$"
+        )
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], p_column: str) -> dict[tuple[str, str], _Column]:
+    """(dataset, measure) -> its column."""
+    columns: dict[tuple[str, str], _Column] = {}
+    for row in rows:
+        column = columns.setdefault((row["dataset"], row["measure"]), _Column())
+        one, other = row["system"], row["baseline"]
+        column.values |= {one: row["value"], other: row["baseline_value"]}
+        if row["verdict"] == "equivalent":
+            column.equal.setdefault(one, set()).add(other)
+            column.equal.setdefault(other, set()).add(one)
+        if row[p_column] < ALPHA and row["difference"]:
+            winner, loser = (one, other) if row["difference"] > 0 else (other, one)
+            column.beaten.setdefault(winner, set()).add(loser)
+    return columns
+
+
+def _caption(rows: Sequence[Mapping[str, Any]], correction: str) -> str:
+    sizes = sorted({row["family_size"] for row in rows})
+    where = ", ".join(
+        f"{d}: {n} queries" for d, n in {row["dataset"]: row["n_queries"] for row in rows}.items()
+    )
+    return (
+        f"Superscripts: significantly better than that system (two-sided paired test, {correction}-corrected over"
+        f" {' or '.join(map(str, sizes))} comparison{'s' if sizes[-1] > 1 else ''}, $p<{ALPHA:g}$)."
+        rf" Subscripts: equivalent within $\pm{rows[0]['margin']:g}$ (TOST, $p<{ALPHA:g}$). {escape(where)}"
     )
 
 

@@ -11,16 +11,17 @@ from typing import Any
 import duckdb
 
 from labelstore.datasets import catalog
-from labelstore.datasets.staging import NO_TEXT, UNJUDGED, Staging, Step
+from labelstore.datasets.staging import NO_TEXT, UNJUDGED, ReadCounts, Staging
 from labelstore.errors import BadInput, UsageError
 from labelstore.provenance import record as provenance
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore, next_id
 from labelstore.store.row_hashes import qrels_hash
+from labelstore.store.rows import fetch
 
 
 @dataclass(frozen=True)
-class Request:
+class NewDataset:
     """What `data add` adds.
 
     Attributes:
@@ -49,12 +50,12 @@ class Added:
     dataset: str
     collection: str
     role: str
-    steps: list[Step]
+    steps: list[ReadCounts]
     changed: bool
     notes: list[str]
 
 
-def merge(store: LabelStore, stage: Staging, request: Request) -> Added:
+def merge_dataset(store: LabelStore, stage: Staging, request: NewDataset) -> Added:
     """Check a finished staging file against the store and merge it: one transaction, or nothing.
 
     Raises:
@@ -86,7 +87,7 @@ class _Merge:
     """One merge, step by step over the writing connection."""
 
     def __init__(
-        self, con: duckdb.DuckDBPyConnection, job: provenance.Job, stage: Staging, request: Request
+        self, con: duckdb.DuckDBPyConnection, job: provenance.Job, stage: Staging, request: NewDataset
     ) -> None:
         self.con, self.job, self.stage, self.request = con, job, stage, request
         self.steps = stage.steps
@@ -143,7 +144,7 @@ class _Merge:
         )
         self.changed = True
 
-    def _documents(self, step: Step) -> None:
+    def _documents(self, step: ReadCounts) -> None:
         con = self.con
         con.execute(
             """CREATE TEMP TABLE known AS
@@ -365,7 +366,8 @@ class _Merge:
 
 def datasets(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     """List every dataset with its counts, for `data list`."""
-    found = con.execute(
+    return fetch(
+        con,
         """SELECT d.name AS dataset, c.name AS collection, d.role,
                   (SELECT count(*) FROM dataset_queries q WHERE q.dataset = d.dataset) AS queries,
                   (SELECT count(DISTINCT r.query) FROM qrels r WHERE r.dataset = d.dataset) AS judged_queries,
@@ -374,10 +376,8 @@ def datasets(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
                       AS passages,
                   (SELECT count(*) FROM runs r WHERE r.dataset = d.dataset) AS runs,
                   d.ir_datasets_id
-           FROM datasets d JOIN collections c USING (collection) ORDER BY d.dataset"""
+           FROM datasets d JOIN collections c USING (collection) ORDER BY d.dataset""",
     )
-    names = [column[0] for column in found.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
 
 def describe(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[dict[str, Any]]:

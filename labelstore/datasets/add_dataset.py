@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from labelstore.datasets import catalog
-from labelstore.datasets.add import Added, Request
+from labelstore.datasets.add import Added, NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.datasets.from_ir_datasets import add_ir_dataset
 from labelstore.datasets.staging import Progress
@@ -53,7 +53,7 @@ def add_dataset(
     if own_name != name and note is not None:
         note(f"{name} goes by the name {own_name}")
     source = folder or qrels
-    request = Request(
+    request = NewDataset(
         name=own_name,
         collection=collection,
         role=role,

@@ -37,7 +37,7 @@ def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
 def add_folder(
     store: LabelStore,
     folder: Path | None,
-    request: ingest.Request,
+    request: ingest.NewDataset,
     qrels: Path | None = None,
     progress: Progress | None = None,
 ) -> ingest.Added:
@@ -72,7 +72,7 @@ def add_folder(
         if documents is not None:
             stage.add_document_file(documents, progress)
         stage.finish(request.update)
-        added = ingest.merge(store, stage, request)
+        added = ingest.merge_dataset(store, stage, request)
     if judgments is None and folder is not None and (others := _other_judgments(folder)):
         added.notes.append(
             f"no judgments were read: {folder} has no qrels.txt, but {', '.join(others)}; --qrels {others[0]} takes them"

@@ -29,7 +29,7 @@ def knows(ir_id: str) -> bool:
 
 
 def add_ir_dataset(
-    store: LabelStore, request: ingest.Request, progress: Progress | None = None
+    store: LabelStore, request: ingest.NewDataset, progress: Progress | None = None
 ) -> ingest.Added:
     """Add a dataset by its id in ir_datasets (by default `request.name`); its corpus is read once.
 
@@ -66,7 +66,7 @@ def add_ir_dataset(
             if not _has_corpus(store, request, corpus):
                 stage.add_documents(_documents(source), corpus, progress)
             stage.finish(request.update)
-            return ingest.merge(store, stage, request)
+            return ingest.merge_dataset(store, stage, request)
     except (RuntimeError, OSError) as error:
         if isinstance(error, RuntimeError) and _NO_SOURCE not in str(error):
             raise
@@ -90,7 +90,7 @@ def _subsets(ir_id: str) -> list[str]:
     return [name for name in ir_datasets.registry if name.startswith(ir_id + "/")]
 
 
-def _has_corpus(store: LabelStore, request: ingest.Request, corpus: str) -> bool:
+def _has_corpus(store: LabelStore, request: ingest.NewDataset, corpus: str) -> bool:
     """Tell whether an earlier add read this whole corpus, by its filter row."""
     if not store.exists or request.update:
         return False

@@ -43,7 +43,7 @@ _TABLES = {
 
 
 @dataclass
-class Step:
+class ReadCounts:
     """Counts of one step: read = kept + rejected; of the kept, `new` were not in the store yet."""
 
     step: str
@@ -78,11 +78,11 @@ class Staging:
                CREATE TABLE judgments (line BIGINT, query_id VARCHAR, doc_id VARCHAR, relevance SMALLINT,
                                        iteration VARCHAR)"""
         )
-        self.steps: dict[str, Step] = {}
+        self.steps: dict[str, ReadCounts] = {}
         self.clock = provenance.Clock()  # the reading is part of the job
 
     def _append(
-        self, table: str, rows: Iterable[tuple[Any, ...] | None], step: Step, progress: Progress | None
+        self, table: str, rows: Iterable[tuple[Any, ...] | None], step: ReadCounts, progress: Progress | None
     ) -> None:
         """Append rows in batches; None counts as read (the caller counted why it was dropped)."""
         schema = _TABLES[table]
@@ -115,7 +115,7 @@ class Staging:
         self, documents: Iterable[Document], source: str, progress: Progress | None = None
     ) -> None:
         """Read documents; passages without title and text are rejected with a count."""
-        step = self.steps.setdefault("documents", Step("documents", source))
+        step = self.steps.setdefault("documents", ReadCounts("documents", source))
 
         def rows() -> Iterator[tuple[Any, ...] | None]:
             for d in documents:
@@ -136,7 +136,7 @@ class Staging:
         if ".tsv" in path.suffixes:
             self.add_documents(jsonl.read_document_table(path), str(path), progress)
             return
-        step = Step("documents", str(path))
+        step = ReadCounts("documents", str(path))
         self.con.execute("BEGIN")
         try:
             for n, batch, empty in quick_documents.batches(path):
@@ -157,7 +157,7 @@ class Staging:
 
     def add_queries(self, queries: Iterable[Query], source: str) -> None:
         """Read queries; empty ones are rejected with a count."""
-        step = self.steps.setdefault("queries", Step("queries", source))
+        step = self.steps.setdefault("queries", ReadCounts("queries", source))
 
         def rows() -> Iterator[tuple[Any, ...] | None]:
             for q in queries:
@@ -175,7 +175,7 @@ class Staging:
         Raises:
             BadInput: the source has no judgment, or a pair has judgments for several subtopics.
         """
-        step = self.steps.setdefault("qrels", Step("qrels", source))
+        step = self.steps.setdefault("qrels", ReadCounts("qrels", source))
         rows = ((j.line, j.query_id, j.doc_id, j.relevance, j.iteration) for j in judgments)
         self._append("judgments", rows, step, None)
         if not step.n_read:
@@ -214,7 +214,7 @@ class Staging:
                 self._unique(self.steps[step], table, key, value, update and step != "qrels")
         self.con.close()
 
-    def _unique(self, step: Step, table: str, key: str, value: str, last_wins: bool) -> None:
+    def _unique(self, step: ReadCounts, table: str, key: str, value: str, last_wins: bool) -> None:
         clashes = self.con.execute(
             f"""SELECT count(*), min(first), arg_min(again, again), arg_min(ids, again), arg_min(first, again) FROM (
                   SELECT concat_ws(' ', {key}) AS ids, min(line) AS first,

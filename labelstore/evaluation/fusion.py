@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -129,19 +130,15 @@ def fuse(
     clock = provenance.Clock()
     weight, value = UNTUNED, None
     if found is None:
-        if note:
-            note(
-                f"{name}: no validation queries with judgments and a {first_stage.name} run over them:"
-                f" the weight is {UNTUNED}, not tuned (--fuse-on DATASET names some)"
-            )
+        why = (
+            f"no validation queries with judgments and a {first_stage.name} run over them:"
+            f" the weight is {UNTUNED}, not tuned (--fuse-on DATASET names some)"
+        )
     else:
         weight, value = _fit(store, found, student, student_run.depth, score, measure)
-        if note:
-            note(
-                f"{name}: weight {weight:.2f} from {len(found.queries)} queries, {found.why}: {measure} {value:.4f}"
-            )
-    with store.read() as con:
-        frame = interpolate(_scores(con, student_run), _scores(con, first_stage), weight)
+        why = f"weight {weight:.2f} from {len(found.queries)} queries, {found.why}: {measure} {value:.4f}"
+    if note:
+        note(f"{name}: {why}")
     parameters = {
         **origin,
         "weight": weight,
@@ -149,6 +146,22 @@ def fuse(
         "n_validation_queries": 0 if found is None else len(found.queries),
         "depth": student_run.depth,
     }
+    return _store_fused(store, clock, of, name, student, student_run, first_stage, parameters)
+
+
+def _store_fused(
+    store: LabelStore,
+    clock: provenance.Clock,
+    of: lookup.Dataset,
+    name: str,
+    student: lookup.Student,
+    student_run: lookup.Run,
+    first_stage: lookup.Run,
+    parameters: dict[str, Any],
+) -> lookup.Run:
+    """Fuse by ``parameters["weight"]`` and keep the run in the place of an earlier one."""
+    with store.read() as con:
+        frame = interpolate(_scores(con, student_run), _scores(con, first_stage), parameters["weight"])
     with provenance.recorded(store, "eval.fuse", clock) as job, store.write() as con:
         con.register("fused", frame.to_arrow())
         made = runs.store_run(

@@ -4,7 +4,7 @@ An evaluation is known by (ranking hash, qrels hash, measure). What is there is 
 ranking or to judgments that have been replaced since is removed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import duckdb
@@ -106,22 +106,7 @@ def scores(
                 todo[system] = lacking
     if todo:
         clock = provenance.Clock()
-        fresh: dict[tuple[System, str], Scores] = {}
-        for system, names in todo.items():
-            with store.read() as con:
-                ranked = ranking(con, system, by_protocol or exclude_self)
-                tied = _tied_queries(con, system)
-            if tied and note:
-                note(
-                    f"{system.name}: scores tie within the top 10 of {tied} queries; ties stand in the stored order"
-                )
-            measured = measuring.per_query(ranked, judged, names)
-            fresh.update({(system, name): values for name, values in measured.items()})
-            absent = len(judged.judged.keys() - set(np.unique(ranked.query).tolist()))
-            if absent and note:
-                note(
-                    f"{system.name}: {absent} of {len(judged.judged)} judged queries are not ranked and score 0"
-                )
+        fresh = _measured(store, judged, todo, by_protocol or exclude_self, note or (lambda message: None))
         found.update(fresh)
         if apart:
             return found
@@ -133,6 +118,31 @@ def scores(
                 raise
             warn(f"the values are not kept: {error}")
     return found
+
+
+def _measured(
+    store: LabelStore,
+    judged: measuring.Qrels,
+    todo: Mapping[System, Sequence[str]],
+    exclude_self: bool,
+    note: Callable[[str], None],
+) -> dict[tuple[System, str], Scores]:
+    """Each system's values of its measures."""
+    fresh: dict[tuple[System, str], Scores] = {}
+    for system, names in todo.items():
+        with store.read() as con:
+            ranked = ranking(con, system, exclude_self)
+            tied = _tied_queries(con, system)
+        if tied:
+            note(
+                f"{system.name}: scores tie within the top 10 of {tied} queries; ties stand in the stored order"
+            )
+        measured = measuring.per_query(ranked, judged, names)
+        fresh.update({(system, name): values for name, values in measured.items()})
+        absent = len(judged.judged.keys() - set(np.unique(ranked.query).tolist()))
+        if absent:
+            note(f"{system.name}: {absent} of {len(judged.judged)} judged queries are not ranked and score 0")
+    return fresh
 
 
 def companions(system: System, level: int) -> tuple[str, str]:

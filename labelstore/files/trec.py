@@ -146,12 +146,3 @@ def write_run(
         out.write(f"{query_id} Q0 {doc_id} {rank} {format_score(score)} {tag}\n")
         n += 1
     return n
-
-
-def write_qrels(out: IO[str], rows: Iterable[tuple[str, str, int]]) -> int:
-    """Write TREC qrels from (query_id, doc_id, relevance) and return the number of lines."""
-    n = 0
-    for query_id, doc_id, relevance in rows:
-        out.write(f"{query_id} 0 {doc_id} {relevance}\n")
-        n += 1
-    return n

@@ -17,6 +17,7 @@ from labelstore.errors import DataMissing, UsageError
 from labelstore.files import trec
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from labelstore.store.rows import columns, named
 
 LAYOUTS = ("permutations", "trec", "parquet", "rankgpt", "rankllm", "replies", "conversations")
 
@@ -280,12 +281,11 @@ def _replies(con: duckdb.DuckDBPyConnection, of: lookup.Labeling) -> Iterator[di
            JOIN queries q ON q.query = lc.query WHERE lc.labeling = ? ORDER BY q.query_id, lc.step""",
         [of.labeling],
     )
-    names = [column[0] for column in cursor.description or []]
+    names = columns(cursor)
     found = False
     while block := cursor.fetchmany(5_000):
-        for row in block:
-            found = True
-            one = dict(zip(names, row, strict=True))
+        found = True
+        for one in named(names, block):
             yield {
                 "query_id": one.pop("query_id"),
                 "teacher": of.teacher_name,

@@ -18,7 +18,7 @@ from labelstore.labels import write as labels
 from labelstore.labels.label_list import Reader
 from labelstore.labels.read_json import detect, read
 from labelstore.labels.repair import LACKS_MOST, labeling_name, short_name
-from labelstore.labels.staging import Request, Staged, stage
+from labelstore.labels.staging import LabelsToImport, Staged, stage
 from labelstore.provenance import record as provenance
 from labelstore.store import keys, lookup
 from labelstore.store.label_store import LabelStore, next_id
@@ -87,7 +87,7 @@ class _NothingNew(Exception):
 def import_labels(
     store: LabelStore,
     path: Path,
-    request: Request,
+    request: LabelsToImport,
     reader: Reader,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Imported:
@@ -131,7 +131,7 @@ class _Merge:
         job: provenance.Job,
         path: Path,
         origin_hash: str,
-        request: Request,
+        request: LabelsToImport,
         staged: Staged,
         layout: str,
     ) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import duckdb
 
 from labelstore.store import lookup
+from labelstore.store.rows import Row, fetch
 
-Row = dict[str, Any]
 QUARANTINE_SHOWN = 20
 
 
 def labelings(con: duckdb.DuckDBPyConnection, dataset: str | None = None) -> list[Row]:
     """All labelings with their counts, oldest first."""
-    return rows_of(
+    return fetch(
         con,
         """SELECT q.labeling, q.teacher, q.first_stage, q.dataset, q.strategy, q.depth, q.reliable_depth, q.lists, q.ok,
                   q.repaired, q.quarantined, q.repairs, q.calls, q.licence
@@ -37,7 +37,7 @@ def show(con: duckdb.DuckDBPyConnection, name: str) -> list[Row]:
         DataMissing: if there is no such labeling.
     """
     of = lookup.labeling(con, name)
-    quality = rows_of(con, "SELECT * FROM labeling_quality WHERE labeling = ?", [of.name])[0]
+    quality = fetch(con, "SELECT * FROM labeling_quality WHERE labeling = ?", [of.name])[0]
     parts = [
         _origin(con, of, quality),
         _statuses(con, of),
@@ -56,13 +56,7 @@ def analysis(con: duckdb.DuckDBPyConnection, name: str, **parameters: Any) -> li
     """The rows of a shipped analysis; parameters that are not given are unset."""
     for key in ("dataset", "reference", "labels", "p", "bucket"):
         con.execute(f"SET VARIABLE {key} = ?", [parameters.get(key)])
-    return rows_of(con, files("labelstore").joinpath("analyses", f"{name}.sql").read_text("utf-8"))
-
-
-def rows_of(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any] | None = None) -> list[Row]:
-    cursor = con.execute(sql, parameters or [])
-    names = [column[0] for column in cursor.description or []]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    return fetch(con, files("labelstore").joinpath("analyses", f"{name}.sql").read_text("utf-8"))
 
 
 def _row(topic: str, name: str, value: Any, n: int | None = None, detail: str | None = None) -> Row:
@@ -70,7 +64,7 @@ def _row(topic: str, name: str, value: Any, n: int | None = None, detail: str | 
 
 
 def _origin(con: duckdb.DuckDBPyConnection, of: lookup.Labeling, quality: Row) -> list[Row]:
-    found = rows_of(
+    found = fetch(
         con,
         """SELECT t.model, t.revision, t.engine, t.prompt, t.prompt_hash, t.sampling, l.parameters, l.origin, r.name AS run
            FROM labelings l JOIN teachers t USING (teacher) LEFT JOIN runs r ON r.run = l.run WHERE l.labeling = ?""",

@@ -38,7 +38,7 @@ _BATCH = 200_000
 
 
 @dataclass(frozen=True)
-class Source:
+class LabelSource:
     """A labeling as the file has it: who ranked, over what."""
 
     teacher: str
@@ -49,7 +49,7 @@ class Source:
 class Staged:
     """A file read: columns of lists and items, and what was refused or repaired."""
 
-    sources: list[Source]
+    sources: list[LabelSource]
     lists: pa.Table
     items: pa.Table
     failed: pa.Table
@@ -63,7 +63,7 @@ class Staged:
 
 
 @dataclass(frozen=True)
-class Request:
+class LabelsToImport:
     """What `teachers import` was asked.
 
     Attributes:
@@ -87,7 +87,7 @@ class Request:
 
 def stage(
     items: Iterable[LabelList | Malformed],
-    request: Request,
+    request: LabelsToImport,
     layout: str,
     is_ranking: Callable[[int, int], bool],
     progress: Callable[[int, int | None], None] | None = None,
@@ -97,9 +97,9 @@ def stage(
 
 
 class _Stage:
-    def __init__(self, request: Request, layout: str, is_ranking: Callable[[int, int], bool]) -> None:
+    def __init__(self, request: LabelsToImport, layout: str, is_ranking: Callable[[int, int], bool]) -> None:
         self.request, self.layout, self.is_ranking = request, layout, is_ranking
-        self.sources: dict[Source, int] = {}
+        self.sources: dict[LabelSource, int] = {}
         self.parameters: list[dict[str, Any]] = []
         self.licences: list[str | None] = []
         self.depths: list[int] = []
@@ -135,14 +135,14 @@ class _Stage:
         teacher = item.teacher or self.request.model
         if teacher is None:
             if isinstance(item, Malformed):
-                teacher = next(iter(self.sources), Source("unknown", None)).teacher
+                teacher = next(iter(self.sources), LabelSource("unknown", None)).teacher
             else:
                 raise BadInput(
                     f"{item.place}: the file does not name the teacher", hint="--model NAME says who ranked"
                 )
         if self.request.model is not None and self.layout == "trec":
             teacher = self.request.model  # a run's tag is often no more than a program's name
-        source = Source(teacher, item.first_stage or self.request.first_stage or self.request.run)
+        source = LabelSource(teacher, item.first_stage or self.request.first_stage or self.request.run)
         if source not in self.sources:
             self.sources[source] = len(self.sources)
             self.parameters.append({})

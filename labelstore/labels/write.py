@@ -13,8 +13,8 @@ from typing import Any
 import duckdb
 
 from labelstore.errors import BadInput
+from labelstore.labels import teacher_key as keys
 from labelstore.provenance.record import Job
-from labelstore.store.keys import content_key
 from labelstore.store.label_store import next_id
 
 USABLE = ("ok", "repaired")  # statuses of permutations that are rankings
@@ -22,7 +22,7 @@ USABLE = ("ok", "repaired")  # statuses of permutations that are rankings
 
 @dataclass(frozen=True)
 class Teacher:
-    """A row of `teachers`; its content key leaves out name, prices and licence, which say nothing about replies."""
+    """A row of `teachers`."""
 
     name: str
     engine: str
@@ -34,22 +34,14 @@ class Teacher:
     input_price: float | None = None
     output_price: float | None = None
     licence: str | None = None
-    key: str | None = None  # the engine's own content key, where it made one
+    key: str | None = None  # of a teacher that msft asks itself
 
     @property
     def teacher_key(self) -> str:
         if self.key is not None:
             return self.key
-        return content_key(
-            "teacher",
-            {
-                "model": self.model if self.model is not None else self.name,
-                "revision": self.revision,
-                "engine": self.engine,
-                "prompt_hash": self.prompt_hash,
-                "sampling": dict(self.sampling) if self.sampling is not None else None,
-            },
-        )
+        model = self.name if self.model is None else self.model
+        return keys.imported(model, self.revision, self.engine, self.prompt_hash, self.sampling)
 
 
 def store_teacher(con: duckdb.DuckDBPyConnection, teacher: Teacher) -> int:

@@ -20,6 +20,7 @@ from labelstore.store import lookup
 from labelstore.store.keys import canonical_json, content_key
 from labelstore.store.label_store import LabelStore, next_id
 from labelstore.store.row_hashes import id_hash, ranking_hash, row_sum
+from labelstore.store.rows import fetch
 from labelstore.store.sql_steps import Filter, filters, set_variables, sql_file
 from labelstore.views.build import DEFAULT_SEED
 
@@ -273,50 +274,28 @@ def _record(
 
 def listed(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     """All minings as flat rows, newest first."""
-    names = (
-        "negatives",
-        "dataset",
-        "runs",
-        "strategy",
-        "depth",
-        "per_query",
-        "denoise",
-        "queries",
-        "rows",
-        "seed",
-        "made",
+    return fetch(
+        con,
+        """SELECT m.name AS negatives, d.name AS dataset,
+                  (SELECT string_agg(x->>'name', ', ') FROM unnest(from_json(m.parameters->'runs', '["JSON"]')) t(x)) AS runs,
+                  m.parameters->>'strategy' AS strategy, (m.parameters->>'depth')::INTEGER AS depth,
+                  (m.parameters->>'per_query')::INTEGER AS per_query, m.parameters->>'denoise_labels' AS denoise,
+                  m.n_queries AS queries, m.n_negatives AS rows, m.seed, p.started_at AS made
+           FROM minings m JOIN datasets d USING (dataset) LEFT JOIN provenance p ON p.job = m.job ORDER BY m.mining DESC""",
     )
-    found = con.execute(
-        """SELECT m.name, d.name, (SELECT string_agg(x->>'name', ', ') FROM unnest(from_json(m.parameters->'runs', '["JSON"]')) t(x)),
-                  m.parameters->>'strategy', (m.parameters->>'depth')::INTEGER, (m.parameters->>'per_query')::INTEGER,
-                  m.parameters->>'denoise_labels', m.n_queries, m.n_negatives, m.seed, p.started_at
-           FROM minings m JOIN datasets d USING (dataset) LEFT JOIN provenance p ON p.job = m.job ORDER BY m.mining DESC"""
-    ).fetchall()
-    return [dict(zip(names, row, strict=True)) for row in found]
 
 
 def shown(
     con: duckdb.DuckDBPyConnection, mining: lookup.Mining, query_id: str | None, limit: int
 ) -> list[dict[str, Any]]:
     """The first `limit` negatives of a mining (of one query) with their evidence."""
-    names = (
-        "query_id",
-        "doc_id",
-        "source_run",
-        "source_rank",
-        "source_score",
-        "teacher_rank",
-        "label",
-        "weight",
-        "text",
-    )
-    found = con.execute(
-        """SELECT q.query_id, d.doc_id, r.name, n.source_rank, n.source_score, n.teacher_rank, n.label, n.weight,
-                  left(d.text, 80)
+    return fetch(
+        con,
+        """SELECT q.query_id, d.doc_id, r.name AS source_run, n.source_rank, n.source_score, n.teacher_rank, n.label,
+                  n.weight, left(d.text, 80) AS text
            FROM negatives n JOIN queries q USING (query) JOIN documents d USING (document)
            JOIN runs r ON r.run = n.source_run
            WHERE n.mining = ? AND (? IS NULL OR q.query_id = ?)
            ORDER BY q.query_id, n.source_run, n.source_rank LIMIT ?""",
         [mining.mining, query_id, query_id, limit],
-    ).fetchall()
-    return [dict(zip(names, row, strict=True)) for row in found]
+    )

@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 
 from labelstore.store import lookup
+from labelstore.store.rows import fetch, named
 
 Row = dict[str, Any]
 COLUMNS = ("node", "parent", "level", "what", "name", "hash", "detail", "job")
@@ -80,7 +81,7 @@ def rows(root: Node) -> list[Row]:
             f"{key} {_value(value)}" for key, value in node.detail.items() if value is not None
         )
         values = (number, parent, level, node.what, node.name, node.hash, detail or None, node.job)
-        flat.append(dict(zip(COLUMNS, values, strict=True)))
+        flat.extend(named(COLUMNS, [values]))
         for child in node.children:
             walk(child, number, level + 1)
 
@@ -100,9 +101,7 @@ class _Tree:
         self.seen: set[str] = set()  # students on the way up: a base may be a student
 
     def _rows(self, sql: str, *parameters: Any) -> list[Row]:
-        cursor = self.con.execute(sql, list(parameters))
-        names = [column[0] for column in cursor.description or ()]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        return fetch(self.con, sql, parameters)
 
     def student(self, name: str) -> Node:
         (s,) = self._rows(

@@ -10,6 +10,7 @@ from labelstore.labels import quality as label_quality
 from labelstore.report import plots
 from labelstore.report.plots import Figure, Line
 from labelstore.store import keys
+from labelstore.store.rows import fetch
 
 Row = dict[str, object]
 MAX_PAIRS = (
@@ -68,7 +69,7 @@ class Labels:
 
 def of_datasets(con: duckdb.DuckDBPyConnection, datasets: Sequence[str]) -> list[Labels]:
     """Label quality of each dataset that has labelings."""
-    found = label_quality.rows_of(con, "SELECT * FROM labeling_quality ORDER BY dataset, labeling")
+    found = fetch(con, "SELECT * FROM labeling_quality ORDER BY dataset, labeling")
     bias: dict[int, list[Row]] = {}  # by the number of positions that are taken together
     made = []
     for dataset in datasets:

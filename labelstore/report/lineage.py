@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import duckdb
 
-from labelstore.labels import quality as label_quality
+from labelstore.store.rows import fetch
 
 MAX_STUDENTS = 40
 KINDS = {"dataset": "dataset", "mining": "negatives", "run": "run", "labeling": "labels"}
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFacts:
     """What a view was made from; the teacher's part is empty but for labels."""
 
     kind: str
@@ -28,7 +28,7 @@ class Stage:
     facts: tuple[tuple[str, str], ...]
     view: str
     view_facts: tuple[tuple[str, str], ...]
-    sources: tuple[Source, ...]
+    sources: tuple[SourceFacts, ...]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def students(con: duckdb.DuckDBPyConnection, order: Sequence[str]) -> tuple[list
     Args:
         order: names, the most interesting first; the others follow as they were made.
     """
-    found = label_quality.rows_of(
+    found = fetch(
         con,
         """SELECT name, base, base_revision, architecture, regime, seed, max_length, licence, weights_hash
            FROM students ORDER BY student""",
@@ -88,7 +88,7 @@ def facts(**named: object) -> tuple[tuple[str, str], ...]:
 
 def _stages(con: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, object]]]:
     grouped: dict[str, list[dict[str, object]]] = {}
-    for row in label_quality.rows_of(
+    for row in fetch(
         con,
         """SELECT s.name AS student_name, g.*, v.name AS view_name, v.kind AS view_kind, v.n_lists, v.n_pairs, v.seed AS view_seed
            FROM stages g JOIN students s USING (student) LEFT JOIN views v USING (view) ORDER BY s.student, g.stage""",
@@ -97,7 +97,7 @@ def _stages(con: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, object]]
     return grouped
 
 
-def _stage(row: dict[str, object], sources: dict[object, list[Source]]) -> Stage:
+def _stage(row: dict[str, object], sources: dict[object, list[SourceFacts]]) -> Stage:
     return Stage(
         int(str(row["stage"])),
         str(row["objective"]),
@@ -110,38 +110,25 @@ def _stage(row: dict[str, object], sources: dict[object, list[Source]]) -> Stage
         facts(
             kind=row["view_kind"], lists=row["n_lists"], pairs=row["n_pairs"], seed=row["view_seed"], hash=row["view_hash"]
         ),
-        tuple(sources.get(row["view"], ())),
+        tuple(sources.get((row["student_name"], row["stage"]), ())),
     )  # fmt: skip
 
 
-def _sources(con: duckdb.DuckDBPyConnection) -> dict[object, list[Source]]:
-    """view -> what it was made from: judgments, then negatives and runs, then labels."""
-    grouped: dict[object, list[Source]] = {}
-    for view, kind, name, *about in con.execute(
-        """SELECT vs.view, vs.kind, coalesce(d.name, m.name, l.name, rd.name || '/' || r.name),
-                  t.name, t.model, t.revision, t.engine, t.prompt, t.prompt_hash, l.strategy, l.depth, l.licence
-           FROM view_sources vs
-           LEFT JOIN datasets d ON vs.kind = 'dataset' AND d.dataset = vs.source
-           LEFT JOIN minings m ON vs.kind = 'mining' AND m.mining = vs.source
-           LEFT JOIN runs r ON vs.kind = 'run' AND r.run = vs.source LEFT JOIN datasets rd ON rd.dataset = r.dataset
-           LEFT JOIN labelings l ON vs.kind = 'labeling' AND l.labeling = vs.source
-           LEFT JOIN teachers t ON t.teacher = l.teacher ORDER BY vs.view, vs.kind, 3"""
-    ).fetchall():
-        names = (
-            "teacher",
-            "model",
-            "revision",
-            "engine",
-            "prompt",
-            "prompt_hash",
-            "strategy",
-            "depth",
-            "licence",
-        )
-        grouped.setdefault(view, []).append(
-            Source(
-                KINDS.get(kind, kind), name or "replaced since", facts(**dict(zip(names, about, strict=True)))
-            )
+def _sources(con: duckdb.DuckDBPyConnection) -> dict[object, list[SourceFacts]]:
+    """(student, stage) -> what its views were made from: judgments, then negatives and runs, then labels."""
+    grouped: dict[object, list[SourceFacts]] = {}
+    for row in fetch(
+        con,
+        """SELECT s.student, s.stage, s.made_from, s.source, s.teacher, s.model, s.revision, t.engine, s.prompt,
+                  s.prompt_hash, l.strategy, l.depth, s.licence
+           FROM student_sources s LEFT JOIN labelings l ON s.made_from = 'labeling' AND l.name = s.source
+           LEFT JOIN teachers t ON t.teacher = l.teacher ORDER BY s.student, s.stage, s.made_from, s.source""",
+    ):
+        key = (row.pop("student"), row.pop("stage"))
+        kind: str = row.pop("made_from")
+        name = row.pop("source")
+        grouped.setdefault(key, []).append(
+            SourceFacts(KINDS.get(kind, kind), name or "replaced since", facts(**row))
         )
     return grouped
 

@@ -11,20 +11,20 @@ from labelstore.files import lines
 from labelstore.runs import ir_metadata as primad
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from labelstore.store.rows import fetch
 
 
 # ------------------------------------------------------------------------------------------------------ out
 def listed(con: duckdb.DuckDBPyConnection, dataset: lookup.Dataset | None = None) -> list[dict[str, Any]]:
     """List every run with its counts, for `runs list`."""
-    found = con.execute(
+    return fetch(
+        con,
         f"""SELECT d.name AS dataset, r.name AS run, r.kind, r.system, s.name AS source, r.depth,
                    r.n_queries AS queries, r.n_candidates AS candidates, r.content_hash
             FROM runs r JOIN datasets d USING (dataset) LEFT JOIN runs s ON s.run = r.source_run
             {"WHERE r.dataset = ?" if dataset else ""} ORDER BY d.dataset, r.run""",
         [dataset.dataset] if dataset else [],
     )
-    names = [column[0] for column in found.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
 
 METADATA = ("beside", "inside", "none")

@@ -15,6 +15,7 @@ import duckdb
 import yaml
 
 from labelstore.store import lookup
+from labelstore.store.rows import fetch
 
 START, END = "ir_metadata.start", "ir_metadata.end"
 SUFFIX = ".ir_metadata.yaml"
@@ -66,10 +67,8 @@ def metadata(
 
 
 def _job(con: duckdb.DuckDBPyConnection, run: int) -> dict[str, Any]:
-    cursor = con.execute("SELECT p.* FROM runs r JOIN provenance p USING (job) WHERE r.run = ?", [run])
-    names = [column[0] for column in cursor.description or ()]
-    rows = cursor.fetchall()
-    return dict(zip(names, rows[0], strict=True)) if rows else {}
+    found = fetch(con, "SELECT p.* FROM runs r JOIN provenance p USING (job) WHERE r.run = ?", [run])
+    return found[0] if found else {}
 
 
 def _platform(job: dict[str, Any]) -> dict[str, Any]:
@@ -149,12 +148,13 @@ def _data(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, run: lookup.Run) -
         "SELECT d.source, c.licence FROM datasets d JOIN collections c USING (collection) WHERE d.dataset = ?",
         [of.dataset],
     ).fetchall()[0]
-    training = con.execute(
-        """SELECT DISTINCT made_from, source, teacher, model, revision, prompt, prompt_hash FROM student_sources
-           WHERE student = (SELECT name FROM students WHERE student = ?) ORDER BY ALL""",
+    training = fetch(
+        con,
+        """SELECT DISTINCT made_from AS kind, source AS name, teacher, model, revision, prompt,
+                  prompt_hash AS "prompt hash"
+           FROM student_sources WHERE student = (SELECT name FROM students WHERE student = ?) ORDER BY ALL""",
         [run.student],
-    ).fetchall()
-    names = ("kind", "name", "teacher", "model", "revision", "prompt", "prompt hash")
+    )
     return {
         "test collection": {
             "name": of.collection_name,
@@ -164,7 +164,7 @@ def _data(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, run: lookup.Run) -
             "qrels hash": of.qrels_hash,
             "licence": licence,
         },
-        "training data": [dict(zip(names, row, strict=True)) for row in training],
+        "training data": training,
     }
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import duckdb
 
+from labelstore.store.rows import named
+
 Row = dict[str, Any]
 COLUMNS = ("what", "name", "of", "size", "detail", "state")
 
@@ -12,7 +14,7 @@ COLUMNS = ("what", "name", "of", "size", "detail", "state")
 def rows(con: duckdb.DuckDBPyConnection) -> list[Row]:
     """Collections, datasets, runs, negatives, labelings, views, students, evaluations and unfinished jobs, in order."""
     parts = (_corpora, _rankings, _labelings, _training, _jobs)
-    return [dict(zip(COLUMNS, row, strict=True)) for part in parts for row in part(con)]
+    return named(COLUMNS, (row for part in parts for row in part(con)))
 
 
 def _corpora(con: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:

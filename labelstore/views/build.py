@@ -24,11 +24,12 @@ from labelstore.provenance import record as provenance
 from labelstore.store import lookup
 from labelstore.store.keys import canonical_json
 from labelstore.store.label_store import LabelStore, next_id
+from labelstore.store.rows import fetch
 from labelstore.store.sql_steps import Filter, filters, set_variables, sql_file
 from labelstore.views import folder as export
 from labelstore.views import leakage
 from labelstore.views.parameters import make_parameters
-from labelstore.views.sources import Source, resolve
+from labelstore.views.sources import ViewSource, resolve
 
 NO_LIMIT = 1_000_000_000
 DEFAULT_SEED = 42
@@ -98,14 +99,18 @@ def build(
             "more_counts": {c.step: _as_counts(c) for c in more},
         }
         export.write_manifest(staging, manifest)
-        for count in counts:
-            if count.drops:
-                left = ", ".join(f"{n:,} {reason}" for reason, (n, _) in sorted(count.drops.items()))
-                say(f"{name}: {count.step} {count.n_in:,} = {count.kept:,} kept + {left}")
-            if leakage.REASON in count.drops:
-                n, example = count.drops[leakage.REASON]
-                say(f"{name}: {n:,} training queries stand in a test set (e.g. {example}); {leakage.HINT}")
+        _say_drops(name, counts, say)
         return _record(store, staging, manifest, sql + ending, sources, counts, clock, say)
+
+
+def _say_drops(name: str, counts: list[Filter], say: Callable[[str], None]) -> None:
+    for count in counts:
+        if count.drops:
+            left = ", ".join(f"{n:,} {reason}" for reason, (n, _) in sorted(count.drops.items()))
+            say(f"{name}: {count.step} {count.n_in:,} = {count.kept:,} kept + {left}")
+        if leakage.REASON in count.drops:
+            n, example = count.drops[leakage.REASON]
+            say(f"{name}: {n:,} training queries stand in a test set (e.g. {example}); {leakage.HINT}")
 
 
 def check(
@@ -135,7 +140,7 @@ def select(
     con: duckdb.DuckDBPyConnection,
     kind: str,
     datasets: Sequence[lookup.Dataset],
-    sources: Sequence[Source],
+    sources: Sequence[ViewSource],
     options: Any,
     seed: int,
 ) -> str:
@@ -240,7 +245,7 @@ def _as_counts(count: Filter) -> dict[str, Any]:
     }
 
 
-def _default_name(kind: str, sources: Sequence[Source]) -> str:
+def _default_name(kind: str, sources: Sequence[ViewSource]) -> str:
     own = [s for s in sources if s.kind != "dataset"] or list(sources)
     stem = "+".join(dict.fromkeys(re.sub(r"[^\w.@-]+", "-", s.name) for s in own))
     return f"{kind}-{stem[:80]}"
@@ -250,7 +255,7 @@ _RESTRICTED = re.compile(r"(?i)non.?commercial|\bnc\b|-nc-|research")
 
 
 def _licence(
-    con: duckdb.DuckDBPyConnection, datasets: Sequence[lookup.Dataset], sources: Sequence[Source]
+    con: duckdb.DuckDBPyConnection, datasets: Sequence[lookup.Dataset], sources: Sequence[ViewSource]
 ) -> str | None:
     """Collect the licences of labels and texts, the restricting ones first."""
     terms = {
@@ -271,7 +276,7 @@ def _record(
     staging: Path,
     manifest: dict[str, Any],
     sql: str,
-    sources: Sequence[Source],
+    sources: Sequence[ViewSource],
     counts: Sequence[Filter],
     clock: provenance.Clock,
     say: Callable[[str], None],
@@ -334,25 +339,24 @@ def folder_of(store: LabelStore, view: lookup.View) -> Path:
 
 def listed(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     """List the views as flat rows, newest first."""
-    names = ("view", "kind", "lists", "pairs", "seed", "sources", "licence", "view_hash", "made")
-    found = con.execute(
-        """SELECT v.name, v.kind, v.n_lists, v.n_pairs, v.seed,
+    return fetch(
+        con,
+        """SELECT v.name AS view, v.kind, v.n_lists AS lists, v.n_pairs AS pairs, v.seed,
                   (SELECT string_agg(x->>'name', ', ') FROM unnest(from_json(v.parameters->'sources', '["JSON"]')) t(x)
-                   WHERE x->>'kind' <> 'dataset'),
-                  v.licence, v.view_hash, p.started_at
-           FROM views v LEFT JOIN provenance p USING (job) ORDER BY v.view DESC"""
-    ).fetchall()
-    return [dict(zip(names, row, strict=True)) for row in found]
+                   WHERE x->>'kind' <> 'dataset') AS sources,
+                  v.licence, v.view_hash, p.started_at AS made
+           FROM views v LEFT JOIN provenance p USING (job) ORDER BY v.view DESC""",
+    )
 
 
 def counted(con: duckdb.DuckDBPyConnection, view: lookup.View) -> list[dict[str, Any]]:
     """Count what each step of a view kept and left out, in a flat row per reason."""
-    names = ("view", "step", "in", "kept", "reason", "left_out", "example")
-    found = con.execute(
-        """SELECT f.subject, replace(f.step, 'view ', ''), f.n_in, f.n_kept, d.reason, d.n, d.example
+    return fetch(
+        con,
+        """SELECT f.subject AS view, replace(f.step, 'view ', '') AS step, f.n_in AS "in", f.n_kept AS kept, d.reason,
+                  d.n AS left_out, d.example
            FROM views v JOIN filters f ON f.job = v.job AND f.step LIKE 'view %'
            LEFT JOIN drops d ON d.job = f.job AND d.step = f.step AND d.subject = f.subject
            WHERE v.view = ? ORDER BY f.step DESC, d.n DESC""",
         [view.view],
-    ).fetchall()
-    return [dict(zip(names, row, strict=True)) for row in found]
+    )

@@ -12,7 +12,7 @@ from labelstore.views import leakage
 
 
 @dataclass(frozen=True)
-class Source:
+class ViewSource:
     """One thing that a view is made from; `number` orders negatives' sources (the first named wins)."""
 
     kind: str
@@ -32,7 +32,7 @@ def resolve(
     negatives: Sequence[str],
     labels: Sequence[str],
     note: Callable[[str], None],
-) -> tuple[list[lookup.Dataset], list[Source]]:
+) -> tuple[list[lookup.Dataset], list[ViewSource]]:
     """Look up datasets and sources by name; note a choice that the caller did not make.
 
     Raises:
@@ -48,7 +48,7 @@ def resolve(
                 f"a {kind} view is not made from --{option}", hint=f"--kind {' | '.join(takers)}"
             )
     named = [lookup.dataset(con, name) for name in dict.fromkeys(datasets)]
-    sources: list[Source] = []
+    sources: list[ViewSource] = []
     if kind == "distillation":
         own = [lookup.labeling(con, name) for name in dict.fromkeys(labels)]
         if not own:
@@ -56,12 +56,13 @@ def resolve(
             note(f"labels: {', '.join(item.name for item in own)} (the only ones)")
         named = _datasets_of(con, named, [(item.name, item.dataset) for item in own])
         sources = [
-            Source("labeling", item.labeling, item.name, _labeling_hash(con, item.labeling)) for item in own
+            ViewSource("labeling", item.labeling, item.name, _labeling_hash(con, item.labeling))
+            for item in own
         ]
     elif negatives:
         mined = [lookup.mining(con, name) for name in dict.fromkeys(negatives)]
         named = _datasets_of(con, named, [(item.name, item.dataset) for item in mined])
-        sources = [Source("mining", m.mining, m.name, m.content_hash, n) for n, m in enumerate(mined, 1)]
+        sources = [ViewSource("mining", m.mining, m.name, m.content_hash, n) for n, m in enumerate(mined, 1)]
     if not named:
         named = [lookup.pick_dataset(con, None)]
         note(f"dataset: {named[0].name} (the only one)")
@@ -69,7 +70,7 @@ def resolve(
         sources += _run_sources(con, named, runs, note, len(sources))
     if kind != "rerank":
         leakage.refuse_test_sets(named, allow_overlap=options.allow_overlap)
-    return named, [*(Source("dataset", d.dataset, d.name, d.qrels_hash) for d in named), *sources]
+    return named, [*(ViewSource("dataset", d.dataset, d.name, d.qrels_hash) for d in named), *sources]
 
 
 def _datasets_of(
@@ -115,21 +116,23 @@ def _run_sources(
     runs: Sequence[str],
     note: Callable[[str], None],
     before: int,
-) -> list[Source]:
-    found: list[Source] = []
+) -> list[ViewSource]:
+    found: list[ViewSource] = []
     if not runs:
         for dataset in datasets:
             picked = lookup.pick_run(con, dataset, None)
             note(f"run: {picked.name} (the only first stage of {dataset.name})")
             found.append(
-                Source("run", picked.run, f"{dataset.name}/{picked.name}", picked.content_hash, before + 1)
+                ViewSource(
+                    "run", picked.run, f"{dataset.name}/{picked.name}", picked.content_hash, before + 1
+                )
             )
         return found
     for number, name in enumerate(dict.fromkeys(runs), before + 1):
         having = [d for d in datasets if any(r.name == name for r in lookup.runs(con, d))]
         for dataset in having or datasets[:1]:  # the lookup's own error where no dataset has it
             picked = lookup.run(con, dataset, name)
-            found.append(Source("run", picked.run, f"{dataset.name}/{name}", picked.content_hash, number))
+            found.append(ViewSource("run", picked.run, f"{dataset.name}/{name}", picked.content_hash, number))
     covered = {
         row
         for (row,) in con.execute(

@@ -174,7 +174,9 @@ class FusedEncoder:
 
 
 class LearningEncoder:
-    """The same forward with the weights as they are at each call, their gradients, and the model's own dropout.
+    """The same forward with weights that learn, their gradients, and the model's own dropout.
+
+    It holds copies of the weights: `refresh` must follow each change of the model.
 
     Args:
         model: as for `FusedEncoder`, in any mode.
@@ -186,8 +188,11 @@ class LearningEncoder:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         activation = ACTIVATIONS[str(model.config.hidden_act)]
 
+        self._products: list[LiveProduct] = []
+
         def product(*linears: nn.Linear) -> Product:
-            return LiveProduct(linears, dtype)
+            self._products.append(LiveProduct(linears, dtype))
+            return self._products[-1]
 
         def feed_forward(inner: nn.Linear, outer: nn.Linear) -> FeedForward:
             first, second = product(inner), product(outer)
@@ -197,6 +202,11 @@ class LearningEncoder:
             return _attend_first(product(query), product(key, value), heads)
 
         self._forward = _Forward(model, _layers(model, product, feed_forward, first))
+
+    def refresh(self) -> None:
+        """Take the model's weights as they are now."""
+        for product in self._products:
+            product.refresh()
 
     def __call__(self, batch: PairBatch) -> torch.Tensor:
         """Raw logits of a padded batch, (n_pairs,) fp32."""

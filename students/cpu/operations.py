@@ -16,57 +16,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from students.cpu.capabilities import cpu_capabilities, has_onednn, onednn_linear, onednn_weight
+
 Product = Callable[[torch.Tensor], torch.Tensor]  # (…, in) -> (…, out)
 
 ACTIVATIONS: dict[str, Product] = {"gelu": F.gelu, "relu": F.relu}  # by transformers' names
 
-# torch before 2.12 tells these by private functions.
-_PROBES = {
-    "avx512_bf16": "_is_avx512_bf16_supported",
-    "amx_bf16": "_is_amx_tile_supported",
-    "avx512_vnni": "_is_vnni_supported",
-}
-
-
-def cpu_capabilities() -> dict[str, bool]:
-    """Instruction sets that this CPU has or lacks, by torch's names; a name that is missing is not known."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        return {name: has for name, has in torch.cpu.get_capabilities().items() if isinstance(has, bool)}
-    return {name: getattr(torch.cpu, probe)() for name, probe in _PROBES.items() if hasattr(torch.cpu, probe)}
-
-
-def multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for bf16; without them bf16 is emulated, which is slower than fp32."""
-    has = cpu_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-
 
 # ------------------------------------------------------------------------------------------------- products
-@functools.cache
-def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this torch has oneDNN's linear as an operator of its own, and on this CPU it gives what ``F.linear`` gives.
-
-    bf16 it refuses on a CPU without AVX-512, where ``F.linear`` emulates it.
-    """
-    ops = torch.ops.mkldnn
-    if not (
-        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(ops, "_linear_pointwise")
-        and hasattr(ops, "_reorder_linear_weight")
-    ):
-        return False
-    try:
-        with torch.inference_mode():
-            made = torch.eye(16), torch.arange(512.0).view(32, 16) / 512, torch.arange(32.0) / 32
-            x, weight, bias = (one.to(dtype) for one in made)
-            packed = ops._reorder_linear_weight(weight, 16)
-            mine = ops._linear_pointwise(x, packed, bias, "gelu", [], "none")
-            near = 1e-5 if dtype == torch.float32 else 2e-2
-            return torch.allclose(mine, F.gelu(F.linear(x, weight, bias)), atol=near)
-    except (RuntimeError, NotImplementedError):
-        return False
-
-
 def frozen_product(
     linears: Sequence[nn.Linear], dtype: torch.dtype, *, gelu: bool = False, rows: int = 2048
 ) -> Product:
@@ -83,14 +40,8 @@ def frozen_product(
         if gelu:
             return lambda x: F.gelu(F.linear(x.to(dtype), weight, bias))
         return lambda x: F.linear(x.to(dtype), weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    after = ("gelu", "none") if gelu else ("none", "")
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        linear = torch.ops.mkldnn._linear_pointwise
-        return cast(torch.Tensor, linear(x.to(dtype), packed, bias, after[0], [], after[1]))
-
-    return product
+    packed = onednn_weight(weight, rows)
+    return lambda x: onednn_linear(x.to(dtype), packed, bias, gelu=gelu)
 
 
 def of_few_sizes(product: Product) -> Product:
@@ -116,36 +67,30 @@ def of_few_sizes(product: Product) -> Product:
 class LiveProduct:
     """The linear maps of one input as one product that learns; computed and given out in ``dtype``, whatever comes in.
 
-    The weights are brought into ``dtype`` once after each change, not at every call, and their gradients come back in
-    fp32. A change shows in the weights' version counters, which every operation of torch in place counts up but the
-    fused optimisers (`students.train.optimiser.make`).
+    The weights are brought into ``dtype`` by `refresh`, not at every call, and their gradients come back in fp32. After
+    each change of the linear maps the caller must call `refresh`; until then the product is that of the old weights.
     """
 
     def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype) -> None:
         self._parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
         self.sizes = [linear.out_features for linear in linears]
         self._dtype = dtype
-        self._held: tuple[tuple[int, ...], torch.Tensor, torch.Tensor] | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take weights and biases as they are now."""
+        self.weight, self.bias = (
+            torch.cat([p.detach().to(self._dtype) for p in self._parameters[kind::2]]) for kind in (0, 1)
+        )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, _Linear.apply(x, self, *self._parameters))
-
-    def current(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias as they are now, in ``dtype``; threads that find them changed may each make the same."""
-        versions = tuple(parameter._version for parameter in self._parameters)
-        held = self._held
-        if held is None or held[0] != versions:
-            weight, bias = (
-                torch.cat([p.detach().to(self._dtype) for p in self._parameters[kind::2]]) for kind in (0, 1)
-            )
-            self._held = held = (versions, weight, bias)
-        return held[1], held[2]
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, product: LiveProduct, *_: torch.Tensor) -> torch.Tensor:
-        weight, bias = product.current()
+        weight, bias = product.weight, product.bias
         ctx.dtype, ctx.weight, ctx.sizes = x.dtype, weight, product.sizes
         x = x.to(weight.dtype)
         ctx.save_for_backward(x)
@@ -179,7 +124,7 @@ def _onednn_learns_faster() -> bool:
 def _times(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x · weightᵀ + bias."""
     if x.dtype == torch.float32 and _onednn_learns_faster():
-        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
+        return onednn_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 

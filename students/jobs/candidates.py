@@ -114,7 +114,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Lists:
+class CandidateLists:
     """Some lists with their texts.
 
     Attributes:
@@ -203,11 +203,11 @@ def score(
         return reranker.score_pairs(Pairs(queries, passages, query, found.passage), progress)
 
 
-def lists(con: duckdb.DuckDBPyConnection, found: Candidates) -> Lists:
+def lists(con: duckdb.DuckDBPyConnection, found: Candidates) -> CandidateLists:
     """The lists with their texts, all in memory: for a sample of a run."""
     queries, passages = (part.read(con, 0, len(part.key)) for part in (found.queries, found.passages))
     parts = np.split(found.passage, np.cumsum(found.sizes)[:-1])
-    return Lists(
+    return CandidateLists(
         found.queries.key.tolist(),
         [(text, [passages[i] for i in part]) for text, part in zip(queries, parts, strict=True)],
         [found.passages.key[part].tolist() for part in parts],

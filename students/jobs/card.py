@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 
 @dataclass(frozen=True)
 class StageFacts:
@@ -68,7 +66,7 @@ def write_card(folder: Path, facts: CardFacts) -> Path:
 def card(facts: CardFacts) -> str:
     """The card's Markdown, metadata first."""
     parts = [
-        f"---\n{yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{_metadata(facts)}\n---",
         f"# {facts.name}",
         "\n\n".join([_summary(facts), *(f"> **Warning:** {warning}." for warning in facts.warnings)]),
         "## Use\n" + _usage(facts),
@@ -84,35 +82,36 @@ def is_hub_id(base: str) -> bool:
     return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
 
 
-def _metadata(facts: CardFacts) -> dict[str, Any]:
-    data: dict[str, Any] = {"library_name": "sentence-transformers", "pipeline_tag": "text-ranking"}
-    if facts.licence:
-        data |= {"license": "other", "license_name": "inherited-from-labels"}
-    if is_hub_id(facts.base):
-        data["base_model"] = facts.base
-    data["tags"] = ["cross-encoder", "reranker", "msft", facts.architecture, f"regime:{facts.regime}"]
-    sources = sorted({source for stage in facts.stages for source in stage.sources})
-    if sources:
-        data["msft_sources"] = sources
-    own = [row for row in facts.measured if row.alone]
-    if own:
-        data["model-index"] = [
-            {
-                "name": facts.name,
-                "results": [
-                    {
-                        "task": {"type": "text-ranking", "name": "re-ranking"},
-                        "dataset": {
-                            "type": row.dataset,
-                            "name": row.dataset + (f" over {row.first_stage}" if row.first_stage else ""),
-                        },
-                        "metrics": [{"type": row.measure, "name": row.measure, "value": round(row.value, 5)}],
-                    }
-                    for row in own
-                ],
-            }
-        ]
-    return data
+def _metadata(facts: CardFacts) -> str:
+    """The YAML that the hub reads, by its own library."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    own = [
+        EvalResult(
+            task_type="text-ranking",
+            task_name="re-ranking",
+            dataset_type=row.dataset,
+            dataset_config=row.first_stage,  # the library keeps one result for each dataset and config
+            dataset_name=row.dataset + (f" over {row.first_stage}" if row.first_stage else ""),
+            metric_type=row.measure,
+            metric_name=row.measure,
+            metric_value=round(row.value, 5),
+        )
+        for row in facts.measured
+        if row.alone
+    ]
+    data = ModelCardData(
+        library_name="sentence-transformers",
+        pipeline_tag="text-ranking",
+        license="other" if facts.licence else None,
+        license_name="inherited-from-labels" if facts.licence else None,
+        base_model=facts.base if is_hub_id(facts.base) else None,
+        tags=["cross-encoder", "reranker", "msft", facts.architecture, f"regime:{facts.regime}"],
+        msft_sources=sorted({source for stage in facts.stages for source in stage.sources}) or None,
+        model_name=facts.name if own else None,
+        eval_results=own or None,
+    )
+    return data.to_yaml()
 
 
 def _summary(facts: CardFacts) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 from labelstore.errors import MsftError
 from labelstore.evaluation import measures as measuring
 from labelstore.store import lookup
-from students.jobs.candidates import Lists, Tick, candidates, lists
+from msft.kendall import kendall_tau
+from students.jobs.candidates import CandidateLists, Tick, candidates, lists
 from students.jobs.rerank import Note
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Sample:
 
     dataset: str
     run: str
-    lists: Lists
+    lists: CandidateLists
     qrels: measuring.Qrels | None
 
 
@@ -104,15 +105,17 @@ def compare(
 
 def differences(ours: list[Any], theirs: list[Any]) -> dict[str, float]:
     """Largest and mean absolute difference, the spread of the scores to judge them by, and Kendall's tau."""
-    from scipy.stats import kendalltau
-
     a, b = np.concatenate(ours), np.concatenate(theirs)
-    taus = [kendalltau(x, y).statistic for x, y in zip(ours, theirs, strict=True) if len(x) > 1]
+    taus = [
+        kendall_tau(np.asarray(x).tolist(), np.asarray(y).tolist())
+        for x, y in zip(ours, theirs, strict=True)
+        if len(np.unique(x)) > 1  # an export cannot change an order that the student does not give
+    ]
     return {
         "max_difference": float(np.abs(a - b).max()),
         "mean_difference": float(np.abs(a - b).mean()),
         "score_deviation": float(a.std()),
-        "tau": float(np.nanmean(taus)) if taus else 1.0,
+        "tau": float(np.mean(taus)) if taus else 1.0,
     }
 
 

@@ -10,6 +10,7 @@ from labelstore.provenance import record as provenance
 from labelstore.store import keys, lookup
 from labelstore.store.foreign import check_name
 from labelstore.store.label_store import LabelStore, next_id
+from labelstore.store.rows import fetch
 from students.jobs.card import CardFacts, Measured, StageFacts, write_card
 
 if TYPE_CHECKING:
@@ -197,15 +198,10 @@ def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> Car
     stages = con.execute(
         """SELECT g.objective, g.loss, v.name, g.view_hash, g.steps, g.pairs, g.weights_moved, g.hyperparameters,
                   v.n_lists, v.licence,
-                  (SELECT list(DISTINCT coalesce(d.name, m.name, l.name, r.name) ORDER BY 1)
-                   FROM view_sources o
-                   LEFT JOIN datasets d ON o.kind = 'dataset' AND d.dataset = o.source
-                   LEFT JOIN minings m ON o.kind = 'mining' AND m.mining = o.source
-                   LEFT JOIN labelings l ON o.kind = 'labeling' AND l.labeling = o.source
-                   LEFT JOIN runs r ON o.kind = 'run' AND r.run = o.source
-                   WHERE o.view = g.view)
+                  (SELECT list(DISTINCT o.source ORDER BY 1) FROM student_sources o
+                   WHERE o.student = ? AND o.stage = g.stage)
            FROM stages g LEFT JOIN views v USING (view) WHERE g.student = ? ORDER BY g.stage""",
-        [student.student],
+        [student.name, student.student],
     ).fetchall()
     measured = con.execute(
         """SELECT dataset, first_stage, measure, value, n_queries, system, kind = 'student' FROM results
@@ -244,6 +240,4 @@ def warnings_of(con: "duckdb.DuckDBPyConnection", name: str) -> list[str]:
 
 def _query(store: LabelStore, sql: str, parameters: list[Any]) -> list[dict[str, Any]]:
     with store.read() as con:
-        cursor = con.execute(sql, parameters)
-        names = [column[0] for column in cursor.description or []]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        return fetch(con, sql, parameters)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from labelstore.store import keys, lookup
 from labelstore.store.label_store import LabelStore
+from labelstore.store.rows import fetch
 from students.recipes.recipe import KINDS, Recipe
 from students.train.records import begin_after
 
@@ -67,15 +68,17 @@ def _shared(wanted: dict[str, Any], other: dict[str, Any]) -> int:
 
 
 def _stages(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> list[dict[str, Any]]:
-    found = con.execute("SELECT * EXCLUDE (student, view) FROM stages WHERE student = ? ORDER BY stage", [student.student])  # fmt: skip
-    names = [column[0] for column in found.description or ()]
-    rows = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+    rows = fetch(
+        con,
+        "SELECT * EXCLUDE (student, view) FROM stages WHERE student = ? ORDER BY stage",
+        [student.student],
+    )
     for row in rows:
         row["hyperparameters"] = {**json.loads(row["hyperparameters"]), "reused_from": student.name}
     return rows
 
 
 def _log(con: "duckdb.DuckDBPyConnection", student: int) -> list[dict[str, Any]]:
-    found = con.execute("SELECT * EXCLUDE (student) FROM training_log WHERE student = ? ORDER BY rowid", [student])  # fmt: skip
-    names = [column[0] for column in found.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+    return fetch(
+        con, "SELECT * EXCLUDE (student) FROM training_log WHERE student = ? ORDER BY rowid", [student]
+    )

@@ -100,7 +100,9 @@ def train_student(
         work = students / f".{name}.{key[:12]}"
         _reuse_stages(store, work, chosen, folder_of_base, identity, built, note)
         stages, log = _train(chosen, folder_of_base, built, store, work, progress, note)
-        student = _merge(store, name, chosen, identity, built, stages, log, work, students / name, clock)
+        student = _store_student(
+            store, name, chosen, identity, built, stages, log, work, students / name, clock
+        )
         shutil.rmtree(work, ignore_errors=True)
         return student
 
@@ -291,7 +293,7 @@ def _train(
     return stages, log
 
 
-def _merge(
+def _store_student(
     store: LabelStore,
     name: str,
     recipe: Recipe,

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from students.cpu.bert import FusedEncoder, LearningEncoder
-from students.cpu.operations import multiplies_bf16
+from students.cpu.capabilities import multiplies_bf16
 from students.errors import ExitCode, StudentError
 from students.model.head import keep_fp32
 from students.text.batches import Layout, PairBatch, collate
@@ -117,7 +117,7 @@ class CrossEncoder(nn.Module):
         Raises:
             StudentError: no such model (exit code 4), weights that are not safetensors, several outputs.
         """
-        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         source = resolve_base(str(path_or_id))
         try:
@@ -131,33 +131,8 @@ class CrossEncoder(nn.Module):
             _cut_layers(config, layers, path_or_id)
         if seed is not None:
             torch.manual_seed(seed)
-        if attention is not None:
-            from students.model import packed_attention as packed
-
-            packed.register()
-        try:
-            with QuietLoading():
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    source,
-                    config=config,
-                    dtype=torch.float32,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                    **({"attn_implementation": attention} if attention else {}),
-                )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise _not_there(path_or_id, source, error) from error
-        except RuntimeError as error:  # a head of another shape
-            raise _other_head(path_or_id, source, error) from error
-        limit = _position_limit(config)
-        if max_length is None:
-            max_length = min(int(tokenizer.model_max_length), limit, DEFAULT_MAX_LENGTH)
-        elif max_length > limit:
-            raise StudentError(
-                f"max_length {max_length} is more than the {limit} positions of {path_or_id}",
-                hint=f"give at most {limit}",
-                exit_code=ExitCode.USAGE,
-            )
+        model = _load_model(path_or_id, source, config, attention)
+        max_length = _max_length(max_length, tokenizer, config, path_or_id)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         encoder = cls(model, tokenizer, max_length, choose_precision(precision, where))
         return encoder.to(where)
@@ -216,6 +191,11 @@ class CrossEncoder(nn.Module):
         if self.device.type == "cpu" and self.layout == "padded" and FusedEncoder.supports(self.model):
             self._learning = LearningEncoder(self.model, self.precision)
         return self.fused
+
+    def refresh(self) -> None:
+        """Let the next forward use the weights as they are now; call it after each change of them."""
+        if self._learning is not None:
+            self._learning.refresh()
 
     def compile_layers(self) -> None:
         """Have torch.compile fuse each layer's operations from now on; one compilation serves all layers and lengths.
@@ -297,6 +277,52 @@ class CrossEncoder(nn.Module):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
             digest.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _load_model(model: str | Path, source: str, config: Any, attention: str | None) -> Any:
+    """The classifier with its weights in fp32.
+
+    Raises:
+        StudentError: weights that are missing or not safetensors, or a head of another shape.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    if attention is not None:
+        from students.model import packed_attention as packed
+
+        packed.register()
+    try:
+        with QuietLoading():
+            return AutoModelForSequenceClassification.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                **({"attn_implementation": attention} if attention else {}),
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_there(model, source, error) from error
+    except RuntimeError as error:  # a head of another shape
+        raise _other_head(model, source, error) from error
+
+
+def _max_length(wanted: int | None, tokenizer: Any, config: Any, model: str | Path) -> int:
+    """Tokens per pair: as wanted, else the tokenizer's limit within the model's positions.
+
+    Raises:
+        StudentError: more than the model has positions (exit code 2).
+    """
+    limit = _position_limit(config)
+    if wanted is None:
+        return min(int(tokenizer.model_max_length), limit, DEFAULT_MAX_LENGTH)
+    if wanted > limit:
+        raise StudentError(
+            f"max_length {wanted} is more than the {limit} positions of {model}",
+            hint=f"give at most {limit}",
+            exit_code=ExitCode.USAGE,
+        )
+    return wanted
 
 
 def _set_padding(config: Any, tokenizer: Any, model: str | Path) -> None:

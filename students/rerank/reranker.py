@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from students.cpu.bert import FusedEncoder, Precision
-from students.cpu.operations import cpu_capabilities
+from students.cpu.capabilities import cpu_capabilities
 from students.cpu.workers import MAX_WORKERS, each_done, worker_pool
 from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder, choose_precision
@@ -27,7 +27,7 @@ from students.text.token_file import TokenSpool
 from students.text.tokens import Ints, Tokens
 
 Scores = NDArray[np.float32]
-Lists = Sequence[tuple[str, Sequence[str]]]
+TextLists = Sequence[tuple[str, Sequence[str]]]
 Progress = Callable[[int, int | None], None]
 
 CPU_BATCH_TOKENS = 2048  # of one core's batch: what a layer makes of it stays in its cache
@@ -137,7 +137,7 @@ class Reranker:
         )
         return cls(encoder, batch_tokens=batch_tokens, workers=workers, any_size=any_size)
 
-    def scores(self, lists: Lists, progress: Progress | None = None) -> list[Scores]:
+    def scores(self, lists: TextLists, progress: Progress | None = None) -> list[Scores]:
         """Raw logits of each list's passages, in the order given; an empty list has an empty array.
 
         Args:
@@ -187,7 +187,7 @@ class Reranker:
         share = -(-int(lengths.sum()) // self._workers)
         return max(min(self._batch_tokens, share), int(lengths.max()))
 
-    def _tokenise(self, lists: Lists) -> Pairs:
+    def _tokenise(self, lists: TextLists) -> Pairs:
         query_numbers: dict[str, int] = {}
         passage_numbers: dict[str, int] = {}
         query: list[int] = []

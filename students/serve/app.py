@@ -116,7 +116,7 @@ class _Server:
 
     async def rerank(self, request: Request) -> Response:
         with self._metrics.request() as outcome:
-            held = _Held(self)
+            held = _BodyBytes(self)
             try:
                 response = await self._answer(request, held)
             except Refused as refused:
@@ -128,7 +128,7 @@ class _Server:
             outcome.code = response.status_code
             return response
 
-    async def _answer(self, request: Request, held: "_Held") -> Response:
+    async def _answer(self, request: Request, held: "_BodyBytes") -> Response:
         body = await self._body(request, held)
         aside = len(body) > PARSE_ASIDE
         asked = await asyncio.to_thread(self._parse, body) if aside else self._parse(body)
@@ -151,7 +151,7 @@ class _Server:
             gone.cancel()
         return JSONResponse(_ranked(asked, scores))
 
-    async def _body(self, request: Request, held: "_Held") -> bytes:
+    async def _body(self, request: Request, held: "_BodyBytes") -> bytes:
         """The body, refused as soon as it is too large, whatever the client announced."""
         limit = self._limits.body
         held.unread = "expect" not in request.headers  # such a client sends nothing before it is told to
@@ -229,7 +229,7 @@ class _Server:
             )
 
 
-class _Held:
+class _BodyBytes:
     """The bytes of one request while it is read or waits."""
 
     def __init__(self, server: _Server) -> None:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msft.errors import MsftError
-from students.errors import ExitCode, StudentError
+from msft.errors import ExitCode, MsftError
+from msft.key_values import key_values, toml_value
 from students.recipes.read import load_recipe, make_recipe, shipped
 
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-q", "--quiet", action="store_true", help="no notes, no progress")
     options = parser.parse_args(arguments)
     try:
-        overrides = {**_settings(options.set)}
+        overrides = key_values("--set", options.set, "lr=1e-5", toml_value)
         overrides |= {k: v for k in ("regime", "base") if (v := getattr(options, k)) is not None}
         recipe = (
             load_recipe(options.recipe, overrides)
@@ -101,22 +101,6 @@ def _views(given: list[str]) -> Any:
         name, _, folder = view.rpartition("=")
         named[name or by_kind.get(read_kind(folder), read_kind(folder))] = Path(folder)
     return named
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    """``lr=1e-5`` as TOML would read it; what is no TOML value is text."""
-    import tomllib
-
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, found, value = pair.partition("=")
-        if not found:
-            raise StudentError(f"--set {pair}: no '='", hint="--set lr=1e-5", exit_code=ExitCode.USAGE)
-        try:
-            settings[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            settings[key] = value
-    return settings
 
 
 def _note(sentence: str) -> None:

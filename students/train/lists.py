@@ -18,7 +18,7 @@ from students.text.tokens import Ints
 
 
 @dataclass(frozen=True)
-class Lists:
+class ViewLists:
     """L lists over P rows: list i is rows ``starts[i] : starts[i + 1]``.
 
     Attributes:
@@ -47,10 +47,10 @@ class Lists:
         """The query of each row."""
         return self.query[np.searchsorted(self.starts, rows, side="right") - 1]
 
-    def take(self, chosen: NDArray[Any]) -> "Lists":
+    def take(self, chosen: NDArray[Any]) -> "ViewLists":
         """The chosen lists, in that order."""
         rows, sizes = self.rows(chosen)
-        return Lists(
+        return ViewLists(
             self.query[chosen],
             np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
             self.passage[rows],
@@ -103,7 +103,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def draw(lists: Lists, chosen: Ints, objective: Objective, key: int) -> Draw:
+def draw(lists: ViewLists, chosen: Ints, objective: Objective, key: int) -> Draw:
     """The passages that an epoch shows of the chosen lists.
 
     ``cl``: one positive and ``group_size - 1`` negatives, at random. ``kd``: the teacher's top ``depth``, or of these
@@ -136,7 +136,7 @@ def _rank_within(group: NDArray[Any], *keys: NDArray[Any]) -> Ints:
     return ranks
 
 
-def usable(lists: Lists, objective: Objective, loss: Loss) -> NDArray[np.bool_]:
+def usable(lists: ViewLists, objective: Objective, loss: Loss) -> NDArray[np.bool_]:
     """(L,) which lists can have a term of the loss at all; the others are skipped, and counted."""
     every = np.arange(len(lists))
     rows, sizes = lists.rows(every)

@@ -19,7 +19,7 @@ from students.text.batches import budget_batches
 from students.train import checkpoints, diagnostics, optimiser, validation
 from students.train import gradient_cache as gradcache
 from students.train.checkpoints import StageState
-from students.train.lists import Draw, Lists
+from students.train.lists import Draw, ViewLists
 from students.train.parallel_gradients import SideBySide
 from students.train.records import Log
 from students.train.steps import Step, Task, collate_rows, plan
@@ -107,6 +107,7 @@ class StageRun:
         torch.manual_seed(self.recipe.seed * 1000 + stage.number + 100_000 * accelerator.process_index)
         if resume is not None:
             state = self._resumed(resume)
+        self.encoder.refresh()
         log = Log(self.out, state, main=accelerator.is_main_process)
         clock = time.monotonic() - state.seconds
         if state.step == 0:
@@ -152,6 +153,7 @@ class StageRun:
         log.close()
         if stage.keep == "best" and state.best_step not in (None, state.step):
             checkpoints.load_weights(self.encoder.model, checkpoints.best_path(self.out, state))
+            self.encoder.refresh()
             self.say(f"{self.name} ends with the weights of step {state.best_step:,}")
         for parameter in self.encoder.model.parameters():
             parameter.requires_grad_(True)
@@ -205,6 +207,7 @@ class StageRun:
         ).tolist()  # the step's only wait for the device
         diagnostics.check_step(found_loss, found_norm, stage, state.step)
         self.optimiser.step()
+        self.encoder.refresh()
         self.optimiser.zero_grad(set_to_none=True)
         return {"loss": found_loss, "grad_norm": found_norm}
 
@@ -259,7 +262,7 @@ class StageRun:
         return state.step > 0 and done > self.stage.warmup
 
     @torch.inference_mode()
-    def _scores(self, task: Task, lists: Lists, drawn: Draw) -> NDArray[np.float32]:
+    def _scores(self, task: Task, lists: ViewLists, drawn: Draw) -> NDArray[np.float32]:
         """Scores of drawn rows; processes share the work."""
         accelerator, encoder = self.accelerator, self.encoder
         lengths = encoder.form.lengths(*task.lengths(lists, drawn.rows))

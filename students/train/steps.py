@@ -19,7 +19,7 @@ from students.model.encoder import CrossEncoder
 from students.recipes.recipe import Objective, Stage
 from students.text.batches import PairBatch, budget_batches
 from students.text.tokens import Ints, Tokens
-from students.train.lists import Draw, Lists, draw, epoch_order, stream_key, usable
+from students.train.lists import Draw, ViewLists, draw, epoch_order, stream_key, usable
 from students.train.view_folder import View
 
 
@@ -53,7 +53,7 @@ class Task:
         chosen = self.train[order[at * self.objective.lists : (at + 1) * self.objective.lists]]
         return chosen, draw(self.view.train, chosen, self.objective, key)
 
-    def lengths(self, lists: Lists, rows: Ints) -> tuple[Ints, Ints]:
+    def lengths(self, lists: ViewLists, rows: Ints) -> tuple[Ints, Ints]:
         """Tokens of the pairs in some rows of the lists, before any cut: of the queries, and of the passages."""
         return self.queries.lengths[lists.query_of(rows)], self.passages.lengths[lists.passage[rows]]
 
@@ -126,12 +126,12 @@ class MicroBatch:
         return MicroBatch(self.parts, [piece.pin() for piece in self.pieces], self.n_tokens)
 
 
-def collate_rows(encoder: CrossEncoder, task: Task, lists: Lists, rows: Ints) -> PairBatch:
+def collate_rows(encoder: CrossEncoder, task: Task, lists: ViewLists, rows: Ints) -> PairBatch:
     """The pairs in some rows of the lists as a batch."""
     return encoder.collate(task.queries, task.passages, lists.query_of(rows), lists.passage[rows])
 
 
-def targets_of(lists: Lists, drawn: Draw, n_lists: int) -> tuple[Cells, Targets]:
+def targets_of(lists: ViewLists, drawn: Draw, n_lists: int) -> tuple[Cells, Targets]:
     """Where drawn rows stand in a (lists, longest) matrix, and their targets in that form."""
     sizes = np.bincount(drawn.local, minlength=n_lists)
     column = np.arange(len(drawn.local)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

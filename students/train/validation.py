@@ -8,26 +8,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from msft.kendall import kendall_tau
 from students.losses import get, reduce
 from students.recipes.recipe import Objective, Stage
 from students.text.tokens import Ints
-from students.train.lists import Draw, Lists, draw, stream_key, usable
+from students.train.lists import Draw, ViewLists, draw, stream_key, usable
 from students.train.steps import Task, targets_of
 
 HIGHER_IS_BETTER = {"loss": False, "nDCG@10": True, "tau": True}
 
 
 @dataclass(frozen=True)
-class Held:
+class ValidationLists:
     """Validation lists of one objective: always the same passages."""
 
     task: Task
-    lists: Lists
+    lists: ViewLists
     drawn: Draw
     n_lists: int
 
 
-def hold(tasks: list[Task], stage: Stage, seed: int, max_pairs: int) -> list[Held]:
+def hold(tasks: list[Task], stage: Stage, seed: int, max_pairs: int) -> list[ValidationLists]:
     """Choose each objective's validation lists: at most ``valid_lists``, and ``max_pairs`` pairs in all."""
     held = []
     for task in tasks:
@@ -43,7 +44,7 @@ def hold(tasks: list[Task], stage: Stage, seed: int, max_pairs: int) -> list[Hel
         if n:
             inside = drawn.local < n
             kept = Draw(drawn.local[inside], drawn.rows[inside], drawn.tiebreak[inside])
-            held.append(Held(task, lists, kept, n))
+            held.append(ValidationLists(task, lists, kept, n))
     return held
 
 
@@ -57,8 +58,8 @@ def _width(objective: Objective) -> int:
 
 
 def measure(
-    held: list[Held],
-    score: Callable[[Task, Lists, Draw], NDArray[np.float32]],
+    held: list[ValidationLists],
+    score: Callable[[Task, ViewLists, Draw], NDArray[np.float32]],
 ) -> dict[str, float]:
     """``valid_loss``, and where the lists allow ``valid_nDCG@10``, ``valid_tau``; ``valid_spread`` of scores in a list.
 
@@ -81,7 +82,7 @@ def measure(
             if (relevances[mine] > 0).any():
                 values["nDCG@10"].append(ndcg(scores[mine], relevances[mine]))
             if objective.name == "kd":
-                values["tau"].append(kendall_tau(scores[mine], labels[mine]))
+                values["tau"].append(kendall_tau(scores[mine].tolist(), labels[mine].tolist()))
     means = {f"valid_{name}": float(np.mean(each)) for name, each in values.items() if each}
     return {"valid_loss": loss, **means}
 
@@ -99,11 +100,3 @@ def ndcg(scores: NDArray[Any], relevances: NDArray[Any], cutoff: int = 10) -> fl
     _, group = np.unique(-scores, return_inverse=True)
     mean_gain = np.bincount(group, gains) / np.bincount(group)
     return float(mean_gain[np.sort(group)] @ discounts) / ideal
-
-
-def kendall_tau(scores: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Kendall's τ-b of one list, ties on either side taken into account; 0 where one side is all tied."""
-    a = np.sign(np.subtract.outer(scores, scores))
-    b = np.sign(np.subtract.outer(labels, labels))
-    norm = np.sqrt(np.count_nonzero(a) * np.count_nonzero(b))
-    return float((a * b).sum() / norm) if norm else 0.0

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from students.errors import ExitCode, StudentError
 from students.text.tokens import Ints
-from students.train.lists import Lists
+from students.train.lists import ViewLists
 
 FORMAT = 1
 
@@ -30,8 +30,8 @@ class View:
     licence: str | None
     queries: pa.ChunkedArray
     passages: pa.ChunkedArray
-    train: Lists
-    valid: Lists
+    train: ViewLists
+    valid: ViewLists
 
     @property
     def has_scores(self) -> bool:
@@ -105,7 +105,7 @@ def _check_file(path: Path, expected: str | None) -> None:
         )
 
 
-def _lists(table: pa.Table) -> Lists:
+def _lists(table: pa.Table) -> ViewLists:
     table = table.combine_chunks()
 
     def flat(name: str, dtype: Any, missing: float | int) -> tuple[Any, Any]:
@@ -128,7 +128,7 @@ def _lists(table: pa.Table) -> Lists:
                 f"lists.parquet: {name} and passages are not aligned", hint="export the view again"
             )
         columns[name] = values
-    return Lists(
+    return ViewLists(
         query=np.asarray(table["query"]).astype(np.int64),
         starts=starts,
         passage=passages,

@@ -486,23 +486,6 @@ def settled(result: Result, top: int | None) -> int | None:
     return least if least is not None and least < len(result.ranked.order) else None
 
 
-def answer_of(record: Record) -> Answer:
-    """A journal's call as the scheduler reads it."""
-    parsed = record["parsed"]
-    return Answer(
-        call_key=record["key"],
-        status=record["status"],
-        order=None if parsed is None else [position - 1 for position in parsed],
-        scores=record["scores"],
-        repairs=record["missing"] + record["repeated"] + record["out_of_range"],
-        tokens_in=record["in"],
-        tokens_out=record["out"],
-        attempt=record["attempt"],
-        retryable=record["retryable"],
-        detail=(record["reply"] or "")[:2000],
-    )
-
-
 def check_reading(template: prompts.Template, reading: str, window: int) -> None:
     """Refuse readings that a prompt cannot give.
 

@@ -17,7 +17,7 @@ from typing import Any
 from labelstore.errors import MsftError
 from labelstore.store.label_store import LabelStore
 from teachers.generate import merge_journal as merging
-from teachers.generate.merge_journal import Merged
+from teachers.generate.merge_journal import MergedJournal
 from teachers.journal import segments as journal
 
 LARGE_BYTES = 4 << 20  # of journal
@@ -86,11 +86,11 @@ def _answer() -> None:
         pickle.dump(answer, stream)
 
 
-def merge(store: LabelStore, folder: Path, note: Callable[[str], None]) -> Merged:
-    """:func:`teachers.generate.merge_journal.merge`, here or apart as the journal is small or large."""
+def merge_small_or_large(store: LabelStore, folder: Path, note: Callable[[str], None]) -> MergedJournal:
+    """:func:`teachers.generate.merge_journal.merge_journal`, here or apart as the journal is small or large."""
     if _closed_bytes(folder) < LARGE_BYTES:
-        return merging.merge(store, folder, note)
-    done: Merged = Call(merging.merge, store, folder).result()
+        return merging.merge_journal(store, folder, note)
+    done: MergedJournal = Call(merging.merge_journal, store, folder).result()
     for line in done.notes:
         note(line)
     return done

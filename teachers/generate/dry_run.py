@@ -27,7 +27,6 @@ class JobForecast:
     forecast: Forecast
     exact_tokens: bool  # counted by the model's tokenizer
     tokens_per_second: float | None  # as measured; None where nothing was
-    rate_from: str | None
 
     @property
     def cost_most(self) -> float | None:
@@ -94,7 +93,7 @@ def forecast(
         note("no rate has been measured for this teacher yet: --limit 20 without --dry-run measures one")
     else:
         note(f"time by the rate of {source}")
-    return JobForecast(made, own, tokenizer is not None, rate, source)
+    return JobForecast(made, own, tokenizer is not None, rate)
 
 
 def _forecast(made: Plan, work: Work, rendering: Rendering) -> Forecast:

@@ -119,7 +119,7 @@ def _recorded(
     progress: Progress | None,
 ) -> Labelled:
     settings = made.settings
-    before = apart.merge(store, folder, note)
+    before = apart.merge_small_or_large(store, folder, note)
     if before.calls:
         note(f"merged {before.calls:,} calls that an earlier job left in the journal")
     budget = Budget(
@@ -178,7 +178,7 @@ def _labelled(running: _Running, engine: Engine | None, build: Build) -> Labelle
                 else:
                     _label_here(running, engine, build, work, sung)
             finally:
-                running.aside += apart.merge(store, folder, running.note).aside
+                running.aside += apart.merge_small_or_large(store, folder, running.note).aside
     return _result(running, queries)
 
 
@@ -269,14 +269,14 @@ class _Ticker:
             self.finish()
         if self._merging is None and time.monotonic() - self._began >= MERGE_SECONDS:
             self._rotate()
-            self._merging = apart.Call(merge.merge, self._store, running.folder)
+            self._merging = apart.Call(merge.merge_journal, self._store, running.folder)
             self._began = time.monotonic()
 
     def finish(self) -> None:
         """Wait for a merge under way. One that found the store held leaves the journal for the next."""
         if self._merging is not None:
             with suppress(StoreError):
-                merged: merge.Merged = self._merging.result()
+                merged: merge.MergedJournal = self._merging.result()
                 self._running.aside += merged.aside
                 for line in merged.notes:
                     self._running.note(line)

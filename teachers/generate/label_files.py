@@ -6,7 +6,7 @@ from typing import IO, Any
 
 from labelstore.labels import export as label_export
 from labelstore.labels import import_file
-from labelstore.labels.staging import Request
+from labelstore.labels.staging import LabelsToImport
 from labelstore.store.label_store import LabelStore
 from teachers.prompts import passages as texts
 from teachers.prompts import replies as reader
@@ -31,7 +31,7 @@ def import_labels(
         run: the run that was labelled; its ranks are the initial ranks.
         name: the labeling's name; by default TEACHER@FIRST_STAGE.
         progress: called with (lists read, total or None).
-        options: other fields of :class:`labelstore.labels.staging.Request`: model, layout, first_stage, replies,
+        options: other fields of :class:`labelstore.labels.staging.LabelsToImport`: model, layout, first_stage, replies,
             with_texts, licence, replace.
 
     Returns:
@@ -43,7 +43,7 @@ def import_labels(
     """
     if isinstance(options.get("replies"), str):
         options["replies"] = Path(options["replies"])
-    request = Request(dataset=dataset, run=run, name=name, **options)
+    request = LabelsToImport(dataset=dataset, run=run, name=name, **options)
     return import_file.import_labels(store, Path(file), request, reader, progress)
 
 

@@ -101,7 +101,7 @@ _CANARIES = pa.schema([("request_key", pa.string()), ("reply_hash", pa.string())
 
 
 @dataclass
-class Merged:
+class MergedJournal:
     """What a merge did."""
 
     segments: int = 0
@@ -115,7 +115,9 @@ class Merged:
     notes: list[str] = field(default_factory=list)
 
 
-def merge(store: LabelStore, folder: Path, note: Callable[[str], None] | None = None) -> Merged:
+def merge_journal(
+    store: LabelStore, folder: Path, note: Callable[[str], None] | None = None
+) -> MergedJournal:
     """Merge every closed segment of a journal into the store and remove it.
 
     Calls of all segments go in before the permutations made from them. Each transaction takes at most
@@ -135,9 +137,9 @@ def merge(store: LabelStore, folder: Path, note: Callable[[str], None] | None = 
     return done
 
 
-def _merge(store: LabelStore, folder: Path) -> Merged:
+def _merge(store: LabelStore, folder: Path) -> MergedJournal:
     ready, held = journal.closed(folder)
-    done = Merged(skipped=held)
+    done = MergedJournal(skipped=held)
     wrong: dict[Path, list[str]] = {path: [] for path, _ in ready}  # what cannot be merged, and why
 
     def calls(con: duckdb.DuckDBPyConnection, target: Target, chunk: list[Record]) -> None:

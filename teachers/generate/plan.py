@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 
 from labelstore.errors import DataMissing, UsageError
+from labelstore.labels import teacher_key
 from labelstore.labels.write import Teacher as TeacherRow
 from labelstore.store import keys, lookup
 from labelstore.store.label_store import LabelStore
@@ -326,27 +327,19 @@ def _row(
     reading: str,
 ) -> TeacherRow:
     drawn = {**sampling.key(), "reading": reading} if template is not None else None
-    key = keys.content_key(
-        "teacher",
-        {
-            "model": revision or location,
-            "prompt_hash": template.hash if template is not None else None,
-            "sampling": drawn,
-            "kind": model.kind,
-        },
-    )
+    prompt_hash = template.hash if template is not None else None
     return TeacherRow(
         name=model.name,
         engine=engine,
         model=model.model,
         revision=revision,
         prompt=template.ident if template is not None else None,
-        prompt_hash=template.hash if template is not None else None,
+        prompt_hash=prompt_hash,
         sampling=drawn,
         input_price=settings.input_price if settings.input_price is not None else model.input_price,
         output_price=settings.output_price if settings.output_price is not None else model.output_price,
         licence=model.licence,
-        key=key,
+        key=teacher_key.asked(location, revision, prompt_hash, drawn, model.kind),
     )
 
 

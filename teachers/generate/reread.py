@@ -91,7 +91,7 @@ def reread(store: LabelStore, name: str, *, dry_run: bool = False) -> Done:
     with ExitStack() as locks:
         if not dry_run:
             locks.enter_context(labeling_alone(store, name))
-            apart.merge(store, store.folder("journal"), lambda note: None)
+            apart.merge_small_or_large(store, store.folder("journal"), lambda note: None)
         with store.read() as con:
             of = lookup.labeling(con, name)
             _check_replies(con, of)

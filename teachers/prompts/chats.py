@@ -57,8 +57,8 @@ class Chat:
         if "refusal" in answer:
             raise Refused(
                 f"the model's chat template refuses the messages: {answer['refusal']}",
-                _HINT,
-                ExitCode.TEACHER_ENGINE,
+                hint=_HINT,
+                exit_code=ExitCode.TEACHER_ENGINE,
             )
         if "error" in answer:
             raise TeacherError(

@@ -8,7 +8,7 @@ The last two make rounds until nothing is left to change, so that a removal cann
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -223,8 +223,3 @@ def fit(
         else:
             high = middle
     return best
-
-
-def still_special(text: str, tokens: Iterable[str]) -> list[str]:
-    """Which of `tokens` occur in a text: what the tests of hostile texts ask; empty after a neutraliser."""
-    return sorted(t for t in tokens if t in text)

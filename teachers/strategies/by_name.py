@@ -26,10 +26,8 @@ __all__ = [
     "Tournament",
     "Window",
     "apply",
-    "describe",
     "run",
     "strategy",
-    "window_sizes",
 ]
 
 _BUILDERS: Mapping[str, Callable[..., Strategy]] = {
@@ -81,23 +79,3 @@ def strategy(
         }
     inner = _BUILDERS[name](**given)
     return Consistent(inner, samples, seed, merge) if samples > 1 else inner
-
-
-def window_sizes(chosen: Strategy, n: int) -> list[int]:
-    """Sizes of the windows that a list of n takes when each reply keeps its order: exact for all but top-down."""
-    _, asked = run(chosen, n, lambda window: range(len(window)))
-    return [len(window) for window in asked]
-
-
-def describe(chosen: Strategy, n: int) -> dict[str, Any]:
-    """What a strategy says before it runs: calls, passages shown (at least) and the ranks that it settles."""
-    calls = chosen.calls(n)
-    return {
-        "strategy": chosen.name,
-        **chosen.parameters,
-        "depth": n,
-        "calls_least": calls.least,
-        "calls_most": calls.most,
-        "passages_shown": sum(window_sizes(chosen, n)),
-        "reliable_depth": chosen.reliable_depth(n),
-    }

@@ -20,7 +20,7 @@ from labelstore.datasets.from_folder import add_folder
 from labelstore.negatives import mine as negatives
 from labelstore.runs import import_run as importing
 from labelstore.store.label_store import LabelStore
-from labelstore.upkeep.merge.job import merge
+from labelstore.upkeep.merge.job import merge_stores
 from labelstore.upkeep.verify.digest import content_hash
 from labelstore.upkeep.verify.findings import Finding
 from labelstore.upkeep.verify.verify import verify
@@ -74,13 +74,13 @@ def made(folder: Path) -> LabelStore:
     for job in (add_first, import_first):
         job(store)
     other = LabelStore(folder / "other" / "o.duckdb")
-    add_folder(other, folder / "b", ingest.Request("b", collection="other", role="train"))
+    add_folder(other, folder / "b", ingest.NewDataset("b", collection="other", role="train"))
     importing.import_run(other, folder / "b" / "run.txt", "b", "bm25")
     return store
 
 
 def add_first(store: LabelStore) -> None:
-    add_folder(store, store.path.parent / "a", ingest.Request("a", collection="one", role="train"))
+    add_folder(store, store.path.parent / "a", ingest.NewDataset("a", collection="one", role="train"))
 
 
 def import_first(store: LabelStore) -> None:
@@ -88,7 +88,7 @@ def import_first(store: LabelStore) -> None:
 
 
 def add_documents(store: LabelStore) -> None:
-    add_folder(store, store.path.parent / "b", ingest.Request("b", collection="one", role="train"))
+    add_folder(store, store.path.parent / "b", ingest.NewDataset("b", collection="one", role="train"))
 
 
 def import_run(store: LabelStore) -> None:
@@ -104,7 +104,7 @@ def build_view(store: LabelStore) -> None:
 
 
 def merge_other(store: LabelStore) -> None:
-    merge(store, LabelStore(store.path.parent / "other" / "o.duckdb"))
+    merge_stores(store, LabelStore(store.path.parent / "other" / "o.duckdb"))
 
 
 JOBS: dict[str, Callable[[LabelStore], None]] = {

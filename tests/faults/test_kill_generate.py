@@ -24,7 +24,7 @@ SCRIPTED = """
 import sys
 from pathlib import Path
 from labelstore.store.label_store import LabelStore
-from teachers.engines.scripted import ScriptedEngine, hashed_order
+from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
 from teachers.generate.settings import Settings
 

@@ -143,19 +143,21 @@ elif where == "after":
 elif where == "between":
     real, count = journal.set_aside, []
     journal.set_aside = lambda *arguments: die() if count else (real(*arguments), count.append(1))
-print(merge.merge(LabelStore(sys.argv[1]), Path(sys.argv[3])).aside)
+print(merge.merge_journal(LabelStore(sys.argv[1]), Path(sys.argv[3])).aside)
 """
 
 
 def spoilt(store: LabelStore, number: int) -> Path:
     """A journal of `number` segments of ten calls each, of which the third names a query that is not in the store."""
-    from teachers.engines.scripted import ScriptedEngine, hashed_order
     from teachers.generate import job as jobs
     from teachers.generate import merge_journal as merge
     from teachers.generate.settings import Settings
+    from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("teachers.generate.child_process.merge", lambda *_: merge.Merged())
+        patched.setattr(
+            "teachers.generate.child_process.merge_small_or_large", lambda *_: merge.MergedJournal()
+        )
         jobs.generate(store, Settings(model="rankzephyr", canaries=0), engine=ScriptedEngine(hashed_order))
     (path,) = journal.segments(store.files / "journal")
     head = journal.header(path)

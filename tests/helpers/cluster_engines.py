@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from teachers.engines.base import Completion, Request
-from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.errors import TeacherError
 from teachers.generate.plan import Plan
+from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
 
 class Logged(ScriptedEngine):

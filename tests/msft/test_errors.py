@@ -47,12 +47,14 @@ def test_an_error_keeps_its_hint_and_code_on_its_way_between_processes(raised: M
 def _numbers(tree: ast.AST) -> list[str]:
     """Where a call ends a process, or gives an error its code, by a bare number."""
     found = []
+    raised = {id(node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         given = [k.value for k in node.keywords if k.arg in ("exit_code", "code")]
         given += node.args if name in ("Exit", "SystemExit", "exit", "_exit") else []
+        given += node.args[2:] if id(node) in raised else []  # message, hint, code
         for value in given:
             numbers = [n for n in ast.walk(value) if isinstance(n, ast.Constant) and type(n.value) is int]
             found += [f"line {n.lineno}: {name}({n.value})" for n in numbers if n.value]
@@ -66,7 +68,8 @@ def test_no_exit_code_is_a_bare_number() -> None:
 
 def test_bare_numbers_would_be_found() -> None:
     bad = "raise SystemExit(3)\nE('x', exit_code=2)\ntyper.Exit(code=1)\nE(exit_code=4 if a else 5)\nos._exit(6)"
-    assert len(_numbers(ast.parse(bad))) == 6
+    bad += "\nraise E('message', 'hint', 5)\nraise E(429, 'kind', 'message')"
+    assert len(_numbers(ast.parse(bad))) == 7
 
 
 def test_no_package_defines_an_exit_code_or_an_error_root_of_its_own() -> None:

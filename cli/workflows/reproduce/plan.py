@@ -28,7 +28,7 @@ _ENDS_ALL = (
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedCommand:
     """One command.
 
     Attributes:
@@ -52,10 +52,10 @@ class Step:
 class Plan:
     """All steps, in an order in which they can run."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlannedCommand, ...]
 
     @property
-    def by_key(self) -> dict[tuple[str, ...], Step]:
+    def by_key(self) -> dict[tuple[str, ...], PlannedCommand]:
         return {step.key: step for step in self.steps}
 
     def reachable(self) -> set[tuple[str, ...]]:
@@ -91,7 +91,7 @@ def make(store: "LabelStore", spec: Spec, *, prepared: bool) -> Plan:
     Args:
         prepared: whether this very command puts data and labels there, so that none is missing.
     """
-    held = Held.read(store)
+    held = StoreContents.read(store)
     return Plan(
         (
             *_data(spec, held, prepared),
@@ -103,7 +103,7 @@ def make(store: "LabelStore", spec: Spec, *, prepared: bool) -> Plan:
 
 
 @dataclass(frozen=True)
-class Held:
+class StoreContents:
     """What the store has already."""
 
     datasets: dict[str, bool]  # name -> whether it has judgments
@@ -113,7 +113,7 @@ class Held:
     students: dict[str, Any]  # name -> recipe as stored, or None
 
     @classmethod
-    def read(cls, store: "LabelStore") -> "Held":
+    def read(cls, store: "LabelStore") -> "StoreContents":
         if not store.exists:
             return cls({}, set(), set(), set(), {})
         with store.read() as con:
@@ -133,7 +133,7 @@ def _all(con: "duckdb.DuckDBPyConnection", sql: str) -> list[Any]:
     return con.execute(sql).fetchall()
 
 
-def _data(spec: Spec, held: Held, prepared: bool) -> list[Step]:
+def _data(spec: Spec, held: StoreContents, prepared: bool) -> list[PlannedCommand]:
     names = [source["dataset"] for source in spec.sources.values()] + [t.dataset for t in spec.test_sets]
     steps = []
     for name in dict.fromkeys(names):
@@ -141,12 +141,14 @@ def _data(spec: Spec, held: Held, prepared: bool) -> list[Step]:
         what = f"dataset {name}" + (" has no judgments" if name in held.datasets and not done else "")
         how = f"msft data add {name}, or with --from FOLDER from files"
         steps.append(
-            Step(("data", name), ("data", "add", name), (), done, () if done or prepared else ((what, how),))
+            PlannedCommand(
+                ("data", name), ("data", "add", name), (), done, () if done or prepared else ((what, how),)
+            )
         )
     return steps
 
 
-def _runs(spec: Spec, held: Held, prepared: bool) -> list[Step]:
+def _runs(spec: Spec, held: StoreContents, prepared: bool) -> list[PlannedCommand]:
     wanted = [(t.dataset, stage) for t in spec.test_sets for stage in spec.first_stages]
     contrastive = spec.sources.get("cl")
     if contrastive and "cl" in spec.objectives:
@@ -158,7 +160,9 @@ def _runs(spec: Spec, held: Held, prepared: bool) -> list[Step]:
         done = (dataset, stage.run) in held.runs
         command = ("retrieve", "--dataset", dataset, *stage.arguments)
         missing = () if done or prepared else _lacks_retriever(dataset, stage)
-        steps.append(Step(("run", dataset, stage.run), command, (("data", dataset),), done, missing))
+        steps.append(
+            PlannedCommand(("run", dataset, stage.run), command, (("data", dataset),), done, missing)
+        )
     return steps
 
 
@@ -186,7 +190,7 @@ def _lacks_retriever(dataset: str, stage: FirstStage) -> tuple[Missing, ...]:
     return ()
 
 
-def _sources(spec: Spec, held: Held, prepared: bool) -> list[Step]:
+def _sources(spec: Spec, held: StoreContents, prepared: bool) -> list[PlannedCommand]:
     steps = []
     contrastive, distilled = spec.sources.get("cl"), spec.sources.get("kd")
     if contrastive and "cl" in spec.objectives:
@@ -198,13 +202,13 @@ def _sources(spec: Spec, held: Held, prepared: bool) -> list[Step]:
         )  # fmt: skip
         needs = (("data", contrastive["dataset"]), ("run", contrastive["dataset"], run))
         done = contrastive["negatives"] in held.minings
-        steps.append(Step(("negatives", contrastive["negatives"]), command, needs, done))
+        steps.append(PlannedCommand(("negatives", contrastive["negatives"]), command, needs, done))
     if distilled and "kd" in spec.objectives:
         steps.append(_labels(distilled, held, prepared))
     return steps
 
 
-def _labels(source: Mapping[str, Any], held: Held, prepared: bool) -> Step:
+def _labels(source: Mapping[str, Any], held: StoreContents, prepared: bool) -> PlannedCommand:
     files = [str(source[key]) for key in ("file", "replies") if key in source]
     command = ["teachers", "import", files[0] if files else "FILE", "--dataset", source["dataset"]]
     for option, key in (("--layout", "layout"), ("--replies", "replies"), ("--model", "model")):
@@ -220,10 +224,12 @@ def _labels(source: Mapping[str, Any], held: Held, prepared: bool) -> Step:
             f" or msft teachers generate --dataset {source['dataset']} --name {source['labels']} …"
         )
         missing = ((f"labels {source['labels']}", how),)
-    return Step(("labels", source["labels"]), tuple(command), (("data", source["dataset"]),), done, missing)
+    return PlannedCommand(
+        ("labels", source["labels"]), tuple(command), (("data", source["dataset"]),), done, missing
+    )
 
 
-def _students(spec: Spec, held: Held) -> list[Step]:
+def _students(spec: Spec, held: StoreContents) -> list[PlannedCommand]:
     steps = []
     for training in spec.trainings:
         known = held.students.get(training.name)
@@ -241,7 +247,7 @@ def _students(spec: Spec, held: Held) -> list[Step]:
             command += ["--labels", spec.sources["kd"]["labels"]]
             needs.append(("labels", spec.sources["kd"]["labels"]))
         command += ["--name", training.name]
-        steps.append(Step(("student", training.name), tuple(command), tuple(needs), done, missing))
+        steps.append(PlannedCommand(("student", training.name), tuple(command), tuple(needs), done, missing))
     return steps
 
 
@@ -383,7 +389,7 @@ def carry_out(plan: Plan, steps: "Steps") -> Plan:
     return Plan(tuple(done))
 
 
-def evaluations(spec: Spec, there: set[tuple[str, ...]]) -> list[Step]:
+def evaluations(spec: Spec, there: set[tuple[str, ...]]) -> list[PlannedCommand]:
     """One `msft eval` for each test set that has a first stage: of the students and first stages that are there."""
     students = [t.name for t in spec.trainings if ("student", t.name) in there]
     found = []
@@ -395,7 +401,7 @@ def evaluations(spec: Spec, there: set[tuple[str, ...]]) -> list[Step]:
         command += [a for run in runs for a in ("--run", run)]
         command += [a for measure in test_set.measures for a in ("--measure", measure)]
         command += [a for name in students for a in ("--student", name)] or ["--no-rerank"]
-        found.append(Step(("eval", test_set.dataset), tuple(command)))
+        found.append(PlannedCommand(("eval", test_set.dataset), tuple(command)))
     return found
 
 

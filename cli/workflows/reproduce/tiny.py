@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.output import diagnostics
-from cli.workflows.reproduce.plan import Held
+from cli.workflows.reproduce.plan import StoreContents
 from cli.workflows.reproduce.spec import FirstStage, Spec
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def prepare(store: "LabelStore", steps: "Steps", spec: Spec, folder: Path, size:
     Raises:
         BadInput: if the folder holds a reproduction of another recipe, size or Python.
     """
-    held = Held.read(store)
+    held = StoreContents.read(store)
     wanted = {t.dataset: "test" for t in spec.test_sets}
     wanted |= {source["dataset"]: "train" for source in spec.sources.values()}
     models = {str(t.folder): str(_architecture(t.base)) for t in spec.trainings}

@@ -26,7 +26,7 @@ _SUFFIX = re.compile(r"[\w.@+-]+")
 
 
 @dataclass
-class Merged:
+class MergedStore:
     """What a merge did: `new` is False where this store had everything."""
 
     taken: list[Taken] = field(default_factory=list)
@@ -54,13 +54,13 @@ class _NothingNew(Exception):
     """Rolls the transaction back: merging the same store again leaves no trace."""
 
 
-def merge(
+def merge_stores(
     store: LabelStore,
     other: LabelStore,
     *,
     rename_suffix: str | None = None,
     note: Callable[[str], None] | None = None,
-) -> Merged:
+) -> MergedStore:
     """Unite another store with this one.
 
     Args:
@@ -89,7 +89,7 @@ def merge(
         if maps.contradictions:
             raise Contradictory(maps.contradictions, other)
         copies = list(lacking(maps, store, other))
-    done = Merged(renamed=maps.renamed)
+    done = MergedStore(renamed=maps.renamed)
     for copy in copies:
         problems = copy.problems()
         if copy.source.is_dir() and not problems:
@@ -119,7 +119,7 @@ def _look_at(other: LabelStore) -> None:
 
 
 def _write(
-    store: LabelStore, other: LabelStore, suffix: str | None, clock: provenance.Clock, done: Merged
+    store: LabelStore, other: LabelStore, suffix: str | None, clock: provenance.Clock, done: MergedStore
 ) -> None:
     with store.write() as con, provenance.recorded_in(con, "merge", clock) as job:
         _attach(con, other)

@@ -7,7 +7,7 @@
 | datasets `qrels_hash` | (query_id, doc_id, relevance) | qrels (row_hashes.qrels_hash) |
 | runs `content_hash` | (query_id, rank, doc_id, score) | candidates (row_hashes.run_hash) |
 | minings `content_hash` | rows by text ids and run names | negatives (negatives.content_hash) |
-| teachers `teacher_key` | model or revision, prompt hash, sampling, kind | the row (labels.Teacher, teachers.generate.plan) |
+| teachers `teacher_key` | model or revision, prompt hash, sampling, kind | the row (labels.teacher_key) |
 | permutations `content_hash` | (rank, doc_id, grade, score, initial rank) | permutation_items (labels.permutation_hashes) |
 | requests `request_key` | imported: teacher, query_id, doc_ids shown | the row and request_passages (label_import) |
 | | asked: rendered token ids, model revision, sampling | not stored: its form and what it shows are checked |
@@ -28,6 +28,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from labelstore.labels import teacher_key
 from labelstore.labels import write as labels
 from labelstore.negatives import mine as negatives
 from labelstore.store import keys
@@ -35,7 +36,6 @@ from labelstore.store.row_hashes import qrels_hash, run_facts
 from labelstore.upkeep.verify.findings import COPY, EXAMPLES, Finding
 
 BATCH = 50_000  # texts that are hashed at once
-_KINDS = ("listwise", "cross-encoder", "bi-encoder")  # of teachers.models
 
 Rows = Iterator[tuple[str, Any, Any]]  # (name, stored, derived) of keys that differ
 
@@ -199,14 +199,6 @@ def _teacher_keys(con: duckdb.DuckDBPyConnection) -> Rows:
         "SELECT teacher_key, name, model, revision, engine, prompt_hash, sampling FROM teachers ORDER BY teacher"
     ).fetchall():
         drawn = None if sampling is None else json.loads(sampling)
-        made = labels.Teacher(name, engine, model, revision, None, prompt_hash, drawn).teacher_key
-        asked = [_asked_teacher(revision or model, prompt_hash, drawn or None, kind) for kind in _KINDS]
-        if stored not in (made, *asked):
-            yield name, stored, made if engine == "imported" else asked[0]
-
-
-def _asked_teacher(model: str | None, prompt_hash: str | None, sampling: Any, kind: str) -> str:
-    """The key that teachers.generate.plan gives a teacher; `kind` is not stored, so each is tried."""
-    return keys.content_key(
-        "teacher", {"model": model, "prompt_hash": prompt_hash, "sampling": sampling, "kind": kind}
-    )
+        derived = teacher_key.possible(name, model, revision, engine, prompt_hash, drawn)
+        if stored not in derived:
+            yield name, stored, derived[0]

@@ -246,7 +246,7 @@ class Driver:
     def _take_up(self) -> None:
         """Merge what is journaled, then queue again what lost workers left unfinished, with its answers."""
         try:
-            apart.merge(self.store, self.folder, self.note)
+            apart.merge_small_or_large(self.store, self.folder, self.note)
             with self.store.read() as con:
                 left = self._unfinished(con)
                 of_queries = f"""SELECT number, query FROM taken_up JOIN queries USING (query_id)

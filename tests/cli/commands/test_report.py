@@ -531,16 +531,16 @@ def test_an_almost_empty_store_says_what_fills_it(browser: Browser, tmp_path: Pa
 
 @pytest.mark.needs("shared")
 def test_the_real_runs_and_labelings_of_dl19(browser: Browser, shared: Path, tmp_path: Path) -> None:
-    from labelstore.datasets.add import Request
+    from labelstore.datasets.add import NewDataset
     from labelstore.datasets.from_folder import add_folder
     from labelstore.evaluation import scores as evaluation
     from labelstore.labels import import_file as label_import
-    from labelstore.labels.staging import Request as LabelRequest
+    from labelstore.labels.staging import LabelsToImport as LabelRequest
     from labelstore.runs import import_run
     from teachers.prompts import replies
 
     store, folder = LabelStore(tmp_path / "dl19.duckdb"), shared / "dl19-passage"
-    add_folder(store, folder, Request(name="dl19"))
+    add_folder(store, folder, NewDataset(name="dl19"))
     for run_file in sorted(folder.glob("runs/*.run.gz")):
         import_run.import_run(store, run_file, "dl19", run_file.name.removesuffix(".run.gz"))
     label_import.import_labels(store, folder / "permutations.jsonl.gz", LabelRequest("dl19"), replies)

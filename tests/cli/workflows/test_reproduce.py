@@ -144,9 +144,9 @@ def test_a_command_that_fails_ends_what_depends_on_it_alone(
     store = LabelStore(tmp_path / "s.duckdb")
     plan = reproduce_plan.Plan(
         (
-            reproduce_plan.Step(("run", "d", "r"), ("retrieve", "--dataset", "nowhere")),
-            reproduce_plan.Step(("negatives", "n"), ("negatives", "mine"), (("run", "d", "r"),)),
-            reproduce_plan.Step(("data", "x"), ("sql", "--list")),
+            reproduce_plan.PlannedCommand(("run", "d", "r"), ("retrieve", "--dataset", "nowhere")),
+            reproduce_plan.PlannedCommand(("negatives", "n"), ("negatives", "mine"), (("run", "d", "r"),)),
+            reproduce_plan.PlannedCommand(("data", "x"), ("sql", "--list")),
         )
     )
     steps = Steps(store.path)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from labelstore.datasets.add import Added, Request, datasets, describe
+from labelstore.datasets.add import Added, NewDataset, datasets, describe
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.store import keys
@@ -53,7 +53,7 @@ def step(added: Added, name: str) -> Any:
 
 
 def test_a_folder_comes_in_with_counts(store: LabelStore, tmp_path: Path) -> None:
-    added = add_folder(store, folder(tmp_path / "f"), Request("mine"))
+    added = add_folder(store, folder(tmp_path / "f"), NewDataset("mine"))
     assert (added.collection, added.role, added.changed) == ("mine", "test", True)
     documents = step(added, "documents")
     assert (documents.n_read, documents.n_kept, documents.n_new) == (4, 3, 3)
@@ -87,9 +87,9 @@ def test_a_folder_comes_in_with_counts(store: LabelStore, tmp_path: Path) -> Non
 
 
 def test_adding_twice_changes_nothing(store: LabelStore, tmp_path: Path) -> None:
-    add_folder(store, folder(tmp_path / "f"), Request("mine"))
+    add_folder(store, folder(tmp_path / "f"), NewDataset("mine"))
     before = content(store)
-    added = add_folder(store, folder(tmp_path / "g", docs=DOCS[::-1], qrels=QRELS[::-1]), Request("mine"))
+    added = add_folder(store, folder(tmp_path / "g", docs=DOCS[::-1], qrels=QRELS[::-1]), NewDataset("mine"))
     assert not added.changed
     assert [s.n_new for s in added.steps] == [0, 0, 0]
     assert content(store) == before
@@ -98,10 +98,10 @@ def test_adding_twice_changes_nothing(store: LabelStore, tmp_path: Path) -> None
 def test_splits_share_a_collection_and_hold_the_queries_judged(store: LabelStore, tmp_path: Path) -> None:
     source = folder(tmp_path / "f")
     (source / "qrels.train.txt").write_text("q3 0 x 1\n")
-    train = add_folder(store, source, Request("mine/train", judged_only=True), Path("qrels.train.txt"))
+    train = add_folder(store, source, NewDataset("mine/train", judged_only=True), Path("qrels.train.txt"))
     assert (train.collection, train.role) == ("mine", "train")
     assert step(train, "queries").drops == {"query without a judgment in the given qrels": (2, None)}
-    test = add_folder(store, source, Request("mine", judged_only=True), source / "qrels.txt")
+    test = add_folder(store, source, NewDataset("mine", judged_only=True), source / "qrels.txt")
     assert (test.collection, step(test, "documents").n_new, step(test, "queries").n_new) == ("mine", 0, 2)
     assert query(store, "SELECT dataset, query_id FROM dataset_query_texts ORDER BY ALL") == [
         ("mine", "q1"),
@@ -111,26 +111,26 @@ def test_splits_share_a_collection_and_hold_the_queries_judged(store: LabelStore
     # Judgments alone, over queries and passages that the collection holds.
     own = tmp_path / "graded.txt"
     own.write_text("q3 0 01 3\n")
-    graded = add_folder(store, None, Request("graded", collection="mine", judged_only=True), own)
+    graded = add_folder(store, None, NewDataset("graded", collection="mine", judged_only=True), own)
     assert graded.changed
     assert query(store, "SELECT query_id, doc_id FROM judgments WHERE dataset = 'graded'") == [("q3", "01")]
 
 
 def test_judgments_under_other_names_are_mentioned(store: LabelStore, tmp_path: Path) -> None:
     source = folder(tmp_path / "f", qrels=None)
-    assert add_folder(store, source, Request("none")).notes == []
+    assert add_folder(store, source, NewDataset("none")).notes == []
     (source / "qrels").mkdir()
     (source / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\t01\t1\n")
-    (said,) = add_folder(store, source, Request("mine", collection="none")).notes
+    (said,) = add_folder(store, source, NewDataset("mine", collection="none")).notes
     assert "no judgments were read" in said
     assert "--qrels qrels/test.tsv" in said
 
 
 def test_documents_may_follow_the_judgments(store: LabelStore, tmp_path: Path) -> None:
-    add_folder(store, folder(tmp_path / "f", docs=None), Request("mine"))
+    add_folder(store, folder(tmp_path / "f", docs=None), NewDataset("mine"))
     assert query(store, "SELECT count(*) FROM documents WHERE version = 0") == [(3,)]
     ids = dict(query(store, "SELECT doc_id, document FROM documents"))
-    added = add_folder(store, folder(tmp_path / "f"), Request("mine"))
+    added = add_folder(store, folder(tmp_path / "f"), NewDataset("mine"))
     assert step(added, "documents").n_new == 3
     after = {d: (k, v) for d, k, v in query(store, "SELECT doc_id, document, version FROM documents")}
     assert after["01"] == (ids["01"], 1)
@@ -160,10 +160,10 @@ def test_a_contradiction_is_named_and_leaves_the_store_as_it_was(
     store: LabelStore, tmp_path: Path, changes: dict[str, Any], message: str, empty_store: bool
 ) -> None:
     if not empty_store:
-        add_folder(store, folder(tmp_path / "f"), Request("mine"))
+        add_folder(store, folder(tmp_path / "f"), NewDataset("mine"))
     before = None if empty_store else content(store)
     with pytest.raises(BadInput, match=message) as error:
-        add_folder(store, folder(tmp_path / "bad", **changes), Request("new"))
+        add_folder(store, folder(tmp_path / "bad", **changes), NewDataset("new"))
     assert error.value.hint
     if before:
         assert content(store) == before
@@ -173,7 +173,7 @@ def test_a_contradiction_is_named_and_leaves_the_store_as_it_was(
 
 def test_repeats_count_once(store: LabelStore, tmp_path: Path) -> None:
     source = folder(tmp_path / "f", docs=DOCS * 2, queries=QUERIES * 3, qrels=QRELS * 2)
-    added = add_folder(store, source, Request("mine"))
+    added = add_folder(store, source, NewDataset("mine"))
     assert step(added, "documents").drops["same id and text again"][0] == 3
     assert step(added, "queries").drops["same id and text again"][0] == 6
     assert step(added, "qrels").drops["same judgment again"][0] == 3
@@ -181,21 +181,21 @@ def test_repeats_count_once(store: LabelStore, tmp_path: Path) -> None:
 
 
 def test_another_text_is_refused_and_taken_with_update(store: LabelStore, tmp_path: Path) -> None:
-    add_folder(store, folder(tmp_path / "f"), Request("mine"))
+    add_folder(store, folder(tmp_path / "f"), NewDataset("mine"))
     before = content(store)
     newer = folder(tmp_path / "g", docs=[("01", "T", "one, revised"), *DOCS[1:]])
     with pytest.raises(BadInput, match=r"docs.jsonl:1: 01 has another text than in mine") as error:
-        add_folder(store, newer, Request("mine"))
+        add_folder(store, newer, NewDataset("mine"))
     assert "--update" in str(error.value.hint)
     assert content(store) == before
-    added = add_folder(store, newer, Request("mine", update=True))
+    added = add_folder(store, newer, NewDataset("mine", update=True))
     assert step(added, "documents").n_updated == 1
     assert query(store, "SELECT text, version, text_hash FROM documents WHERE doc_id = '01'") == [
         ("one, revised", 2, keys.text_hash("T", "one, revised"))
     ]
     assert query(store, "SELECT version, title, text FROM document_versions") == [(1, "T", "one")]
     before = content(store)
-    assert not add_folder(store, newer, Request("mine", update=True)).changed
+    assert not add_folder(store, newer, NewDataset("mine", update=True)).changed
     assert content(store) == before
 
 
@@ -203,46 +203,46 @@ def test_with_update_the_last_text_of_a_file_counts(store: LabelStore, tmp_path:
     source = folder(
         tmp_path / "f", docs=[("a", None, "old"), ("a", None, "new"), ("b", None, "b")], qrels=None
     )
-    added = add_folder(store, source, Request("mine", update=True))
+    added = add_folder(store, source, NewDataset("mine", update=True))
     assert step(added, "documents").drops["an earlier text of the same id"][0] == 1
     assert query(store, "SELECT doc_id, text FROM documents ORDER BY 1") == [("a", "new"), ("b", "b")]
 
 
 def test_other_judgments_need_update(store: LabelStore, tmp_path: Path) -> None:
-    add_folder(store, folder(tmp_path / "f"), Request("mine"))
+    add_folder(store, folder(tmp_path / "f"), NewDataset("mine"))
     before = content(store)
     other = folder(tmp_path / "g", qrels=QRELS[:2])
     with pytest.raises(BadInput, match="is there with other judgments"):
-        add_folder(store, other, Request("mine"))
+        add_folder(store, other, NewDataset("mine"))
     assert content(store) == before
-    assert add_folder(store, other, Request("mine", update=True)).changed
+    assert add_folder(store, other, NewDataset("mine", update=True)).changed
     assert query(store, "SELECT count(*) FROM judgments") == [(2,)]
 
 
 def test_files_that_are_not_there(store: LabelStore, tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match="no folder"):
-        add_folder(store, tmp_path / "none", Request("mine"))
+        add_folder(store, tmp_path / "none", NewDataset("mine"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataMissing, match="has none of"):
-        add_folder(store, tmp_path / "empty", Request("mine"))
+        add_folder(store, tmp_path / "empty", NewDataset("mine"))
     with pytest.raises(DataMissing, match="no file q"):
-        add_folder(store, folder(tmp_path / "f"), Request("mine", judged_only=True), Path("q"))
+        add_folder(store, folder(tmp_path / "f"), NewDataset("mine", judged_only=True), Path("q"))
     (tmp_path / "f" / "qrels.txt.gz").write_bytes(b"")
     with pytest.raises(UsageError, match=r"qrels.txt and qrels.txt.gz"):
-        add_folder(store, tmp_path / "f", Request("mine"))
+        add_folder(store, tmp_path / "f", NewDataset("mine"))
     assert not store.exists
 
 
 def test_a_dataset_stays_with_its_collection(store: LabelStore, tmp_path: Path) -> None:
-    add_folder(store, folder(tmp_path / "f"), Request("mine", collection="c"))
-    assert not add_folder(store, folder(tmp_path / "f"), Request("mine")).changed
+    add_folder(store, folder(tmp_path / "f"), NewDataset("mine", collection="c"))
+    assert not add_folder(store, folder(tmp_path / "f"), NewDataset("mine")).changed
     with pytest.raises(UsageError, match="over collection c"):
-        add_folder(store, folder(tmp_path / "f"), Request("mine", collection="other"))
+        add_folder(store, folder(tmp_path / "f"), NewDataset("mine", collection="other"))
 
 
 def test_a_folder_named_with_a_quote(store: LabelStore, tmp_path: Path) -> None:
     quoted = LabelStore(tmp_path / "it's" / "s.duckdb")
-    assert add_folder(quoted, folder(tmp_path / "o'f"), Request("mi'ne")).changed
+    assert add_folder(quoted, folder(tmp_path / "o'f"), NewDataset("mi'ne")).changed
 
 
 @pytest.mark.needs("shared")
@@ -259,7 +259,7 @@ def test_a_folder_named_with_a_quote(store: LabelStore, tmp_path: Path) -> None:
 def test_real_collections(
     store: LabelStore, shared: Path, name: str, where: str, qrels: str | None, counts: tuple[int, int, int]
 ) -> None:
-    request = Request(name, judged_only=qrels is not None)
+    request = NewDataset(name, judged_only=qrels is not None)
     add_folder(store, shared / where, request, Path(qrels) if qrels else None)
     with store.read() as con:
         (row,) = datasets(con)

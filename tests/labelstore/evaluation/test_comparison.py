@@ -12,7 +12,7 @@ from shelves import DOCS, Ranked, Shelf, Small, fill
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from labelstore.datasets.add import Request
+from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import DataMissing, UsageError
 from labelstore.evaluation import comparison
@@ -152,10 +152,10 @@ def dl19(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     """TREC DL 2019's real runs and labelings; for tests that need `shared`."""
     folder = Path(__file__).resolve().parents[4] / "shared" / "data" / "dl19-passage"
     store = LabelStore(tmp_path_factory.mktemp("dl19") / "dl19.duckdb")
-    add_folder(store, folder, Request(name="dl19", collection="msmarco-passage", judged_only=False))
+    add_folder(store, folder, NewDataset(name="dl19", collection="msmarco-passage", judged_only=False))
     for path in sorted((folder / "runs").glob("*.run.gz")):
         import_run.import_run(store, path, "dl19", path.name.removesuffix(".run.gz"))
-    import_labels(store, folder / "permutations.jsonl.gz", label_staging.Request("dl19"), replies)
+    import_labels(store, folder / "permutations.jsonl.gz", label_staging.LabelsToImport("dl19"), replies)
     return store
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from labelstore.datasets.add import Request
+from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput
 from labelstore.labels.import_file import Imported, import_labels
@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> LabelStore:
     (source / "queries.tsv").write_text("q1\tfirst\nq2\tsecond\n")
     (source / "qrels.txt").write_text("q1 0 d1 2\nq2 0 d2 1\n")
     store = LabelStore(tmp_path / "s.duckdb")
-    add_folder(store, source, Request("x"))
+    add_folder(store, source, NewDataset("x"))
     return store
 
 
@@ -86,7 +86,7 @@ def test_what_is_no_whole_number_in_qrels_is_refused_with_its_line(
 ) -> None:
     (tmp_path / "q.txt").write_text(f"q1 0 d1 1\nq2 0 d2 {grade}\n")
     with pytest.raises(BadInput, match=r"q.txt:2: relevance .* is not a small whole number") as error:
-        add_folder(store, None, Request("y", collection="x", judged_only=True), tmp_path / "q.txt")
+        add_folder(store, None, NewDataset("y", collection="x", judged_only=True), tmp_path / "q.txt")
     assert error.value.hint is not None
     assert "TREC" in error.value.hint
 
@@ -97,7 +97,7 @@ def test_a_line_that_beir_cannot_have_is_refused_with_the_fields_of_beir(
 ) -> None:
     (tmp_path / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\nq2\td2\t1\n{line}\n")
     with pytest.raises(BadInput, match=r"test.tsv:3: ") as error:
-        add_folder(store, None, Request("y", collection="x", judged_only=True), tmp_path / "test.tsv")
+        add_folder(store, None, NewDataset("y", collection="x", judged_only=True), tmp_path / "test.tsv")
     assert error.value.hint is not None
     assert "corpus-id" in error.value.hint
     assert "TREC" not in error.value.hint
@@ -108,7 +108,7 @@ def test_the_header_of_a_table_of_queries_is_no_query(store: LabelStore, tmp_pat
     source = tmp_path / "h"
     source.mkdir()
     (source / "queries.tsv").write_text(f"{header}\nh1\ttext\nid\ta query named id\n")
-    add_folder(store, source, Request("h"))
+    add_folder(store, source, NewDataset("h"))
     found = rows(
         store, "SELECT query_id, text FROM queries q JOIN collections c USING (collection) WHERE c.name = 'h'"
     )
@@ -125,7 +125,7 @@ def test_a_first_query_that_resembles_a_header_is_a_query(
     source = tmp_path / "h"
     source.mkdir()
     (source / "queries.tsv").write_text(f"{first}\nh1\tother\n")
-    add_folder(store, source, Request("h"))
+    add_folder(store, source, NewDataset("h"))
     found = rows(
         store, "SELECT query_id FROM queries q JOIN collections c USING (collection) WHERE c.name = 'h'"
     )
@@ -145,7 +145,7 @@ def test_passages_come_from_a_table_too(store: LabelStore, tmp_path: Path, name:
     source.mkdir()
     (source / name).write_bytes(text.encode())
     (source / "queries.tsv").write_text("q1\tcats\n")
-    add_folder(store, source, Request("t"))
+    add_folder(store, source, NewDataset("t"))
     found = rows(
         store, "SELECT doc_id, text FROM documents JOIN collections c USING (collection) WHERE c.name = 't'"
     )
@@ -171,7 +171,7 @@ def test_a_file_that_may_hold_passages_is_not_passed_over_without_a_word(
     source.mkdir()
     (source / name).write_text("")
     (source / "queries.tsv").write_text("q1\tcats\n")
-    assert any(name in note for note in add_folder(store, source, Request("t")).notes)
+    assert any(name in note for note in add_folder(store, source, NewDataset("t")).notes)
 
 
 @pytest.mark.parametrize(
@@ -185,12 +185,12 @@ def test_a_file_that_may_hold_passages_is_not_passed_over_without_a_word(
 def test_judgments_of_subtopics_are_refused(store: LabelStore, tmp_path: Path, text: str) -> None:
     (tmp_path / "div.txt").write_text(text)
     with pytest.raises(BadInput, match=r"div.txt:\d: d1 is judged for the subtopics .* of query q1"):
-        add_folder(store, None, Request("y", collection="x", judged_only=True), tmp_path / "div.txt")
+        add_folder(store, None, NewDataset("y", collection="x", judged_only=True), tmp_path / "div.txt")
 
 
 def test_a_round_of_judging_in_the_second_field_is_no_subtopic(store: LabelStore, tmp_path: Path) -> None:
     (tmp_path / "covid.txt").write_text("q1 4.5 d1 2\nq1 0.5 d2 0\nq2 5 d1 1\n")
-    added = add_folder(store, None, Request("y", collection="x", judged_only=True), tmp_path / "covid.txt")
+    added = add_folder(store, None, NewDataset("y", collection="x", judged_only=True), tmp_path / "covid.txt")
     assert added.steps[-1].n_kept == 3
 
 
@@ -198,7 +198,7 @@ def test_a_round_of_judging_in_the_second_field_is_no_subtopic(store: LabelStore
 def test_a_file_without_a_judgment_says_so(store: LabelStore, tmp_path: Path, text: bytes) -> None:
     (tmp_path / "e.txt").write_bytes(text)
     with pytest.raises(BadInput, match=r"e.txt: the file holds no judgment"):
-        add_folder(store, None, Request("y", collection="x", judged_only=True), tmp_path / "e.txt")
+        add_folder(store, None, NewDataset("y", collection="x", judged_only=True), tmp_path / "e.txt")
 
 
 @pytest.mark.parametrize(

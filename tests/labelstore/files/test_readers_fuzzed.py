@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from labelstore.datasets.add import Request
+from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput, MsftError
 from labelstore.files import fast_jsonl as quick_documents
@@ -63,7 +63,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     (folder / "queries.tsv").write_text("".join(f"{i}\tquery {i}\n" for i in held))
     store = LabelStore(folder / "s.duckdb")
-    add_folder(store, folder, Request("fuzz", collection="c", role="train"))
+    add_folder(store, folder, NewDataset("fuzz", collection="c", role="train"))
     return store
 
 
@@ -306,7 +306,7 @@ def test_a_line_of_100_mb_is_refused_by_its_number(tmp_path: Path) -> None:
     with (folder / "docs.jsonl").open("wb") as file:
         file.writelines(_long_line(100 << 20))
     with pytest.raises(BadInput, match=r"docs.jsonl:2: the line is longer than 64 MiB"):
-        add_folder(LabelStore(tmp_path / "s.duckdb"), folder, Request("d"))
+        add_folder(LabelStore(tmp_path / "s.duckdb"), folder, NewDataset("d"))
     run = tmp_path / "run"
     with run.open("wb") as file:
         file.writelines(_long_line(100 << 20))

@@ -15,7 +15,7 @@ import pytest
 from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.labels import write as labels
 from labelstore.labels.import_file import Imported, import_labels
-from labelstore.labels.staging import Request
+from labelstore.labels.staging import LabelsToImport
 from labelstore.store.label_store import LabelStore
 from teachers.prompts import replies as reader
 
@@ -44,7 +44,7 @@ def file(tmp_path: Path) -> Callable[..., Path]:
 
 def take(store: LabelStore, path: Path, replies: Path | None = None, **options: Any) -> Imported:
     return import_labels(
-        store, path, Request(options.pop("dataset", DATASET), replies=replies, **options), reader
+        store, path, LabelsToImport(options.pop("dataset", DATASET), replies=replies, **options), reader
     )
 
 
@@ -362,7 +362,7 @@ def test_texts_from_the_file_make_a_dataset_of_their_own(store: LabelStore, tmp_
     assert not again.changed
     fresh = LabelStore(tmp_path / "fresh.duckdb")
     assert import_labels(
-        fresh, first, Request("d", "rankgpt", "r", replies=second, with_texts=True), reader
+        fresh, first, LabelsToImport("d", "rankgpt", "r", replies=second, with_texts=True), reader
     ).changed
 
 

@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from labelstore.datasets import catalog
-from labelstore.datasets.add import Request
+from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.evaluation import comparison
 from labelstore.evaluation import scores as evaluation
@@ -31,7 +31,7 @@ def made(tmp_path: Path, query: tuple[str, str], own: dict[str, str], name: str 
     lines = [f"{query[0]} Q0 {d['doc_id']} {k} {10 - k} T\n" for k, d in enumerate(documents, 1)]
     (tmp_path / "r.run").write_text("".join(lines))
     store = LabelStore(tmp_path / "s.duckdb")
-    add_folder(store, tmp_path / "f", Request(name, role="train"))
+    add_folder(store, tmp_path / "f", NewDataset(name, role="train"))
     import_run.import_run(store, tmp_path / "r.run", name, "r")
     return store
 

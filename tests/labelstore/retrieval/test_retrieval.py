@@ -13,7 +13,7 @@ import ir_measures
 import pytest
 
 from labelstore import retrieval
-from labelstore.datasets.add import Request
+from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput, DataMissing, MsftError, UsageError
 from labelstore.evaluation import scores as evaluation
@@ -39,7 +39,7 @@ def make_store(
     )
     (source / "queries.tsv").write_text("".join(f"{q}\t{text}\n" for q, text in queries), encoding="utf-8")
     store = LabelStore(folder / "own.duckdb")
-    add_folder(store, source, Request(name="own"))
+    add_folder(store, source, NewDataset(name="own"))
     return store
 
 
@@ -141,7 +141,7 @@ def test_the_index_is_kept_and_follows_the_texts(tmp_path: Path) -> None:
     (tmp_path / "source" / "docs.jsonl").write_text(
         json.dumps({"doc_id": "d3", "text": "apple apple apple"}) + "\n"
     )
-    add_folder(store, tmp_path / "source", Request(name="own"))
+    add_folder(store, tmp_path / "source", NewDataset(name="own"))
     with pytest.raises(BadInput):
         retrieval.retrieve(store, "own", Bm25s(), depth=5)
     again = retrieval.retrieve(store, "own", Bm25s(), depth=5, replace=True)
@@ -301,7 +301,7 @@ def test_the_two_bm25s_agree_on_nfcorpus(tmp_path: Path, shared: Path) -> None:
     add_folder(
         store,
         folder,
-        Request(name="nfcorpus/test", collection="nfcorpus", judged_only=True),
+        NewDataset(name="nfcorpus/test", collection="nfcorpus", judged_only=True),
         folder / "qrels.txt.gz",
     )
     runs = [

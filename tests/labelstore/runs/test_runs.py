@@ -13,7 +13,7 @@ import numpy
 import pyarrow as pa
 import pytest
 
-from labelstore.datasets.add import Request
+from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput
 from labelstore.provenance import record as provenance
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> LabelStore:
     (source / "other.txt").write_text("else 0 00 1\n")
     store = LabelStore(tmp_path / "s.duckdb")
     for name in ("mine", "other"):
-        add_folder(store, source, Request(name, collection="c", judged_only=True), source / f"{name}.txt")
+        add_folder(store, source, NewDataset(name, collection="c", judged_only=True), source / f"{name}.txt")
     return store
 
 
@@ -317,7 +317,7 @@ def test_out_and_in_again_is_the_same_run(store: LabelStore, tmp_path: Path) -> 
 @pytest.mark.parametrize(("run", "value"), [("bm25", 0.5058), ("splade-pp-ed", 0.7308), ("tasb", 0.7210)])
 def test_real_runs_keep_their_measure(tmp_path: Path, shared: Path, run: str, value: float) -> None:
     store = LabelStore(tmp_path / "s.duckdb")
-    add_folder(store, shared / "dl19-passage", Request("dl19"))
+    add_folder(store, shared / "dl19-passage", NewDataset("dl19"))
     import_run.import_run(store, shared / f"dl19-passage/runs/{run}.run.gz", "dl19", run)
     with store.read() as con:
         rows = con.execute("SELECT query_id, doc_id, -rank::DOUBLE FROM ranked").fetchall()

@@ -6,7 +6,7 @@ import pytest
 
 from labelstore.errors import BadInput
 from labelstore.store.label_store import LabelStore
-from labelstore.upkeep.merge.job import merge
+from labelstore.upkeep.merge.job import merge_stores
 from labelstore.upkeep.verify.verify import verify
 
 
@@ -30,7 +30,7 @@ def test_a_folder_that_escapes_is_refused_and_reported(
             [folder],
         )
     with pytest.raises(BadInput, match="is not students/NAME"):
-        merge(LabelStore(tmp_path / "own.duckdb"), store)
+        merge_stores(LabelStore(tmp_path / "own.duckdb"), store)
     assert any("leads out" in finding.problem for finding in verify(store).findings)
 
 
@@ -47,4 +47,4 @@ def test_a_file_of_another_shape_is_refused(store: LabelStore, tmp_path: Path, s
     with store.write() as con:
         con.execute(sql)
     with pytest.raises(BadInput, match=r"which a store has not|other tables"):
-        merge(LabelStore(tmp_path / "own.duckdb"), store)
+        merge_stores(LabelStore(tmp_path / "own.duckdb"), store)

@@ -12,7 +12,7 @@ import duckdb
 import pytest
 
 from labelstore import retrieval
-from labelstore.datasets.add import Request
+from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput, DataMissing, MsftError, NoMemory, NoRoom, NotWritable, UsageError
 from labelstore.evaluation import scores as evaluation
@@ -34,7 +34,7 @@ def fill(store: LabelStore, folder: Path, texts: list[str], queries: list[str]) 
     (folder / "queries.tsv").write_text("".join(f"q{k}\t{text}\n" for k, text in enumerate(queries)))
     (folder / "qrels.txt").write_text("".join(f"q{k} 0 d{k} 1\n" for k in range(len(queries))))
     (folder / "r.run").write_text("".join(f"q{k} Q0 d{k} 1 1 T\n" for k in range(len(queries))))
-    add_folder(store, folder, Request("x"))
+    add_folder(store, folder, NewDataset("x"))
 
 
 @pytest.fixture

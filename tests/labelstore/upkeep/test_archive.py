@@ -19,10 +19,10 @@ from labelstore.store.relations import REFERENCES
 from labelstore.upkeep.archive import _comments, export_store, import_store
 from labelstore.upkeep.verify.verify import verify
 from labelstore.views import build as views
-from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
 from teachers.generate.settings import Settings
 from teachers.journal.segments import Journal
+from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
 
 @pytest.fixture(scope="module")
@@ -176,11 +176,11 @@ def _forget(folder: Path, table: str) -> None:
 
 
 def test_an_archive_of_another_machine_is_merged_by_way_of_a_store(tmp_path: Path) -> None:
-    from labelstore.upkeep.merge.job import merge
+    from labelstore.upkeep.merge.job import merge_stores
 
     here, there = made_store.make(tmp_path / "here.duckdb"), make_labelled(tmp_path / "there.duckdb", 3)
     export_store(there, tmp_path / "archive")
     back = LabelStore(tmp_path / "back.duckdb")
     import_store(tmp_path / "archive", back)
-    merge(here, back)
+    merge_stores(here, back)
     assert verify(here).findings == []

@@ -15,14 +15,14 @@ from labelstore.negatives import mine as negatives
 from labelstore.store import keys, lookup
 from labelstore.store.label_store import LabelStore
 from labelstore.store.row_hashes import qrels_hash
-from labelstore.upkeep.merge.job import Contradictory, Merged, merge
+from labelstore.upkeep.merge.job import Contradictory, MergedStore, merge_stores
 from labelstore.upkeep.verify.digest import content_hash
 from labelstore.upkeep.verify.verify import verify
 from labelstore.views import build as views
 from teachers.engines.base import Completion, Request
-from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
 from teachers.generate.settings import Settings
+from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
 QUERIES = 6
 
@@ -54,12 +54,12 @@ def both_ways(one: LabelStore, two: LabelStore, folder: Path) -> LabelStore:
     """Merge copies in both orders; both come out sound, alike, and complete. Returns the first."""
     folder.mkdir(exist_ok=True)
     first, second = copy(one, folder / "first.duckdb"), copy(two, folder / "second.duckdb")
-    assert merge(first, two).new
-    assert merge(second, one).new
+    assert merge_stores(first, two).new
+    assert merge_stores(second, one).new
     assert hash_of(first) == hash_of(second)
     assert verify(first).findings == []
     assert verify(second).findings == []
-    assert not merge(first, two).new, "a second time there is nothing new"
+    assert not merge_stores(first, two).new, "a second time there is nothing new"
     return first
 
 
@@ -142,21 +142,21 @@ def test_other_answers_to_the_same_query_contradict_and_can_come_in_beside(tmp_p
     two = labelled(tmp_path / "two.duckdb", reversed_order, limit=2)
     before = hash_of(one)
     with pytest.raises(Contradictory) as raised:
-        merge(one, two)
+        merge_stores(one, two)
     found = raised.value.contradictions
     assert {item.what for item in found} == {"labels"}
     assert [item.name for item in found] == ["rankzephyr@first q0", "rankzephyr@first q1"]
     assert all(item.here.startswith("d") and item.here != item.there for item in found)
     assert "--rename-suffix" in (raised.value.hint or "")
     assert hash_of(one) == before
-    merged = merge(one, two, rename_suffix="@two")
+    merged = merge_stores(one, two, rename_suffix="@two")
     assert merged.renamed == [("labels", "rankzephyr@first", "rankzephyr@first@two")]
     assert rows(one, "SELECT l.name, count(*) FROM permutations JOIN labelings l USING (labeling) GROUP BY 1 ORDER BY 1") == [
         ("rankzephyr@first", QUERIES), ("rankzephyr@first@two", 2),
     ]  # fmt: skip
     assert rows(one, "SELECT count(*) FROM calls") == [(12 + 4,)]
     assert verify(one).findings == []
-    assert not merge(one, two, rename_suffix="@two").new
+    assert not merge_stores(one, two, rename_suffix="@two").new
 
 
 def test_labels_given_for_other_texts_contradict(pair: Pair) -> None:
@@ -173,7 +173,7 @@ def test_labels_given_for_other_texts_contradict(pair: Pair) -> None:
                   AND document = (SELECT document FROM documents WHERE doc_id = 'd3')""",
         )  # fmt: skip
     with pytest.raises(Contradictory) as raised:
-        merge(one, two)
+        merge_stores(one, two)
     assert [item.what for item in raised.value.contradictions] == ["labels"]
 
 
@@ -190,18 +190,18 @@ def test_a_text_that_one_store_did_not_hold_is_pinned_from_the_other(tmp_path: P
 def test_equal_stores_have_nothing_for_each_other_but_their_jobs(pair: Pair) -> None:
     one, two = pair
     before = hash_of(one)
-    done = merge(one, two)
+    done = merge_stores(one, two)
     assert {t.table for t in done.taken if t.new} == {"provenance"}
     assert hash_of(one) == before
     assert rows(one, "SELECT kind FROM provenance ORDER BY job") == [("data.add",), ("merge",), ("data.add",)]
     assert rows(one, "SELECT count(*) FROM filters f JOIN provenance USING (job) WHERE kind = 'merge' AND step = 'merge documents' AND n_in = 60 AND n_kept = 0") == [(1,)]  # fmt: skip
-    assert not merge(one, two).new
+    assert not merge_stores(one, two).new
 
 
 def test_into_a_store_that_is_not_there_yet_it_is_a_copy(tmp_path: Path) -> None:
     store = made_store.make(tmp_path / "s.duckdb", unheld=(7,))
     new = LabelStore(tmp_path / "new.duckdb")
-    assert merge(new, store).new
+    assert merge_stores(new, store).new
     assert hash_of(new) == hash_of(store)
     assert verify(new).findings == []
 
@@ -288,11 +288,11 @@ def test_contradictions_name_both_values_and_change_nothing(
             )
     before = one.path.read_bytes()
     if what is None:  # a licence that only one of them knows is no contradiction
-        merge(one, two)
+        merge_stores(one, two)
         assert rows(one, "SELECT licence FROM collections") == [("research only",)]
         return
     with pytest.raises(Contradictory) as raised:
-        merge(one, two)
+        merge_stores(one, two)
     (found,) = raised.value.contradictions
     assert (found.what, found.name, found.there) == (what, name, there)
     assert here is None or found.here == here
@@ -304,14 +304,14 @@ def test_a_suffix_takes_in_a_whole_contradicting_collection(pair: Pair) -> None:
     one, two = pair
     change(two, f"UPDATE documents SET text = 'other', text_hash = {keys.text_hash(None, 'other')} WHERE doc_id = 'd3'; UPDATE permutation_items SET text_hash = {keys.text_hash(None, 'other')} WHERE document = 903")  # fmt: skip
     negatives.mine(two, dataset="c/train", runs=["first"], per_query=4, depth=20, name="hard")
-    done = merge(one, two, rename_suffix="@2")
+    done = merge_stores(one, two, rename_suffix="@2")
     assert done.renamed == [
         ("collection", "c", "c@2"), ("dataset", "c/train", "c/train@2"), ("dataset", "c/test", "c/test@2"),
         ("labels", "teacher@first", "teacher@first@2"),
     ]  # fmt: skip
     assert verify(one).findings == []
     assert rows(one, "SELECT count(*) FROM ranked WHERE dataset = 'c/train@2'") == [(360,)]
-    assert not merge(one, two, rename_suffix="@2").new
+    assert not merge_stores(one, two, rename_suffix="@2").new
 
 
 def test_negatives_over_a_renamed_run_keep_a_sound_hash(pair: Pair) -> None:
@@ -322,11 +322,11 @@ def test_negatives_over_a_renamed_run_keep_a_sound_hash(pair: Pair) -> None:
         from labelstore.store.row_hashes import run_hash
 
         con.execute("UPDATE runs SET content_hash = ? WHERE run = 1", [run_hash(con, 1)])
-    done = merge(one, two, rename_suffix="@2")
+    done = merge_stores(one, two, rename_suffix="@2")
     assert ("run", "first", "first@2") in done.renamed
     assert rows(one, "SELECT DISTINCT source_run FROM mined WHERE mining = 'hard'") == [("first@2",)]
     assert verify(one).findings == []
-    assert not merge(one, two, rename_suffix="@2").new
+    assert not merge_stores(one, two, rename_suffix="@2").new
 
 
 # ---------------------------------------------------------------------------------------- views, students, results
@@ -379,11 +379,11 @@ def test_views_students_and_evaluations_come_with_their_folders(trained: Pair, t
 
 def test_a_lost_folder_comes_back_from_a_store_that_has_it(trained: Pair) -> None:
     one, two = trained
-    merge(one, two)
+    merge_stores(one, two)
     shutil.rmtree(one.files / "views")
     shutil.rmtree(one.files / "students" / "common")
     assert len(verify(one).findings) == 2
-    done = merge(one, two)
+    done = merge_stores(one, two)
     assert (done.new, done.folders) == (False, 2)
     assert verify(one).findings == []
 
@@ -392,7 +392,7 @@ def test_a_damaged_folder_is_not_copied_and_said(trained: Pair) -> None:
     one, two = trained
     (two.files / "students" / "yours" / "model.safetensors").write_bytes(b"torn")
     notes: list[str] = []
-    done = merge(one, two, note=notes.append)
+    done = merge_stores(one, two, note=notes.append)
     assert done.new
     assert len(notes) == 1
     assert notes[0].startswith("student yours: its folder is not copied")
@@ -403,9 +403,9 @@ def test_students_of_one_name_and_other_weights_contradict(trained: Pair) -> Non
     one, two = trained
     with_student(one, "yours", b"other weights")
     with pytest.raises(Contradictory, match="student yours is weights"):
-        merge(one, two)
+        merge_stores(one, two)
     assert not (one.files / "students" / "yours@2").exists()
-    merge(one, two, rename_suffix="@2")
+    merge_stores(one, two, rename_suffix="@2")
     assert (one.files / "students" / "yours@2" / "model.safetensors").read_bytes() == b"yours"
     assert verify(one).findings == []
 
@@ -429,37 +429,37 @@ def test_a_job_that_ended_meanwhile_is_told(tmp_path: Path) -> None:
     one = made_store.make(tmp_path / "one.duckdb")
     two = copy(one, tmp_path / "two.duckdb")
     change(one, "UPDATE provenance SET status = 'running', seconds = NULL")
-    done = merge(one, two)
+    done = merge_stores(one, two)
     assert rows(one, "SELECT kind, status, seconds FROM provenance WHERE kind = 'data.add'") == [
         ("data.add", "done", 1.0)
     ]
     assert {t.table for t in done.taken if t.changed} == {"provenance"}
-    assert not merge(one, two).new
+    assert not merge_stores(one, two).new
 
 
 # -------------------------------------------------------------------------------------------------------- errors
 def test_wrong_arguments(tmp_path: Path) -> None:
     store = made_store.make(tmp_path / "s.duckdb")
     with pytest.raises(UsageError, match="itself"):
-        merge(store, LabelStore(tmp_path / "." / "s.duckdb"))
+        merge_stores(store, LabelStore(tmp_path / "." / "s.duckdb"))
     with pytest.raises(DataMissing):
-        merge(store, LabelStore(tmp_path / "none.duckdb"))
+        merge_stores(store, LabelStore(tmp_path / "none.duckdb"))
     with pytest.raises(UsageError, match="suffix"):
-        merge(store, LabelStore(tmp_path / "none.duckdb"), rename_suffix="/up")
+        merge_stores(store, LabelStore(tmp_path / "none.duckdb"), rename_suffix="/up")
 
 
 def test_a_store_with_loose_ends_is_refused_whole(tmp_path: Path) -> None:
     one, two = LabelStore(tmp_path / "one.duckdb"), made_store.make(tmp_path / "two.duckdb")
     change(two, "DELETE FROM documents WHERE doc_id = 'd20'")
     with pytest.raises(BadInput, match="name what it has not") as raised:
-        merge(one, two)
+        merge_stores(one, two)
     assert str(two.path) in (raised.value.hint or "")
     assert rows(one, "SELECT count(*) FROM documents") == [(0,)]
 
 
 def test_a_merge_tells_what_it_took(tmp_path: Path) -> None:
-    done = merge(LabelStore(tmp_path / "new.duckdb"), made_store.make(tmp_path / "s.duckdb"))
-    assert isinstance(done, Merged)
+    done = merge_stores(LabelStore(tmp_path / "new.duckdb"), made_store.make(tmp_path / "s.duckdb"))
+    assert isinstance(done, MergedStore)
     taken = {t.table: (t.there, t.new) for t in done.taken}
     assert taken["candidates"] == (480, 480)
     assert taken["permutation_items"] == (120, 120)

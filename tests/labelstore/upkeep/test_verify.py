@@ -22,9 +22,9 @@ from labelstore.upkeep.verify.findings import Finding
 from labelstore.upkeep.verify.verify import verify
 from labelstore.views import build as views
 from labelstore.views import folder as export
-from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.job import generate
 from teachers.generate.settings import Settings
+from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
 BLOCK = 262_144
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from students.cpu import capabilities
 from students.cpu import operations as cpu_ops
 from students.cpu.operations import FirstTokenAttention, LiveProduct, attention, drop, frozen_product
 from students.recipes.read import make_recipe
@@ -63,20 +64,90 @@ def test_a_learning_products_gradients_are_torchs(products, frozen):
         torch.testing.assert_close(a, b, atol=0.15, rtol=0.05)
 
 
-def test_weights_are_taken_anew_after_every_change():
-    (layer,) = linears(8)
-    product = LiveProduct([layer], torch.bfloat16)
-    before = product(inputs().bfloat16())
-    assert product.current()[0] is product.current()[0], "cast once while nothing changes"
-    optimiser = make(layer, make_recipe({"lr": 0.5}).stages[0])  # the one that stages are trained with
-    before.float().sum().backward()
+def stepped(layer: nn.Linear, **options) -> None:
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.5, **options)
+    layer(inputs()).sum().backward()
     optimiser.step()
-    expected = F.linear(inputs().bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16())
-    after = product(inputs().bfloat16())
-    torch.testing.assert_close(after, expected, atol=0.1, rtol=0.02)
-    assert float((after - before).detach().abs().max()) > 0.5
+
+
+def of_a_stage(layer: nn.Linear) -> None:
+    optimiser = make(layer, make_recipe({"lr": 0.5}).stages[0])
+    layer(inputs()).sum().backward()
+    optimiser.step()
+
+
+def loaded(layer: nn.Linear) -> None:
     layer.load_state_dict({"weight": torch.zeros(8, 24), "bias": torch.ones(8)})
-    assert torch.equal(product(inputs().bfloat16()), torch.ones(5, 7, 8).bfloat16())
+
+
+def behind_autograd(layer: nn.Linear) -> None:
+    layer.weight.data.mul_(3)
+
+
+CHANGES = {
+    "a stage's optimiser": of_a_stage,
+    "a fused optimiser": lambda layer: stepped(layer, fused=True),
+    "an optimiser over lists": lambda layer: stepped(layer, foreach=True),
+    "weights that are loaded": loaded,
+    "a change behind autograd": behind_autograd,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_refresh_takes_every_change_of_the_weights(products, change, dtype):
+    (layer,) = linears(8)
+    product = LiveProduct([layer], dtype)
+    before = product(inputs())
+    change(layer)
+    assert torch.equal(product(inputs()), before), "the old weights until it is refreshed"
+    product.refresh()
+    after = product(inputs())
+    expected = F.linear(inputs().to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+    torch.testing.assert_close(after, expected, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=0.02)
+    assert float((after - before).detach().abs().max()) > 0.5
+
+
+@pytest.mark.parametrize("missing", ["_linear_pointwise", "_reorder_linear_weight"])
+def test_a_torch_without_an_operator_takes_the_public_functions(monkeypatch, missing):
+    class Operators:
+        def __getattr__(self, name):
+            if name == missing:
+                raise AttributeError(name)
+            return getattr(torch.ops.mkldnn, name)
+
+    class Without:
+        mkldnn = Operators()
+
+    monkeypatch.setattr(capabilities, "torch", Torch(ops=Without))
+    assert not capabilities.has_onednn.__wrapped__()
+
+
+def _refusing(*_):
+    raise RuntimeError("unknown overload")
+
+
+@pytest.mark.parametrize("wrong", [lambda x, *_: x * 0, lambda *_: torch.zeros(()), _refusing])
+def test_an_operator_that_changed_is_not_used(monkeypatch, wrong):
+    class Operators:
+        _linear_pointwise = staticmethod(wrong)
+        _reorder_linear_weight = staticmethod(lambda weight, rows: weight)
+
+    class Changed:
+        mkldnn = Operators()
+
+    monkeypatch.setattr(capabilities, "torch", Torch(ops=Changed))
+    assert not capabilities.has_onednn.__wrapped__()
+
+
+class Torch:
+    """torch with other operators."""
+
+    def __init__(self, ops):
+        self.ops = ops
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
 
 
 @pytest.mark.parametrize("masked", [False, True])

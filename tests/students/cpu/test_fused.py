@@ -107,3 +107,21 @@ def test_what_is_not_reproduced_stays_transformers(tiny):
     assert not encoder.fuse()
     packed = CrossEncoder.load(tiny("bert"), precision="fp32", device="cpu", attention="packed_varlen")
     assert not packed.fuse()
+
+
+@pytest.mark.parametrize("architecture", FUSED)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_after_a_refresh_the_whole_encoder_has_the_new_weights(tiny, architecture, precision):
+    encoder = loaded(tiny(architecture), fuse=True, precision=precision).eval()
+    batch = batch_of(encoder)
+    with torch.no_grad():
+        before = encoder(batch)
+        for parameter in encoder.model.parameters():
+            parameter.mul_(1.5)
+        encoder.refresh()
+        after = encoder(batch)
+        anew = loaded(tiny(architecture), fuse=False, precision=precision).eval()
+        anew.model.load_state_dict(encoder.model.state_dict())
+        assert anew.fuse()
+        assert torch.equal(after, anew(batch))
+    assert not torch.equal(after, before)

@@ -95,3 +95,24 @@ def test_a_local_base_is_not_passed_off_as_a_hub_model_and_unknown_terms_are_sai
     assert "model-index" not in metadata
     assert "not recorded" in body
     assert "not fine-tuned" in body
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("dl19", "bm25", "nDCG@10", 0.5), ("dl19", "bm25", "RR@10", 0.25)],
+        [("dl19", "bm25", "nDCG@10", 0.5), ("dl19", "splade", "nDCG@10", 0.75)],
+        [("dl19", None, "nDCG@10", 0.5), ("über: #1", "a 'run'", "P(rel=2)@5", 1.0)],
+    ],
+)
+def test_the_hubs_library_reads_every_measure_back(rows):
+    from huggingface_hub import ModelCard
+
+    measured = [Measured(d, first, measure, value, 9, "me", True) for d, first, measure, value in rows]
+    read = ModelCard(card(facts(measured=measured))).data
+    assert read.model_name == "electra-kd"
+    assert sorted((r.dataset_type, r.metric_type, r.metric_value) for r in read.eval_results) == sorted(
+        (dataset, measure, value) for dataset, _, measure, value in rows
+    )
+    for _, first, _, _ in rows:
+        assert first is None or any(f" over {first}" in r.dataset_name for r in read.eval_results)

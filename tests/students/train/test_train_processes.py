@@ -216,7 +216,7 @@ def test_the_command_says_what_is_wrong_without_a_traceback(folders, tmp_path):
     assert "margin_mse needs a teacher score" in said
     assert "hint: losses that fit" in said
     code, said = fails(command(folders, chosen, tmp_path / "out", "--set", "lr"))
-    assert (code, "--set lr: no '='" in said) == (2, True)
+    assert (code, "--set lr: expected KEY=VALUE" in said) == (2, True)
     code, said = fails(
         ["-m", "students.train", "--view", str(tmp_path), "--recipe", str(chosen), "--out", "x"]
     )

@@ -6,7 +6,6 @@ import pytest
 import tiny_views
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import kendalltau
 
 from students.model.encoder import CrossEncoder
 from students.recipes.read import make_recipe
@@ -29,14 +28,6 @@ def test_ndcg_is_trec_evals(rows):
 def test_tied_scores_get_what_they_would_on_average():
     assert validation.ndcg(np.zeros(2), np.array([1, 0])) == pytest.approx((1 + 1 / np.log2(3)) / 2)
     assert validation.ndcg(np.zeros(3), np.array([0, -1, 0])) == 0.0
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=20))
-def test_tau_is_scipys(rows):
-    a, b = np.array(rows).T
-    expected = kendalltau(a, b).statistic
-    assert validation.kendall_tau(a, b) == pytest.approx(0.0 if np.isnan(expected) else expected, abs=1e-9)
 
 
 def held(tmp_path, tiny, objective: str, max_pairs: int = 1000, **settings):

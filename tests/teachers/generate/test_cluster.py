@@ -17,12 +17,13 @@ import pytest
 from benchmarks.labelling_store import make
 from labelstore.errors import UsageError
 from labelstore.store.label_store import LabelStore
-from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.errors import TeacherError
 from teachers.generate.cluster import driver as cluster
 from teachers.generate.job import Labelled, generate
 from teachers.generate.settings import Settings
 from teachers.journal import segments as journal
+from tests.helpers import scripted_engine
+from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
 pytestmark = pytest.mark.needs("ray")
 
@@ -35,7 +36,8 @@ def local_ray() -> Iterator[Any]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     import ray
 
-    ray.cloudpickle.register_pickle_by_value(cluster_engines)
+    for module in (cluster_engines, scripted_engine):  # workers do not import the tests
+        ray.cloudpickle.register_pickle_by_value(module)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     yield ray
     ray.shutdown()

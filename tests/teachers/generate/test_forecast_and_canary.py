@@ -8,12 +8,12 @@ import pytest
 from benchmarks.labelling_store import make
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Completion, Request
-from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate.dry_run import JobForecast, forecast
 from teachers.generate.job import Labelled, generate
 from teachers.generate.settings import Settings
 from teachers.scheduling.forecast import forecast as pure_forecast
 from teachers.strategies.by_name import strategy
+from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
 LENGTHS = [100, 95, 40, 25, 20, 5, 1, 60]
 

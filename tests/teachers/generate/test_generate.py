@@ -13,12 +13,12 @@ from benchmarks.labelling_store import make
 from labelstore.errors import DataMissing, UsageError
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Completion, Request
-from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.errors import TeacherError
 from teachers.generate.job import Labelled, generate
-from teachers.generate.merge_journal import Merged, merge
+from teachers.generate.merge_journal import MergedJournal, merge_journal
 from teachers.generate.settings import Settings
 from teachers.journal import segments as journal
+from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
 SETTINGS: dict[str, Any] = {"model": "rankzephyr", "canaries": 0}
 
@@ -230,7 +230,7 @@ def test_merging_twice_changes_nothing(
     again.mkdir()
     for path in kept.iterdir():
         (again / path.name).write_bytes(path.read_bytes())
-    merged = merge(store, again)
+    merged = merge_journal(store, again)
     assert merged.segments == 1
     assert merged.calls == merged.permutations == 0
     assert (
@@ -243,7 +243,7 @@ def test_merging_twice_changes_nothing(
 def test_a_torn_segment_is_merged_up_to_its_tear(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr("teachers.generate.merge_journal.merge", lambda *_: Merged())
+        patch.setattr("teachers.generate.merge_journal.merge_journal", lambda *_: MergedJournal())
         with pytest.raises(Stop):
             run(store, Stopping(7))
     (path,) = journal.segments(store.files / "journal")

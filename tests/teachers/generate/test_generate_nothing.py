@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks.labelling_store import make
 from labelstore.errors import BadInput
-from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.errors import TeacherError
 from teachers.generate.job import generate
 from teachers.generate.settings import Settings
+from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
 SETTINGS = Settings(model="rankzephyr", canaries=0)
 

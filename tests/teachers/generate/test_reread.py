@@ -22,13 +22,13 @@ from labelstore.store.job_lock import labeling_alone
 from labelstore.store.label_store import LabelStore
 from labelstore.upkeep.verify.verify import verify
 from teachers.engines.base import Completion, Request
-from teachers.engines.scripted import ScriptedEngine
 from teachers.generate.job import Labelled, generate
 from teachers.generate.plan import Settings
 from teachers.generate.reread import Done, reread
 from teachers.generate.stored_replies import read_otherwise
 from teachers.prompts import replies
 from teachers.prompts.replies import Parsed
+from tests.helpers.scripted_engine import ScriptedEngine
 
 LABELS = "rankzephyr@first"
 

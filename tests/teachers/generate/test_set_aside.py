@@ -10,11 +10,11 @@ import pytest
 
 from benchmarks.labelling_store import make
 from labelstore.store.label_store import LabelStore
-from teachers.engines.scripted import ScriptedEngine, hashed_order
 from teachers.generate import merge_journal as merge
 from teachers.generate.job import Labelled, generate
 from teachers.generate.settings import Settings
 from teachers.journal import segments as journal
+from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
 Spoil = Callable[[list[dict[str, Any]]], None]
 QUERIES = 6
@@ -28,7 +28,9 @@ def label(store: LabelStore, **settings: Any) -> Labelled:
 def written(store: LabelStore, monkeypatch: pytest.MonkeyPatch, spoil: Spoil = lambda records: None) -> Path:
     """A job's journal that its merge never saw, spoilt."""
     with monkeypatch.context() as patched:
-        patched.setattr("teachers.generate.child_process.merge", lambda *_: merge.Merged())
+        patched.setattr(
+            "teachers.generate.child_process.merge_small_or_large", lambda *_: merge.MergedJournal()
+        )
         label(store)
     (path,) = journal.segments(store.files / "journal")
     records = list(journal.read(path))
@@ -73,7 +75,7 @@ def test_one_bad_record_costs_its_own_query_alone(
     store = make(tmp_path / "s.duckdb", QUERIES, length=lambda k: 4)
     path = written(store, monkeypatch, spoil)
     notes: list[str] = []
-    done = merge.merge(store, path.parent, notes.append)
+    done = merge.merge_journal(store, path.parent, notes.append)
     assert (done.aside, done.segments) == (1, 0)
     assert count(store, "calls") == QUERIES - 1
     assert count(store, "permutations") == QUERIES - 1, "a list made from a lost call is not stored"
@@ -135,7 +137,7 @@ def test_journals_of_before_are_merged(tmp_path: Path, monkeypatch: pytest.Monke
 
     store = make(tmp_path / "s.duckdb", QUERIES, length=lambda k: 4)
     path = written(store, monkeypatch, old)
-    assert merge.merge(store, path.parent).aside == 0
+    assert merge.merge_journal(store, path.parent).aside == 0
     with store.read() as con:
         replies = con.execute("SELECT reply FROM calls WHERE finish_reason = '7' ORDER BY 1").fetchall()
     assert replies == [("a\ufffd",), ("nul\ufffd",), ("\ufffdb",)]
@@ -156,7 +158,7 @@ def test_what_verify_says_mends_it(
         journal.encode(record | ({"format": journal.FORMAT} if record["t"] == "header" else {}))
         for record in journal.read(path)
     )
-    merge.merge(store, path.parent)
+    merge.merge_journal(store, path.parent)
     assert "set aside" in says("status")
     (found,) = json.loads(says("verify"))
     assert "format is 99" in found["problem"]
@@ -174,5 +176,5 @@ def test_one_name_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     data = path.read_bytes()
     for _ in range(2):
         path.write_bytes(data)
-        merge.merge(store, path.parent)
+        merge.merge_journal(store, path.parent)
     assert [kept.read_bytes() for kept, _ in journal.aside(path.parent)] == [data, data]

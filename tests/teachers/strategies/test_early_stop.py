@@ -4,8 +4,9 @@ from random import Random
 
 import pytest
 
-from benchmarks.early_stop import STRATEGIES, orders, shared, tau
+from benchmarks.early_stop import STRATEGIES, orders, shared
 from benchmarks.real_lists import Candidates
+from msft.kendall import kendall_tau
 
 N = 90
 
@@ -31,7 +32,7 @@ def test_stopping_after_ten_keeps_the_first_ten(
     (stopped,), fewer = orders(lists, ranked, name, 10)
     assert sorted(range(N), key=lambda k: -whole[k])[:10] == sorted(range(N), key=lambda k: -stopped[k])[:10]
     assert fewer < named
-    assert tau(whole, stopped) < 1
+    assert kendall_tau(whole, stopped) < 1
 
 
 def test_stopping_before_what_a_window_carries_on_loses_the_head(

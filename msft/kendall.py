@@ -1,6 +1,9 @@
-"""How far two orders agree: Kendall's tau and rank-biased overlap."""
+"""How far two orders of the same items agree: Kendall's tau, for the teachers, the students and the benchmarks.
 
-from collections.abc import Hashable, Sequence
+Two of the shipped analyses compute it in SQL, over many labelings at once.
+"""
+
+from collections.abc import Sequence
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
@@ -48,39 +51,3 @@ def _sort_counting(values: list[float]) -> tuple[list[float], int]:
         swaps += len(left) - i
         result.append(value)
     return result + left[i:], swaps
-
-
-def rank_biased_overlap(first: Sequence[Hashable], second: Sequence[Hashable], p: float = 0.9) -> float:
-    """Rank-biased overlap, extrapolated (RBO_ext of Webber, Moffat and Zobel 2010) for lists of equal or unequal length.
-
-    Args:
-        p: persistence; 0.9 puts about 86 % of the weight on the first ten ranks.
-    """
-    short, long = sorted((list(first), list(second)), key=len)
-    if not long:
-        return 1.0
-    if not short:
-        return 0.0
-    s, n = len(short), len(long)
-    seen_short: set[Hashable] = set()
-    seen_long: set[Hashable] = set()
-    overlap = 0
-    overlap_at_s = 0
-    total = 0.0
-    for d in range(1, n + 1):
-        item = long[d - 1]
-        if item in seen_short:
-            overlap += 1
-        seen_long.add(item)
-        if d <= s:
-            other = short[d - 1]
-            if other in seen_long:
-                overlap += 1
-            seen_short.add(other)
-        if d == s:
-            overlap_at_s = overlap
-        total += overlap / d * p**d
-        if d > s:
-            total += overlap_at_s * (d - s) / (s * d) * p**d
-    tail = ((overlap - overlap_at_s) / n + overlap_at_s / s) * p**n
-    return (1 - p) / p * total + tail
