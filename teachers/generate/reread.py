@@ -207,7 +207,7 @@ class _Labeling:
 
     def __init__(self, con: duckdb.DuckDBPyConnection, name: str) -> None:
         self.of = lookup.labeling(con, name)
-        self.teacher = stored.known_teachers(con, set())[self.of.teacher]
+        self.teacher = stored.teachers_of_replies(con)[0][self.of.teacher]
         self.also: list[Change] = []  # replies of these queries that are read otherwise, used or not
         self.collection, parameters, origin = con.execute(
             """SELECT d.collection, l.parameters, l.origin FROM labelings l JOIN datasets d USING (dataset)

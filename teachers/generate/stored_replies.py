@@ -59,7 +59,7 @@ def scan(store: LabelStore, labeling: int | None = None) -> Scanned:
     last = -1
     while True:
         with store.read() as con:
-            teachers = known_teachers(con, done.unknown)
+            teachers, unknown = teachers_of_replies(con)
             rows = con.execute(
                 f"""WITH {RESTING}
                     SELECT c.call, r.teacher, c.status, c.reply, c.parsed, c.scores, c.finish_reason, r.n_passages
@@ -73,6 +73,7 @@ def scan(store: LabelStore, labeling: int | None = None) -> Scanned:
         last = rows[-1][0]
         for call, teacher, status, reply, parsed, scores, finish, n in rows:
             if teacher not in teachers:
+                done.unknown.add(unknown[teacher])
                 continue
             now = reading(teachers[teacher], status, reply, scores, finish, n)
             if now is None:
@@ -109,26 +110,29 @@ def identifiers(parsed: replies.Parsed) -> list[int] | None:
     return None if parsed.order is None else [position + 1 for position in parsed.order]
 
 
-def known_teachers(con: duckdb.DuckDBPyConnection, unknown: set[str]) -> dict[int, Teacher]:
-    """Teachers whose replies can be read, by their surrogate key; prompts that are not known are added to `unknown`."""
-    found = {}
+def teachers_of_replies(con: duckdb.DuckDBPyConnection) -> tuple[dict[int, Teacher], dict[int, str]]:
+    """The teachers whose replies can be read, and the prompts of those whose prompt is not known, by surrogate key."""
+    found: dict[int, Teacher] = {}
+    unknown: dict[int, str] = {}
     for key, teacher_key, engine, prompt, sampling in con.execute(
         "SELECT teacher, teacher_key, engine, prompt, sampling FROM teachers"
     ).fetchall():
         if engine == "imported":  # its prompt is not known, and its replies name passages by numbers
             found[key] = Teacher(teacher_key, "", prompts.template("listwise"), Sampling())
             continue
-        drawn: dict[str, Any] = json.loads(sampling) if sampling is not None else {"reading": "scores"}
-        how = str(drawn.pop("reading", "text"))
+        drawn: dict[str, Any] = json.loads(sampling or "{}")
+        how = str(
+            drawn.pop("reading", "text" if prompt is not None else "scores")
+        )  # no prompt: it scores pairs
         teacher = Teacher(teacher_key, "", None, Sampling(**drawn), reading=how)
         if how != "scores":
             try:
-                teacher = replace(teacher, template=prompts.template(prompt or ""))
+                teacher = replace(teacher, template=prompts.template(prompt))
             except TeacherError:
-                unknown.add(str(prompt))
+                unknown[key] = prompt
                 continue
         found[key] = teacher
-    return found
+    return found, unknown
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ teachers generate --model student:s --dataset mini/train --run bm25s --name labe
 teachers generate --model student:s --dataset mini/train --run bm25s --name labels
 teachers import labels.txt --layout trec --model other --dataset mini/train --run bm25s --name others
 teachers show labels
+teachers reread labels
 eval --dataset mini/test --measure nDCG@10
 compare bm25s s@bm25s --dataset mini/test --measure nDCG@10
 sql "SELECT name AS dataset, role FROM datasets"

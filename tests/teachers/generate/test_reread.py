@@ -334,3 +334,28 @@ def test_counts_of_nothing_to_read(tmp_path: Path) -> None:
     assert reread(store, LABELS) == Done(sum(1 for _ in rows(store, "SELECT call FROM calls")), [])
     with pytest.raises(DataMissing, match="no labeling named"):
         reread(store, "other")
+
+
+def _set(store: LabelStore, change: str) -> None:
+    with store.write() as con:
+        con.execute(f"UPDATE teachers SET {change}")
+
+
+@pytest.mark.parametrize("sampling", ["NULL", "'{}'", """'{"reading": "scores"}'"""])
+def test_a_teacher_without_a_prompt_has_scores_and_no_reply_to_read(tmp_path: Path, sampling: str) -> None:
+    store = make(tmp_path / "s.duckdb", 3, length=lengths)
+    run(store, replies_of("plain"))
+    _set(store, f"prompt = NULL, sampling = {sampling}")
+    assert reread(store, LABELS) == Done(0, [])
+    assert read_otherwise(store) == ([], set())
+
+
+def test_a_prompt_that_is_not_known_matters_to_its_own_labeling_alone(tmp_path: Path) -> None:
+    store = make(tmp_path / "s.duckdb", 3, length=lengths)
+    run(store, replies_of("plain"))
+    run(store, replies_of("plain"), model="rankvicuna", name="other")
+    _set(store, "prompt = 'gone@1' WHERE name <> 'rankzephyr'")
+    assert reread(store, LABELS).n_read > 0
+    assert read_otherwise(store)[1] == {"gone@1"}
+    with pytest.raises(DataMissing, match="does not know the prompt of other: gone@1"):
+        reread(store, "other")
