@@ -63,14 +63,18 @@ def test_the_guide_leads_from_a_query_log_to_a_verdict(tmp_path: Path) -> None:
         verdict = {row["system"]: row for row in rows(*shlex.split(verdicts[0], comments=True)[1:])}
         judged = rows("sql", "SELECT count(*) AS n FROM judgments WHERE dataset = 'mysearch/log'")
         sources = rows("sql", "SELECT DISTINCT objective, made_from, teacher FROM student_sources")
-        labels = rows("sql", "SELECT lists, ok FROM labeling_quality")
+        labels = rows("sql", "SELECT labeling, lists, ok FROM labeling_quality")
     assert {row["verdict"] for row in verdict.values()} <= {"better", "worse", "equivalent", "inconclusive"}
     assert all(row["baseline"] == "bm25s" and row["n_queries"] == 75 for row in verdict.values())
     # No judgment went into the student: its labels come from the offline teacher alone.
     assert judged == [{"n": 0}]
     assert {row["objective"] for row in sources} == {"kd"}
     assert "minilm" in {row["teacher"] for row in sources}
-    assert labels == [{"lists": 150, "ok": 150}]
+    # The log's labels, and those of the test queries: the teacher's own row in the table.
+    assert {row["labeling"]: (row["lists"], row["ok"]) for row in labels} == {
+        "labels": (150, 150),
+        "labels@mysearch/test": (75, 75),
+    }
     # What a bi-encoder's order teaches in a minute, fused with BM25, helps: by .02 to .04 over settings and seeds.
     assert verdict["ranker+bm25s"]["difference"] > 0
     assert set(verdict) == {"ranker", "ranker+bm25s"}
