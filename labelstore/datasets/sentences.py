@@ -77,7 +77,7 @@ def generate(
             f"no passage of {own} has a title or a sentence of {WORDS[0]} to {WORDS[1]} words",
             hint=f"msft data list shows its passages; is {own} the right collection?",
         )
-    request = ingest.Request(
+    request = ingest.NewDataset(
         name=name or f"{own}/sentences",
         collection=own,
         role="train",
@@ -87,7 +87,7 @@ def generate(
         stage.add_queries(queries, MODEL)
         stage.finish(False)
         try:
-            added = ingest.merge(store, stage, request)
+            added = ingest.merge_dataset(store, stage, request)
         except BadInput as error:
             raise BadInput(error.message, hint="--name NAME makes another dataset") from error
     if added.changed:

@@ -10,7 +10,7 @@ from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput
 from labelstore.labels.import_file import Imported, import_labels
-from labelstore.labels.staging import Request as LabelRequest
+from labelstore.labels.staging import LabelsToImport
 from labelstore.runs import import_run
 from labelstore.store.label_store import LabelStore
 from teachers.prompts import replies as reader
@@ -225,7 +225,7 @@ LABELS = {"query_id": ["q1"] * 3, "doc_id": ["d2", "d1", "d3"], "rank": [2, 1, 3
 
 
 def take(store: LabelStore, path: Path, **options: str) -> Imported:
-    return import_labels(store, path, LabelRequest("x", model="T", **options), reader)  # type: ignore[arg-type]
+    return import_labels(store, path, LabelsToImport("x", model="T", **options), reader)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
