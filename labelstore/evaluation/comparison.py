@@ -1,7 +1,7 @@
-"""Systems against each other: paired tests, equivalence, effect sizes, corrections, and a verdict for each pair.
+"""Compare systems: paired tests, equivalence, effect sizes, corrections, and a verdict for each pair.
 
-The verdict: *equivalent* if the 90 % interval of the mean difference lies within ± margin; else *better* or *worse*
-if the corrected p-value is below .05; else *inconclusive*. docs/explanation/statistics.md explains every column.
+The verdict is *equivalent* if the 90 % interval of the mean difference lies within ± margin; otherwise *better* or *worse*
+if the corrected p-value is below .05; otherwise *inconclusive*. docs/explanation/statistics.md explains every column.
 """
 
 import math
@@ -34,10 +34,10 @@ ENOUGH_SEEDS = 5  # fewer say little about the next seed
 
 @dataclass(frozen=True)
 class Taken:
-    """How the systems' rankings are taken.
+    """How rankings are selected.
 
     Attributes:
-        each_seed: students that differ by their seed alone are systems of their own.
+        each_seed: treat students that differ only in their seed as separate systems.
         exclude_self: see :func:`labelstore.evaluation.scores.scores`.
     """
 
@@ -47,7 +47,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Board:
-    """What was measured over one dataset, or over several that are pooled.
+    """The scores over one dataset, or over several that are pooled.
 
     Attributes:
         name: the dataset's, or ``dl19+dl20``.
@@ -86,16 +86,16 @@ def compare(
         names: systems, see :func:`labelstore.evaluation.seed_groups.find`. None: every one.
         datasets: names; by default the only one.
         measures: ir-measures names. None: each dataset's headline measure.
-        baseline: what the others are compared with. None: the first name; without names the only first stage.
+        baseline: the system that the others are compared with. None: the first name; without names the only first stage.
         all_pairs: compare every two systems.
-        pooled: the datasets' queries as one set; a topic that several share counts once, in the first of them.
-        margin: of equivalence, in the measure's units; to be declared before the results are seen.
-        correction: holm or bh; what *better* and *worse* go by.
-        family: what is corrected together: the pairs of one dataset and measure, or ``all`` of them.
+        pooled: pool the datasets' queries into one set; a shared topic counts once, in the first dataset.
+        margin: of equivalence, in the measure's units; declare it before you see the results.
+        correction: holm or bh; the p-value that decides *better* and *worse*.
+        family: the pairs that are corrected together: the pairs of one dataset and measure, or ``all`` of them.
 
     Raises:
-        DataMissing: a name, judgments or a ranking that is not there.
-        UsageError: an option that cannot be, or fewer than two systems.
+        DataMissing: a name, judgments or a ranking is not found.
+        UsageError: an option has a wrong value, or there are fewer than two systems.
     """
     _check(margin, correction, family)
     if all_pairs and baseline is not None:
@@ -123,7 +123,7 @@ def compare(
 def compare_pairs(
     board: Board, pairs: Sequence[Pair], *, margin: float = MARGIN, correction: str = "holm"
 ) -> list[Row]:
-    """The rows of chosen pairs over one board, corrected together for each measure."""
+    """Compare chosen pairs over one board, corrected together for each measure."""
     _check(margin, correction, "dataset")
     rows = [_row(board, measure, pair, margin) for measure in board.measures for pair in pairs]
     return judge(rows, correction, "dataset")
@@ -150,7 +150,7 @@ def measure_systems(
     taken: Taken = Taken(),
     note: Note | None = None,
 ) -> Board:
-    """Per-query scores of the named systems over a dataset; what the store lacks is measured and kept there."""
+    """Collect per-query scores of systems over a dataset; missing scores are measured and stored."""
     with store.read() as con:
         of = lookup.dataset(con, dataset)
         judged = sorted(systems.qrels(con, of).judged)
@@ -175,11 +175,11 @@ def measure_systems(
 
 
 def pool(store: LabelStore, boards: Sequence[Board], note: Note | None = None) -> Board:
-    """One board over the queries of several; a query whose normalised text stood in an earlier one is left out.
+    """Pool several boards; a query whose normalised text an earlier board has is left out.
 
     Raises:
-        UsageError: if the datasets are fewer than two, or were not measured alike.
-        DataMissing: if a system is missing from one of them.
+        UsageError: there are fewer than two datasets, or their measures differ.
+        DataMissing: a dataset lacks a system.
     """
     if len(boards) < 2:
         raise UsageError(
@@ -208,7 +208,7 @@ def pool(store: LabelStore, boards: Sequence[Board], note: Note | None = None) -
 
 
 def _first_of_each_topic(store: LabelStore, datasets: Sequence[str], note: Note | None) -> list[np.ndarray]:
-    """For each dataset which of its judged queries (in key order) have a text that no earlier dataset has."""
+    """Mark, for each dataset, the judged queries (in key order) whose text no earlier dataset has."""
     seen: set[int] = set()
     keep = []
     for name in datasets:
@@ -236,7 +236,7 @@ def _topic_hashes(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[in
 
 # ----------------------------------------------------------------------------------------------------------- pairs
 def _pairs(board: Board, names: Sequence[str] | None, baseline: str | None, all_pairs: bool) -> list[Pair]:
-    """What is compared, as (system, baseline); of every two the one named earlier, or weaker, is the baseline."""
+    """List the pairs (system, baseline); the baseline is the earlier name, or without names the weaker system."""
     order = [c.name for c in board.contenders]
     if names is None:
         order.sort(key=lambda name: (board.mean(name, board.measures[0]), name))
@@ -252,7 +252,7 @@ def _pairs(board: Board, names: Sequence[str] | None, baseline: str | None, all_
 
 
 def _baseline(board: Board, names: Sequence[str] | None, baseline: str | None) -> str:
-    """The contender that the others are compared with."""
+    """Find the baseline."""
     if names is not None:
         return board.contenders[0].name  # a baseline that was named stands first
     if baseline is not None:
@@ -274,7 +274,7 @@ def _baseline(board: Board, names: Sequence[str] | None, baseline: str | None) -
 
 
 def _row(board: Board, measure: str, pair: Pair, margin: float) -> Row:
-    """All statistics of one pair but what depends on the family: corrected p-values and the verdict."""
+    """Compute the statistics of a pair, except corrected p-values and the verdict, which depend on the family."""
     system, baseline = pair
     a, b = (board.values[name][measure] for name in pair)
     seeds = {c.name: c.seeds for c in board.contenders}
@@ -305,7 +305,7 @@ def _row(board: Board, measure: str, pair: Pair, margin: float) -> Row:
 
 
 def _inference(a: np.ndarray, b: np.ndarray, margin: float, resampled: bool) -> Row:
-    """Intervals, p-values and power: over queries by t, or over seeds and queries by resampling both."""
+    """Compute intervals, p-values and power: over queries by t, or over seeds and queries by resampling both."""
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
     difference = mean_a - mean_b
     if resampled:
@@ -335,7 +335,7 @@ def _inference(a: np.ndarray, b: np.ndarray, margin: float, resampled: bool) -> 
 
 
 def _resampled(seeds: int | None, baseline_seeds: int | None) -> bool:
-    """Whether both sides say something about seeds: enough trainings, or a system that has none."""
+    """Tell whether both sides allow a claim about seeds: enough trainings, or a system without training."""
     trained = [n for n in (seeds, baseline_seeds) if n is not None]
     return bool(trained) and all(n >= ENOUGH_SEEDS for n in trained)
 
@@ -351,7 +351,7 @@ def _say_seeds(board: Board, note: Note | None) -> None:
 
 # --------------------------------------------------------------------------------------------------------- verdicts
 def judge(rows: Sequence[Row], correction: str, family: str) -> list[Row]:
-    """The rows with p_holm and p_bh, corrected within each family, and their verdicts."""
+    """Add p_holm and p_bh, corrected within each family, and the verdicts."""
     families: dict[Any, list[int]] = {}
     for number, row in enumerate(rows):
         key = "all" if family == "all" else (row["dataset"], row["measure"])
@@ -369,7 +369,7 @@ def judge(rows: Sequence[Row], correction: str, family: str) -> list[Row]:
 
 
 def verdict(row: Row, p_column: str = "p_holm") -> str:
-    """equivalent, better, worse or inconclusive, by the rule at the top of this module."""
+    """Decide equivalent, better, worse or inconclusive by the rule at the top of this module."""
     if -row["margin"] < row["ci90_low"] and row["ci90_high"] < row["margin"]:
         return "equivalent"
     if row[p_column] < significance.ALPHA:

@@ -1,7 +1,7 @@
-"""A student fused with its first stage: w · student + (1 - w) · first stage, each scaled to 0..1 within a query.
+"""Fuse a student with its first stage: w · student + (1 - w) · first stage, each scaled to 0..1 within a query.
 
-The weight is fixed on validation queries, never on the queries under test: a dataset of role dev over the same
-collection, else the validation queries of the student's own training views. Without either it is 0.5, and said so.
+The weight is chosen on validation queries, never on the queries under test: those of a dev set over the same collection,
+otherwise those of the student's training views. Without either it is 0.5, and a note says so.
 """
 
 import json
@@ -35,7 +35,7 @@ Score = Callable[[lookup.Run, Sequence[int], int], pl.DataFrame]
 
 @dataclass(frozen=True)
 class Validation:
-    """Where a weight can be fixed: judged queries that are not under test, with the first stage over them."""
+    """Validation queries for the weight: judged, not under test, with the first stage over them."""
 
     dataset: lookup.Dataset
     run: lookup.Run
@@ -51,17 +51,17 @@ def validation(
     student: lookup.Student,
     named: str | None = None,
 ) -> Validation | None:
-    """The validation queries for fusing `student` with `first_stage` on dataset `of`; None if there are none.
+    """Find the validation queries for fusing `student` with `first_stage` on dataset `of`; None without such queries.
 
-    Queries whose normalised text stands in `of` are left out.
+    Queries whose normalised text `of` has are left out.
 
     Args:
-        files: the store's companion folder: the student's views lie there.
+        files: the store's companion folder with the student's views.
         named: a dataset that the user chose.
 
     Raises:
-        UsageError: if the named dataset is the one under test.
-        DataMissing: if the named dataset has no judgments, or no run by that first stage.
+        UsageError: the named dataset is under test.
+        DataMissing: the named dataset has no judgments, or no run of that first stage.
     """
     if named is not None:
         chosen = lookup.dataset(con, named)
@@ -100,11 +100,11 @@ def fuse(
     on: str | None = None,
     note: Callable[[str], None] | None = None,
 ) -> lookup.Run:
-    """The fused run of a student's run and its first stage, named STUDENT+FIRST_STAGE; kept, and reused while it fits.
+    """Fuse a student's run with its first stage into a run STUDENT+FIRST_STAGE; it is stored and reused while it fits.
 
     Args:
         student_run: a run of kind student.
-        score: how to get the student's scores for validation queries that no stored run holds.
+        score: called to score validation queries that no stored run has.
         measure: canonical name of the measure that the weight maximises.
         on: the validation dataset, by name.
     """
@@ -183,7 +183,7 @@ def _store_fused(
 
 
 def interpolate(student: pl.DataFrame, first_stage: pl.DataFrame, weight: float) -> pl.DataFrame:
-    """Fused scores of the passages that both have: columns query, document, score, rank.
+    """Fuse the scores of the passages that both have: columns query, document, score, rank.
 
     Scores are scaled to 0..1 within each query over those passages (all equal: 0.5); ties stand in the first
     stage's order.
@@ -216,7 +216,7 @@ def _fit(
     score: Score,
     measure: str,
 ) -> tuple[float, float]:
-    """The weight that validation queries speak for, and the measure's mean with it (see :func:`choose_weight`)."""
+    """Choose the weight on validation queries; return it with the measure's mean (see :func:`choose_weight`)."""
     wanted = set(found.queries)
     with store.read() as con:
         judged = systems.qrels(con, found.dataset)
@@ -245,7 +245,7 @@ def _fit(
 
 
 def choose_weight(values: Mapping[float, np.ndarray]) -> tuple[float, float]:
-    """The weight nearest to 0.5 that is as good as the best one within a standard error, and its mean.
+    """Choose the weight nearest to 0.5 that is within a standard error of the best; return it with its mean.
 
     The rule of one standard error (Breiman et al. 1984, section 3.4.3), on the paired differences: the best of many
     weights on some hundred queries is mostly luck, and far from 0.5 luck costs most.
@@ -290,7 +290,7 @@ def _datasets(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, role: str) -> 
 def _same_first_stage(
     con: duckdb.DuckDBPyConnection, chosen: lookup.Dataset, first_stage: lookup.Run
 ) -> lookup.Run | None:
-    """The run of that name, or the only one of the same system with the same parameters."""
+    """Find the run of that name, or the only one of the same system with the same parameters."""
     there = lookup.runs(con, chosen, ("first_stage", "imported"))
     by_name = [r for r in there if r.name == first_stage.name]
     by_system = [r for r in there if r.system == first_stage.system]
@@ -309,7 +309,7 @@ def _judged(con: duckdb.DuckDBPyConnection, chosen: lookup.Dataset, under_test: 
 
 
 def _sample(con: duckdb.DuckDBPyConnection, queries: Sequence[int]) -> tuple[int, ...]:
-    """At most MAX_QUERIES of them, the same in every store: by a hash of their ids."""
+    """Take at most MAX_QUERIES by a hash of their ids, the same in every store."""
     if len(queries) <= MAX_QUERIES:
         return tuple(queries)
     ids = con.execute(
@@ -320,7 +320,7 @@ def _sample(con: duckdb.DuckDBPyConnection, queries: Sequence[int]) -> tuple[int
 
 
 def _held_out_texts(con: duckdb.DuckDBPyConnection, files: Path, student: lookup.Student) -> set[int]:
-    """Normal hashes of the queries that the student's own views kept for validation (split ``valid``)."""
+    """Read the normal hashes of the queries that the student's views held out (split ``valid``)."""
     held: set[int] = set()
     for (folder,) in con.execute(
         "SELECT v.folder FROM stages g JOIN views v USING (view) WHERE g.student = ?", [student.student]

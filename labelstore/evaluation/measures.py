@@ -1,4 +1,4 @@
-"""Measures by their ir-measures names, computed per query; no store here.
+"""Compute measures of ir-measures per query, without a store.
 
 Rankings go to ir-measures with score = -rank, so ties in a system's scores stand in the stored rank order and a
 measure is the same on every machine. A judged query that the ranking lacks scores 0 and is counted.
@@ -52,11 +52,11 @@ class Qrels:
 
 
 def parse(name: str) -> Any:
-    """The ir-measures measure of that name, with parameters that its program can take.
+    """Parse a measure's name, and check that its program can take the parameters.
 
     Raises:
-        UsageError: for a name that ir-measures does not know, a parameter that lacks or is out of bounds, or a measure
-            that is no mean over queries.
+        UsageError: ir-measures does not know the name, a parameter is missing or out of bounds, or the measure is not
+            a mean over queries.
     """
     if len(name) > _LONGEST_NAME:
         raise UsageError(f"--measure {name[:40]}…: {len(name):,} characters", hint=_HINT)
@@ -76,13 +76,13 @@ def parse(name: str) -> Any:
 
 
 def _provider(measure: Any) -> str | None:
-    """Which of ir-measures' programs computes a measure: the first that can."""
+    """Find the first program of ir-measures that computes a measure."""
     able = (p.NAME for p in ir_measures.DefaultPipeline.providers if p.is_available() and p.supports(measure))
     return next(able, None)
 
 
 def _check_parameters(name: str, measure: Any) -> None:
-    """Check by hand what ir-measures asserts, and what its programs end the process at."""
+    """Check the parameters that ir-measures only asserts, or that would end the process in its programs."""
     for key in measure.params:
         if key not in measure.SUPPORTED_PARAMS:
             takes = ", ".join(measure.SUPPORTED_PARAMS) or "none"
@@ -109,7 +109,7 @@ def _check_parameters(name: str, measure: Any) -> None:
 
 
 def _wanted(key: str, info: Any, value: Any) -> str | None:
-    """What a parameter's value should have been; None where it can be taken."""
+    """Say what a parameter's value should be; None if the value is allowed."""
     if info.dtype is int:
         low = 0 if key == "min_rel" else 1
         good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= MOST
@@ -129,7 +129,7 @@ def _wanted(key: str, info: Any, value: Any) -> str | None:
 
 
 def _example(measure: Any) -> str:
-    """The measure with what it needs: ``BPM(max_rel=3)@10``."""
+    """Show the measure with the parameters that it needs: ``BPM(max_rel=3)@10``."""
     needed = {key: info for key, info in measure.SUPPORTED_PARAMS.items() if info.required}
     lacking = [f"{key}=3" for key in needed if key not in (measure.AT_PARAM, *measure.params)]
     given = [f"{key}={value!r}" for key, value in measure.params.items() if key != measure.AT_PARAM]
@@ -143,7 +143,7 @@ def check_grades(measures: Sequence[str], qrels: Qrels) -> None:
     """Check that each measure's program can take the judgments' grades.
 
     Raises:
-        UsageError: for a grade above what it takes.
+        UsageError: a grade is too high for the measure.
     """
     highest = max((grade for documents in qrels.judged.values() for grade in documents.values()), default=0)
     lowest = min((grade for documents in qrels.judged.values() for grade in documents.values()), default=0)
@@ -164,17 +164,17 @@ def check_grades(measures: Sequence[str], qrels: Qrels) -> None:
 
 
 def canonical(name: str) -> str:
-    """The one spelling of a measure under which evaluations are kept."""
+    """Spell a measure's name as evaluations are stored."""
     return str(parse(name))
 
 
 def relevance_level(measures: Sequence[str]) -> int:
-    """The grade from which a passage counts as relevant in these measures: the highest ``rel`` they name, or 1."""
+    """Return the grade from which a passage is relevant in these measures: the highest ``rel``, or 1."""
     return max((int(parse(m).params.get("rel", 1)) for m in measures), default=1)
 
 
 def per_query(ranking: Ranking, qrels: Qrels, measures: Sequence[str]) -> dict[str, Scores]:
-    """Each measure's value on each judged query; 0 for a judged query that the ranking lacks.
+    """Compute each measure on each judged query; 0 if the ranking lacks the query.
 
     Args:
         measures: canonical names.
@@ -183,7 +183,7 @@ def per_query(ranking: Ranking, qrels: Qrels, measures: Sequence[str]) -> dict[s
         measure -> query -> value, every judged query present.
 
     Raises:
-        UsageError: if a measure cannot take the judgments' grades, or has no value on a query.
+        UsageError: a measure cannot take the judgments' grades, or has no value on a query.
     """
     check_grades(measures, qrels)
     parsed = {parse(name): name for name in measures}

@@ -1,7 +1,7 @@
-"""Run or labeling x qrels -> per-query scores, kept in the store and reused while both contents stand.
+"""Measure runs and labelings against qrels; per-query scores are stored and reused.
 
-An evaluation is known by (ranking hash, qrels hash, measure). What is there is not computed again; what belongs to a
-ranking or to judgments that have been replaced since is removed.
+An evaluation is identified by (ranking hash, qrels hash, measure). Existing ones are not computed again. Evaluations of
+rankings or judgments that were replaced since are removed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def default_measures(of: lookup.Dataset) -> list[str]:
-    """What the literature reports on this dataset, first the one that systems are ordered by."""
+    """List the measures that the literature reports on this dataset; the first orders the systems."""
     return [measuring.canonical(name) for name in catalog.measures(of.ir_datasets_id or of.name)]
 
 
@@ -54,12 +54,12 @@ def evaluate(
 
     Returns:
         rows with dataset, system, kind, first_stage, measure, value, n_queries, p_value (two-sided paired t-test
-        against the first stage; None for a first stage, and where the store lacks it), regime, judged (Judged@10),
+        against the first stage; None for a first stage, or if the store lacks it), regime, judged (Judged@10),
         depth and recall (of the candidates that were ordered: the ceiling of a re-ranking).
 
     Raises:
-        DataMissing: if the dataset has no judgments, or nothing has ranked it.
-        UsageError: for a measure that ir-measures does not know.
+        DataMissing: the dataset has no judgments, or no ranking.
+        UsageError: ir-measures does not know a measure.
     """
     with store.read() as con:
         of = lookup.dataset(con, dataset)
@@ -78,15 +78,15 @@ def scores(
     note: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> dict[tuple[System, str], Scores]:
-    """Per-query scores of systems, measured where the store lacks them and kept there.
+    """Collect per-query scores of systems; missing ones are measured and stored.
 
     Beside `measures`, ``Judged@10`` and each system's recall at its depth are measured (see :func:`rows`).
 
     Args:
         measures: canonical names.
-        exclude_self: leave passages that bear their query's id out of its ranking. Where the dataset's protocol says
-            so (`catalog.leaves_out_self`) this is always done; elsewhere such values are not kept.
-        warn: told why values are not kept where the store cannot be written; an error without it.
+        exclude_self: leave out passages that have their query's id. This is always done if the dataset's protocol says
+            so (`catalog.leaves_out_self`); otherwise such values are not stored.
+        warn: called with the reason if values cannot be stored; without it that is an error.
     """
     by_protocol = any(
         catalog.leaves_out_self(name) for name in (of.ir_datasets_id or of.name, of.collection_name)
@@ -146,7 +146,7 @@ def _measured(
 
 
 def companions(system: System, level: int) -> tuple[str, str]:
-    """What is measured beside every measure: how much of the top 10 is judged, and the recall of the candidates."""
+    """Name the measures beside every measure: the judged share of the top 10, and the recall of the candidates."""
     recall = f"R(rel={level})@{system.depth}" if level > 1 else f"R@{system.depth}"
     return "Judged@10", measuring.canonical(recall)
 
@@ -157,7 +157,7 @@ def rows(
     measures: Sequence[str],
     scored: dict[tuple[System, str], Scores],
 ) -> list[Row]:
-    """One row per system and measure, grouped by first stage, best first within each kind."""
+    """Make a row per system and measure, grouped by first stage, best first within each kind."""
     by_run = {s.run: s for s in chosen if s.run is not None}
     level = measuring.relevance_level(measures)
     made = []
@@ -199,7 +199,7 @@ def _ordered(
     return sorted(
         chosen,
         key=lambda s: (
-            s.first_stage not in best,  # over a first stage that is not here: last
+            s.first_stage not in best,  # systems over a missing first stage come last
             -best.get(s.first_stage, 0.0),
             s.first_stage or "",
             KINDS.index(s.kind) if s.kind in KINDS else len(KINDS),
@@ -264,7 +264,7 @@ def _keep(
 
 
 def remove_stale(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: System) -> None:
-    """Remove evaluations of this system whose ranking or judgments are no more what they were."""
+    """Remove evaluations of this system whose ranking or judgments have changed."""
     column, key = _where(system)
     stale = f"""SELECT evaluation FROM evaluations WHERE dataset = ? AND {column} = ?
                 AND (run_hash <> ? OR qrels_hash <> ?)"""
@@ -274,7 +274,7 @@ def remove_stale(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: Sys
 
 
 def n_missing(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: System) -> int:
-    """Judged queries that a system did not rank."""
+    """Count the judged queries that a system did not rank."""
     ranked = (
         "SELECT query FROM candidates WHERE run = ?"
         if system.run is not None

@@ -1,4 +1,4 @@
-"""The systems of a comparison by the names that `eval` shows, and trainings that differ by their seed alone as one.
+"""Find the systems of a comparison by name, and group students that differ only in their seed.
 
 A student that re-ranked several first stages is named STUDENT@FIRST_STAGE; shell patterns (``'electra-cl-s*'``) name
 several systems at once.
@@ -29,12 +29,12 @@ class Contender:
 
     @property
     def trained(self) -> bool:
-        """Whether another seed would have given another ranking."""
+        """Tell whether another seed would give another ranking."""
         return any(system.student is not None for system in self.systems)
 
     @property
     def seeds(self) -> int | None:
-        """How many trainings stand behind it; None for what was not trained here."""
+        """Count the trainings; None for a system that was not trained here."""
         return len(self.systems) if self.trained else None
 
 
@@ -45,15 +45,15 @@ def find(
     *,
     each_seed: bool = False,
 ) -> list[Contender]:
-    """The contenders that `names` mean over a dataset, each once, in the order of the names.
+    """Find the contenders of `names` over a dataset, each once, in the order of the names.
 
     Args:
         names: as `eval` shows them, STUDENT@FIRST_STAGE, or patterns. None: every system that is not fused.
-        each_seed: keep trainings that differ by their seed alone apart.
+        each_seed: keep students that differ only in their seed apart.
 
     Raises:
-        DataMissing: for a name that no system over this dataset has.
-        UsageError: for a name that several have.
+        DataMissing: no system over this dataset has the name.
+        UsageError: several systems have the name.
     """
     known = systems(con, of)
     shown = _shown_names(known)
@@ -77,7 +77,7 @@ def find(
 
 
 def _shown_names(known: Sequence[System]) -> dict[System, str]:
-    """Each system's name; STUDENT@FIRST_STAGE where a student ranked over several."""
+    """Name each system; STUDENT@FIRST_STAGE if a student ranked over several first stages."""
     names = [s.name for s in known]
     return {s: s.name if names.count(s.name) == 1 else f"{s.name}@{s.first_stage}" for s in known}
 
@@ -106,7 +106,7 @@ def _named(of: lookup.Dataset, name: str, known: Sequence[System], shown: dict[S
 
 
 def _same_recipe(con: duckdb.DuckDBPyConnection, chosen: Sequence[System]) -> dict[System, str]:
-    """A key for each student's system that those which differ by their seed alone share.
+    """Make a key for each student's system, shared by those that differ only in their seed.
 
     It covers recipe, base, the parameters and sources of the views, first stage, depth and kind; students that were
     not trained here, and two of one seed, stay apart.
@@ -150,7 +150,7 @@ def _same_recipe(con: duckdb.DuckDBPyConnection, chosen: Sequence[System]) -> di
 
 
 def _stem(members: Sequence[System], shown: dict[System, str]) -> str:
-    """What the students' names have in common, without the seed's mark: ``cl-s41``, ``cl-s42`` -> ``cl``."""
+    """Return the common part of the students' names, without the seed's mark: ``cl-s41``, ``cl-s42`` -> ``cl``."""
     names = [s.student or s.name for s in members]
     first, last = min(names), max(names)
     n_common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))

@@ -1,8 +1,7 @@
-"""Paired statistics on per-query scores: tests, intervals, effect sizes, power, corrections. Pure functions.
+"""Compute paired statistics on per-query scores: tests, intervals, effect sizes, power, corrections. All functions are pure.
 
-`a` and `b` are arrays of one length in one query order; a difference is ``a - b``. scipy and statsmodels do the
-tests; what is added here is what happens at their edges (no variance, one query) and the power of the equivalence
-test, which neither has.
+`a` and `b` are arrays of one length in one query order; a difference is ``a - b``. scipy and statsmodels do the tests. This
+module adds the edge cases (no variance, one query) and the power of the equivalence test.
 """
 
 import math
@@ -22,7 +21,7 @@ _CELLS = 2_000_000  # resampled values held at once
 
 @dataclass(frozen=True)
 class Test:
-    """A two-sided test: its statistic and p-value; NaN where the sample is too small to say."""
+    """A two-sided test: its statistic and p-value; NaN if the sample is too small."""
 
     statistic: float
     p_value: float
@@ -57,8 +56,8 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> Test:
 def randomisation(a: np.ndarray, b: np.ndarray, resamples: int = 9999, seed: int = 42) -> Test:
     """Two-sided randomisation test of the mean difference: signs of the differences flipped at random.
 
-    Where all 2^n flips are no more than `resamples`, scipy's permutation_test takes each of them once: the exact
-    test. Beyond, flips are drawn here, a hundred times quicker than scipy draws them, by scipy's rule for p-values.
+    If there are at most `resamples` flips (2^n), scipy's permutation_test takes each of them once: the exact test. Otherwise
+    flips are drawn here, a hundred times faster than in scipy, with scipy's rule for p-values.
     """
     difference = np.asarray(a, float) - np.asarray(b, float)
     n = len(difference)
@@ -109,7 +108,7 @@ def interval(difference: np.ndarray, level: float) -> Interval:
 def effect_size(difference: np.ndarray) -> float:
     """Cohen's d for paired samples (d_z): mean difference over the differences' standard deviation.
 
-    0 where all differences are 0; infinite where they are equal but not 0.
+    0 if all differences are 0; infinite if they are equal but not 0.
     """
     if len(difference) < 2:
         return math.nan
@@ -213,7 +212,7 @@ def equivalence_power(margin: float, n: int, alpha: float = ALPHA) -> float:
 # ------------------------------------------------------------------------------------------------------ bootstrap
 @dataclass(frozen=True)
 class Bootstrap:
-    """Resampled mean differences, sorted, and what they say about the true one."""
+    """Resampled mean differences, sorted, with their statistics."""
 
     means: np.ndarray
 

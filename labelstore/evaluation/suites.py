@@ -11,11 +11,11 @@ Row = dict[str, Any]
 
 
 def datasets(suite: str) -> list[str]:
-    """The datasets of a suite: a name of the catalog's, or a file with one dataset a line (``#`` begins a comment).
+    """List the datasets of a suite: a name of the catalogue, or a file with one dataset a line (``#`` begins a comment).
 
     Raises:
-        DataMissing: if it is neither.
-        BadInput: if the file names a dataset twice, or none.
+        DataMissing: the suite is neither.
+        BadInput: the file names a dataset twice, or no dataset.
     """
     if suite in catalog.SUITES:
         return list(catalog.SUITES[suite])
@@ -39,7 +39,7 @@ def datasets(suite: str) -> list[str]:
 
 
 def macro_means(suite: str, rows: Sequence[Row], expected: Sequence[str]) -> list[Row]:
-    """A row for each system and measure that every dataset has: the mean of the datasets' values.
+    """Make a row for each system and measure that every dataset has, with the mean of the datasets' values.
 
     A system is the same across datasets by its name, kind and first stage. One that lacks a dataset has no mean: a
     mean over other datasets would not compare.

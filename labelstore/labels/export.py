@@ -1,5 +1,6 @@
-"""Labels out of the store, in the forms that others read: permutations JSONL, TREC runs, Parquet, RankGPT's pair,
-RankLLM's results, raw replies, conversations. What is written here, `label_formats` reads back to the same labels."""
+"""Export labels: permutations JSONL, TREC runs, Parquet, RankGPT's pair, RankLLM's results, raw replies, conversations.
+
+`read_json` and `read_columns` read the files back to the same labels."""
 
 import gzip
 import io
@@ -41,7 +42,7 @@ class ExportedList:
 
     @property
     def initial(self) -> list[str] | None:
-        """doc_ids in the order in which the teacher was shown them; None where that is not known."""
+        """doc_ids in the order in which the teacher was shown them; None if that is unknown."""
         if any(rank is None for rank in self.initial_ranks):
             return None
         return [self.docs[k] for k in self.shown]
@@ -53,10 +54,10 @@ class ExportedList:
 
 
 def lists(con: duckdb.DuckDBPyConnection, of: lookup.Labeling, texts: bool) -> Iterator[ExportedList]:
-    """A labeling's usable permutations, by query_id.
+    """Read a labeling's usable permutations, by query_id.
 
     Args:
-        texts: whether passages come with their text (None where the store does not hold it).
+        texts: whether passages come with their text (None if the store has no text).
     """
     text = lookup.FULL_TEXT if texts else "NULL"
     cursor = con.execute(
@@ -92,12 +93,12 @@ def export(
 
     Args:
         out: the file; None: `stdout`, for the layouts that are one text file. ``.gz`` compresses.
-        layout: one of :data:`LAYOUTS`; None: by the file's name, else permutations.
+        layout: one of :data:`LAYOUTS`; None: told by the file's name, otherwise permutations.
         render: query and passages -> messages, for conversations.
 
     Raises:
-        DataMissing: if there is no such labeling, or it lacks what the layout needs (initial order, texts, replies).
-        UsageError: for an unknown layout, or one that needs a file.
+        DataMissing: the labeling is not found, or it lacks what the layout needs (initial order, texts, replies).
+        UsageError: the layout is unknown, or needs a file.
     """
     layout = layout or _layout_of(out)
     if layout not in LAYOUTS:
@@ -145,7 +146,7 @@ def _layout_of(out: Path | None) -> str:
 
 @contextmanager
 def _opened(out: Path | None, stdout: IO[str] | None) -> Iterator[IO[str]]:
-    """The file under a temporary name until it is whole; an export that fails leaves no half."""
+    """Write the file under a temporary name until it is complete, so that a failed export leaves nothing."""
     if out is None:
         buffer = io.StringIO() if stdout is None else stdout
         yield buffer
@@ -176,7 +177,7 @@ def _groups(one: ExportedList) -> list[list[str]] | None:
 
 
 def _run_scores(one: ExportedList) -> list[float]:
-    """Scores that fall with the rank: the teacher's own where they do, else n - rank + 1."""
+    """Return scores that fall with the rank: the teacher's if they do, otherwise n - rank + 1."""
     own = [s for s in one.scores if s is not None]
     if len(own) == len(one.docs) and all(a >= b for a, b in itertools.pairwise(own)):
         return own
@@ -222,7 +223,7 @@ def _rankllm(con: duckdb.DuckDBPyConnection, of: lookup.Labeling) -> Iterator[di
 
 
 def _rankgpt(con: duckdb.DuckDBPyConnection, of: lookup.Labeling, out: Path) -> tuple[int, list[Path]]:
-    """The pair of files: lists of retrieved passages, and beside it ``.permutations.json``, joined by position."""
+    """Write the pair of files: lists of retrieved passages, and ``.permutations.json`` beside it, joined by position."""
     second = out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".permutations.json")
     permutations: list[str] = []
     with _opened(out, None) as file:
@@ -298,7 +299,7 @@ def _replies(con: duckdb.DuckDBPyConnection, of: lookup.Labeling) -> Iterator[di
 
 
 def _parquet(con: duckdb.DuckDBPyConnection, of: lookup.Labeling, out: Path) -> int:
-    """A row per ranked passage, as ``datasets.load_dataset("parquet", data_files=…)`` reads it."""
+    """Write a row per ranked passage, as ``datasets.load_dataset("parquet", data_files=…)`` reads it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
     try:

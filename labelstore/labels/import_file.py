@@ -1,8 +1,8 @@
-"""Labels from elsewhere into the store: read and repaired while the store is closed, then merged in one transaction.
+"""Import labels: read and repair them while the store is closed, then merge them in one transaction.
 
-A file may hold several labelings, one per teacher and first stage. Lists that cannot be taken are quarantined with
-their reason (under their labeling, if any of its lists is good) and counted; importing the same file again changes
-nothing. Passages that the store does not hold become known ids without text.
+A file may hold several labelings, one per teacher and first stage. Lists that cannot be used go to quarantine with
+their reason (under their labeling, if any of its lists is good) and are counted. Importing the same file again changes
+nothing. Passages that the store lacks become ids without text.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class Labelled:
 
 @dataclass
 class Imported:
-    """What an import did: in = kept + dropped, for lists and for the passages that they name."""
+    """The result of an import: in = kept + dropped, for lists and for the passages that they name."""
 
     dataset: str
     layout: str
@@ -72,7 +72,7 @@ class Imported:
 
     @property
     def n_faulty(self) -> int:
-        """Refused lists in which something is wrong; a query's second list is only one too many."""
+        """Count refused lists with a fault; a query's second list is refused without one."""
         return sum(n for reason, (n, _) in self.drops.items() if reason != SECOND_LIST)
 
 
@@ -94,12 +94,12 @@ def import_labels(
     """Read, repair and merge a file of labels.
 
     Args:
-        reader: the rules by which replies and lists are taken (the module ``teachers.prompts.replies``).
-        progress: told the lists read so far.
+        reader: the rules for replies and lists (the module ``teachers.prompts.replies``).
+        progress: called with (lists read, total or None).
 
     Raises:
-        DataMissing: if the file, dataset or run is not there.
-        BadInput: if no list of the file can be taken, or one contradicts what a labeling holds.
+        DataMissing: the file, the dataset or the run is not found.
+        BadInput: no list of the file can be used, or one contradicts a labeling of the store.
     """
     clock = provenance.Clock()
     layout = request.layout or detect(path)
@@ -166,7 +166,7 @@ class _Merge:
         return self.con.execute(sql, parameters or []).fetchall()[0][0]
 
     def _dataset(self) -> lookup.Dataset:
-        """The dataset; one that is not there yet is made where the file brings the texts."""
+        """Find the dataset; make it if it is new and the file has the texts."""
         name = self.request.dataset
         known = self.con.execute("SELECT 1 FROM datasets WHERE name = ? OR ir_datasets_id = ?", [name, name])
         if known.fetchall() or not self.request.with_texts or name is None:
@@ -190,7 +190,7 @@ class _Merge:
         return lookup.dataset(self.con, name)
 
     def _add_texts(self) -> None:
-        """Queries and passages that the file carries and the store lacks."""
+        """Add the file's queries and passages that the store lacks."""
         con, of = self.con, self.of
         con.execute(
             """CREATE OR REPLACE TEMP TABLE file_queries AS
@@ -231,7 +231,7 @@ class _Merge:
             self.notes.append(f"{n_joined} queries and {n_texts} passages taken from the file")
 
     def _resolve(self) -> None:
-        """Lists against the dataset's queries: `resolved` with a reason where one cannot be taken, `taken` the rest."""
+        """Match lists with the dataset's queries: `resolved` has a reason for each that cannot be used, `taken` has the others."""
         self.con.execute(
             f"""CREATE OR REPLACE TEMP TABLE resolved AS
                 WITH known AS (
@@ -255,7 +255,7 @@ class _Merge:
         self.con.execute("CREATE OR REPLACE TEMP TABLE taken AS SELECT * FROM resolved WHERE refused IS NULL")
 
     def _drops(self) -> Drops:
-        """Refused lists by reason, with an example each."""
+        """Count refused lists by reason, with an example each."""
         rows = self.con.execute(
             """SELECT reason, count(*), min_by(detail, n) FROM (
                    SELECT refused AS reason, list AS n,
@@ -283,7 +283,7 @@ class _Merge:
         )
 
     def _documents(self) -> int:
-        """Make ids known that labels name; returns how many passages of these labels have no text here."""
+        """Add unknown ids that labels name; return how many passages of these labels have no text."""
         self.con.execute(
             """CREATE OR REPLACE TEMP VIEW taken_documents AS
                SELECT DISTINCT doc_id FROM import_items SEMI JOIN taken USING (list)"""
@@ -342,7 +342,7 @@ class _Merge:
         )  # fmt: skip
 
     def _name(self, k: int, teacher: int, run: int | None) -> str:
-        """The labeling's name: as asked, else TEACHER@FIRST_STAGE, with the dataset behind it where that is taken."""
+        """Name the labeling: the given name, otherwise TEACHER@FIRST_STAGE, with the dataset appended if that is taken."""
         source = self.staged.sources[k]
         if self.request.name is not None:
             if len({s for s, (n,) in zip(self.staged.sources, self._counts(), strict=True) if n}) > 1:
@@ -394,7 +394,7 @@ class _Merge:
         )
 
     def _replies(self, teacher: int, labeling: int) -> None:
-        """Raw replies that the file holds become calls, so that statuses and repairs can be asked like one's own."""
+        """Store the file's raw replies as calls, so that their statuses and repairs can be queried."""
         if not self._value("SELECT count(*) FROM these WHERE reply IS NOT NULL"):
             return
         self.con.execute(

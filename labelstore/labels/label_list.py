@@ -1,6 +1,6 @@
-"""One imported list before anything is repaired, and what a reader of replies must offer.
+"""An imported list before repairs, and the interface of a reader of replies.
 
-How a reply becomes an order is the caller's business: a reader is given, so that this package knows no prompt.
+The caller gives the reader, so that this package needs no prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,29 +27,29 @@ Parse = Callable[[str, int], Parsed]
 
 
 class Reader(Protocol):
-    """The rules by which replies and lists are taken: the module ``teachers.prompts.replies``."""
+    """The rules for replies and lists; the module ``teachers.prompts.replies`` has them."""
 
     def parse(self, text: str, n: int) -> Parsed:
         """The order that a reply states for `n` passages."""
 
     def is_ranking(self, named: int, wanted: int) -> bool:
-        """Whether a list that names so many of the passages wanted is a ranking."""
+        """Tell whether a list that names so many of the wanted passages is a ranking."""
 
 
 @dataclass
 class LabelList:
-    """One query's order as a file states it; nothing is repaired yet.
+    """One query's order as the file has it, before repairs.
 
     Attributes:
         place: ``file:line`` (or ``file, list k``).
         ranking: doc_ids, best first.
         groups: ties, best first: numbers of passages per group of `ranking`; None: no ties.
-        scores: one per passage of `ranking`; None where the file has none worth keeping.
+        scores: one per passage of `ranking`; None if the file has no useful scores.
         initial: doc_ids as the teacher was shown them; None if unknown.
-        reply, parsed: the raw reply over `initial` and what it parsed to, where the file holds replies.
-        settled: first places that the teacher decided, where it did not decide all.
+        reply, parsed: the raw reply over `initial` and its parsed form, if the file has replies.
+        settled: the number of first places that the teacher decided, if it did not decide all.
         n_without_text: passages that the source left out because it had no text for them.
-        texts: doc_id -> (title, text) where the file carries texts.
+        texts: doc_id -> (title, text), if the file has texts.
     """
 
     place: str
@@ -94,7 +94,7 @@ class BadList(Exception):
 
 
 class Worst:
-    """Several calls' outcome as one: the worst status, the sums of repairs. The list itself is the merged one."""
+    """The outcome of several calls: the worst status and the sums of repairs. The list is the merged one."""
 
     _ORDER = ("ok", "repaired", "wrong_format", "truncated", "refused", "engine_error")
 

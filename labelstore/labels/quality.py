@@ -1,7 +1,7 @@
-"""What labels are worth: statuses, repairs, position bias, agreement with judgments and other teachers, cost.
+"""Measure the quality of labels: statuses, repairs, position bias, agreement with judgments and other teachers, cost.
 
 The figures come from the view `labeling_quality` and the analyses ``@label_quality``, ``@agreement`` and
-``@position_bias``, so `msft sql` gives the same ones for whatever else one wants to know.
+``@position_bias``, so `msft sql` gives the same figures.
 """
 
 import json
@@ -17,7 +17,7 @@ QUARANTINE_SHOWN = 20
 
 
 def labelings(con: duckdb.DuckDBPyConnection, dataset: str | None = None) -> list[Row]:
-    """All labelings with their counts, oldest first."""
+    """List the labelings with their counts, oldest first."""
     return fetch(
         con,
         """SELECT q.labeling, q.teacher, q.first_stage, q.dataset, q.strategy, q.depth, q.reliable_depth, q.lists, q.ok,
@@ -29,12 +29,12 @@ def labelings(con: duckdb.DuckDBPyConnection, dataset: str | None = None) -> lis
 
 
 def show(con: duckdb.DuckDBPyConnection, name: str) -> list[Row]:
-    """Everything about one labeling as flat rows (topic, name, value, n, detail).
+    """Describe a labeling in flat rows (topic, name, value, n, detail).
 
-    `n` is what the value stands on: lists, calls, shared passages.
+    `n` is the sample of the value: lists, calls or shared passages.
 
     Raises:
-        DataMissing: if there is no such labeling.
+        DataMissing: the labeling is not found.
     """
     of = lookup.labeling(con, name)
     quality = fetch(con, "SELECT * FROM labeling_quality WHERE labeling = ?", [of.name])[0]
@@ -53,7 +53,7 @@ def show(con: duckdb.DuckDBPyConnection, name: str) -> list[Row]:
 
 
 def analysis(con: duckdb.DuckDBPyConnection, name: str, **parameters: Any) -> list[Row]:
-    """The rows of a shipped analysis; parameters that are not given are unset."""
+    """Run an analysis that comes with msft; parameters that are not given are unset."""
     for key in ("dataset", "reference", "labels", "p", "bucket"):
         con.execute(f"SET VARIABLE {key} = ?", [parameters.get(key)])
     return fetch(con, files("labelstore").joinpath("analyses", f"{name}.sql").read_text("utf-8"))
@@ -121,7 +121,7 @@ def _statuses(con: duckdb.DuckDBPyConnection, of: lookup.Labeling) -> list[Row]:
 
 
 def _calls(con: duckdb.DuckDBPyConnection, of: lookup.Labeling) -> list[Row]:
-    """Statuses of all answers to this labeling's requests, those that it did not use included."""
+    """Count the statuses of all answers to this labeling's requests, also of those that it did not use."""
     found = con.execute(
         """SELECT c.status, count(*), sum(c.n_missing)::BIGINT, sum(c.n_repeated)::BIGINT, sum(c.n_out_of_range)::BIGINT,
                   count(*) FILTER (WHERE u.call IS NOT NULL)

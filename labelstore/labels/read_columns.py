@@ -11,10 +11,9 @@ from labelstore.labels.label_list import Item, LabelList, Malformed
 
 
 def read_trec(path: Path) -> Iterator[Item]:
-    """A TREC run as labels: lists by (query, tag), by rank; the tag is the teacher's name.
+    """Read a TREC run as labels: lists by (query, tag), by rank; the tag is the teacher's name.
 
-    Scores that say nothing but the rank (the same at each rank in every list, as rankers without scores write them)
-    are left out.
+    Scores that only repeat the rank (the same at each rank in every list) are left out.
     """
     lists: dict[tuple[str, str], list[tuple[int, float, str, int]]] = {}
     for candidate in trec.read_run(path):
@@ -25,11 +24,11 @@ def read_trec(path: Path) -> Iterator[Item]:
 
 
 def read_parquet(path: Path) -> Iterator[Item]:
-    """Columns query_id, doc_id (or qid, docid …), rank, and where there: score, grade, initial_rank, teacher,
+    """Read columns query_id, doc_id (or qid, docid …), rank, and optionally score, grade, initial_rank, teacher,
     first_stage, query, licence.
 
     Raises:
-        BadInput: if it is no Parquet file, lacks a column, or has a column of numbers that holds something else.
+        BadInput: the file is not Parquet, lacks a column, or has other values in a column of numbers.
     """
     import polars as pl
 
@@ -112,9 +111,9 @@ def _ranked_lists(
 
 
 def _ranks_in_disguise(lists: list[list[float]]) -> bool:
-    """Whether scores are a function of the rank alone (n - rank, 1/rank …): then they are no scores."""
+    """Tell whether scores are a function of the rank alone (n - rank, 1/rank …)."""
     if any(list(scores) != sorted(scores, reverse=True) for scores in lists):
-        return True  # the ranks are the order; scores that contradict them are someone else's
+        return True  # the ranks are the order; scores that contradict them are another ranker's
     steps = [round(a - b, 6) for scores in lists for a, b in itertools.pairwise(scores)]
     if len(steps) > 1 and len(set(steps)) == 1:
         return True

@@ -1,10 +1,10 @@
-"""Readers of teacher labels as others write them; each yields one `LabelList` or `Malformed` per list.
+"""Read teacher labels in common layouts; each reader yields a `LabelList` or a `Malformed` per list.
 
 Layouts: ``permutations`` (JSONL), ``trec`` (runs, Rank-DistiLLM's too), ``parquet`` (the same as columns; what msft
 exports), ``rankgpt`` (JSONL of retrieved passages plus a JSON list of permutation strings, joined by position),
 ``rankllm`` (result JSON or JSONL), ``replies`` (JSONL of shown passages with the raw reply), ``conversations``
 (training JSON or JSONL with the passages inside the prompt). Malformed lists are yielded with their reason, never
-skipped; what is wrong with a whole file raises.
+skipped; a fault of the whole file raises.
 """
 
 import itertools
@@ -24,16 +24,16 @@ LAYOUTS = ("permutations", "trec", "parquet", "rankgpt", "rankllm", "replies", "
 
 
 def read(path: Path, layout: str | None, parse: Parse, replies: Path | None = None) -> Iterator[Item]:
-    """All lists of a file.
+    """Read all lists of a file.
 
     Args:
-        layout: one of :data:`LAYOUTS`; None: by the file's first bytes.
+        layout: one of :data:`LAYOUTS`; None: told by the file's first bytes.
         replies: RankGPT's second file.
 
     Raises:
-        DataMissing: if a file is not there.
-        BadInput: if the file as a whole is not of that layout.
-        UsageError: for an unknown layout, or `replies` missing or out of place.
+        DataMissing: a file is not found.
+        BadInput: the file has another layout.
+        UsageError: the layout is unknown, or `replies` is missing or does not belong to it.
     """
     layout = layout or detect(path)
     if layout not in LAYOUTS:
@@ -59,11 +59,11 @@ def read(path: Path, layout: str | None, parse: Parse, replies: Path | None = No
 
 
 def detect(path: Path) -> str:
-    """The layout that the beginning of a file shows.
+    """Tell the layout by the beginning of a file.
 
     Raises:
         DataMissing: the file is not found.
-        BadInput: if nothing fits.
+        BadInput: no layout fits.
     """
     with formats.open_bytes(path) as file:
         magic = file.read(4)
@@ -100,7 +100,7 @@ def detect(path: Path) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, value) of a JSONL file or of one JSON list; a broken line is an exception as its value."""
+    """Yield (place, value) of a JSONL file or a JSON list; the value of a broken line is an exception."""
     lines = iter(formats.lines(path))
     head = list(itertools.islice(lines, 1))
     if head and head[0][1].lstrip().startswith(b"["):
@@ -246,8 +246,8 @@ def _replied(found: LabelList, parse: Parse) -> LabelList:
 def _rankllm(row: dict[str, Any], place: str, parse: Parse) -> LabelList:
     """RankLLM's results: ``{query: {qid, text}, candidates: [{docid, score, doc}], invocations_history?}`` or hits.
 
-    The scores there are the first stage's and are left out. Where the invocations are kept, each reply is parsed: one
-    that yields no order left its window in the retrieval order without a word, and the list is not taken.
+    The scores there are the first stage's and are left out. If the invocations are kept, each reply is parsed. A reply
+    without an order means that its window silently kept the retrieval order, so the list is refused.
     """
     query = row.get("query")
     hits = row.get("candidates", row.get("hits"))
@@ -293,7 +293,7 @@ def _invocation(call: dict[str, Any], parse: Parse) -> Parsed:
 
 
 def _number_shown(prompt: str) -> int:
-    """Passages that a prompt of this family shows: the number after ``I will provide you with``."""
+    """Return the number of passages that a prompt of this family shows, from ``I will provide you with``."""
     _, _, rest = prompt.partition("I will provide you with ")
     digits = rest.split(" ", 1)[0]
     return int(digits) if digits.isdecimal() else 20
@@ -348,7 +348,7 @@ def read_rankgpt(path: Path, replies: Path, parse: Parse) -> Iterator[Item]:
     The two are joined by position, so their lengths must agree; a list whose reply does not fit is named.
 
     Raises:
-        BadInput: if the second file is no list of texts or has another length.
+        BadInput: the second file is not a list of texts, or has another length.
     """
     answers = [value for _, value in _rows(replies)]
     if len(answers) == 1 and isinstance(answers[0], list):
@@ -405,7 +405,7 @@ _PASSAGE = re.compile(r"^\[(\d+)\] ?", re.M)
 
 
 def split(prompt: str) -> tuple[str | None, list[tuple[str, str]]]:
-    """(query, [(doc_id, passage)]) of a prompt; a passage without an id gets one from its text's hash.
+    """Split a prompt into (query, [(doc_id, passage)]); a passage without an id gets one from its text's hash.
 
     Identifiers must run 1, 2, 3 …: a line inside a passage that begins with another ``[n]`` belongs to the passage.
     """

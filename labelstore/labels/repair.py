@@ -1,7 +1,7 @@
-"""One imported list made whole, by the repairs that the field agrees on, or refused with a reason.
+"""Repair an imported list in the usual ways, or refuse it with a reason.
 
-Repeats are dropped (the first counts), passages that were not shown are dropped, passages shown but not ranked follow
-in their prior order; each is counted. A list that names too few of the passages shown is no ranking and is refused.
+Repeats are dropped (the first counts), and so are passages that were not shown. Passages that were shown but not ranked follow
+in their prior order. Each repair is counted. A list that names too few of the shown passages is refused.
 """
 
 import itertools
@@ -22,8 +22,8 @@ class Repaired:
 
     Attributes:
         docs: doc_ids, best first, each once.
-        grades: one per passage, higher is better, 0 the last group's; equal grades are ties.
-        initial_ranks: from 1; None where the shown order is unknown.
+        grades: one per passage, higher is better, 0 for the last group; equal grades are ties.
+        initial_ranks: from 1; None if the shown order is unknown.
         status: ``ok`` or ``repaired``.
     """
 
@@ -42,7 +42,7 @@ class Repaired:
 
 
 def repair(found: LabelList, is_ranking: Callable[[int, int], bool]) -> Repaired | Malformed:
-    """`found` made whole, or why it cannot be.
+    """Repair a list, or tell why it cannot be repaired.
 
     Args:
         is_ranking: passages named, passages shown -> whether that is a ranking (:class:`label_list.Reader`).
@@ -112,7 +112,7 @@ def _refused(found: LabelList, reason: str, detail: str) -> Malformed:
 
 
 def short_name(text: str) -> str:
-    """A name that commands can take: what stands in parentheses and what needs quoting is left out."""
+    """Shorten a name for commands: without parentheses and without characters that need quoting."""
     bare = re.sub(r"\([^)]*\)", " ", text)
     return re.sub(r"[^\w.+/-]+", "-", bare.strip() or text.strip()).strip("-") or "unnamed"
 

@@ -1,4 +1,4 @@
-"""A file of labels read and repaired, as columns, while the store is closed."""
+"""Read and repair a file of labels into columns, while the store is closed."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +39,7 @@ _BATCH = 200_000
 
 @dataclass(frozen=True)
 class LabelSource:
-    """A labeling as the file has it: who ranked, over what."""
+    """A labeling of the file: the teacher and the first stage."""
 
     teacher: str
     first_stage: str | None
@@ -47,7 +47,7 @@ class LabelSource:
 
 @dataclass
 class Staged:
-    """A file read: columns of lists and items, and what was refused or repaired."""
+    """The content of a file: columns of lists and items, and what was refused or repaired."""
 
     sources: list[LabelSource]
     lists: pa.Table
@@ -64,13 +64,13 @@ class Staged:
 
 @dataclass(frozen=True)
 class LabelsToImport:
-    """What `teachers import` was asked.
+    """The options of `teachers import`.
 
     Attributes:
-        model: the teacher's name where the file does not say it.
-        name: the labeling's, where the file holds one.
-        run: a run of the dataset that was labelled: its ranks are the initial ranks where the file has none.
-        with_texts: take queries and passages that the store lacks from the file, where it carries their text.
+        model: the teacher's name, if the file does not have it.
+        name: the labeling's name, if the file has one labeling.
+        run: the run of the dataset that was labelled; its ranks are the initial ranks if the file has none.
+        with_texts: take queries and passages that the store lacks from the file, if it has their texts.
     """
 
     dataset: str | None
@@ -92,7 +92,7 @@ def stage(
     is_ranking: Callable[[int, int], bool],
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Staged:
-    """All lists of a file, repaired, as columns."""
+    """Repair all lists of a file and collect them as columns."""
     return _Stage(request, layout, is_ranking).run(items, progress)
 
 

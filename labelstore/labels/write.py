@@ -1,8 +1,8 @@
-"""Teacher labels into the store, set-wise: teachers, labelings, permutations, requests, calls, quarantine.
+"""Store teacher labels set-wise: teachers, labelings, permutations, requests, calls, quarantine.
 
-Both the import of foreign labels and the merge of a labelling job's journal end here. Every function takes the writing
-connection of the caller's transaction and relations (tables, views or registered frames) with *text ids*; all are safe
-to repeat: what is there already, by content key, is left alone and counted.
+The import of labels and the merge of a job's journal both use this module. Every function takes the writing connection of the
+caller's transaction, and relations (tables, views or registered frames) with *text ids*. All are safe to repeat: rows whose
+content key exists are kept and counted.
 """
 
 import json
@@ -45,7 +45,7 @@ class Teacher:
 
 
 def store_teacher(con: duckdb.DuckDBPyConnection, teacher: Teacher) -> int:
-    """The surrogate key of a teacher, inserted if its content key is new."""
+    """Return a teacher's surrogate key; insert the teacher if its content key is new."""
     found = con.execute(
         "SELECT teacher FROM teachers WHERE teacher_key = ?", [teacher.teacher_key]
     ).fetchall()
@@ -91,10 +91,10 @@ class NewLabeling:
 
 
 def store_labeling(con: duckdb.DuckDBPyConnection, job: Job, new: NewLabeling) -> int:
-    """The surrogate key of a labeling, inserted if its name is new; a deeper list raises a known one's depth.
+    """Return a labeling's surrogate key; insert it if its name is new, or raise the depth of a known one.
 
     Raises:
-        BadInput: if the name is taken by a labeling of another teacher, dataset, run or strategy.
+        BadInput: the name belongs to a labeling of another teacher, dataset, run or strategy.
     """
     found = con.execute(
         """SELECT l.labeling, l.teacher, l.dataset, l.run, l.strategy, t.name, d.name
@@ -137,7 +137,7 @@ def store_labeling(con: duckdb.DuckDBPyConnection, job: Job, new: NewLabeling) -
 
 
 def remove_empty(con: duckdb.DuckDBPyConnection, job: Job) -> None:
-    """Remove the labeling that a job made and put nothing in: it failed before its first call was answered."""
+    """Remove a job's labeling if it is empty, since the job failed before its first answer."""
     con.execute(
         """DELETE FROM labelings WHERE job = ? AND labeling NOT IN (
                SELECT labeling FROM permutations UNION ALL SELECT labeling FROM labeling_calls
@@ -147,7 +147,7 @@ def remove_empty(con: duckdb.DuckDBPyConnection, job: Job) -> None:
 
 
 def make_documents(con: duckdb.DuckDBPyConnection, collection: int, ids: str) -> int:
-    """Ids that the collection does not know become documents without text; the number of them.
+    """Add unknown ids as documents without text, and return their number.
 
     Args:
         ids: relation with a column doc_id.
@@ -165,7 +165,7 @@ def make_documents(con: duckdb.DuckDBPyConnection, collection: int, ids: str) ->
 
 @dataclass(frozen=True)
 class Stored:
-    """What :func:`store_permutations` did: lists new, there already, replaced, and kept in spite of another order."""
+    """What :func:`store_permutations` did: lists that are new, known, replaced, or kept although the new order differs."""
 
     new: int
     same: int
@@ -186,18 +186,18 @@ _PERMUTATION_HASH = f"md5(string_agg({_ITEM_TEXT}, chr(10) ORDER BY i.rank))"
 def store_permutations(
     con: duckdb.DuckDBPyConnection, labeling: int, lists: str, items: str, *, replace: bool = False
 ) -> Stored:
-    """Merge permutations into a labeling; one that is there with the same items changes nothing.
+    """Merge permutations into a labeling; a known permutation with the same items changes nothing.
 
-    Documents must be known (:func:`make_documents`), queries too. ``text_hash`` NULL is pinned to the document's
-    current text, where that is held.
+    Documents must be known (:func:`make_documents`), queries too. A NULL ``text_hash`` is pinned to the
+    document's current text, if the store has it.
 
     Args:
         lists: relation (query_id, status, repairs, n_calls, tokens_in, tokens_out, disagreement, settled).
         items: relation (query_id, rank, doc_id, initial_rank, grade, score, text_hash).
-        replace: whether a query's other order is replaced; without it the old one stays and is counted as differing.
+        replace: replace a query's other order; otherwise the old one stays and is counted as differing.
 
     Raises:
-        BadInput: if an id is unknown or a list repeats a passage or rank (nothing is written then).
+        BadInput: an id is unknown, or a list repeats a passage or rank; nothing is written then.
     """
     collection = _collection_of(con, labeling)
     con.execute(
@@ -300,14 +300,14 @@ def _collection_of(con: duckdb.DuckDBPyConnection, labeling: int) -> int:
 def store_requests(
     con: duckdb.DuckDBPyConnection, teacher: int, collection: int, requests: str, passages: str
 ) -> int:
-    """Merge what was asked; the number of new requests. A request_key that is there is the same request.
+    """Merge requests by request_key and return the number of new ones.
 
     Args:
         requests: relation (request_key, query_id, n_passages, n_prompt_tokens, truncated_words).
         passages: relation (request_key, position, doc_id, text_hash).
 
     Raises:
-        BadInput: if a query or passage is not in the collection.
+        BadInput: a query or passage is not in the collection.
     """
     first = next_id(con, "requests", "request")
     con.execute(
@@ -361,14 +361,14 @@ _CALL_COLUMNS = (
 
 
 def store_calls(con: duckdb.DuckDBPyConnection, calls: str) -> int:
-    """Merge answers; the number of new ones. A call_key that is there is the same call.
+    """Merge calls by call_key and return the number of new ones.
 
     Args:
         calls: relation (call_key, request_key, job_key, attempt, sample, status, reply, parsed, scores, n_missing,
             n_repeated, n_out_of_range, finish_reason, tokens_in, tokens_out, seconds, server, completed_at).
 
     Raises:
-        BadInput: if a call's request is not in the store.
+        BadInput: a call's request is not in the store.
     """
     orphan = con.execute(
         f"""SELECT c.call_key FROM {calls} c
@@ -390,7 +390,7 @@ def store_calls(con: duckdb.DuckDBPyConnection, calls: str) -> int:
 
 
 def store_labeling_calls(con: duckdb.DuckDBPyConnection, labeling: int, used: str) -> int:
-    """Record which answers a labeling was merged from: the calls of each query named replace what it had.
+    """Record the calls that a labeling was made from; they replace the earlier ones of the same queries.
 
     Args:
         used: relation (query_id, step, call_key).
@@ -415,7 +415,7 @@ def store_labeling_calls(con: duckdb.DuckDBPyConnection, labeling: int, used: st
 
 
 def store_quarantine(con: duckdb.DuckDBPyConnection, job: Job, labeling: int, rows: str) -> int:
-    """Record queries (or imported lines) without a permutation; one that is there already is not doubled.
+    """Record queries (or imported lines) without a permutation, each once.
 
     :func:`release` takes out queries that got their permutation since.
 
@@ -437,7 +437,7 @@ def store_quarantine(con: duckdb.DuckDBPyConnection, job: Job, labeling: int, ro
 
 
 def release(con: duckdb.DuckDBPyConnection, labeling: int) -> int:
-    """Take queries that have a usable permutation out of the quarantine; their number of rows."""
+    """Take queries with a usable permutation out of the quarantine and return the number of rows."""
     (freed,) = con.execute(
         """DELETE FROM quarantine WHERE labeling = ? AND query IN (
                SELECT query FROM permutations WHERE labeling = ? AND status IN ('ok', 'repaired'))""",
@@ -463,7 +463,7 @@ def withdraw(con: duckdb.DuckDBPyConnection, labeling: int, queries: list[int]) 
 
 
 def store_readings(con: duckdb.DuckDBPyConnection, readings: str) -> int:
-    """Replace what was read in replies; the replies stay as they are. The number of calls.
+    """Replace the parsed form of replies, not the replies, and return the number of calls.
 
     Args:
         readings: relation (call, status, parsed, n_missing, n_repeated, n_out_of_range).
@@ -477,7 +477,7 @@ def store_readings(con: duckdb.DuckDBPyConnection, readings: str) -> int:
 
 
 def permutation_hashes(labeling: int) -> str:
-    """SQL that re-derives (permutation, content_hash) of a labeling from its items: what `verify` compares."""
+    """Make SQL that computes (permutation, content_hash) of a labeling again from its items, for `verify`."""
     return f"""SELECT i.permutation, {_PERMUTATION_HASH} AS content_hash
                FROM permutation_items i JOIN permutations p USING (permutation) JOIN documents d USING (document)
                WHERE p.labeling = {int(labeling)} GROUP BY i.permutation"""

@@ -1,4 +1,4 @@
-"""Hard negatives: which candidates of a query are trained on as not relevant, with the evidence for each.
+"""Mine hard negatives: candidates of a query that train as not relevant, with the evidence for each.
 
 Candidates come from one run or several; ranks, scores, margins against the positive and a teacher's labels filter
 them; a seed or the rank picks among those left. The SQL is ``negatives/mining*.sql``; the options cover what
@@ -27,7 +27,7 @@ from labelstore.views.build import DEFAULT_SEED
 
 @dataclass(frozen=True)
 class Mined:
-    """A mining and what each of its steps left out; `new` is False when the same one was there."""
+    """A mining and the counts of its steps; `new` is False if the store had an equal one."""
 
     mining: lookup.Mining
     counts: list[Filter]
@@ -50,17 +50,18 @@ def mine(
     """Mine negatives for a dataset's judged queries and store them.
 
     Args:
-        dataset: its judgments give the positives; the only one when None.
-        runs: where candidates come from; the only first stage when empty.
+        dataset: its judgments give the positives; by default the only one.
+        runs: the runs of the candidates; by default the only first stage.
         denoise_labels: a labeling that judges the candidates.
         scores: a run whose scores the margins and limits compare, instead of the candidates' own.
-        replace: take the place of a mining of the same name with other content.
+        replace: replace a mining of the same name with other content.
+        note: called with what was chosen.
         parameters: fields of :class:`Parameters`.
 
     Raises:
-        UsageError: a parameter that makes no sense.
-        DataMissing: a source that is not there, or no negative left.
-        BadInput: the name is taken by a mining with other content.
+        UsageError: a parameter has no meaning or a wrong value.
+        DataMissing: a source is not found, or no negative is left.
+        BadInput: the name belongs to a mining with other content.
     """
     say = note or (lambda message: None)
     options = make_parameters(parameters, len(runs) or 1)
@@ -159,7 +160,7 @@ def _select(
     draw = sql_file("mining_draw", "negatives")
     shares = quotas(options.per_query, options.shares or [1.0] * len(runs))
     passes = [(source, quota, False) for source, quota in enumerate(shares, 1)]
-    if len(runs) > 1:  # what a source cannot give, the others do
+    if len(runs) > 1:  # if a source has too few, the others fill up
         passes += [(source, options.per_query, True) for source in range(1, len(runs) + 1)]
     for source, quota, final in passes:
         set_variables(con, {"source": source, "quota": quota, "final": final})
@@ -191,7 +192,7 @@ def _content_hash(con: duckdb.DuckDBPyConnection, relation: str = "mining_rows")
 
 
 def content_hash(con: duckdb.DuckDBPyConnection, mining: int) -> str:
-    """The content hash of a stored mining, re-derived from its rows."""
+    """Compute the content hash of a stored mining again from its rows."""
     return _content_hash(con, f"(SELECT * FROM negatives WHERE mining = {int(mining)})")
 
 
@@ -273,7 +274,7 @@ def _record(
 
 
 def listed(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """All minings as flat rows, newest first."""
+    """List the minings as flat rows, newest first."""
     return fetch(
         con,
         """SELECT m.name AS negatives, d.name AS dataset,
@@ -288,7 +289,7 @@ def listed(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 def shown(
     con: duckdb.DuckDBPyConnection, mining: lookup.Mining, query_id: str | None, limit: int
 ) -> list[dict[str, Any]]:
-    """The first `limit` negatives of a mining (of one query) with their evidence."""
+    """List the first `limit` negatives of a mining (of one query) with their evidence."""
     return fetch(
         con,
         """SELECT q.query_id, d.doc_id, r.name AS source_run, n.source_rank, n.source_score, n.teacher_rank, n.label,

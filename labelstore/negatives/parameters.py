@@ -1,4 +1,4 @@
-"""What makes a candidate a negative: the parameters of a mining, with the texts that `--help` shows."""
+"""The parameters of a mining, with the texts that `--help` shows."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ DENOISING = ("drop", "relabel", "downweight")
 
 @dataclass(frozen=True)
 class Parameters:
-    """What makes a candidate a negative.
+    """The rules that make a candidate a negative.
 
     A margin or limit compares the candidates' own scores, or those of the run that `scores` names. A candidate that
     the denoising labeling ranks above the positive is dropped, becomes a positive (``relabel``), or keeps its place
@@ -44,10 +44,10 @@ class Parameters:
 
 
 def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
-    """Checked parameters.
+    """Check the parameters of a mining.
 
     Raises:
-        UsageError: naming the option and what it takes.
+        UsageError: a value is wrong; the message names the option and what it takes.
     """
     try:
         options = Parameters(**{key: value for key, value in given.items() if value is not None})

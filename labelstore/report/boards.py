@@ -1,4 +1,4 @@
-"""Leaderboards: each system's measures with 95 % intervals, and its difference to the first stage that it re-ranked."""
+"""Make leaderboards: each system's measures with 95 % intervals, and its difference to the first stage that it re-ranked."""
 
 import math
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Row:
-    """A system's line."""
+    """A row of the leaderboard."""
 
     number: int  # its place by the first measure, from 1; plots mark it by this
     system: System
@@ -56,13 +56,13 @@ class Row:
 
     @property
     def short(self) -> str:
-        """The name without the first stage, which the group names."""
+        """Return the name without the first stage, since the group has it."""
         return self.name.removesuffix(f"@{self.system.first_stage}")
 
 
 @dataclass(frozen=True)
 class Group:
-    """What ranks over one first stage; the first stage itself leads where it was measured."""
+    """The systems over one first stage; the first stage leads if it was measured."""
 
     first_stage: str | None
     rows: tuple[Row, ...]
@@ -95,7 +95,7 @@ class Board:
 
     @property
     def groups(self) -> list[Group]:
-        """By first stage, the best one first; what ranks over a first stage that is not here comes last."""
+        """Group by first stage, the best one first; systems over a missing first stage come last."""
         by_stage: dict[str | None, list[Row]] = {}
         for row in self.rows:
             by_stage.setdefault(row.system.first_stage, []).append(row)
@@ -117,10 +117,10 @@ class Board:
 
 
 def board(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, wanted: Sequence[str] = ()) -> Board:
-    """The dataset's board from what the store holds; nothing is measured here.
+    """Make a dataset's board from stored evaluations, without measuring.
 
     Args:
-        wanted: canonical measures. Empty: those of the literature first, then whatever else was measured.
+        wanted: canonical measures. Empty: those of the literature first, then all others that were measured.
     """
     systems = evaluated.systems(con, of)
     found, n_stale = _evaluations(con, of, systems)
@@ -155,7 +155,7 @@ def board(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, wanted: Sequence[s
 def _evaluations(
     con: duckdb.DuckDBPyConnection, of: lookup.Dataset, systems: Sequence[System]
 ) -> tuple[dict[tuple[System, str], int], int]:
-    """(system, measure) -> evaluation, for rankings and judgments as they are now; and how many are stale."""
+    """Read (system, measure) -> evaluation for current rankings and judgments, and count stale ones."""
     by_key = {s.key: s for s in systems}
     found, stale = {}, 0
     for key, run, labeling, run_hash, qrels_hash, measure in con.execute(
@@ -171,7 +171,7 @@ def _evaluations(
 
 
 def _companions(system: System, measured: set[str]) -> list[str]:
-    """Judged@10 and the recall at this system's depth, by the relevance level that was measured."""
+    """Read Read Judged@10 and the recall at this system's depth, by the relevance level that was measured."""
     names = [
         n for n in measured if n.startswith("R") and n.endswith(f"@{system.depth}") and not n.startswith("RR")
     ]
@@ -276,7 +276,7 @@ def _difference(values: np.ndarray, p_value: float, p_holm: float) -> Difference
 
 
 def _recall(system: System, measures: Sequence[str], measured: set[str]) -> str:
-    """The recall that `eval` measured for this system: at its depth, at the relevance level of the measures."""
+    """Find the recall that `eval` measured for this system, at its depth and the measures' relevance level."""
     level = measuring.relevance_level(measures)
     names = [evaluation.companions(system, level)[1], *sorted(_companions(system, measured)[1:])]
     return next((name for name in names if name in measured), names[0])

@@ -1,4 +1,4 @@
-"""Cost: what a student's labels took the teacher and how long it trained, against how good it is."""
+"""Plot effectiveness against cost: the teacher's tokens and price, and the training time."""
 
 import json
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ MAX_MARKS = 40  # of one plot; those of the best places are drawn
 
 @dataclass(frozen=True)
 class Cost:
-    """What a student took to make.
+    """The cost of a student.
 
     Attributes:
         lists: labelled lists that it learnt from.
-        calls, tokens, price: of those lists: their labelings' mean per list. None where that is not known: labels
-            that came without their calls, a teacher without a price, a view that the store does not hold.
+        calls, tokens, price: of those lists: their labelings' mean per list. None if unknown: labels
+            without calls, a teacher without a price, a view that the store lacks.
         seconds: of training, all stages.
     """
 
@@ -34,7 +34,7 @@ class Cost:
 
 
 def of_students(con: duckdb.DuckDBPyConnection) -> dict[str, Cost]:
-    """Each student's cost. Lists that two of its stages share are paid for once."""
+    """Compute each student's cost; lists that two of its stages share count once."""
     made = {
         name: Cost(0, 0.0, 0.0, 0.0, seconds)
         if n_sourced == n_distilling
@@ -75,7 +75,7 @@ def of_students(con: duckdb.DuckDBPyConnection) -> dict[str, Cost]:
 
 
 def recipes(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """student -> what it shares with students that differ in labels and seed alone: base, regime, losses, teachers."""
+    """Make a key per student that students share if they differ only in labels and seed: base, regime, losses, teachers."""
     return {
         name: f"{base}, {regime}, {', '.join(json.loads(losses))} from {', '.join(json.loads(teachers))}"
         for name, base, regime, losses, teachers in con.execute(
@@ -90,7 +90,7 @@ def recipes(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
 
 
 def effectiveness(board: Board, cost: dict[str, Cost], key: str) -> list[Figure]:
-    """The headline measure against what the students' labels cost, and against their training time."""
+    """Plot the headline measure against the cost of the students' labels, and against their training time."""
     axes = (
         ("tokens", "teacher tokens behind its labels"),
         ("calls", "teacher calls behind its labels"),
@@ -110,7 +110,7 @@ def effectiveness(board: Board, cost: dict[str, Cost], key: str) -> list[Figure]
 
 
 def of_teachers(con: duckdb.DuckDBPyConnection, board: Board, key: str) -> list[Figure]:
-    """The headline measure of teachers against the tokens that ranking one of these queries takes them."""
+    """Plot the headline measure of teachers against their tokens per query."""
     tokens = dict(
         con.execute(
             """SELECT labeling, (coalesce(tokens_in, 0) + coalesce(tokens_out, 0)) / lists FROM labeling_quality
@@ -126,7 +126,7 @@ def of_teachers(con: duckdb.DuckDBPyConnection, board: Board, key: str) -> list[
 
 
 def by_labels(board: Board, cost: dict[str, Cost], recipes: dict[str, str], key: str) -> list[Figure]:
-    """Quality against the number and the cost of labels, where students of one recipe learnt from several sizes.
+    """Plot quality against the number and cost of labels, if students of one recipe learnt from several sizes.
 
     Students of one size (seeds) are one point, their mean.
     """

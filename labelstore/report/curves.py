@@ -1,4 +1,4 @@
-"""Learning curves: what training measured as it went, by objective and loss."""
+"""Plot learning curves by objective and loss."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ MAX_POINTS = 300  # of a line; more are thinned evenly, the first and the last s
 
 
 def curves(con: duckdb.DuckDBPyConnection, students: Sequence[str]) -> tuple[list[Figure], list[str]]:
-    """A plot for each objective's loss and each validation measure; and what was left out.
+    """Make a plot for each objective's loss and each validation measure, and note what was left out.
 
     Args:
         students: names, the most interesting first: a plot holds eight lines.
@@ -82,7 +82,7 @@ def _lines(
     measure: str,
     students: Sequence[str],
 ) -> tuple[list[Line], int]:
-    """One line per training; a stage that several students share is one line under all their names."""
+    """Make a line per training; a stage that several students share is one line under all their names."""
     place = {name: n for n, name in enumerate(students)}
     shared: dict[str, list[tuple[str, int, int]]] = {}
     for name, key, stage, weights_hash in sorted(members, key=lambda m: (place.get(m[0], len(place)), m[0])):
@@ -97,7 +97,7 @@ def _lines(
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> tuple[tuple[float, float], ...]:
-    """At most so many of the points, evenly, the first and the last among them."""
+    """Thin the points evenly to a maximum, with the first and the last."""
     if len(points) <= most:
         return tuple(points)
     step = (len(points) - 1) / (most - 1)

@@ -1,7 +1,7 @@
-"""The query explorer's data: some queries, with what each system puts on top, the judgments, and the passages.
+"""Collect the query explorer's data: queries with each system's top passages, the judgments, and the passages.
 
-All of it is bounded: queries are those on which systems differ most, lists end at rank 10, long passages are cut. What
-was left out is said.
+The size is bounded: it has the queries on which systems differ most, lists end at rank 10, and long passages are cut. Notes
+say what was left out.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ MAX_JUDGED = 20  # judged passages of a query, the best grades first
 
 @dataclass
 class Explorer:
-    """One dataset's part, as the page's script reads it.
+    """A dataset's part, as the page's script reads it.
 
     Attributes:
         systems: [{name, kind, over}]
@@ -54,12 +54,12 @@ class Explorer:
 def explorer(
     con: duckdb.DuckDBPyConnection, board: Board, *, n_queries: int, n_characters: int, texts: bool
 ) -> Explorer:
-    """The explorer of a dataset.
+    """Make the explorer of a dataset.
 
     Args:
-        n_queries: queries at most.
-        n_characters: of a passage.
-        texts: whether passages' texts are shown; their ids and titles' places stay without.
+        n_queries: the most queries.
+        n_characters: the most characters of a passage.
+        texts: whether passages' texts are shown; ids are always shown.
     """
     of = board.of
     systems = _systems(con, board)
@@ -95,7 +95,7 @@ def explorer(
 
 
 def _systems(con: duckdb.DuckDBPyConnection, board: Board) -> list[System]:
-    """The systems shown: measured ones by their place, else whatever ranked the dataset."""
+    """Choose the systems: measured ones by their place, otherwise all that ranked the dataset."""
     known = [row.system for row in board.rows] or evaluated.systems(con, board.of)
     room = dict(MAX_SYSTEMS)
     chosen = []
@@ -113,10 +113,10 @@ def _n_left(con: duckdb.DuckDBPyConnection, board: Board, shown: Sequence[System
 def _choose(
     con: duckdb.DuckDBPyConnection, board: Board, systems: Sequence[System], n_queries: int
 ) -> tuple[list[int], int]:
-    """Queries on which systems differ most, and how many there are.
+    """Choose the queries on which systems differ most, and count all.
 
-    In turn those that the best re-ranking helps and hurts most, then those on which any re-ranking differs most from
-    its first stage.
+    First, in turn, those that the best re-ranking helps and hurts most, then those on which any re-ranking differs most
+    from its first stage.
     """
     if not board.rows:
         found = _by_movement(con, systems)
@@ -150,7 +150,7 @@ def _differences(board: Board) -> np.ndarray:
 
 
 def _by_movement(con: duckdb.DuckDBPyConnection, systems: Sequence[System]) -> list[int]:
-    """Queries of a dataset without judgments: first those whose best passage a teacher fetched from farthest down."""
+    """Order the queries of a dataset without judgments: first those whose best passage a teacher moved up most."""
     labelings = [s.labeling for s in systems if s.labeling is not None]
     if labelings:
         found = con.execute(
@@ -171,7 +171,7 @@ def _by_movement(con: duckdb.DuckDBPyConnection, systems: Sequence[System]) -> l
 def _lists(
     con: duckdb.DuckDBPyConnection, system: System, queries: Sequence[int], passages: dict[int, int]
 ) -> dict[int, list[list[int | None]]]:
-    """query -> [passage, rank in the first stage] by rank; passages get numbers as they appear."""
+    """Read Read query -> [passage, rank in the first stage] by rank; passages get numbers as they appear."""
     if system.run is not None:
         sql = """SELECT c.query, c.document, b.rank FROM candidates c
                  LEFT JOIN candidates b ON b.run = ? AND b.query = c.query AND b.document = c.document
@@ -192,7 +192,7 @@ def _lists(
 def _judged(
     con: duckdb.DuckDBPyConnection, of: lookup.Dataset, queries: Sequence[int], passages: dict[int, int]
 ) -> dict[int, list[list[int]]]:
-    """query -> [passage, grade]: all judgments of passages that are shown, and the best grades besides."""
+    """Read query -> [passage, grade]: judgments of all shown passages, and the best other grades."""
     judged: dict[int, list[list[int]]] = {}
     held = set(passages)
     for query, document, grade, place in con.execute(
@@ -214,7 +214,7 @@ def _score(board: Board, system: System, place: int | None) -> float | None:
 def _passages(
     con: duckdb.DuckDBPyConnection, numbers: dict[int, int], n_characters: int, texts: bool
 ) -> tuple[list[dict[str, Any]], int, int]:
-    """The passages by number; how many were cut, and how many have no text in the store."""
+    """Read the passages by number; count those that were cut, and those without text."""
     shown: list[dict[str, Any]] = [{} for _ in numbers]
     n_cut = n_absent = 0
     for document, doc_id, title, text in con.execute(

@@ -1,4 +1,4 @@
-"""Label quality by teacher: statuses, repairs, position bias, agreement; by the shipped analyses, within bounds."""
+"""Show label quality by teacher: statuses, repairs, position bias, agreement; by the shipped analyses, within bounds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ STATUSES = ("ok", "repaired", "quarantined", "other")
 
 @dataclass(frozen=True)
 class Labeling:
-    """One labeling's line."""
+    """A row of the label-quality table."""
 
     number: int
     name: str
@@ -68,7 +68,7 @@ class Labels:
 
 
 def of_datasets(con: duckdb.DuckDBPyConnection, datasets: Sequence[str]) -> list[Labels]:
-    """Label quality of each dataset that has labelings."""
+    """Collect the label quality of each dataset that has labelings."""
     found = fetch(con, "SELECT * FROM labeling_quality ORDER BY dataset, labeling")
     bias: dict[int, list[Row]] = {}  # by the number of positions that are taken together
     made = []
@@ -120,7 +120,7 @@ def _number(value: object) -> float:
 
 
 def _pairs(con: duckdb.DuckDBPyConnection, dataset: str) -> int:
-    """Passage pairs within the lists of a dataset's largest labeling."""
+    """Count passage pairs within the lists of a dataset's largest labeling."""
     ((n,),) = con.execute(
         """SELECT coalesce(max(n), 0)::BIGINT FROM (
                SELECT sum(size * (size - 1) // 2) AS n FROM (
@@ -175,7 +175,7 @@ def _text(value: object) -> str | None:
 
 
 def _bias(key: str, labelings: Sequence[Labeling], found: Sequence[Row], notes: list[str]) -> Figure | None:
-    """Where passages end up by the position that they were shown at."""
+    """Plot where passages end up by the position that they were shown at."""
     places: dict[str, list[tuple[float, float]]] = {}
     for row in found:
         middle = (_number(row["from_position"]) + _number(row["to_position"])) / 2

@@ -1,4 +1,4 @@
-"""Lineage: from each student to its stages, their views, the labels in them, and the prompt behind those."""
+"""Show lineage: from each student to its stages, their views, the labels in them, and the prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ KINDS = {"dataset": "dataset", "mining": "negatives", "run": "run", "labeling": 
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a view was made from; the teacher's part is empty but for labels."""
+    """A source of a view; only labels have a teacher."""
 
     kind: str
     name: str
@@ -40,7 +40,7 @@ class Student:
 
 
 def students(con: duckdb.DuckDBPyConnection, order: Sequence[str]) -> tuple[list[Student], int]:
-    """The students' lineages and how many were left out.
+    """Collect the students' lineages and count those left out.
 
     Args:
         order: names, the most interesting first; the others follow as they were made.
@@ -69,7 +69,7 @@ def students(con: duckdb.DuckDBPyConnection, order: Sequence[str]) -> tuple[list
 
 
 def facts(**named: object) -> tuple[tuple[str, str], ...]:
-    """What is known of it, as text; hashes are cut to what tells them apart."""
+    """List the known facts as text, with shortened hashes."""
     shown = []
     for name, value in named.items():
         if value is None or value == "":
@@ -134,7 +134,7 @@ def _sources(con: duckdb.DuckDBPyConnection) -> dict[object, list[SourceFacts]]:
 
 
 def _results(con: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
-    """student -> its headline values in words."""
+    """Write Write student -> its headline values in words."""
     grouped: dict[str, list[str]] = {}
     for student, dataset, first_stage, measure, value in con.execute(
         """SELECT student, dataset, first_stage, measure, value FROM results

@@ -1,7 +1,7 @@
-"""The page: what the store holds, gathered, rendered by the templates beside this file, written as one HTML file.
+"""Gather the store's content, render it by the templates beside this file, and write one HTML file.
 
-The page asks for nothing: style, script and data stand in it, and its content security policy allows no other script
-and no request. Texts from the store are escaped by Jinja; the script's data is JSON with ``<``, ``>`` and ``&`` escaped,
+The page loads nothing: style, script and data stand in it, and its content security policy allows no other script and no
+request. Texts from the store are escaped by Jinja; the script's data is JSON with ``<``, ``>`` and ``&`` escaped,
 and the script puts texts into the page as text alone.
 """
 
@@ -40,14 +40,14 @@ MAX_ROWS = 900  # leaderboard rows over all measures; beyond, only each dataset'
 SCRIPTS = ("marks.js", "differences.js", "explorer.js", "page.js")
 # The explorer's size, tried until the page fits: (queries of a dataset, characters of a passage).
 _ROOM = ((100, 1500), (60, 1200), (40, 800), (20, 600), (10, 400), (5, 200))
-_PASSAGES, _USUAL_LENGTH = 40, 400  # passages of a query and their characters, as one expects them
+_PASSAGES, _USUAL_LENGTH = 40, 400  # the usual number of a query's passages, and of their characters
 
 Row = dict[str, Any]
 
 
 @dataclass
 class Part:
-    """One dataset's sections; `drawn` are the measures with a leaderboard of their own."""
+    """A dataset's sections; each measure of `drawn` has a leaderboard."""
 
     board: Board
     drawn: list[str]
@@ -57,7 +57,7 @@ class Part:
 
 @dataclass
 class Page:
-    """What the templates show."""
+    """The data of the templates."""
 
     store: str
     as_of: str | None
@@ -71,7 +71,7 @@ class Page:
     left_out: list[str] = field(default_factory=list)
     boards: list[Board] = field(default_factory=list)  # of all datasets shown, measured or not
     differences: list[Row] = field(default_factory=list)
-    first_dataset: str = "DATASET"  # what commands in empty sections name
+    first_dataset: str = "DATASET"  # named by commands in empty sections
     train_dataset: str = "TRAIN"
 
     @property
@@ -104,12 +104,12 @@ def write(
         datasets: names. Empty: all that were measured or ranked, at most twelve.
         measures: ir-measures names, the first is the headline. Empty: the literature's for each dataset.
         n_queries: queries in the explorer, per dataset. None: as many as fit, at most 100.
-        texts: False leaves passages' texts out, where their terms forbid to pass them on.
+        texts: False leaves passages' texts out, if their licence does not allow to pass them on.
 
     Raises:
-        DataMissing: for a dataset that is not there.
-        UsageError: for a measure that ir-measures does not know.
-        MsftError: if the page would be larger than 5 MB whatever is left out, or cannot be written.
+        DataMissing: a dataset is not found.
+        UsageError: ir-measures does not know a measure.
+        MsftError: the page cannot be made smaller than 5 MB, or cannot be written.
     """
     path = Path(path)
     wanted = [measuring.canonical(name) for name in measures]
@@ -137,7 +137,7 @@ def write(
 
 
 def _room(n_datasets: int, asked: int | None) -> list[tuple[int, int]]:
-    """(queries, characters of a passage) to try in turn, from what is likely to fit."""
+    """List the (queries, characters of a passage) to try in turn, from the largest that is likely to fit."""
     if asked is not None:
         return [(asked, 1200), *((min(n, asked), characters) for n, characters in _ROOM[1:])]
     likely = [
@@ -148,7 +148,7 @@ def _room(n_datasets: int, asked: int | None) -> list[tuple[int, int]]:
 
 
 def _put(path: Path, content: bytes) -> None:
-    """The whole file or none of it."""
+    """Write the whole file or nothing."""
     beside = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def _put(path: Path, content: bytes) -> None:
 def gather(
     con: duckdb.DuckDBPyConnection, store: str, datasets: Sequence[str], measures: Sequence[str]
 ) -> Page:
-    """Everything but the explorer."""
+    """Gather everything but the explorer."""
     page = Page(store, _as_of(con), _totals(con))
     chosen, left = _datasets(con, datasets)
     if left:
@@ -198,7 +198,7 @@ def gather(
 
 
 def _as_of(con: duckdb.DuckDBPyConnection) -> str | None:
-    """When the store was last written, so that one store gives one page."""
+    """Return when the store was last written, so that one store always gives the same page."""
     ((value,),) = con.execute("SELECT max(started_at) FROM provenance").fetchall()
     return value.strftime("%-d %B %Y, %H:%M") if value is not None else None
 
@@ -214,7 +214,7 @@ def _totals(con: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
 
 
 def _datasets(con: duckdb.DuckDBPyConnection, named: Sequence[str]) -> tuple[list[lookup.Dataset], list[str]]:
-    """The datasets of the page: the named ones, or all that something ranked: test sets and measured ones first."""
+    """Choose the page's datasets: the named ones, or all with a ranking, test sets and measured ones first."""
     if named:
         return [lookup.dataset(con, name) for name in dict.fromkeys(named)], []
     names = [
@@ -241,7 +241,7 @@ def _students_by_value(found: Sequence[Board]) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------------- rendering
 def render(page: Page, explorers: Sequence[explorer.Explorer]) -> str:
-    """The HTML."""
+    """Render the HTML."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("labelstore.report", "templates"),
         autoescape=True,
@@ -289,7 +289,7 @@ def _digest(script: str) -> str:
 
 
 def embedded(data: Any) -> str:
-    """JSON that can stand in a script element whatever texts it holds."""
+    """Write JSON that is safe in a script element, whatever its texts."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -297,9 +297,9 @@ def embedded(data: Any) -> str:
 
 
 def differences(parts: Sequence[Part]) -> tuple[list[Row], list[str]]:
-    """Per-query values of each measured dataset, as the page's script reads them, and what was left out.
+    """Collect per-query values of each measured dataset, as the page's script reads them, and note what was left out.
 
-    Where they are many, the measures after the first go, then the last systems.
+    If there are too many, the measures after the first are left out, then the last systems.
     """
     rows, left_out, room = [], [], MAX_VALUES
     for board in (part.board for part in parts):
@@ -360,7 +360,7 @@ def _cell(board: Board, row: boards.Row, measure: str, axis: svg.Scale) -> Marku
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may break after its dots, at signs and the like."""
+    """Allow line breaks in a name after dots, at signs and the like."""
     return Markup(re.sub(r"([._@/+])(?=.)", r"\1<wbr>", str(escape(name))))
 
 
@@ -377,7 +377,7 @@ def _p(value: float) -> str:
 
 
 def _verdict(board: Board) -> list[str]:
-    """The board in a sentence or two: what is best, and how the best student stands to its first stage."""
+    """Describe the board in a sentence or two: the best system, and the best student against its first stage."""
     best = board.rows[0]
     value = best.values[board.headline]
     said = [
@@ -394,7 +394,7 @@ def _verdict(board: Board) -> list[str]:
 
 
 def _summary(page: Page, explorers: Sequence[explorer.Explorer]) -> list[Row]:
-    """A row per section and dataset: how much it shows, and what was left out."""
+    """Make a row per section and dataset: how much it shows, and what was left out."""
 
     def row(section: str, dataset: str | None, shown: int, notes: Sequence[str]) -> Row:
         return {"section": section, "dataset": dataset, "shown": shown, "note": "; ".join(notes) or None}

@@ -1,4 +1,4 @@
-"""The page's plots as inline SVG. Every mark carries its data and says it in words; a table under each plot repeats it."""
+"""Draw the page's plots as inline SVG. Every mark has its data in words, and a table under each plot repeats it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from labelstore.report.svg import Scale, element, fitting_scale, percent, scale,
 COLOURS = 8  # the style sheet has as many series colours, s0 … s7
 MARKER_ROOM = 20.0  # pixels that a numbered marker needs
 HEIGHT = 260  # pixels; the style sheet's
-MAX_NAMED = 16  # marks that a legend names; more are named by the table alone
+MAX_NAMED = 16  # marks that a legend names; only the table names more
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with its alternative in text.
+    """A plot with its alternative text.
 
     Attributes:
-        key: its id in the page.
+        key: the plot's id in the page.
         title, about: what it shows, and how to read it.
         drawing: the SVG.
         x_label, y_label: the axes' names.
@@ -39,7 +39,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Point:
-    """A mark of a scatter plot: `label` stands in it, `says` is what it tells when pointed at."""
+    """A mark of a scatter plot: `label` stands in it, `says` is its tooltip."""
 
     label: str
     name: str
@@ -70,7 +70,7 @@ class Line:
 def interval(
     value: float, low: float, high: float, axis: Scale, kind: str, base: float | None, says: str
 ) -> Markup:
-    """A table cell's mean with its interval, and a tick where the first stage lies."""
+    """Draw a table cell's mean with its interval, and a tick at the first stage."""
     parts = [
         element("line", class_="grid", x1=percent(axis.at(t)), x2=percent(axis.at(t)), y1="0", y2="100%")
         for t in axis.ticks
@@ -105,7 +105,7 @@ def scatter(
     y_label: str,
     baselines: Sequence[Point],
 ) -> Figure:
-    """Numbered marks with their intervals; first stages are dashed lines across, numbered at their end.
+    """Draw numbered marks with their intervals; first stages are dashed lines, numbered at their end.
 
     Args:
         baselines: drawn as lines at their y.
@@ -147,8 +147,8 @@ def lines(
     """Lines over one pair of axes.
 
     Args:
-        bounds: the lowest and highest y that must be in sight.
-        linear: False lets x be logarithmic where its values span much.
+        bounds: the lowest and highest y that must be visible.
+        linear: False allows a logarithmic x if its values span much.
     """
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for _, y in line.points]
@@ -192,7 +192,7 @@ def lines(
 
 
 def shares(parts: Sequence[tuple[str, int]], says: str) -> Markup:
-    """One bar of counts by status; the widths add up to 100 %."""
+    """Draw a bar of counts by status; the widths add up to 100 %."""
     total = sum(n for _, n in parts)
     drawn, begin = [], 0.0
     for status, n in parts:
@@ -245,7 +245,7 @@ def _marker(point: Point, across: Scale, up: Scale, dodge: float) -> Markup:
 
 
 def _dodges(points: Sequence[Point], across: Scale, up: Scale) -> list[float]:
-    """Pixels to shift each marker aside, so that those of one place (by x, nearly by y) stand beside each other."""
+    """Compute how many pixels to shift each marker, so that markers of one place stand beside each other."""
     placed: list[tuple[float, float, float]] = []
     shifts = []
     for point in points:

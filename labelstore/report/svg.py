@@ -1,7 +1,7 @@
-"""Small SVG: elements, scales and ticks.
+"""Make small SVG: elements, scales and ticks.
 
-Positions are per cent of the plot, never pixels: a plot is as wide as its place, on a phone as on paper, and its text
-keeps its size. What lies outside the plot's box (ticks, labels) is drawn into the margins that the style sheet leaves.
+Positions are per cent of the plot, never pixels, so a plot fits a phone and paper while its text keeps its size. Ticks and
+labels are drawn into the margins that the style sheet leaves.
 """
 
 import math
@@ -16,7 +16,7 @@ _UNITS = ((1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
 def element(name: str, *children: Markup | str, **attributes: Attribute) -> Markup:
-    """One element; every value and every child that is not Markup is escaped.
+    """Make an element; every value and every child that is not Markup is escaped.
 
     ``_`` in attribute names stands for ``-`` and a trailing one is dropped (``class_``); None leaves one out.
     """
@@ -30,18 +30,18 @@ def element(name: str, *children: Markup | str, **attributes: Attribute) -> Mark
 
 
 def text(value: str | int | float) -> str:
-    """A value as an attribute holds it; floats keep what tells them apart and no more."""
+    """Write a value for an attribute; floats keep only the digits that distinguish them."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def percent(value: float) -> str:
-    """A position in the plot."""
+    """Write a position in the plot."""
     return f"{value:.3f}".rstrip("0").rstrip(".") + "%"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values to per cent of the plot's side.
+    """Maps values to per cent of the plot's side.
 
     Attributes:
         low, high: what 0 % and 100 % stand for.
@@ -55,14 +55,14 @@ class Scale:
     logarithmic: bool = False
 
     def at(self, value: float) -> float:
-        """Where a value lies, 0 to 100."""
+        """Return the place of a value, 0 to 100."""
         low, high, position = self.low, self.high, value
         if self.logarithmic:
             low, high, position = math.log10(low), math.log10(high), math.log10(value)
         return 100.0 * (position - low) / (high - low)
 
     def label(self, tick: float) -> str:
-        """A tick as one reads it, with as many decimals as its neighbours need and their unit."""
+        """Write a tick's label, with as many decimals as its neighbours need and their unit."""
         if self.logarithmic:
             return short(tick)
         largest = max((abs(t) for t in self.ticks), default=0.0)
@@ -80,10 +80,10 @@ def scale(
     count: int = 5,
     floor: float | None = None,
 ) -> Scale:
-    """A linear scale around finite values, with round ticks.
+    """Make a linear scale around finite values, with round ticks.
 
     Args:
-        zero: whether 0 belongs to it.
+        zero: whether the scale includes 0.
         padding: share of the span that is left free on both sides.
         count: about how many ticks.
         floor: the lowest value that the scale may show.
@@ -105,7 +105,7 @@ def scale(
 
 
 def log_scale(values: Sequence[float]) -> Scale:
-    """A logarithmic scale around positive values; its ticks are powers of ten, or 1, 2, 5 where those are few."""
+    """Make a logarithmic scale around positive values; its ticks are powers of ten, or 1, 2, 5 if those are few."""
     low, high = min(values) / 1.3, max(values) * 1.3
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [10.0**p for p in powers if low <= 10.0**p <= high]
@@ -115,7 +115,7 @@ def log_scale(values: Sequence[float]) -> Scale:
 
 
 def fitting_scale(values: Sequence[float]) -> Scale:
-    """Logarithmic for positive values that span more than a factor of 30, else linear from 0."""
+    """Choose a logarithmic scale for positive values that span more than a factor of 30, otherwise a linear one from 0."""
     positive = [v for v in values if v > 0]
     if positive and len(positive) == len(values) and max(positive) / min(positive) > 30:
         return log_scale(positive)
@@ -123,7 +123,7 @@ def fitting_scale(values: Sequence[float]) -> Scale:
 
 
 def short(value: float) -> str:
-    """A count in few characters: 950, 12 k, 3.4 M."""
+    """Write a count in few characters: 950, 12 k, 3.4 M."""
     for size, unit in _UNITS:
         if abs(value) >= (size if size > 1e3 else 1e4):
             return f"{value / size:.3g}{unit}"
@@ -131,7 +131,7 @@ def short(value: float) -> str:
 
 
 def _step(raw: float) -> float:
-    """The round step (1, 2 or 5 times a power of ten) that is nearest by its factor."""
+    """Choose the round step (1, 2 or 5 times a power of ten) that is nearest by its factor."""
     power = 10.0 ** _power(raw)
     return min((m * power for m in (1.0, 2.0, 5.0, 10.0)), key=lambda step: abs(math.log(step / raw)))
 

@@ -1,7 +1,7 @@
-"""`bm25`: Lucene's BM25 through the Anserini jar that pyserini carries, run as a program of its own.
+"""`bm25`: Lucene's BM25 by the Anserini jar of pyserini, run as a separate program.
 
-pyserini's Python side would load a Java machine, torch and its encoders into this process; the jar alone needs none
-of them. Documents and queries go in under their surrogate keys, so odd characters in ids cannot break its files.
+pyserini's Python code would load a Java machine, torch and its encoders into this process; the jar alone needs none of them.
+Documents and queries are written with their surrogate keys, so odd characters in ids cannot break its files.
 """
 
 import importlib.util
@@ -46,7 +46,7 @@ class Anserini:
         threads: for indexing and searching; 0 takes one per core.
 
     Raises:
-        UsageError: if k1, b or the language cannot be.
+        UsageError: k1, b or the language has a wrong value.
     """
 
     k1: float = 0.9
@@ -164,7 +164,7 @@ def find_jar() -> Path:
         DataMissing: no jar is found.
     """
     folders = [Path(p) for p in [os.environ.get("ANSERINI_CLASSPATH")] if p]
-    spec = importlib.util.find_spec("pyserini")  # found, not imported: the import would start a Java machine
+    spec = importlib.util.find_spec("pyserini")  # found without an import, which would start a Java machine
     if spec is not None and spec.origin is not None:
         folders.append(Path(spec.origin).parent / "resources" / "jars")
     for folder in folders:
@@ -217,16 +217,16 @@ def _java_version(java: Path) -> int | None:
 
 
 def _heap_mb() -> int:
-    """Half of the machine's memory for Java, at most 16 GiB."""
+    """Return half of the machine's memory for Java, at most 16 GiB."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     return min(16384, memory // 2)
 
 
 def _call(arguments: list[str], scratch: Path, doing: str, output: Path | None = None) -> None:
-    """Run Java with its log in a file; its error lines are the message when it fails.
+    """Run Java with its log in a file; if it fails, its error lines are the message.
 
     Args:
-        output: what it must have written: Anserini ends with 0 after some errors too.
+        output: the file that it must have written, since Anserini ends with 0 even after some errors.
     """
     log = scratch / "anserini.log"
     with log.open("wb") as out:

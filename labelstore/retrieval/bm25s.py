@@ -39,14 +39,14 @@ _QUERIES_AT_ONCE = 256
 
 
 class Analyser:
-    """Text to stemmed tokens, as Lucene's EnglishAnalyzer: tokens, possessive 's, lower case, stop words, stem.
+    """Splits a text into stemmed tokens, as Lucene's EnglishAnalyzer: tokens, possessive 's, lower case, stop words, stem.
 
     Args:
         language: a Snowball stemmer's name; ``english`` takes Porter's original, as Lucene does. Stop words and the
             possessive are English's alone. ``none`` does not stem.
 
     Raises:
-        UsageError: if there is no such stemmer.
+        UsageError: the stemmer is not found.
     """
 
     def __init__(self, language: str = "english") -> None:
@@ -97,7 +97,7 @@ class Bm25s:
         threads: for searching; 0 takes one per core.
 
     Raises:
-        UsageError: if k1, b or the language cannot be.
+        UsageError: k1, b or the language has a wrong value.
     """
 
     k1: float = 0.9
@@ -176,10 +176,10 @@ class Bm25s:
 
 
 def _top_k(index: Any, k: int, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(positions, scores) of the k best passages with a positive score, best first, ties by position.
+    """Return (positions, scores) of the k best passages with a positive score, best first, ties by position.
 
-    argpartition alone would choose among tied passages at the cut as it pleases; positions are in document order, so
-    every tie is broken the same way wherever the run is made.
+    argpartition alone breaks ties at the cut arbitrarily. Positions are in document order, so every tie is broken in the same
+    way on every machine.
     """
     scores = index.get_scores_from_ids(ids)
     if k < len(scores):

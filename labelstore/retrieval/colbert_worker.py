@@ -1,8 +1,8 @@
-"""The half of `colbert` that runs in PyLate's environment: encode, index, search, write a TREC run.
+"""The part of `colbert` that runs in PyLate's environment: encode, index, search, write a TREC run.
 
 Needs pylate alone; `colbert.py` starts it. Prints ``progress DONE TOTAL`` lines. With fast-plaid installed (PyLate 1.3
 and later bring it) it searches PLAID's approximate index, which millions of passages need; without it every passage's
-token vectors are kept as float16 and scored exactly, Σ_i max_j q_i·d_j, which some 100,000 passages bear.
+token vectors are kept as float16 and scored exactly, Σ_i max_j q_i·d_j, which works for some 100,000 passages.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""What all first stages share: the collection out of the store, index folders, rankings back in.
+"""Export the collection for a first stage, cache its index folders, and read its rankings.
 
-A retriever never sees the store. It gets a :class:`Corpus` (passages in a Parquet file, queries in memory), works as
-long as it needs while the store is free for others, and hands back rows of (query, document, score).
+A retriever never sees the store. It gets a :class:`Corpus` (passages in a Parquet file, queries in memory), works while the
+store is free for others, and returns rows of (query, document, score).
 """
 
 import json
@@ -28,7 +28,7 @@ Note = Callable[[str], None]
 
 
 def silent(*_: object) -> None:
-    """A progress or note that says nothing."""
+    """Ignore progress or a note."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Corpus:
 
     Attributes:
         content: hash over doc_ids and texts, the same in every store.
-        local: hash over the surrogate keys too: what an index that answers in surrogate keys is cached by.
+        local: hash over the surrogate keys too; the cache key of an index that answers in surrogate keys.
         n_documents: passages with text.
         queries: (query, text), ordered by query_id.
         queries_hash: hash over query_ids and texts.
@@ -56,7 +56,7 @@ class Corpus:
 
     @contextmanager
     def documents(self) -> Iterator[Path]:
-        """The passages as a Parquet file that lives as long as the context; the store is free again inside.
+        """Write the passages to a Parquet file for the time of the context; the store is free inside.
 
         Columns document INTEGER, doc_id VARCHAR, text VARCHAR (title and body joined), ordered by document.
         """
@@ -75,12 +75,12 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a retriever hands back.
+    """The result of a retriever.
 
     Attributes:
         rows: columns query INTEGER, document INTEGER, score FLOAT; at most depth rows a query.
-        parameters: what of its set-up was found out on the way (index name, versions).
-        drops: reason -> (number of rows left out, one example); a query without rows is counted by the caller.
+        parameters: facts found during the work (index name, versions).
+        drops: reason -> (number of rows left out, one example); the caller counts queries without rows.
     """
 
     rows: pl.DataFrame
@@ -89,7 +89,7 @@ class Ranking:
 
 
 class Retriever(Protocol):
-    """A first stage: `system` and `parameters` go on record with the run."""
+    """A first stage; the run records its `system` and `parameters`."""
 
     @property
     def system(self) -> str: ...
@@ -104,7 +104,7 @@ def read_corpus(con: duckdb.DuckDBPyConnection, store: LabelStore, of: lookup.Da
     """Hash the collection and read the dataset's queries.
 
     Raises:
-        DataMissing: if the collection has no passage with text, or the dataset no query.
+        DataMissing: the collection has no passage with text, or the dataset no query.
     """
     n, content, local = con.execute(
         """SELECT count(*),
@@ -138,7 +138,7 @@ def read_corpus(con: duckdb.DuckDBPyConnection, store: LabelStore, of: lookup.Da
 
 
 def batches(documents: Path, rows: int = 20_000) -> Iterator[tuple[list[int], list[str]]]:
-    """(document keys, texts) of an exported collection, batch by batch."""
+    """Read Read (document keys, texts) of an exported collection, batch by batch."""
     with pq.ParquetFile(documents) as file:
         for batch in file.iter_batches(rows, columns=["document", "text"]):
             yield batch["document"].to_pylist(), batch["text"].to_pylist()
@@ -148,7 +148,7 @@ def batches(documents: Path, rows: int = 20_000) -> Iterator[tuple[list[int], li
 def index_folder(
     corpus: Corpus, kind: str, settings: Mapping[str, Any], note: Note
 ) -> Iterator[tuple[Path, bool]]:
-    """(folder, whether it is complete) of an index; a new one is built in a temporary folder and moved in place.
+    """Give (folder, whether it is complete) of an index; a new one is built in a temporary folder and then moved.
 
     The index is keyed by the collection's content and `settings`; indexes of the same kind and settings over earlier
     contents of the collection are removed once a new one is complete.
@@ -166,7 +166,7 @@ def index_folder(
         (building / "msft.json").write_text(keys.canonical_json(meta), encoding="utf-8")
         try:
             building.rename(final)
-        except OSError:  # another process was faster; its index is as good
+        except OSError:  # another process was faster; its index is equal
             if not final.is_dir():
                 raise
         else:
@@ -182,7 +182,7 @@ def _remove_stale(final: Path, meta: Mapping[str, Any]) -> None:
 
 
 def frame(query: np.ndarray, document: np.ndarray, score: np.ndarray) -> pl.DataFrame:
-    """Rows of a ranking from flat arrays."""
+    """Make the rows of a ranking from flat arrays."""
     return pl.DataFrame(
         {
             "query": query.astype(np.int32),
@@ -193,10 +193,10 @@ def frame(query: np.ndarray, document: np.ndarray, score: np.ndarray) -> pl.Data
 
 
 def read_trec(path: Path, depth: int) -> pl.DataFrame:
-    """A TREC run whose ids are surrogate keys (written by a worker or by Anserini) as rows of a ranking.
+    """Read a TREC run whose ids are surrogate keys (of a worker or Anserini) as rows of a ranking.
 
     Raises:
-        BadInput: if a line is not six columns of which the ids are integers and the score a finite number.
+        BadInput: a line does not have six columns with integer ids and a finite score.
     """
     queries, documents, scores = [], [], []
     for parts in _trec_lines(path):
@@ -210,10 +210,10 @@ def read_trec(path: Path, depth: int) -> pl.DataFrame:
 def read_trec_by_doc_id(
     path: Path, depth: int, corpus: Corpus
 ) -> tuple[pl.DataFrame, tuple[int, str | None]]:
-    """A TREC run with the collection's own doc_ids, joined to its passages.
+    """Read a TREC run with doc_ids and join it to the collection's passages.
 
     Returns:
-        The rows, and (number, one example) of those whose passage the collection does not hold.
+        The rows, and (number, one example) of those whose passage the collection lacks.
     """
     lines = pl.DataFrame(
         [parts for parts in _trec_lines(path) if int(parts[3]) <= depth],

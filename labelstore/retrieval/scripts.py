@@ -1,4 +1,4 @@
-"""Scripts that put no space between words: what they are written in needs an analyser of its own."""
+"""Detect scripts without spaces between words, which need their own analyser."""
 
 import re
 
@@ -14,5 +14,5 @@ NAMES = {"chinese": "zh", "japanese": "ja", "korean": "ko", "thai": "th"} | {
 
 
 def language(text: str) -> str | None:
-    """The code of the language that a text seems to be in, if its script puts no space between words."""
+    """Guess the language code of a text whose script has no spaces between words; None for others."""
     return next((code for code, letters in _SCRIPTS if letters.search(text)), None)

@@ -126,7 +126,7 @@ class LabelStore:
         """Open a read-only connection without checking the schema version; `msft verify` reads damaged files so.
 
         Raises:
-            StoreError, StoreDamaged: if the file cannot be opened at all.
+            StoreError, StoreDamaged: the file cannot be opened at all.
         """
         con = self._connect(read_only=True)
         try:

@@ -1,14 +1,14 @@
-"""A store as a folder of Parquet that any engine reads, and back.
+"""Write a store as a folder of Parquet that any engine reads, and read it back.
 
-``NAME.parquet``    one file a table, columns as in ``schema.sql``: integer keys join the files to each other (they mean
-                    nothing outside the folder), text ids and content keys are what outlives it
-``manifest.json``   schema version, verify hash, and for each file its rows, its hash, and of each column what it holds
-                    and which file's column it names
-``open.sql``        what makes the tables and the readable views (passages, judgments, ranked, labels, results …) in DuckDB
+``NAME.parquet``    one file a table, columns as in ``schema.sql``: integer keys join the files and mean nothing outside the
+                    folder; text ids and content keys are valid everywhere
+``manifest.json``   schema version, verify hash, and for each file its rows, its hash, and the meaning and reference of each
+                    column
+``open.sql``        makes the tables and the readable views (passages, judgments, ranked, labels, results …) in DuckDB
 ``files/``          the companion folder: views, students, and journal segments that wait to be merged; token caches and
                     indexes are made again when they are needed
 
-Importing makes a new store: into one that is there, ``msft merge`` unites.
+Importing makes a new store; ``msft merge`` then unites it with an existing one.
 """
 
 import json
@@ -34,7 +34,7 @@ from labelstore.store.relations import REFERENCES
 from labelstore.upkeep.verify.digest import content_hash
 
 FORMAT = 1
-_MARK = ".msft-import"  # in a companion folder whose store has not appeared yet
+_MARK = ".msft-import"  # marks a companion folder whose store does not exist yet
 _NOT_ROWS = (
     duckdb.ConversionException, duckdb.BinderException, duckdb.ConstraintException, duckdb.InvalidInputException,
 )  # fmt: skip
@@ -49,7 +49,7 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Archived:
-    """What was written or read: rows by table, companion folders and journal segments, the verify hash."""
+    """The content of an archive: rows by table, companion folders and journal segments, the verify hash."""
 
     folder: Path
     rows: dict[str, int]
@@ -61,7 +61,7 @@ def export_store(store: LabelStore, folder: str | Path, progress: Progress | Non
     """Write a store as a folder, which appears whole or not at all. Readers may read the store meanwhile.
 
     Raises:
-        UsageError: if the folder is there and holds files.
+        UsageError: the folder exists and has files.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -94,7 +94,7 @@ def export_store(store: LabelStore, folder: str | Path, progress: Progress | Non
 
 
 def _tables(con: duckdb.DuckDBPyConnection) -> list[str]:
-    """The store's tables in the order of `schema.sql`; the record of its migrations belongs to the file alone."""
+    """List the store's tables in the order of `schema.sql`, without the record of migrations."""
     found = con.execute(
         """SELECT table_name FROM duckdb_tables() WHERE database_name = current_database() AND NOT temporary
            ORDER BY table_oid"""
@@ -126,7 +126,7 @@ def _write_table(con: duckdb.DuckDBPyConnection, table: str, folder: Path) -> di
 
 
 def _comments() -> dict[tuple[str, str], str]:
-    """(table, column) -> what `schema.sql` says that it holds."""
+    """Read (table, column) -> its comment in `schema.sql`."""
     found: dict[tuple[str, str], str] = {}
     table = ""
     for line in _schema().splitlines():
@@ -150,7 +150,7 @@ def _open_sql(tables: list[str]) -> str:
 
 
 def _copy_companions(own: Path, target: Path) -> int:
-    """Views, students, and journal segments: what cannot be made again. Working files are left behind."""
+    """Copy views, students and journal segments, which cannot be made again; working files stay."""
     n = 0
     for kind in COMPANIONS:
         for folder in sorted((own / kind).glob("[!.]*")):
@@ -167,9 +167,9 @@ def import_store(folder: str | Path, store: LabelStore, progress: Progress | Non
     """Make a new store from an archive; it appears whole or not at all.
 
     Raises:
-        UsageError: if there is a store already.
-        DataMissing: if the folder is no archive or lacks a file.
-        BadInput: if a file was changed, the archive is of another version, or the store's content is not the archive's.
+        UsageError: the store exists already.
+        DataMissing: the folder is not an archive, or lacks a file.
+        BadInput: a file was changed, the archive has another version, or the new store's content differs from it.
     """
     folder = Path(folder)
     if store.path.exists():
@@ -196,7 +196,7 @@ def _taken(store: LabelStore) -> UsageError:
 
 
 def _appear(beside: LabelStore, store: LabelStore, manifest: dict[str, Any]) -> None:
-    """The store at its place. Its folder comes first; a mark in it tells a rerun after a kill whose it is."""
+    """Move the store to its place, its folder first; a mark in the folder lets a rerun after a kill recognise it."""
     mark = store.files / _MARK
     if beside.files.exists():
         (beside.files / _MARK).write_text(manifest["verify_hash"], "utf-8")
@@ -211,7 +211,7 @@ def _appear(beside: LabelStore, store: LabelStore, manifest: dict[str, Any]) -> 
 
 
 def _half_done(store: LabelStore, manifest: dict[str, Any]) -> bool:
-    """Whether the folder is of an import of this archive that was killed before its store appeared."""
+    """Tell whether the folder is from a killed import of this archive."""
     mark = store.files / _MARK
     return mark.is_file() and not mark.is_symlink() and mark.read_text("utf-8") == manifest["verify_hash"]
 
@@ -254,7 +254,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_file(folder: Path, table: str, described: Any) -> None:
-    """A table's file against the manifest, by its footer and its hash: no row is read."""
+    """Check a table's file against the manifest by its footer and its hash, without reading a row."""
     path = folder / "manifest.json"
     values = described if isinstance(described, dict) else {}
     name, rows, hash_ = values.get("file"), values.get("rows"), values.get("hash")

@@ -1,4 +1,4 @@
-"""What is in a store, one flat row a thing: for ``msft status``."""
+"""List a store's content in flat rows, for ``msft status``."""
 
 import json
 from typing import Any
@@ -12,7 +12,7 @@ COLUMNS = ("what", "name", "of", "size", "detail", "state")
 
 
 def rows(con: duckdb.DuckDBPyConnection) -> list[Row]:
-    """Collections, datasets, runs, negatives, labelings, views, students, evaluations and unfinished jobs, in order."""
+    """List collections, datasets, runs, negatives, labelings, views, students, evaluations and unfinished jobs, in order."""
     parts = (_corpora, _rankings, _labelings, _training, _jobs)
     return named(COLUMNS, (row for part in parts for row in part(con)))
 

@@ -1,1 +1,1 @@
-"""`msft merge`: two stores as one, a set union by text ids and content keys."""
+"""Merge two stores: a set union by text ids and content keys."""

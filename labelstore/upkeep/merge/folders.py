@@ -1,4 +1,4 @@
-"""Folders of views and students out of another store's companion folder, where this one's lacks them."""
+"""Copy folders of views and students that this store lacks from another store's companion folder."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class Copy:
     """A folder that this store lacks.
 
     Attributes:
-        content: the view's or the weights' hash. kind: of the view; None for a student.
+        content: the hash of the view or the weights. kind: the view's kind; None for a student.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Copy:
     kind: str | None
 
     def problems(self) -> list[str]:
-        """What is wrong with the folder there, or with the place here: links are followed on neither side."""
+        """List the faults of the folder there and of the place here; links are not followed."""
         for root in (
             self.source.parent.parent,
             self.source.parent,
@@ -45,17 +45,17 @@ class Copy:
         return view_problems(self.source, self.content, self.kind)
 
     def run(self) -> None:
-        """Copy: the folder appears whole or not at all. One that is there keeps its content, beside, as NAME.aside-N."""
+        """Copy the folder; it appears whole or not at all. An existing folder is renamed to NAME.aside-N."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         with work_folder(self.target.parent) as work:
             shutil.copytree(self.source, work / "copy", symlinks=True)
-            if self.target.exists():  # this store names it nowhere, so it may be the user's own
+            if self.target.exists():  # no row names it, so it may be the user's
                 self.target.rename(_free(self.target))
             (work / "copy").rename(self.target)
 
 
 def _free(folder: Path) -> Path:
-    """The first of NAME.aside-1, NAME.aside-2 … that is not taken."""
+    """Return the first free name of NAME.aside-1, NAME.aside-2 …"""
     n = 1
     while (beside := folder.with_name(f"{folder.name}.aside-{n}")).exists():
         n += 1
@@ -63,7 +63,7 @@ def _free(folder: Path) -> Path:
 
 
 def lacking(maps: Maps, store: LabelStore, other: LabelStore) -> Iterator[Copy]:
-    """Folders to copy: of fresh views and students, and of known ones whose folder is not here."""
+    """List the folders to copy: of new views and students, and of known ones whose folder is missing."""
     for name, kind, view_hash, folder in maps.rows(
         "SELECT name, kind, view_hash, folder FROM msft_theirs.views ORDER BY view"
     ):

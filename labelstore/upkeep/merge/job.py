@@ -1,7 +1,7 @@
-"""The job of `msft merge`: look for contradictions, copy folders, then write, all of it or nothing.
+"""Run `msft merge`: look for contradictions, copy folders, then write everything or nothing.
 
-The two stores are read together twice: first to find contradictions and what folders to copy, which takes no lock that
-keeps readers out, then inside the one transaction that writes. Merging the same store again finds nothing new.
+The two stores are read together twice: first to find contradictions and folders to copy, while other readers can read, then
+inside the one transaction that writes. Merging the same store again finds nothing new.
 """
 
 import re
@@ -27,7 +27,7 @@ _SUFFIX = re.compile(r"[\w.@+-]+")
 
 @dataclass
 class MergedStore:
-    """What a merge did: `new` is False where this store had everything."""
+    """The result of a merge; `new` is False if this store had everything."""
 
     taken: list[Taken] = field(default_factory=list)
     renamed: list[tuple[str, str, str]] = field(default_factory=list)
@@ -36,7 +36,7 @@ class MergedStore:
 
 
 class Contradictory(BadInput):
-    """The stores say different things under one name or id; nothing was changed."""
+    """The stores have different content under one name or id; nothing was changed."""
 
     def __init__(self, found: list[Contradiction], other: LabelStore) -> None:
         first = found[0]
@@ -64,12 +64,12 @@ def merge_stores(
     """Unite another store with this one.
 
     Args:
-        rename_suffix: appended to names of what comes in under a name that is taken by other content.
+        rename_suffix: appended to names of the other store that this store uses for other content.
 
     Raises:
-        Contradictory: with every contradiction; nothing was changed.
-        UsageError: if both are the same file, or the suffix cannot be in a name.
-        DataMissing, StoreError: if the other store is not there, or one of them stays locked.
+        Contradictory: the stores contradict each other; it lists every contradiction, and nothing was changed.
+        UsageError: both are the same file, or the suffix cannot be in a name.
+        DataMissing, StoreError: the other store is not found, or one of them stays locked.
     """
     say = note or (lambda message: None)
     if rename_suffix is not None and not _SUFFIX.fullmatch(rename_suffix):
@@ -111,7 +111,7 @@ def merge_stores(
 
 
 def _look_at(other: LabelStore) -> None:
-    """The other store is there, holds a store's tables alone, and is of this version."""
+    """Check that the other store exists, has only a store's tables, and has this version."""
     if other.exists:
         foreign.check_store(other)
     with other.read():
@@ -141,7 +141,7 @@ def _write(
 
 
 def _matched(con: duckdb.DuckDBPyConnection, suffix: str | None) -> Maps:
-    """All maps, in the order in which things refer to each other."""
+    """Make all maps, in the order of the references between tables."""
     maps = Maps(con, suffix)
     maps.keyed("provenance", "job_key")
     match_collections(maps)
@@ -161,7 +161,7 @@ def _attach(con: duckdb.DuckDBPyConnection, other: LabelStore) -> None:
     try:
         con.execute(f"ATTACH '{path}' AS msft_theirs (READ_ONLY)")
     except duckdb.IOException:
-        with other.read():  # waits while somebody writes it, and says what is wrong otherwise
+        with other.read():  # waits while another process writes it, and explains other errors
             pass
         con.execute(f"ATTACH '{path}' AS msft_theirs (READ_ONLY)")
     foreign.lock(con)

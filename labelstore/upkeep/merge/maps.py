@@ -1,7 +1,7 @@
-"""Maps from another store's surrogate keys to this one's, and where the two contradict each other.
+"""Map another store's surrogate keys to this store's, and collect contradictions.
 
 The other store is attached as ``msft_theirs``. Each thing gets a temporary table ``m_TABLE(other, own, fresh)``: `own`
-is the key that it has here, or the next free one where it is fresh. Nothing but temporary tables is written.
+is its key here, or the next free key if it is new (`fresh`). Only temporary tables are written.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Contradiction:
 
 
 class Maps:
-    """The maps made so far, and what contradicts.
+    """The maps made so far, and the contradictions.
 
     Args:
         suffix: appended to the name of whatever comes in under a name that is taken by other content; None: that is
@@ -84,11 +84,11 @@ class Maps:
         find: Callable[[str], int | None],
         problems: Callable[[int], list[Contradiction]],
     ) -> tuple[str, int | None]:
-        """The name under which something comes in, and what has that name here already; contradictions are noted.
+        """Choose the name of an incoming row, and find the row that has it here; contradictions are noted.
 
         Args:
-            find: the key of what has a name here.
-            problems: how what comes in differs from what has a key here.
+            find: looks up the key of a name here.
+            problems: compares an incoming row with the row of a key here.
         """
         own = find(name)
         found = problems(own) if own is not None else []
@@ -103,7 +103,7 @@ class Maps:
         return name, own
 
     def find(self, table: str) -> Callable[[str], int | None]:
-        """Look-up of a key by a name that is unique in its table."""
+        """Look up a key by a name that is unique in its table."""
 
         def by_name(name: str) -> int | None:
             found = self.rows(f"SELECT {TARGETS[table]} FROM {table} WHERE name = ?", [name])
@@ -112,7 +112,7 @@ class Maps:
         return by_name
 
     def compared(self, what: str, name: str, sql: str, parameters: Sequence[Any]) -> list[Contradiction]:
-        """Contradictions from SQL for (figure, here, there), where here and there differ."""
+        """Make contradictions from SQL for (figure, here, there), where the two differ."""
         return [
             Contradiction(what, name, f"{figure} {here}", f"{figure} {there}", RENAME)
             for figure, here, there in self.rows(sql, parameters)
@@ -121,7 +121,7 @@ class Maps:
 
 
 def shown(what: str, of: str, rows: Sequence[tuple[Any, ...]], hint: str) -> list[Contradiction]:
-    """Contradictions from (id, here, there, number of them in all)."""
+    """Make contradictions from (id, here, there, number of them in all)."""
     found = [
         Contradiction(what, f"{of} {name}", short(here), short(there), hint) for name, here, there, _ in rows
     ]
@@ -131,6 +131,6 @@ def shown(what: str, of: str, rows: Sequence[tuple[Any, ...]], hint: str) -> lis
 
 
 def short(value: object) -> str:
-    """A value on one line of bounded length."""
+    """Show a value on one line of bounded length."""
     flat = " ".join(str(value).split())
     return flat if len(flat) <= 120 else flat[:119] + "…"

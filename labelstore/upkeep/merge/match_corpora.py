@@ -1,4 +1,4 @@
-"""Collections with their passages and queries, and datasets, of another store against this one's."""
+"""Match collections with their passages and queries, and datasets, of another store with this one's."""
 
 from functools import partial
 
@@ -30,8 +30,8 @@ def match_collections(maps: Maps) -> None:
 def _pair(maps: Maps, other: int, own: int | None) -> None:
     """paired_documents and paired_queries of two collections; `own` NULL where an id is fresh.
 
-    Of two texts of one passage the newer one is that whose history holds the other; if neither's does, or both do in
-    histories of one length, they contradict each other.
+    Of two texts of a passage, the one whose history has the other is newer. If neither history has it, or both do and are of
+    one length, the texts contradict each other.
     """
     maps.con.execute(
         f"""CREATE OR REPLACE TEMP TABLE paired_documents AS

@@ -1,8 +1,8 @@
-"""Teachers, labelings, requests, calls and evaluations of another store against this one's.
+"""Match teachers, labelings, requests, calls and evaluations of another store with this one's.
 
-Partial labelings of one name unite query by query. Where both have labelled a query alike, the row whose calls and
-figures come first in order of their text counts, so that it is the same one in whichever order stores are merged; all
-calls are kept. Another order for the same query is a contradiction.
+Partial labelings of one name unite query by query. If both stores labelled a query with the same order, the row whose calls
+and figures are first in text order counts, so the result does not depend on the order of the merges. All calls are kept.
+Different orders for a query are a contradiction.
 """
 
 import json
@@ -82,7 +82,7 @@ def _of_labeling(maps: Maps, other: int, name: str, own: int) -> list[Contradict
 
 
 def _identity(labeling: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What makes a labeling: teacher, dataset, run, strategy and, unless it was imported, its parameters."""
+    """Return what identifies a labeling: teacher, dataset, run, strategy and, unless it was imported, its parameters."""
     teacher, dataset, run, strategy, parameters, *_ = labeling
     settings = None if strategy == "imported" else canonical_json(json.loads(parameters))
     return teacher, dataset, run, strategy, settings
@@ -102,7 +102,7 @@ _FIGURES = """concat_ws(' ', coalesce((SELECT string_agg(c.call_key, ' ' ORDER B
 def _pair(maps: Maps, other: int, own: int) -> None:
     """paired_permutations(other, own, take, differs) of two labelings: queries that both have labelled.
 
-    Alike are permutations of the same items and status, judged on the same texts where both say on which.
+    Permutations are alike if they have the same items and status, on the same texts if both record them.
     """
     maps.con.execute(
         f"""CREATE OR REPLACE TEMP TABLE paired_permutations AS

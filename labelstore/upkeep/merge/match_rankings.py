@@ -1,4 +1,4 @@
-"""Students, runs and minings of another store against this one's."""
+"""Match students, runs and minings of another store with this one's."""
 
 from functools import partial
 

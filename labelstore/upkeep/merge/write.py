@@ -1,4 +1,4 @@
-"""What is fresh in another store into this one, through the maps: set-wise, in the caller's transaction."""
+"""Write another store's new rows through the maps, set-wise, in the caller's transaction."""
 
 from dataclasses import dataclass, field
 
@@ -26,7 +26,7 @@ _RENUMBER = """
 
 @dataclass
 class Taken:
-    """One table's part in a merge: rows there, of which new here, and rows here that changed."""
+    """A table's part in a merge: rows there, new rows among them, and rows here that changed."""
 
     table: str
     there: int = 0
@@ -48,7 +48,7 @@ class Writer:
 
     @property
     def changed(self) -> bool:
-        """Whether anything was written; a job that did nothing but merge is nothing new by itself."""
+        """Tell whether anything was written; a job row of a merge alone does not count."""
         ((merges,),) = self.maps.rows(
             """SELECT count(*) FROM m_provenance m JOIN msft_theirs.provenance p ON p.job = m.other
                WHERE m.fresh AND p.kind = 'merge'"""
@@ -84,7 +84,7 @@ class Writer:
         return self.taken[table]
 
     def _mapped(self, table: str, owner: str | None = None, **columns: str) -> str:
-        """SELECT of a table's fresh rows there with this store's keys.
+        """Make a SELECT of a table's new rows there with this store's keys.
 
         Args:
             owner: the column whose row must be fresh, where the rows are parts of another table's; default: their own key.
@@ -111,13 +111,13 @@ class Writer:
         return f"SELECT {', '.join(values)} FROM msft_theirs.{table} t {' '.join(joins)}"
 
     def _take(self, table: str, owner: str | None = None, order: str = "", **columns: str) -> int:
-        """Insert a table's fresh rows."""
+        """Insert a table's new rows."""
         mapped = self._mapped(table, owner, **columns)
         ordered = f"SELECT * FROM ({mapped}) ORDER BY {order}" if order else mapped
         return self._count(table, f"INSERT INTO {table} BY NAME {ordered}")
 
     def _fill(self, table: str, *columns: str) -> None:
-        """Known rows take what they do not say and the other store does."""
+        """Fill empty values of known rows from the other store."""
         for column in columns:
             self._count(
                 table,
@@ -173,7 +173,7 @@ class Writer:
         self._fill("datasets", "qrels_hash")
 
     def _texts(self) -> None:
-        """Newer texts of known passages, and the histories of both, numbered by when each text was first known."""
+        """Store newer texts of known passages, and both histories, numbered by the time of each text."""
         self._count(
             "documents",
             """UPDATE documents SET title = t.title, text = t.text, text_hash = t.text_hash, version = t.version
@@ -253,7 +253,7 @@ class Writer:
         )
 
     def _alike(self) -> None:
-        """Queries that both labelled alike: the row that counts, its calls, and texts that only one of them says."""
+        """Unite queries that both stores labelled alike: the row that counts, its calls, and texts that only one store has."""
         self._count(
             "permutations",
             """UPDATE permutations SET repairs = t.repairs, n_calls = t.n_calls, tokens_in = t.tokens_in,
@@ -277,7 +277,7 @@ class Writer:
         )
 
     def _quarantine(self) -> None:
-        """Failures of both, save those of queries that one of them has labelled since."""
+        """Unite failures, except of queries that one store has labelled since."""
         self._count(
             "quarantine",
             """INSERT INTO quarantine
@@ -312,7 +312,7 @@ class Writer:
 
     # ----------------------------------------------------------------------------------------------- evaluations
     def _evaluations(self) -> None:
-        """Evaluations, save those of rankings or judgments that are no more what they were: here, there or by the merge."""
+        """Unite evaluations, except those whose rankings or judgments changed: here, there or by the merge."""
         self._take("evaluations", order="evaluation")
         self._take("query_scores", "evaluation", order="evaluation, query")
         con = self.maps.con

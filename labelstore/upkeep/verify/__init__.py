@@ -1,1 +1,1 @@
-"""Is the store what it says it is? `verify.verify` asks, check by check; `digest.content_hash` sums up its content."""
+"""Check a store: `verify.verify` runs the checks, `digest.content_hash` hashes the content."""

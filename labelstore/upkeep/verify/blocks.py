@@ -1,8 +1,8 @@
-"""The file's blocks against their own checksums, without DuckDB: quick, complete, and blind to what a block holds.
+"""Check the file's blocks against their checksums without DuckDB: fast and complete, but without their meaning.
 
 A DuckDB file is three headers of 4 KiB and then blocks that begin with a 64-bit checksum of the rest (DuckDB's
-`common/checksum.cpp`: the words, each times a constant, folded by exclusive or). Blocks that nothing uses may hold
-anything, so a mismatch here is only where to look: `damage` has DuckDB confirm each one.
+`common/checksum.cpp`: the words, each times a constant, folded by exclusive or). Unused blocks may hold
+anything, so a mismatch is only a candidate: `damage` lets DuckDB confirm each one.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ _AT_ONCE = 64  # blocks read together
 
 
 def mismatches(path: Path, block_size: int, n_blocks: int) -> list[int] | None:
-    """Byte offsets of blocks whose checksum differs, or that the file is too short for.
+    """List byte offsets of blocks whose checksum differs, or that are beyond the file's end.
 
-    None where most differ: a kind of file that is not known here.
+    None if most differ: the file has an unknown format.
     """
     found: list[int] = []
     n = 0

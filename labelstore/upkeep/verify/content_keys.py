@@ -1,4 +1,4 @@
-"""Every content key derived again from the rows it is over.
+"""Compute every content key again from its rows.
 
 | key | over | derived from |
 |---|---|---|
@@ -37,11 +37,11 @@ from labelstore.upkeep.verify.findings import COPY, EXAMPLES, Finding
 
 BATCH = 50_000  # texts that are hashed at once
 
-Rows = Iterator[tuple[str, Any, Any]]  # (name, stored, derived) of keys that differ
+Rows = Iterator[tuple[str, Any, Any]]  # (name, stored, computed) of keys that differ
 
 
 def texts(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    """Text hashes of passages, of their earlier versions and of queries."""
+    """Check text hashes of passages, of their earlier versions and of queries."""
     text = "coalesce({0}.title, '') || chr(0) || {0}.text"
     for what, sql in (
         (
@@ -83,7 +83,7 @@ def _normal_hashes(con: duckdb.DuckDBPyConnection) -> Rows:
 
 
 def _differing(con: duckdb.DuckDBPyConnection, sql: str, size: int) -> Rows:
-    """Rows of (name, stored, message) whose stored hash is not BLAKE2b of the message's UTF-8 bytes.
+    """Find rows of (name, stored, message) whose stored hash is not BLAKE2b of the message's UTF-8 bytes.
 
     Args:
         size: bytes of the hash; 8 are stored as a number, more as hex.
@@ -110,7 +110,7 @@ def _digests(messages: pa.Array, size: int) -> list[bytes]:
 
 
 def _summed(what: str, key: str, rows: Rows, hint: str) -> Iterator[Finding]:
-    """The first few rows as findings, the rest as one."""
+    """Make findings of the first few rows, and one of the rest."""
     n = 0
     for name, stored, derived in rows:
         n += 1
@@ -123,7 +123,7 @@ def _summed(what: str, key: str, rows: Rows, hint: str) -> Iterator[Finding]:
 
 
 def rankings(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    """Content hashes of judgments, runs and minings, with the counts that are by the way."""
+    """Check content hashes of judgments, runs and minings, with their counts."""
     for dataset, name, stored in con.execute("SELECT dataset, name, qrels_hash FROM datasets").fetchall():
         derived = qrels_hash(con, dataset)
         if derived != stored:
@@ -150,7 +150,7 @@ def rankings(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
 
 
 def label_keys(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    """Keys of teachers, permutations, requests, calls and canaries."""
+    """Check the keys of teachers, permutations, requests, calls and canaries."""
     yield from _summed("teacher", "key", _teacher_keys(con), COPY)
     for labeling, name in con.execute("SELECT labeling, name FROM labelings ORDER BY labeling").fetchall():
         wrong = con.execute(

@@ -1,4 +1,4 @@
-"""Figures that one row repeats about others: counts, depths, means, the chain of a student's weights."""
+"""Check figures about other rows: counts, depths, means, the chain of a student's weights."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from labelstore.upkeep.verify.findings import COPY, EXAMPLES, Finding
 
 _MEAN_TOLERANCE = 1e-9
 
-# (what, SQL for rows of name, figure, what is said, what is found), hint
+# (what, SQL for rows of name, figure, stored value, computed value), hint
 _CHECKS: tuple[tuple[str, str, str], ...] = (
     (
         "negatives",
@@ -94,7 +94,7 @@ _CHECKS: tuple[tuple[str, str, str], ...] = (
 
 
 def counts(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    """Rows whose figures are not those of the rows they are about: the first few by name, the rest by number."""
+    """Find rows with wrong figures: the first few by name, the rest as a number."""
     for what, sql, hint in _CHECKS:
         found = con.execute(
             f"""SELECT *, count(*) OVER () FROM ({sql}) t(name, figure, said, found)
@@ -109,7 +109,7 @@ def counts(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
 
 
 def texts_pinned(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    """Labels and requests pinned to a text that the store has never held for that passage."""
+    """Find labels and requests that are pinned to a text that the passage never had."""
     for table, label in (
         ("permutation_items", "JOIN permutations p USING (permutation) JOIN labelings o USING (labeling)"),
         ("request_passages", "JOIN requests r USING (request) JOIN teachers o USING (teacher)"),

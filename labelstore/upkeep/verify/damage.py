@@ -1,4 +1,4 @@
-"""Which blocks of the file do not match their checksums, and what they held.
+"""Find the blocks that do not match their checksums, and what they held.
 
 DuckDB checks a block when it reads it and ends the statement; reading table by table, column by column and row group
 by row group says what the block held. Indexes are read by looking up keys that they hold, and those that a look-up
@@ -26,7 +26,7 @@ HINT = "put back a copy of the file, or `msft import-store FOLDER --store NEW` f
 
 @dataclass
 class Block:
-    """A damaged block: where it lies and what was found unreadable because of it."""
+    """A damaged block: its place, and what cannot be read because of it."""
 
     location: int
     columns: dict[str, list[str]] = field(
@@ -54,10 +54,10 @@ class Block:
 
 
 def damaged_blocks(store: LabelStore) -> list[Block]:
-    """Read everything once; the blocks that could not be.
+    """Read everything once, and list the blocks that cannot be read.
 
     Raises:
-        StoreError, StoreDamaged: if the file cannot be opened at all.
+        StoreError, StoreDamaged: the file cannot be opened at all.
     """
     blocks: dict[int, Block] = {}
     with store.as_it_is() as con:
@@ -98,7 +98,7 @@ def _take(blocks: dict[int, Block], location: int | None, table: str, held: str)
 
 
 def _failure(work: Callable[[], None]) -> int | None:
-    """The location of the damaged block that ends `work`; None if it ends well."""
+    """Return the location of the damaged block that ends `work`; None if it succeeds."""
     try:
         work()
     except duckdb.Error as error:
@@ -129,7 +129,7 @@ def _read(
 
 
 def _note_rows(con: duckdb.DuckDBPyConnection, blocks: dict[int, Block], table: str, column: str) -> None:
-    """Note the damaged blocks of a column with the rows that they held, row group by row group."""
+    """Note a column's damaged blocks with their rows, row group by row group."""
     count: list[int] = []
     _failure(lambda: count.extend(con.execute(f'SELECT count(*) FROM "{table}"').fetchall()[0]))
     for first in range(0, sum(count), ROW_GROUP):
@@ -155,7 +155,7 @@ def _indexed(con: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:
 
 
 def _probe_indexes(store: LabelStore, blocks: dict[int, Block]) -> None:
-    """Blocks that only writing touches: a row inserted again must be refused by the index, not by the checksum."""
+    """Check blocks that only writing touches: the index, not the checksum, must refuse a repeated row."""
     with store.write(transaction=False) as con:
         indexed = _indexed(con)
         for table, column in indexed:

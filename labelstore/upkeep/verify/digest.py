@@ -1,9 +1,8 @@
-"""The verify hash: one hash of all that a store holds, by text ids and content keys alone.
+"""Compute the verify hash: one hash of a store's content, by text ids and content keys alone.
 
-Two stores with equal content have equal hashes: surrogate keys, times, jobs, paths, prices and what is derived again at
-will do not enter, nor does the order of rows. Evaluations of rankings or judgments that were replaced are left out:
-the next `msft eval` removes them. What else is not covered: names under which the same view is known twice, the
-training log, and how long anything took.
+Two stores with equal content have equal hashes. Surrogate keys, times, jobs, paths, prices, derived values and row order do
+not count. Evaluations of rankings or judgments that were replaced are left out, since the next `msft eval` removes them. Also
+left out are second names of a view, the training log, and all durations.
 """
 
 import duckdb
@@ -16,7 +15,7 @@ FORMAT = 1
 
 
 def content_hash(con: duckdb.DuckDBPyConnection) -> str:
-    """The hash of the whole content; works on a read-only connection."""
+    """Hash the whole content; works on a read-only connection."""
     current_rankings(con)
     parts = {}
     for name, columns, rows in _PARTS:
@@ -30,7 +29,7 @@ def content_hash(con: duckdb.DuckDBPyConnection) -> str:
 
 
 def current_rankings(con: duckdb.DuckDBPyConnection) -> None:
-    """The temporary table current_rankings(dataset, run, labeling, hash): what evaluations may be of."""
+    """Make the temporary table current_rankings(dataset, run, labeling, hash), which evaluations may refer to."""
     con.execute(
         "CREATE OR REPLACE TEMP TABLE current_rankings (dataset INTEGER, run INTEGER, labeling INTEGER, hash VARCHAR)"
     )

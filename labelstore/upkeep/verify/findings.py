@@ -1,4 +1,4 @@
-"""What a check finds: one thing that is wrong, where it is, and how it is mended."""
+"""A finding of a check: a fault, its place, and how to repair it."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ COPY = "put the rows back from a copy: `msft merge COPY.duckdb`, or `msft import
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One fault.
 
     Attributes:
         what: the kind of thing: block, run, view, student, documents …
         name: which one.
-        problem: what is wrong with it, with both values where two disagree.
-        hint: the command that mends it.
+        problem: the fault, with both values if two disagree.
+        hint: the command that repairs it.
     """
 
     what: str

@@ -1,6 +1,6 @@
-"""The companion folder against the store: view folders, students' weights, and what killed processes left behind.
+"""Check the companion folder: view folders, students' weights, and files that killed processes left.
 
-The folders are looked at by themselves too, so that a damaged table of views or students hides none of their faults.
+The folders are also checked by themselves, so that a damaged table of views or students hides no fault.
 """
 
 import json
@@ -31,7 +31,7 @@ _MERGE = "`msft merge OTHER.duckdb` copies it from a store that has it"
 
 
 def folders(store: LabelStore) -> Iterator[Finding]:
-    """Views and students whose folders are not what their rows say, and folders that no row names."""
+    """Find views and students whose folders differ from their rows, and folders that no row names."""
     yield from _views(
         store,
         _rows(store, "SELECT name, kind, view_hash, folder, n_lists, n_pairs, parameters, seed FROM views"),
@@ -40,7 +40,7 @@ def folders(store: LabelStore) -> Iterator[Finding]:
 
 
 def _rows(store: LabelStore, sql: str) -> list[tuple[Any, ...]] | None:
-    """What the store says; None where the table is damaged."""
+    """Read the store's rows; None if the table is damaged."""
     try:
         with store.read() as con:
             return con.execute(sql + " ORDER BY name").fetchall()
@@ -89,7 +89,7 @@ def _views(store: LabelStore, rows: list[tuple[Any, ...]] | None) -> Iterator[Fi
 
 
 def _escaping(what: str, name: str, folder: str, wanted: str) -> Finding:
-    """A row whose folder is not the store's own: whoever follows it leaves the store."""
+    """Find a row whose folder lies outside the store's folder."""
     return Finding(
         what,
         name,
@@ -99,7 +99,7 @@ def _escaping(what: str, name: str, folder: str, wanted: str) -> Finding:
 
 
 def view_problems(folder: Path, view_hash: str, kind: str) -> list[str]:
-    """What is wrong with a view's files, by the manifest and by its content hash."""
+    """List the faults of a view's files, by the manifest and the content hash."""
     try:
         return export.findings(folder, view_hash, kind)
     except BadInput as error:
@@ -107,7 +107,7 @@ def view_problems(folder: Path, view_hash: str, kind: str) -> list[str]:
 
 
 def _by_itself(folder: Path) -> Iterator[Finding]:
-    """A view folder by its own manifest and its name, where the store cannot say what it should be."""
+    """Check a view folder by its manifest and its name, if the store has no row for it."""
     kind = "contrastive"
     with suppress(BadInput, DataMissing, KeyError):  # named below
         kind = export.read_manifest(folder)["kind"]
@@ -117,7 +117,7 @@ def _by_itself(folder: Path) -> Iterator[Finding]:
 
 
 def _rebuild(folder: Path, name: str, kind: str, parameters: Mapping[str, Any], seed: int) -> str:
-    """The commands that make a view's folder again, from the same sources with the same options."""
+    """Write the commands that make a view's folder again, from the same sources with the same options."""
     flags = {"dataset": "--dataset", "run": "--run", "mining": "--negatives", "labeling": "--labels"}
     words = ["msft", "views", "build", "--kind", kind]
     for source in parameters.get("sources", []):
@@ -161,7 +161,7 @@ def _students(store: LabelStore, rows: list[tuple[Any, ...]] | None) -> Iterator
 
 
 def student_problems(folder: Path, weights_hash: str | None) -> list[str]:
-    """What is wrong with a student's folder."""
+    """List the faults of a student's folder."""
     weights = folder / _WEIGHTS
     if not folder.is_dir():
         return [f"its folder is not at {folder}"]
@@ -183,7 +183,7 @@ def _visible(folder: Path) -> list[Path]:
 
 # ------------------------------------------------------------------------------------------------------ leftovers
 def leftovers(store: LabelStore) -> Iterator[Finding]:
-    """Working files of processes that are no more; an interrupted training is none: its command continues it."""
+    """Find working files of ended processes; an interrupted training is not one, since its command continues it."""
     places = [
         (store.path.parent, ".msft-*"),
         (store.path.parent, f".{store.path.name}-*"),
@@ -203,7 +203,7 @@ def leftovers(store: LabelStore) -> Iterator[Finding]:
 
 
 def _in_use(path: Path) -> bool:
-    """Whether the process that a working file is named after lives; without a name, whether one has it open."""
+    """Tell whether the process in a working file's name is alive or, without a name, whether a process has it open."""
     named = _MADE_BY.search(path.name)
     if named:
         return _alive(int(named[1] or named[2]))
@@ -225,7 +225,7 @@ def _alive(process: int) -> bool:
 
 
 def _open_somewhere(path: Path) -> bool:
-    """Whether a process that may be asked has a file at or below `path` open (Linux; elsewhere no answer is no)."""
+    """Tell whether a visible process has a file at or below `path` open (Linux; elsewhere always no)."""
     own = str(path.resolve())
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):  # it was closed, or is another user's

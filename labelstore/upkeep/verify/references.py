@@ -1,4 +1,4 @@
-"""Every reference between tables, and what may come once: set-wise, the large tables a bounded part at a time."""
+"""Check every reference between tables, and unique rows: set-wise, large tables a bounded part at a time."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ _LARGE = {"candidates": "query", "permutation_items": "permutation", "request_pa
 
 
 def dangling(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    """Rows that name a row of another table that is not there."""
+    """Find rows that refer to a missing row of another table."""
     for reference in REFERENCES:
         for owner, n, example in _dangling(con, reference):
             yield _finding(reference, owner, n, example)
@@ -62,7 +62,7 @@ _SCOPED = (
 
 
 def astray(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    """Rows whose query or passage is of another collection than their dataset."""
+    """Find rows whose query or passage is in another collection than their dataset."""
     (collections,) = con.execute("SELECT count(*) FROM collections").fetchall()[0]
     if collections < 2:
         return
@@ -81,7 +81,7 @@ def astray(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
 
 
 def repeated(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
-    """Rows that come more than once where they may come once."""
+    """Find rows that must be unique and are not."""
     for table, columns in UNIQUE:
         n = 0
         example: str | None = None
@@ -102,7 +102,7 @@ def repeated(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
 
 
 def _parts(con: duckdb.DuckDBPyConnection, table: str) -> Iterator[str]:
-    """WHERE clauses that cut a large table, by ranges of the key its rows lie in order of, into parts of about PART."""
+    """Make WHERE clauses that cut a large table into parts of about PART rows, by ranges of its order key."""
     if table not in _LARGE:
         yield ""
         return

@@ -1,7 +1,7 @@
-"""`msft verify`: block by block, key by key, reference by reference, folder by folder.
+"""Run `msft verify`: block by block, key by key, reference by reference, folder by folder.
 
-The store is opened again and again, so that a writer waits for a few seconds or one check at most, and a damaged table
-ends no check but those that need it. Memory is bounded: sets are grouped within DuckDB, which spills beside the store.
+The store is closed between checks, so that a writer waits a few seconds, or one check at most. A damaged table ends only the
+checks that need it. Memory is bounded: sets are grouped within DuckDB, which spills beside the store.
 """
 
 import time
@@ -17,8 +17,8 @@ from labelstore.upkeep.verify.damage import HINT, damaged_blocks
 from labelstore.upkeep.verify.digest import content_hash
 from labelstore.upkeep.verify.findings import Finding
 
-MEMORY = "2GB"  # of DuckDB's; it works on disk beyond that
-HELD = 2.0  # seconds after which the store is let go between two checks
+MEMORY = "2GB"  # DuckDB's memory; beyond it DuckDB works on disk
+HELD = 2.0  # seconds after which the store is closed between two checks
 
 Check = Callable[[duckdb.DuckDBPyConnection], Iterator[Finding]]
 _CHECKS: tuple[tuple[str, Check], ...] = (
@@ -35,11 +35,11 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
 
 @dataclass
 class Verified:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        hash: of the whole content; None where damage keeps it from being read.
-        unchecked: checks that damage kept from being made.
+        hash: of the whole content; None if damage prevents reading it.
+        unchecked: checks that damage prevented.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -52,10 +52,10 @@ def verify(store: LabelStore, progress: Callable[[int, int | None], None] | None
     """Check everything.
 
     Args:
-        progress: told the checks done and their number.
+        progress: called with (checks done, number of checks).
 
     Raises:
-        DataMissing, StoreError: if there is no store, or it stays locked or is from a newer version.
+        DataMissing, StoreError: the store is not found, stays locked, or is from a newer version.
     """
     done = Verified()
     tick = progress or (lambda n, total: None)
@@ -73,7 +73,7 @@ def verify(store: LabelStore, progress: Callable[[int, int | None], None] | None
 
 
 def _blocks(store: LabelStore) -> list[Finding]:
-    """Damage in the file itself; a file that cannot even be opened is one finding."""
+    """Find damage in the file itself; a file that cannot be opened is one finding."""
     try:
         with store.read():
             pass
@@ -88,7 +88,7 @@ def _blocks(store: LabelStore) -> list[Finding]:
 def _run(
     store: LabelStore, waiting: list[tuple[str, Check]], done: Verified, tick: Callable[[int], None]
 ) -> None:
-    """Run checks one after the other; one that meets damage is noted as not made."""
+    """Run checks one after the other, and note those that damage prevented."""
     total = len(waiting)
     while waiting:
         try:
