@@ -15,10 +15,10 @@ from labelstore.errors import DataMissing, UsageError
 from labelstore.provenance import record as provenance
 from labelstore.store import keys, lookup
 from labelstore.store.foreign import check_name
+from labelstore.store.job_lock import student_alone
 from labelstore.store.label_store import LabelStore
 from labelstore.views import build as views
 from labelstore.views import parameters as parameters_module
-from msft.job_lock import alone
 from students.jobs.card import write_card
 from students.jobs.register import base_revision, card_facts, insert_student
 from students.jobs.rerank import Note, Tick, student_folder
@@ -91,7 +91,7 @@ def train_student(
     key = keys.content_key("training", identity)
     name = check_name(name or _default_name(chosen, key))
     students = store.folder("students")
-    with alone(students / f".{name}.lock", f"student {name} is being trained"):
+    with student_alone(store, name):
         known = _known(store, name, identity)
         if known is not None:
             if note is not None:

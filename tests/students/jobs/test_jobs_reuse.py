@@ -1,6 +1,7 @@
 """A stage that another student has been through is taken from there, and changes nothing."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from labelstore.upkeep.verify.verify import verify
 from students.jobs.train import Sources, train_student
 
 SOURCES = {
@@ -67,3 +69,15 @@ def test_weights_that_are_not_what_they_were_are_not_taken(tmp_path: Path, tiny)
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     _, said = train(store, tiny("bert"), "cl,kd")
     assert "taken from there" not in said
+
+
+@pytest.mark.parametrize("name", ["plain", "dots.and-dashes", "naïve"])
+def test_a_training_of_yesterday_has_left_nothing_that_verify_finds(tmp_path: Path, tiny, name: str) -> None:
+    store = made_store.make(tmp_path / "s.duckdb")
+    train_student(
+        store, regime="cl", base=str(tiny("bert")), sources=SOURCES["cl"], name=name,
+        settings={**SETTINGS, "max_steps": 1},
+    )  # fmt: skip
+    for path in (store.files, *store.files.rglob("*")):
+        os.utime(path, (0, 0))
+    assert verify(store).findings == []
