@@ -15,7 +15,7 @@ from labelstore.datasets.staging import NO_TEXT, UNJUDGED, ReadCounts, Staging
 from labelstore.errors import BadInput, UsageError
 from labelstore.provenance import record as provenance
 from labelstore.store import lookup
-from labelstore.store.label_store import LabelStore, next_id
+from labelstore.store.label_store import LabelStore, Undo, next_id
 from labelstore.store.row_hashes import qrels_hash
 from labelstore.store.rows import fetch
 
@@ -63,305 +63,306 @@ def merge_dataset(store: LabelStore, stage: Staging, request: NewDataset) -> Add
             file:line.
         UsageError: the dataset belongs to another collection.
     """
-    try:
-        with store.write() as con:
-            con.execute(f"ATTACH '{str(stage.path).replace(chr(39), chr(39) * 2)}' AS staged (READ_ONLY)")
-            with provenance.recorded_in(con, "data.add", stage.clock) as job:
-                added = _Merge(con, job, stage, request).run()
-                if not added.changed:
-                    raise _NothingNew(added)
-            return added
-    except _NothingNew as nothing:
-        return nothing.added
+    with store.write() as con:
+        con.execute(f"ATTACH '{str(stage.path).replace(chr(39), chr(39) * 2)}' AS staged (READ_ONLY)")
+        with provenance.recorded_in(con, "data.add", stage.clock) as job:
+            added = _add_staged(con, job, stage, request)
+            if not added.changed:
+                raise Undo
+    return added
 
 
-class _NothingNew(Exception):
-    """Rolls the transaction back: a second add leaves no trace."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a source goes: a collection, and the dataset if it is there already."""
 
-    def __init__(self, added: Added) -> None:
-        super().__init__()
-        self.added = added
+    collection: int
+    collection_name: str
+    is_new: bool
+    dataset: int | None
+    role: str | None
 
 
-class _Merge:
-    """One merge, step by step over the writing connection."""
-
-    def __init__(
-        self, con: duckdb.DuckDBPyConnection, job: provenance.Job, stage: Staging, request: NewDataset
-    ) -> None:
-        self.con, self.job, self.stage, self.request = con, job, stage, request
-        self.steps = stage.steps
-        self.changed = False
-        self.notes: list[str] = []
-        self.collection = 0
-        self.collection_name = request.collection or catalog.collection(request.name)
-
-    def run(self) -> Added:
-        existing = self.con.execute(
-            """SELECT d.dataset, c.name, d.role FROM datasets d JOIN collections c USING (collection)
-               WHERE d.name = ?""",
-            [self.request.name],
-        ).fetchall()
-        if existing and self.request.collection is None:
-            self.collection_name = existing[0][1]
-        if existing and existing[0][1] != self.collection_name:
-            raise UsageError(
-                f"dataset {self.request.name} is there over collection {existing[0][1]}",
-                hint=f"leave --collection out, or name the dataset otherwise than {self.request.name}",
-            )
-        self._collection()
-        if "documents" in self.steps:
-            self._documents(self.steps["documents"])
-        self._queries()
-        judged = self._judgments()
-        role = self._dataset(existing[0] if existing else None, judged)
-        steps = [self.steps[name] for name in ("documents", "queries", "qrels") if name in self.steps]
-        for step in steps:
-            self.job.count(self.con, step.step, step.source, step.n_read, step.drops)
-        return Added(self.request.name, self.collection_name, role, steps, self.changed, self.notes)
-
-    def _value(self, sql: str, parameters: list[Any] | None = None) -> Any:
-        return self.con.execute(sql, parameters or []).fetchall()[0][0]
-
-    def _collection(self) -> None:
-        found = self.con.execute(
-            "SELECT collection FROM collections WHERE name = ?", [self.collection_name]
-        ).fetchall()
-        if found:
-            self.collection = found[0][0]
-            return
-        entry = catalog.find(self.request.name)
-        self.collection = next_id(self.con, "collections", "collection")
-        self.con.execute(
-            "INSERT INTO collections VALUES (?, ?, ?, ?, ?)",
-            [
-                self.collection,
-                self.collection_name,
-                self.request.source,
-                entry.licence if entry else None,
-                self.job.job,
-            ],
+def _add_staged(
+    con: duckdb.DuckDBPyConnection, job: provenance.Job, stage: Staging, request: NewDataset
+) -> Added:
+    """Merge an attached staging file, step by step."""
+    place = _place(con, job, request)
+    changed, notes, steps = place.is_new, list[str](), stage.steps
+    if documents := steps.get("documents"):
+        documents.n_new, documents.n_updated = _add_documents(
+            con, job, place, documents.source, request.update
         )
-        self.changed = True
-
-    def _documents(self, step: ReadCounts) -> None:
-        con = self.con
+        changed |= bool(documents.n_new or documents.n_updated)
+    if queries := steps.get("queries"):
+        wanted = _wanted_queries(con, queries, request.judged_only)
+        queries.n_new, queries.n_updated = _add_queries(con, place, wanted, queries.source, request.update)
+        changed |= bool(queries.n_new or queries.n_updated)
+        members = _members(con, place, wanted)
+    else:
+        members = _members(con, place, "staged.judgments" if request.judged_only else None)
+    (n_members,) = _row(con, f"SELECT count(*) FROM {members}")
+    judged = None
+    if judgments := steps.get("qrels"):
+        _drop_unknown_queries(con, judgments, members)
+        changed |= _add_judged_ids(con, place, members)
+        judged = _judged(con, place, members)
+        notes += _without_text(con, judged)
+    if not n_members:
+        raise BadInput(
+            f"{request.source or request.name}: there is no query to keep",
+            hint="a folder needs queries.tsv, or the collection must hold the queries that the qrels name",
+        )
+    role = request.role or place.role or catalog.role(request.name, judged is not None)
+    dataset = place.dataset or _new_dataset(con, job, place, request, role)
+    if place.role not in (None, role):
+        con.execute("UPDATE datasets SET role = ? WHERE dataset = ?", [role, dataset])
+    changed |= place.role != role
+    changed |= _replace(con, dataset, request, "dataset_queries", "query", members)
+    if judgments and judged:
+        changed |= _replace(con, dataset, request, "qrels", "query, document, relevance", judged)
+        judgments.n_new = judgments.n_kept if place.dataset is None else 0
         con.execute(
-            """CREATE TEMP TABLE known AS
-               SELECT d.document, d.doc_id, s.line, d.text IS NULL AS unheld,
-                      d.text IS NOT NULL AND d.text_hash <> s.text_hash AS differs
-               FROM documents d JOIN staged.docs s USING (doc_id) WHERE d.collection = ?""",
-            [self.collection],
+            "UPDATE datasets SET qrels_hash = ? WHERE dataset = ?", [qrels_hash(con, dataset), dataset]
         )
-        n, line, doc_id = con.execute(
-            "SELECT count(*), min(line), arg_min(doc_id, line) FROM known WHERE differs"
-        ).fetchall()[0]
-        if n and not self.request.update:
-            raise BadInput(
-                f"{step.source}:{line}: {doc_id} has another text than in {self.collection_name}"
-                + (f"; {n} passages in all" if n > 1 else ""),
-                hint="--update takes the new text as a new version; labels stay with the text they were given for",
-            )
-        if n:
-            con.execute(
-                """INSERT INTO document_versions
-                   SELECT d.document, d.version, d.title, d.text, d.text_hash, ? FROM documents d
-                   WHERE d.document IN (SELECT document FROM known WHERE differs)""",
-                [self.job.job],
-            )
-        fills = self._value("SELECT count(*) FROM known WHERE unheld")
-        if n or fills:
-            con.execute(
-                """UPDATE documents SET title = s.title, text = s.text, text_hash = s.text_hash,
-                          version = documents.version + 1
-                   FROM known k JOIN staged.docs s USING (doc_id)
-                   WHERE k.document = documents.document AND (k.unheld OR k.differs)"""
-            )
-        step.n_updated = n
-        n_known = self._value("SELECT count(*) FROM known")
-        n_staged = self._value("SELECT count(*) FROM staged.docs")
-        if n_staged > n_known:
-            con.execute(
-                """INSERT INTO documents
-                   SELECT (? + row_number() OVER (ORDER BY line) - 1)::INTEGER, ?, doc_id, title, text, text_hash, 1
-                   FROM staged.docs ANTI JOIN known USING (doc_id)""",
-                [next_id(con, "documents", "document"), self.collection],
-            )
-        con.execute("DROP TABLE known")
-        step.n_new = n_staged - n_known + fills
-        self.changed |= bool(step.n_new or n)
-
-    def _queries(self) -> None:
-        con = self.con
-        con.execute(
-            "CREATE TEMP TABLE held AS SELECT query, query_id, text, text_hash FROM queries WHERE collection = ?",
-            [self.collection],
-        )
-        step = self.steps.get("queries")
-        if step is None:
-            con.execute("CREATE TEMP TABLE members AS SELECT query FROM held WHERE false")
-            if self.request.judged_only:
-                con.execute(
-                    """INSERT INTO members SELECT query FROM held
-                       WHERE query_id IN (SELECT query_id FROM staged.judgments)"""
-                )
-            return
-        judged = (
-            "WHERE query_id IN (SELECT query_id FROM staged.judgments)" if self.request.judged_only else ""
-        )
-        con.execute(f"CREATE TEMP TABLE wanted AS SELECT * FROM staged.queries {judged}")
-        n_staged, n_wanted = (
-            self._value(f"SELECT count(*) FROM {table}") for table in ("staged.queries", "wanted")
-        )
-        step.drop(UNJUDGED, n_staged - n_wanted)
-        differing = "FROM wanted w JOIN held h USING (query_id) WHERE w.text_hash <> h.text_hash"
-        n, line, query_id = con.execute(
-            f"SELECT count(*), min(w.line), arg_min(query_id, w.line) {differing}"
-        ).fetchall()[0]
-        if n and not self.request.update:
-            raise BadInput(
-                f"{step.source}:{line}: query {query_id} has another text than in {self.collection_name}"
-                + (f"; {n} queries in all" if n > 1 else ""),
-                hint="--update takes the new text; --collection NAME keeps the two apart",
-            )
-        if n:
-            con.execute(
-                """UPDATE queries SET text = w.text, text_hash = w.text_hash, normal_hash = w.normal_hash
-                   FROM wanted w WHERE w.query_id = queries.query_id AND queries.collection = ?
-                   AND w.text_hash <> queries.text_hash""",
-                [self.collection],
-            )
-        step.n_updated = n
-        con.execute(
-            """CREATE TEMP TABLE fresh AS
-               SELECT (? + row_number() OVER (ORDER BY line) - 1)::INTEGER AS query, query_id, text, text_hash,
-                      normal_hash FROM wanted ANTI JOIN held USING (query_id)""",
-            [next_id(con, "queries", "query")],
-        )
-        con.execute(
-            "INSERT INTO queries SELECT query, ?, query_id, text, text_hash, normal_hash FROM fresh",
-            [self.collection],
-        )
-        con.execute("INSERT INTO held SELECT query, query_id, text, text_hash FROM fresh")
-        con.execute("CREATE TEMP TABLE members AS SELECT query FROM held SEMI JOIN wanted USING (query_id)")
-        step.n_new = self._value("SELECT count(*) FROM fresh")
-        self.changed |= bool(step.n_new or n)
-
-    def _judgments(self) -> bool:
-        """Put staged judgments by surrogate keys into the temporary table `judged`; unknown passages get ids."""
-        con = self.con
-        step = self.steps.get("qrels")
-        con.execute("CREATE TEMP TABLE judged (query INTEGER, document INTEGER, relevance SMALLINT)")
-        if step is None:
-            return False
-        known = "SELECT query, query_id FROM held SEMI JOIN members USING (query)"
-        n, line, query_id = con.execute(
-            f"""SELECT count(*), min(line), arg_min(query_id, line)
-                FROM staged.judgments ANTI JOIN ({known}) USING (query_id)"""
-        ).fetchall()[0]
-        if n == self._value("SELECT count(*) FROM staged.judgments"):
-            raise BadInput(
-                f"{step.source}:{line or 1}: no judgment names a query that is known"
-                + (f" (first: {query_id})" if query_id else ""),
-                hint="do the queries and the qrels belong together?",
-            )
-        step.drop(NO_TEXT, n, f"{step.source}:{line} ({query_id})")
-        con.execute(
-            f"""CREATE TEMP TABLE unheld AS
-                SELECT doc_id, min(line) AS line FROM staged.judgments SEMI JOIN ({known}) USING (query_id)
-                ANTI JOIN (SELECT doc_id FROM documents WHERE collection = ?) USING (doc_id) GROUP BY doc_id""",
-            [self.collection],
-        )
-        n_unheld = self._value("SELECT count(*) FROM unheld")
-        if n_unheld:
-            con.execute(
-                """INSERT INTO documents
-                   SELECT (? + row_number() OVER (ORDER BY line) - 1)::INTEGER, ?, doc_id, NULL, NULL, NULL, 0
-                   FROM unheld""",
-                [next_id(con, "documents", "document"), self.collection],
-            )
-            self.changed = True
-        con.execute(
-            f"""INSERT INTO judged SELECT k.query, d.document, j.relevance
-                FROM staged.judgments j JOIN ({known}) k USING (query_id)
-                JOIN documents d ON d.collection = ? AND d.doc_id = j.doc_id""",
-            [self.collection],
-        )
-        n_without = self._value(
-            "SELECT count(DISTINCT document) FROM judged JOIN documents USING (document) WHERE text IS NULL"
-        )
-        if n_without:
-            self.notes.append(
-                f"{n_without:,} judged passages have no text here: they are known by id and left out of views"
-            )
-        return True
-
-    def _dataset(self, existing: tuple[int, str, str] | None, judged: bool) -> str:
-        con, request = self.con, self.request
-        n_members = self._value("SELECT count(*) FROM members")
-        if not n_members:
-            raise BadInput(
-                f"{request.source or request.name}: there is no query to keep",
-                hint="a folder needs queries.tsv, or the collection must hold the queries that the qrels name",
-            )
-        role = request.role or (existing[2] if existing else catalog.role(request.name, judged))
-        if existing is None:
-            dataset = next_id(con, "datasets", "dataset")
-            con.execute(
-                "INSERT INTO datasets VALUES (?, ?, ?, ?, ?, ?, NULL, ?)",
-                [
-                    dataset,
-                    request.name,
-                    self.collection,
-                    role,
-                    request.ir_datasets_id,
-                    request.source,
-                    self.job.job,
-                ],
-            )
-            self.changed = True
-        else:
-            dataset = existing[0]
-            if role != existing[2]:
-                con.execute("UPDATE datasets SET role = ? WHERE dataset = ?", [role, dataset])
-                self.changed = True
-        self._replace("dataset_queries", "query", "members", dataset, existing is not None)
-        if judged:
-            self._replace("qrels", "query, document, relevance", "judged", dataset, existing is not None)
-            self.steps["qrels"].n_new = self.steps["qrels"].n_kept if existing is None else 0
-            con.execute(
-                "UPDATE datasets SET qrels_hash = ? WHERE dataset = ?", [qrels_hash(con, dataset), dataset]
-            )
-        unjudged = n_members - self._value("SELECT count(DISTINCT query) FROM judged")
-        if judged and unjudged:
-            self.notes.append(
+        unjudged = n_members - _row(con, f"SELECT count(DISTINCT query) FROM {judged}")[0]
+        if unjudged:
+            notes.append(
                 f"{unjudged:,} of {n_members:,} queries have no judgment; --qrels FILE keeps the judged ones alone"
             )
-        return role
+    done = [steps[name] for name in ("documents", "queries", "qrels") if name in steps]
+    for step in done:
+        job.count(con, step.step, step.source, step.n_read, step.drops)
+    return Added(request.name, place.collection_name, role, done, changed, notes)
 
-    def _replace(self, table: str, columns: str, source: str, dataset: int, known: bool) -> None:
-        """Make a dataset's rows in `table` those of `source`.
 
-        Raises:
-            BadInput: the dataset has other rows, and `update` is not set.
-        """
-        con = self.con
-        own = f"SELECT {columns} FROM {table} WHERE dataset = {dataset}"
-        new = f"SELECT {columns} FROM {source}"
-        if known:
-            gone = self._value(f"SELECT count(*) FROM ({own} EXCEPT {new})")
-            fresh = self._value(f"SELECT count(*) FROM ({new} EXCEPT {own})")
-            if not gone and not fresh:
-                return
-            if self._value(f"SELECT count(*) FROM ({own})") and not self.request.update:
-                what = "queries" if table == "dataset_queries" else "judgments"
-                raise BadInput(
-                    f"dataset {self.request.name} is there with other {what} ({gone:,} would go, {fresh:,} come)",
-                    hint="--update replaces them; another name makes another dataset",
-                )
-            con.execute(f"DELETE FROM {table} WHERE dataset = ?", [dataset])
-        con.execute(f"INSERT INTO {table} SELECT ?, {columns} FROM {source} ORDER BY ALL", [dataset])
-        self.changed = True
+def _row(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any] | None = None) -> tuple[Any, ...]:
+    return con.execute(sql, parameters or []).fetchall()[0]
+
+
+def _place(con: duckdb.DuckDBPyConnection, job: provenance.Job, request: NewDataset) -> _Place:
+    """Find the dataset and the collection, or make the collection."""
+    existing = con.execute(
+        "SELECT d.dataset, d.role, c.name FROM datasets d JOIN collections c USING (collection) WHERE d.name = ?",
+        [request.name],
+    ).fetchall()
+    dataset, role, held = existing[0] if existing else (None, None, None)
+    name = request.collection or held or catalog.collection(request.name)
+    if held not in (None, name):
+        raise UsageError(
+            f"dataset {request.name} is there over collection {held}",
+            hint=f"leave --collection out, or name the dataset otherwise than {request.name}",
+        )
+    found = con.execute("SELECT collection FROM collections WHERE name = ?", [name]).fetchall()
+    if found:
+        return _Place(found[0][0], name, False, dataset, role)
+    entry = catalog.find(request.name)
+    key = next_id(con, "collections", "collection")
+    con.execute(
+        "INSERT INTO collections VALUES (?, ?, ?, ?, ?)",
+        [key, name, request.source, entry.licence if entry else None, job.job],
+    )
+    return _Place(key, name, True, dataset, role)
+
+
+def _add_documents(
+    con: duckdb.DuckDBPyConnection, job: provenance.Job, place: _Place, source: str, update: bool
+) -> tuple[int, int]:
+    """Merge the staged passages; how many are new, and how many have another text than before."""
+    con.execute(
+        """CREATE TEMP TABLE known AS
+           SELECT d.document, d.doc_id, s.line, d.text IS NULL AS unheld,
+                  d.text IS NOT NULL AND d.text_hash <> s.text_hash AS differs
+           FROM documents d JOIN staged.docs s USING (doc_id) WHERE d.collection = ?""",
+        [place.collection],
+    )
+    n, line, doc_id = _row(con, "SELECT count(*), min(line), arg_min(doc_id, line) FROM known WHERE differs")
+    if n and not update:
+        raise BadInput(
+            f"{source}:{line}: {doc_id} has another text than in {place.collection_name}"
+            + (f"; {n} passages in all" if n > 1 else ""),
+            hint="--update takes the new text as a new version; labels stay with the text they were given for",
+        )
+    if n:
+        con.execute(
+            """INSERT INTO document_versions
+               SELECT d.document, d.version, d.title, d.text, d.text_hash, ? FROM documents d
+               WHERE d.document IN (SELECT document FROM known WHERE differs)""",
+            [job.job],
+        )
+    n_known, fills = _row(con, "SELECT count(*), count(*) FILTER (unheld) FROM known")
+    if n or fills:
+        con.execute(
+            """UPDATE documents SET title = s.title, text = s.text, text_hash = s.text_hash,
+                      version = documents.version + 1
+               FROM known k JOIN staged.docs s USING (doc_id)
+               WHERE k.document = documents.document AND (k.unheld OR k.differs)"""
+        )
+    (n_staged,) = _row(con, "SELECT count(*) FROM staged.docs")
+    if n_staged > n_known:
+        con.execute(
+            """INSERT INTO documents
+               SELECT (? + row_number() OVER (ORDER BY line) - 1)::INTEGER, ?, doc_id, title, text, text_hash, 1
+               FROM staged.docs ANTI JOIN known USING (doc_id)""",
+            [next_id(con, "documents", "document"), place.collection],
+        )
+    con.execute("DROP TABLE known")
+    return n_staged - n_known + fills, n
+
+
+def _wanted_queries(con: duckdb.DuckDBPyConnection, step: ReadCounts, judged_only: bool) -> str:
+    """The relation of staged queries to merge; those without a judgment are counted."""
+    if not judged_only:
+        return "staged.queries"
+    con.execute(
+        "CREATE TEMP TABLE wanted AS SELECT * FROM staged.queries SEMI JOIN staged.judgments USING (query_id)"
+    )
+    (n,) = _row(con, "SELECT count(*) FROM staged.queries ANTI JOIN staged.judgments USING (query_id)")
+    step.drop(UNJUDGED, n)
+    return "wanted"
+
+
+def _add_queries(
+    con: duckdb.DuckDBPyConnection, place: _Place, wanted: str, source: str, update: bool
+) -> tuple[int, int]:
+    """Merge a relation of staged queries; how many are new, and how many have another text than before."""
+    held = f"(SELECT query_id, text_hash FROM queries WHERE collection = {place.collection})"
+    n, line, query_id = _row(
+        con,
+        f"""SELECT count(*), min(w.line), arg_min(query_id, w.line)
+            FROM {wanted} w JOIN {held} h USING (query_id) WHERE w.text_hash <> h.text_hash""",
+    )
+    if n and not update:
+        raise BadInput(
+            f"{source}:{line}: query {query_id} has another text than in {place.collection_name}"
+            + (f"; {n} queries in all" if n > 1 else ""),
+            hint="--update takes the new text; --collection NAME keeps the two apart",
+        )
+    if n:
+        con.execute(
+            f"""UPDATE queries SET text = w.text, text_hash = w.text_hash, normal_hash = w.normal_hash
+                FROM {wanted} w WHERE w.query_id = queries.query_id AND queries.collection = ?
+                AND w.text_hash <> queries.text_hash""",
+            [place.collection],
+        )
+    (n_new,) = _row(con, f"SELECT count(*) FROM {wanted} ANTI JOIN {held} USING (query_id)")
+    con.execute(
+        f"""INSERT INTO queries
+            SELECT (? + row_number() OVER (ORDER BY line) - 1)::INTEGER, ?, query_id, text, text_hash, normal_hash
+            FROM {wanted} ANTI JOIN {held} USING (query_id)""",
+        [next_id(con, "queries", "query"), place.collection],
+    )
+    return n_new, n
+
+
+def _members(con: duckdb.DuckDBPyConnection, place: _Place, named_by: str | None) -> str:
+    """A table (query, query_id) of the collection's queries that a relation names; without one it is empty."""
+    con.execute(
+        f"""CREATE TEMP TABLE members AS SELECT query, query_id FROM queries
+            {f"SEMI JOIN {named_by} USING (query_id)" if named_by else ""}
+            WHERE collection = ? AND ?""",
+        [place.collection, named_by is not None],
+    )
+    return "members"
+
+
+def _drop_unknown_queries(con: duckdb.DuckDBPyConnection, step: ReadCounts, members: str) -> None:
+    """Count the judgments of queries that are not members.
+
+    Raises:
+        BadInput: if no judgment is left.
+    """
+    n, line, query_id = _row(
+        con,
+        f"""SELECT count(*), min(line), arg_min(query_id, line)
+            FROM staged.judgments ANTI JOIN {members} USING (query_id)""",
+    )
+    if n == _row(con, "SELECT count(*) FROM staged.judgments")[0]:
+        raise BadInput(
+            f"{step.source}:{line or 1}: no judgment names a query that is known"
+            + (f" (first: {query_id})" if query_id else ""),
+            hint="do the queries and the qrels belong together?",
+        )
+    step.drop(NO_TEXT, n, f"{step.source}:{line} ({query_id})")
+
+
+def _add_judged_ids(con: duckdb.DuckDBPyConnection, place: _Place, members: str) -> bool:
+    """Add judged passages that the collection does not know, by their ids alone; whether there are any."""
+    con.execute(
+        f"""CREATE TEMP TABLE unheld AS
+            SELECT doc_id, min(line) AS line FROM staged.judgments SEMI JOIN {members} USING (query_id)
+            ANTI JOIN (SELECT doc_id FROM documents WHERE collection = ?) USING (doc_id) GROUP BY doc_id""",
+        [place.collection],
+    )
+    (n,) = _row(con, "SELECT count(*) FROM unheld")
+    if n:
+        con.execute(
+            """INSERT INTO documents
+               SELECT (? + row_number() OVER (ORDER BY line) - 1)::INTEGER, ?, doc_id, NULL, NULL, NULL, 0
+               FROM unheld""",
+            [next_id(con, "documents", "document"), place.collection],
+        )
+    return n > 0
+
+
+def _judged(con: duckdb.DuckDBPyConnection, place: _Place, members: str) -> str:
+    """A table (query, document, relevance) of the members' staged judgments."""
+    con.execute(
+        f"""CREATE TEMP TABLE judged AS SELECT m.query, d.document, j.relevance
+            FROM staged.judgments j JOIN {members} m USING (query_id)
+            JOIN documents d ON d.collection = ? AND d.doc_id = j.doc_id""",
+        [place.collection],
+    )
+    return "judged"
+
+
+def _without_text(con: duckdb.DuckDBPyConnection, judged: str) -> list[str]:
+    """A note on judged passages that are known by their ids alone."""
+    (n,) = _row(
+        con,
+        f"SELECT count(DISTINCT document) FROM {judged} JOIN documents USING (document) WHERE text IS NULL",
+    )
+    if not n:
+        return []
+    return [f"{n:,} judged passages have no text here: they are known by id and left out of views"]
+
+
+def _new_dataset(
+    con: duckdb.DuckDBPyConnection, job: provenance.Job, place: _Place, request: NewDataset, role: str
+) -> int:
+    dataset = next_id(con, "datasets", "dataset")
+    con.execute(
+        "INSERT INTO datasets VALUES (?, ?, ?, ?, ?, ?, NULL, ?)",
+        [dataset, request.name, place.collection, role, request.ir_datasets_id, request.source, job.job],
+    )
+    return dataset
+
+
+def _replace(
+    con: duckdb.DuckDBPyConnection, dataset: int, request: NewDataset, table: str, columns: str, source: str
+) -> bool:
+    """Make a dataset's rows in `table` those of `source`; whether they were others.
+
+    Raises:
+        BadInput: if the dataset held other rows and no update was requested.
+    """
+    own = f"SELECT {columns} FROM {table} WHERE dataset = {dataset}"
+    new = f"SELECT {columns} FROM {source}"
+    n_own, gone, fresh = (
+        _row(con, f"SELECT count(*) FROM ({sql})")[0]
+        for sql in (own, f"{own} EXCEPT {new}", f"{new} EXCEPT {own}")
+    )
+    if not gone and not fresh:
+        return False
+    if n_own and not request.update:
+        what = "queries" if table == "dataset_queries" else "judgments"
+        raise BadInput(
+            f"dataset {request.name} is there with other {what} ({gone:,} would go, {fresh:,} come)",
+            hint="--update replaces them; another name makes another dataset",
+        )
+    con.execute(f"DELETE FROM {table} WHERE dataset = ?", [dataset])
+    con.execute(f"INSERT INTO {table} SELECT ?, {columns} FROM {source} ORDER BY ALL", [dataset])
+    return True
 
 
 def datasets(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:

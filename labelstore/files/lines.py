@@ -1,8 +1,8 @@
 """Read and write lines of text files, plain, .gz or .zst; results appear whole or not at all.
 
 Every reader splits on ``\\n`` alone (passages hold U+0085 and U+2028), needs UTF-8, and names ``file:line`` in its
-errors. The readers here are the reference; `labelstore.runs` lets DuckDB read large runs and comes here for the
-line number when DuckDB refuses one.
+errors. The readers here are the reference. DuckDB reads runs (`run_lines`); if it refuses one, `trec.read_run` finds the
+line.
 """
 
 import gzip
@@ -19,6 +19,7 @@ import zstandard
 from labelstore.errors import BadInput, DataMissing, UsageError
 
 MAX_LINE = 64 * 2**20  # bytes; a longer line is not text that anybody ranks
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 
@@ -90,44 +91,27 @@ def open_bytes(path: Path) -> IO[bytes]:
     return path.open("rb", buffering=1 << 20)
 
 
-def check_intact(path: Path) -> None:
-    """Read a compressed file to its end, checksums included; nothing to do for a plain one.
-
-    Raises:
-        BadInput: if it is cut short or damaged.
-    """
-    if compression(path) == "none":
-        return
-    try:
-        with open_bytes(path) as file:
-            while file.read(1 << 20):
-                pass
-    except DAMAGED as error:
-        raise BadInput(
-            f"{path}: cut short or damaged: {error}", hint="fetch or make the file again"
-        ) from error
-
-
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path, longest: int | None = None) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line without its end) of a text file, plain or compressed.
 
     Raises:
         DataMissing: the file is not found.
-        BadInput: if it is cut short or damaged, not UTF-8 text, or has a line beyond MAX_LINE.
+        BadInput: it is cut short or damaged, not UTF-8 text, or has a line of more than `longest` bytes (by default
+            MAX_LINE).
     """
-    number = 0
+    number, longest = 0, longest or MAX_LINE
     try:
         with open_bytes(path) as file:
-            while line := file.readline(MAX_LINE + 1):
+            while line := file.readline(longest + 1):
                 number += 1
-                if len(line) > MAX_LINE:
+                if len(line) > longest:
                     raise BadInput(
-                        f"{path}:{number}: the line is longer than {MAX_LINE >> 20} MiB",
+                        f"{path}:{number}: the line is longer than {longest >> 20} MiB",
                         hint="lines end with \\n; is this the right file?",
                     )
                 line = line.rstrip(b"\r\n")
                 if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
+                    line = line.removeprefix(BYTE_ORDER_MARK)
                 if b"\x00" in line:
                     raise BadInput(
                         f"{path}:{number}: a NUL byte; this is no text file or a damaged one",

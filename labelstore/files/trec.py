@@ -3,15 +3,16 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from labelstore.errors import BadInput
 from labelstore.files.lines import decode, lines, real, whole
 
 _FLOAT32_MAX = 3.4028235677973366e38  # what lies above rounds to infinity
 
+LONGEST_RUN_LINE = 1 << 20  # bytes
 RANKING_TAG = "ranking"  # what a run is tagged whose layout has no tag
-_RUN_FIELDS = {
+RUN_FIELDS = {
     6: "query_id Q0 doc_id rank score tag",
     4: "query_id doc_id rank score",
     3: "query_id doc_id rank",
@@ -94,13 +95,13 @@ def read_run(path: Path) -> Iterator[Candidate]:
             that is not finite; the message names the line.
     """
     wanted, hint = 0, ""
-    for number, line in lines(path):
+    for number, line in lines(path, LONGEST_RUN_LINE):
         if line.split(None, 1)[:1] in ([], [b"#"]):
             continue
         fields = _fields(path, number, line)
         if not wanted:
-            wanted = len(fields) if len(fields) in _RUN_FIELDS else 6
-            hint = f"each line is {_RUN_FIELDS[wanted]}"
+            wanted = number_of_fields(fields)
+            hint = f"each line is {RUN_FIELDS[wanted]}"
         if len(fields) != wanted:
             raise BadInput(f"{path}:{number}: {len(fields)} fields, not {wanted}", hint=hint)
         if wanted < 6:
@@ -119,6 +120,25 @@ def read_run(path: Path) -> Iterator[Candidate]:
                 hint="every candidate needs a finite score; take out the line or mend the system that wrote it",
             )
         yield Candidate(number, query.decode(), document.decode(), int(rank), score, tag)
+
+
+def number_of_fields(first: list[bytes]) -> int:
+    """How many fields a run's lines have, by its first line: 6 unless they are the 4 or 3 of another layout."""
+    return len(first) if len(first) in RUN_FIELDS else 6
+
+
+def refuse_run(path: Path, reason: BaseException) -> NoReturn:
+    """Say why a run cannot be read, with the first line that is wrong.
+
+    Args:
+        reason: what is said if each line reads well.
+    """
+    for _ in read_run(path):
+        pass
+    raise BadInput(
+        f"{path}: cannot be read: {str(reason).partition(chr(10))[0] or 'it was changed meanwhile'}",
+        hint="run it again; was the file written to?",
+    ) from reason
 
 
 def format_score(score: float) -> str:

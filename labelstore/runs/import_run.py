@@ -1,7 +1,7 @@
 """Import a run file as a first stage."""
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,22 @@ from typing import Any
 import duckdb
 
 from labelstore.errors import BadInput
-from labelstore.files import lines as formats
-from labelstore.files import trec
+from labelstore.files.run_lines import run_lines
 from labelstore.files.work_folder import work_folder
 from labelstore.provenance import record as provenance
-from labelstore.runs import checked_lines as run_lines
-from labelstore.runs.write import Checked, _keep
+from labelstore.runs.known_ids import KnownIds, copy_ids, known_ids
+from labelstore.runs.staged_run import StagedRun, stage_run
+from labelstore.runs.write import Checked, keep_run
+from labelstore.runs.wrong_lines import candidate, unknown_ids
 from labelstore.store import lookup
-from labelstore.store.label_store import LabelStore
+from labelstore.store.interrupts import interruptible
+from labelstore.store.label_store import LabelStore, Undo, configure
+
+UNKNOWN_QUERY = "query unknown to the collection"
+UNKNOWN_PASSAGE = "passage unknown to the collection"
+OTHER_QUERY = "query of another dataset over the collection"
+
+Drops = dict[str, tuple[int, str | None]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Imported:
     run: lookup.Run
     new: bool
     n_read: int
-    drops: dict[str, tuple[int, str | None]]
+    drops: Drops
 
 
 # ------------------------------------------------------------------------------------------------ TREC import
@@ -62,45 +70,37 @@ def import_run(
     path = Path(path)
     name = name or _run_name(path)
     clock = provenance.Clock()
-    tag = first_tag(path)
-    damage: list[BadInput] = []
-    checker = threading.Thread(target=_check, args=(path, damage), daemon=True)
-    checker.start()
-    try:
-        with work_folder(store.path.parent) as folder:
-            staged = run_lines.read(
-                store,
-                path,
-                dataset,
-                folder,
-                skip_unknown=skip_unknown,
-                say=note or (lambda message: None),
+    with work_folder(store.path.parent) as folder:
+        lines = run_lines(path, folder)
+        with _database(folder) as con:
+            known = known_ids(store, con, dataset)
+            staged = stage_run(con, lines, known, folder / "rows.arrow")
+            if staged.first_unknown is not None and not skip_unknown:
+                copy_ids(store, con, known)
+                n_lines = {"queries": staged.n_query, "passages": staged.n_passage}
+                unknown_ids(con, lines, known, staged.first_unknown, staged.n_read, n_lines)
+        drops = _drops(path, known, staged)
+        if staged.n_upset and note:
+            n = len(staged.sums)
+            note(
+                f"{path}: ranks disagree with scores in {staged.n_upset:,} of {n:,} queries; the scores count"
             )
-            checker.join()
-            if damage:
-                raise damage[0]
-            with store.write() as con, provenance.recorded_in(con, "runs.import", clock) as job:
-                con.register("staged_sums", staged.sums)
-                _still_known(con, staged)
-                con.register("staged_rows", staged.open())
-                checked = Checked(
-                    sums="(SELECT query, high::HUGEINT * 4294967296 + low AS total, n FROM staged_sums)",
-                    depth=staged.depth,
-                    rows="SELECT query, rank, document, score FROM staged_rows",
-                )
-                run = _keep(
-                    con, job, staged.dataset.dataset, name, kind, system or tag, None, None,
-                    {"file": path.name, **(parameters or {})}, replace, checked,
-                )  # fmt: skip
-                job.count(con, "run", f"{staged.dataset.name}/{name}", staged.n_read, staged.drops)
-                held = con.execute("SELECT job FROM runs WHERE run = ?", [run.run]).fetchall()[0][0]
-                if held != job.job:
-                    raise _Unchanged(Imported(run, False, staged.n_read, staged.drops))
-            return Imported(run, True, staged.n_read, staged.drops)
-    except _Unchanged as unchanged:
-        return unchanged.imported
-    finally:
-        checker.join()
+        with store.write() as con, provenance.recorded_in(con, "runs.import", clock) as job:
+            con.register("staged_sums", staged.sums)
+            _refuse_a_changed_dataset(con, known.dataset)
+            con.register("staged_rows", staged.open())
+            checked = Checked(
+                "staged_sums", staged.depth, "SELECT query, rank, document, score FROM staged_rows"
+            )
+            run = keep_run(
+                con, job, known.dataset.dataset, name, kind, system or lines.tag, None, None,
+                {"file": path.name, **(parameters or {})}, replace, checked,
+            )  # fmt: skip
+            job.count(con, "run", f"{known.dataset.name}/{name}", staged.n_read, drops)
+            is_new = con.execute("SELECT job FROM runs WHERE run = ?", [run.run]).fetchall() == [(job.job,)]
+            if not is_new:
+                raise Undo
+    return Imported(run, is_new, staged.n_read, drops)
 
 
 def _run_name(file: Path) -> str:
@@ -111,40 +111,46 @@ def _run_name(file: Path) -> str:
     return name
 
 
-def _still_known(con: duckdb.DuckDBPyConnection, staged: run_lines.Staged) -> None:
+@contextmanager
+def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in memory that spills into the folder; joins keep the order of the file that they look ids up for."""
+    with (
+        duckdb.connect(":memory:", config={"temp_directory": str(folder / "spill")}) as con,
+        interruptible(con),
+    ):
+        configure(con)
+        con.execute("SET disabled_optimizers = 'join_order, build_side_probe_side'")
+        con.execute("SET streaming_buffer_size = '64MB'")
+        yield con
+
+
+def _drops(path: Path, known: KnownIds, staged: StagedRun) -> Drops:
+    """What is left out, by reason.
+
+    Raises:
+        BadInput: if nothing else is in the file.
+    """
+    if not staged.n_kept:
+        raise BadInput(
+            f"{path}: none of its {staged.n_read:,} lines belongs to a query of {known.dataset.name} with a known"
+            " passage",
+            hint="is this a run over another dataset? `msft data list`",
+        )
+    drops: Drops = {}
+    if staged.first_unknown is not None:
+        where = f"{path}:{candidate(path, staged.first_unknown).line}"
+        drops = {UNKNOWN_QUERY: (staged.n_query, where), UNKNOWN_PASSAGE: (staged.n_passage, where)}
+    if staged.n_other:
+        drops[OTHER_QUERY] = (staged.n_other, None)
+    return drops
+
+
+def _refuse_a_changed_dataset(con: duckdb.DuckDBPyConnection, read: lookup.Dataset) -> None:
     """Refuse rows whose queries left the dataset, or whose dataset was replaced, while the file was read."""
-    now = lookup.dataset(con, staged.dataset.name)
+    now = lookup.dataset(con, read.name)
     (gone,) = con.execute(
         "SELECT count(*) FROM staged_sums ANTI JOIN (SELECT query FROM dataset_queries WHERE dataset = ?) USING (query)",
         [now.dataset],
     ).fetchall()[0]
-    if gone or (now.dataset, now.collection) != (staged.dataset.dataset, staged.dataset.collection):
-        raise BadInput(
-            f"{staged.dataset.name} was changed while the run was read", hint="import the run again"
-        )
-
-
-class _Unchanged(Exception):
-    """Rolls the transaction back: the same run again leaves no trace."""
-
-    def __init__(self, imported: Imported) -> None:
-        super().__init__()
-        self.imported = imported
-
-
-def _check(path: Path, damage: list[BadInput]) -> None:
-    try:
-        formats.check_intact(path)
-    except BadInput as error:
-        damage.append(error)
-
-
-def first_tag(path: Path) -> str:
-    """Return the tag of a run's first line, which names the ranker.
-
-    Raises:
-        BadInput: the file has no candidate, or its first line is malformed.
-    """
-    for candidate in trec.read_run(path):
-        return candidate.tag
-    raise BadInput(f"{path}: there is no candidate in it", hint="is this the right file?")
+    if gone or (now.dataset, now.collection) != (read.dataset, read.collection):
+        raise BadInput(f"{read.name} was changed while the run was read", hint="import the run again")

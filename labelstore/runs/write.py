@@ -1,4 +1,4 @@
-"""Store runs. TREC runs are read and checked (`checked_lines`) before they are stored.
+"""Store runs. `import_run` reads and checks TREC runs before they are stored.
 
 The ranks of a run follow its scores, best first; ties keep the file's order. If a file has an error, the message names the
 line, and nothing of the file is stored.
@@ -89,7 +89,7 @@ def store_run(
         depth=_value(con, "SELECT max(rank) FROM ranked_rows"),
         rows="SELECT query, rank, document, score FROM ranked_rows ORDER BY query, rank",
     )
-    run = _keep(
+    run = keep_run(
         con, job, dataset, name, kind, system, source_run, student, parameters or {}, replace, checked
     )
     con.execute("DROP TABLE ranked_rows")
@@ -97,7 +97,7 @@ def store_run(
     return run
 
 
-def _keep(
+def keep_run(
     con: duckdb.DuckDBPyConnection,
     job: provenance.Job,
     dataset: int,

@@ -35,6 +35,10 @@ _CONFIG: dict[str, Any] = {
 }
 
 
+class Undo(Exception):
+    """Raised in a write that finds nothing new: the transaction is rolled back and leaves no trace."""
+
+
 class LabelStore:
     """A store, named by its path; it holds no connection between uses.
 
@@ -139,7 +143,7 @@ class LabelStore:
     def write(self, transaction: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open the one writing connection for a ``with`` block, in one transaction: all of it is stored, or nothing.
 
-        The first write makes the store.
+        The first write makes the store. To end the block without a change and without an error, raise :class:`Undo`.
 
         Args:
             transaction: False leaves BEGIN and COMMIT to the caller (bulk loads that checkpoint in between).
@@ -150,7 +154,7 @@ class LabelStore:
             NoRoom: the disk is full.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with refusals.named(self.path.parent, duckdb.Error), self._writing() as con:
+        with suppress(Undo), refusals.named(self.path.parent, duckdb.Error), self._writing() as con:
             if transaction:
                 with in_transaction(con):
                     yield con

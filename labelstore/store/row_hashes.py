@@ -5,10 +5,7 @@ per id, a row mixes integers (products of 32-bit halves, which never overflow 64
 and the whole is the exact sum of one md5 per query. `python -m benchmarks.store` times it.
 """
 
-from typing import Any
-
 import duckdb
-import numpy as np
 
 from labelstore.store.keys import content_key
 
@@ -24,24 +21,12 @@ def whole_number(column: str) -> str:
 
 def id_hash(column: str) -> str:
     """Make SQL for the 64-bit hash of a text id: a canonical whole number mixes its value, other text uses md5."""
-    return f"coalesce({_mix(f'({whole_number(column)} + 1)')}, md5_number_lower({column}))"
+    return f"coalesce({number_hash(whole_number(column))}, md5_number_lower({column}))"
 
 
-def number_hashes(numbers: Any) -> Any:
-    """:func:`id_hash` of ids that are canonical whole numbers (an array of 64-bit integers), as uint64."""
-    return _mixed(numbers.view(np.uint64) + np.uint64(1))
-
-
-def row_hashes(id_hashes: Any, ranks: Any, scores: Any) -> Any:
-    """Hash rows as :func:`row_sum` does, as an array of uint64; scores are float32."""
-    bits = scores.view(np.uint32).astype(np.uint64)
-    h = _mixed(id_hashes ^ (ranks.astype(np.uint64) * np.uint64(_RANK)))
-    h = _mixed(_mixed(h ^ (bits * np.uint64(_SCORE))))
-    return h ^ (h >> np.uint64(29))
-
-
-def _mixed(h: Any) -> Any:
-    return ((h & np.uint64(_LOW)) * np.uint64(_A)) ^ ((h >> np.uint64(32)) * np.uint64(_B))
+def number_hash(number: str) -> str:
+    """Make SQL for :func:`id_hash` of a canonical whole number, by its value."""
+    return _mix(f"({number} + 1)::UBIGINT")
 
 
 def _mix(x: str) -> str:

@@ -13,7 +13,7 @@ import duckdb
 from labelstore.errors import BadInput, UsageError
 from labelstore.provenance import record as provenance
 from labelstore.store import foreign
-from labelstore.store.label_store import LabelStore
+from labelstore.store.label_store import LabelStore, Undo
 from labelstore.upkeep.merge.folders import lacking
 from labelstore.upkeep.merge.maps import Contradiction, Maps
 from labelstore.upkeep.merge.match_corpora import match_collections, match_datasets
@@ -48,10 +48,6 @@ class Contradictory(BadInput):
             hint=first.hint,
         )
         self.contradictions = found
-
-
-class _NothingNew(Exception):
-    """Rolls the transaction back: merging the same store again leaves no trace."""
 
 
 def merge_stores(
@@ -99,8 +95,6 @@ def merge_stores(
             say(f"{copy.name}: its folder is not copied: {'; '.join(problems)}")
     try:
         _write(store, other, rename_suffix, clock, done)
-    except _NothingNew:
-        pass
     except duckdb.ConstraintException as error:
         text = str(error).splitlines()[0]
         raise BadInput(
@@ -130,7 +124,7 @@ def _write(
         writer.run()
         done.taken = list(writer.taken.values())
         if not writer.changed:
-            raise _NothingNew
+            raise Undo
         done.new = True
         for taken in done.taken:
             known = taken.there - taken.new - taken.stale

@@ -13,6 +13,7 @@ from labelstore.errors import BadInput, DataMissing
 from labelstore.files import jsonl
 from labelstore.files import lines as formats
 from labelstore.files import trec as trec_module
+from labelstore.files.run_lines import run_lines
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -45,12 +46,12 @@ def test_a_file_cut_anywhere_or_flipped_is_refused(tmp_path: Path, pack) -> None
         path = write(tmp_path / "run", whole[:cut])
         with pytest.raises(BadInput, match="cut short or damaged"):
             list(trec_module.read_run(path))
-        with pytest.raises(BadInput):
-            formats.check_intact(path)
+        with pytest.raises(BadInput, match="cut short or damaged"):
+            run_lines(path, tmp_path)
     broken = bytearray(whole)
     broken[len(whole) // 2] ^= 0x55
-    with pytest.raises(BadInput):
-        formats.check_intact(write(tmp_path / "run", bytes(broken)))
+    with pytest.raises(BadInput, match="cut short or damaged"):
+        run_lines(write(tmp_path / "run", bytes(broken)), tmp_path)
 
 
 def test_only_newline_ends_a_line(tmp_path: Path) -> None:

@@ -314,27 +314,28 @@ def test_a_line_of_100_mb_is_refused_by_its_number(tmp_path: Path) -> None:
         list(trec.read_run(run))
 
 
-def test_the_hash_of_rows_is_one_in_numpy_and_in_sql() -> None:
-    """Imports hash in numpy, verify in SQL."""
+def test_the_hash_of_rows_in_sql_is_as_it_was_defined() -> None:
+    """Stores hold these hashes: the same in whole numbers of any size, step by step."""
     import duckdb
-    import numpy as np
 
-    from labelstore.store.row_hashes import id_hash, number_hashes, row_hashes, row_sum
+    from labelstore.store.row_hashes import id_hash, number_hash, row_sum
 
-    numbers = np.array([0, 1, 7, 8_841_822, 10**17 - 1], dtype=np.uint64)
-    scores = np.array([-1.5, 0.0, -0.0, 3.4e38, 1e-45], dtype=np.float32)
-    ranks = np.arange(1, 6)
-    own = row_hashes(number_hashes(numbers), ranks, scores)
+    def mixed(h: int) -> int:
+        return ((h & 0xFFFFFFFF) * 2654435769) ^ ((h >> 32) * 2246822519)
+
+    def hashed(number: int, rank: int, score: float) -> int:
+        (bits,) = struct.unpack("I", struct.pack("f", score))
+        h = mixed(mixed(mixed(mixed(number + 1) ^ (rank * 3266489917)) ^ (bits * 668265263)))
+        return h ^ (h >> 29)
+
+    numbers = [0, 1, 7, 8_841_822, 10**17 - 1]
+    scores = [-1.5, 0.0, -0.0, 3.4e38, 1e-45]
+    rows = [(k, str(n), k + 1, s) for k, (n, s) in enumerate(zip(numbers, scores, strict=True))]
     with duckdb.connect() as con:
         con.execute("CREATE TABLE t (query INTEGER, doc_id VARCHAR, rank INTEGER, score FLOAT)")
-        con.executemany(
-            "INSERT INTO t VALUES (?, ?, ?, ?)",
-            [
-                (k, str(n), int(r), float(s))
-                for k, (n, r, s) in enumerate(zip(numbers, ranks, scores, strict=True))
-            ],
-        )
-        sums = con.execute(
-            row_sum(f"(SELECT *, {id_hash('doc_id')} AS id_hash FROM t)") + " ORDER BY query"
-        ).fetchall()
-    assert [total for _, total, _ in sums] == [int(h) for h in own]
+        con.executemany("INSERT INTO t VALUES (?, ?, ?, ?)", rows)
+        for by in (id_hash("doc_id"), number_hash("doc_id::BIGINT")):
+            sums = con.execute(row_sum(f"(SELECT *, {by} AS id_hash FROM t)") + " ORDER BY query").fetchall()
+            assert [total for _, total, _ in sums] == [
+                hashed(n, k, s) for k, (n, s) in enumerate(zip(numbers, scores, strict=True), 1)
+            ]

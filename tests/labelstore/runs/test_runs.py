@@ -17,7 +17,6 @@ from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput
 from labelstore.provenance import record as provenance
-from labelstore.runs import checked_lines as run_lines
 from labelstore.runs import export, import_run
 from labelstore.runs import write as runs
 from labelstore.store import lookup
@@ -248,9 +247,9 @@ def test_unknown_lines_can_be_left_out_with_counts(store: LabelStore, tmp_path: 
     lines = [FINE, "zz Q0 02 1 5 t", "q0 Q0 98 2 8 t", "q0 Q0 02 3 7 t", "else Q0 01 1 3 t", "zz Q0 99 2 4 t"]
     imported = import_run.import_run(store, write(tmp_path / "r", lines), "mine", "r", skip_unknown=True)
     assert {reason: n for reason, (n, _) in imported.drops.items()} == {
-        run_lines.UNKNOWN_QUERY: 2,
-        run_lines.UNKNOWN_PASSAGE: 1,
-        run_lines.OTHER_QUERY: 1,
+        import_run.UNKNOWN_QUERY: 2,
+        import_run.UNKNOWN_PASSAGE: 1,
+        import_run.OTHER_QUERY: 1,
     }
     assert [(q, r, d) for q, r, d, _ in ranked(store)] == [("q0", 1, "01"), ("q0", 2, "02")]
     with store.read() as con:
@@ -260,7 +259,7 @@ def test_unknown_lines_can_be_left_out_with_counts(store: LabelStore, tmp_path: 
 
 def test_queries_of_another_dataset_are_left_out_without_a_fuss(store: LabelStore, tmp_path: Path) -> None:
     imported = import_run.import_run(store, write(tmp_path / "r", [FINE, "else Q0 77 1 3 t"]), "mine", "r")
-    assert {reason: n for reason, (n, _) in imported.drops.items() if n} == {run_lines.OTHER_QUERY: 1}
+    assert {reason: n for reason, (n, _) in imported.drops.items() if n} == {import_run.OTHER_QUERY: 1}
     before = state(store)
     with pytest.raises(BadInput, match="none of its 1 lines"):
         import_run.import_run(store, write(tmp_path / "s", ["else Q0 01 1 3 t"]), "mine", "s")
