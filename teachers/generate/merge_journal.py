@@ -1,7 +1,7 @@
 """Journal segments into the store: short transactions, safe to repeat, a segment removed only after a checkpoint."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -155,14 +155,8 @@ def _merge(store: LabelStore, folder: Path) -> MergedJournal:
                 f"journal segment {path.name}: {damage.torn} bytes of an unfinished last line,"
                 f" {len(damage.lines)} damaged lines skipped"
             )
-    lost = _lost(
-        line for lines in (*wrong.values(), *(said for _, said in journal.aside(folder))) for line in lines
-    )
 
     def lists(con: duckdb.DuckDBPyConnection, target: Target, chunk: list[Record]) -> None:
-        gone = [key for r in chunk if r["t"] == "permutation" for _, key in r["calls"] if key in lost]
-        if gone:
-            raise BadInput(f"it was made from call {gone[0]}, which could not be merged")
         new, failed = target.lists(con, chunk)
         done.permutations += new
         done.quarantined += failed
@@ -245,11 +239,6 @@ def _summed(reasons: list[str]) -> str:
     return reasons[0] + (f" (and {len(reasons) - 1:,} more)" if len(reasons) > 1 else "")
 
 
-def _lost(reasons: Iterable[str]) -> frozenset[str]:
-    """The keys of calls that could not be merged: no permutation made from one may come in without it."""
-    return frozenset(line.split(":")[0].removeprefix("call ") for line in reasons if line.startswith("call "))
-
-
 @contextmanager
 def _target(store: LabelStore, head: Record) -> Iterator[tuple[duckdb.DuckDBPyConnection, "Target"]]:
     """The store open for one segment, checkpointed when it is let go."""
@@ -329,7 +318,10 @@ class Target:
                 used=_table(_USED, ((r["query_id"], step, key) for r in made for step, key in r["calls"])),
             ):
                 new = labels.store_permutations(con, self.labeling, "merging_lists", "merging_items").new
-                labels.store_labeling_calls(con, self.labeling, "merging_used")
+                kept = labels.store_labeling_calls(con, self.labeling, "merging_used")
+            wanted = {(r["query_id"], step, key) for r in made for step, key in r["calls"]}
+            if kept != len(wanted):
+                raise BadInput(f"it was made from {len(wanted)} calls, of which the store holds {kept}")
         failures = [r for r in records if r["t"] == "quarantine"]
         if failures:
             rows = (
@@ -377,9 +369,11 @@ class _registered:
         for name, table in self._tables.items():
             self._con.register(f"merging_{name}", table)
 
-    def __exit__(self, *_: object) -> None:
-        for name in self._tables:
-            self._con.unregister(f"merging_{name}")
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # an error inside may have ended the transaction, and then it is the error that counts: the rollback unregisters
+        with suppress(duckdb.TransactionException) if kind is not None else nullcontext():
+            for name in self._tables:
+                self._con.unregister(f"merging_{name}")
 
 
 def _table(schema: pa.Schema, rows: Iterable[tuple[Any, ...]]) -> pa.Table:
