@@ -299,8 +299,8 @@ class OpenAIEngine:
         prompt = request.text or "".join(message["content"] for message in request.messages)
         most_in = max(len(prompt.encode("utf-8", "surrogatepass")), request.n_prompt_tokens) + _SLACK_IN
         most_out = max(request.max_tokens, len(answer.text.encode())) + _SLACK_OUT
-        tokens_in = believed(answer.tokens_in, most_in, something=True)
-        tokens_out = believed(answer.tokens_out, most_out, something=bool(answer.text))
+        tokens_in = believed(answer.tokens_in, prompt, most_in)
+        tokens_out = believed(answer.tokens_out, answer.text, most_out)
         reason = server.mask.reply(answer.finish_reason or "")[:MAX_REASON] or None
         return Completion(
             ticket=request.ticket,

@@ -12,6 +12,9 @@ from teachers.journal.exact_json import clean
 
 MAX_BODY = 8 << 20  # bytes of an answer, decompressed; a ranking of 1,000 passages takes a few thousand
 MAX_TOKENS = 10_000_000  # a larger count is no count
+LONGEST_TOKEN = (
+    32  # bytes of text, on the average; English takes 4 to 5, scripts of three bytes a character up to 15
+)
 MAX_REASON = 64  # characters of a finish reason that are kept
 
 
@@ -151,14 +154,14 @@ def _count(value: Any) -> int | None:
     return int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None  # NaN fails the first
 
 
-def believed(count: int | None, most: int, something: bool) -> int | None:
-    """A server's count of tokens, or None where it sent none or one that cannot be true.
+def believed(count: int | None, text: str, most: int) -> int | None:
+    """A server's count of a text's tokens, or None where it sent none or one that cannot be true.
 
     Args:
-        most: that the text can have.
-        something: whether it has any, so that 0 is no count of it.
+        most: that the text can have. The least is a token for every :data:`LONGEST_TOKEN` bytes.
     """
-    return None if count is None or count > most or (count == 0 and something) else count
+    least = -(-len(text.encode("utf-8", "replace")) // LONGEST_TOKEN)
+    return None if count is None or not least <= count <= most else count
 
 
 def _first_position(logprobs: Any) -> dict[str, float] | None:

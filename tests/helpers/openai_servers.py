@@ -30,7 +30,12 @@ def good(body: dict[str, Any], reply: str | None = None) -> Answer:
     }
     if "prompt" in body:
         choice["text"] = text
-    return 200, {}, {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 5 * n}}
+    prompt_tokens = max(100, sum(len(message["content"]) for message in messages) // 5)
+    return (
+        200,
+        {},
+        {"choices": [choice], "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 5 * n}},
+    )
 
 
 class Server:

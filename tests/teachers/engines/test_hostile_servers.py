@@ -51,6 +51,10 @@ FIELDS = (
     "prompt_tokens",
     "completion_tokens",
     "choices",
+    "choice",
+    "message",
+    "logprobs",
+    "error",
     "all",
 )
 
@@ -61,13 +65,19 @@ def spoilt(body: dict[str, Any], field: str, value: Any) -> Answer:
     choice = answer["choices"][0]
     if field == "all":
         return status, headers, value
+    if field == "error":
+        return (400, 413, 422)[len(str(value)) % 3], {}, {"error": value}
+    if field == "choice":
+        answer["choices"] = [value, *answer["choices"]]
+    if field in ("message", "logprobs"):
+        choice[field] = value
     if field in ("content", "refusal"):
         choice["message"] |= {"content": None, field: value}
     elif field == "finish_reason":
         choice[field] = value
     elif field in ("usage", "choices"):
         answer[field] = value
-    else:
+    elif field in ("prompt_tokens", "completion_tokens"):
         answer["usage"][field] = value
     return status, headers, answer
 
@@ -103,6 +113,7 @@ def test_any_json_in_any_field_ends_the_call_and_the_next_job_runs(
 @pytest.mark.parametrize(
     "usage",
     [None, {}, {"prompt_tokens": 9_999_999, "completion_tokens": 3}, {"prompt_tokens": 0}, "free", [7],
+     {"prompt_tokens": 1, "completion_tokens": 9}, {"prompt_tokens": 7, "completion_tokens": 0},
      {"prompt_tokens": -1, "completion_tokens": 10**40}],
 )  # fmt: skip
 def test_absurd_usage_is_counted_here_and_the_row_says_so(tmp_path: Path, usage: Any) -> None:

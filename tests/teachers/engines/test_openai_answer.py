@@ -135,7 +135,18 @@ def test_nesting_of_any_depth_is_named(depth: int) -> None:
             assert len(caught.value.message(str)) < 400
 
 
-def test_counts_beyond_what_a_text_can_have_are_not_believed() -> None:
-    assert believed(100, 4096, something=True) == 100
-    assert believed(0, 4096, something=False) == 0
-    assert [believed(count, 4096, something=True) for count in (None, 0, 4097, 9_000_000)] == [None] * 4
+@pytest.mark.parametrize(
+    ("text", "counts", "absurd"),
+    [
+        ("[2] > [1] > [3]", [1, 8, 4096], [None, 0, -1, 4097, 9_000_000]),
+        ("a prompt of English words " * 100, [650, 82], [None, 0, 1, 81]),
+        ("\u65e5\u672c\u8a9e\u306e\u6587 " * 50, [400, 90], [0, 3, 20]),
+        ("", [0, 7], [None, -1, 5000]),
+        ("x" * 3_000, [94, 3000], [93, 12]),
+    ],
+)
+def test_counts_beyond_what_a_text_can_have_are_not_believed(
+    text: str, counts: list[int], absurd: list[int | None]
+) -> None:
+    assert [believed(count, text, 4096) for count in counts] == counts
+    assert [believed(count, text, 4096) for count in absurd] == [None] * len(absurd)
