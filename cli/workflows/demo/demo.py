@@ -16,7 +16,7 @@ from cli.workflows.steps import Steps
 
 COLLECTION = "docstrings"
 TEST, DEV, TRAIN = (f"{COLLECTION}/{part}" for part in ("test", "dev", "train"))
-REGIMES = ("cl", "kd", "cl,kd")
+REGIMES = ("cl", "kd", "kd,cl")  # the last begins with the stage of the one before it
 _ANEW = "`msft demo --fresh` replaces it; `--folder OTHER` keeps it"
 
 
