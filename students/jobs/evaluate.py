@@ -120,20 +120,15 @@ def evaluate(
             missing.append(name)
             continue
         names[number] = own
-        with store.read() as con:
-            of = lookup.dataset(con, own)
-            wanted = [measuring.canonical(m) for m in measures] or evaluation.default_measures(of)
-            # Before any work: there are judgments, and the measures fit their grades.
-            measuring.check_grades(wanted, systems.qrels(con, of))
+        wanted = _measures(store, own, measures)
         ensure_first_stage(store, own, depth, talk)
         over = first_stages(store, own, runs)
         if rerank:
             todo = pending(store, own, students, over, depth)
             rerank_pending(store, own, todo, depth, talk)
         if fuse:
-            fuse_students(
-                store, own, students, over, wanted[0], fuse if isinstance(fuse, str) else None, talk
-            )
+            on = fuse if isinstance(fuse, str) else None
+            fuse_students(store, own, students, over, wanted[0], on, talk)
         rows += evaluation.evaluate(
             store,
             own,
@@ -149,6 +144,20 @@ def evaluate(
     if suite:
         rows += suites.macro_means(suite, rows, names)
     return Evaluated(rows, missing, len(names))
+
+
+def _measures(store: LabelStore, dataset: str, measures: Sequence[str]) -> list[str]:
+    """Name the measures, by default the dataset's.
+
+    Raises:
+        DataMissing: the dataset has no judgments.
+        UsageError: a measure that is unknown or does not fit the grades.
+    """
+    with store.read() as con:
+        of = lookup.dataset(con, dataset)
+        wanted = [measuring.canonical(m) for m in measures] or evaluation.default_measures(of)
+        measuring.check_grades(wanted, systems.qrels(con, of))
+    return wanted
 
 
 def _names(store: LabelStore, datasets: str | Sequence[str], suite: str | None, talk: Talk) -> list[str]:

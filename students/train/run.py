@@ -28,6 +28,7 @@ from students.model.encoder import CrossEncoder
 from students.recipes.recipe import Recipe, Stage
 from students.text.token_cache import TokenCache
 from students.train import checkpoints, diagnostics
+from students.train.checkpoints import StageState
 from students.train.records import Records, stage_record
 from students.train.stage import Note, StageRun, Tick
 from students.train.steps import Task
@@ -139,26 +140,8 @@ def _train(
             offset=sum(row["steps"] for row in records.stages()), trackers=bool(trackers),
         )  # fmt: skip
         state = run.train(resume if stage.number == begun else None)
-        following = out / f"start-{stage.number + 1}.safetensors"
         if accelerator.is_main_process:
-            moved = diagnostics.weights_moved(encoder.model, start)
-            for sentence in diagnostics.of_stage(stage, state, moved, sum(len(t.view.train) for t in tasks)):
-                say(sentence)
-            checkpoints.save_weights(encoder.model, following)
-            records.add_stage(
-                stage_record(
-                    recipe,
-                    stage,
-                    state,
-                    hashes[stage.number - 1],
-                    encoder,
-                    run.settings,
-                    moved,
-                    start,
-                    following,
-                )
-            )
-            checkpoints.clear(out)
+            _record_stage(run, state, hashes[stage.number - 1], records)
         accelerator.wait_for_everyone()
     if begun > len(recipe.stages):  # stopped between the last stage and the end
         checkpoints.load_weights(encoder.model, out / f"start-{begun}.safetensors")
@@ -173,6 +156,20 @@ def _train(
     if trackers:
         accelerator.end_training()
     return TrainingResult(out / "model", records.stages(), records.log())
+
+
+def _record_stage(run: StageRun, state: StageState, hashes: dict[str, str], records: Records) -> None:
+    """Keep the weights that a stage ends with and its row; then its checkpoints go."""
+    number, model = run.stage.number, run.encoder.model
+    start, following = (run.out / f"start-{n}.safetensors" for n in (number, number + 1))
+    moved = diagnostics.weights_moved(model, start)
+    for sentence in diagnostics.of_stage(run.stage, state, moved, sum(len(t.view.train) for t in run.tasks)):
+        run.say(sentence)
+    checkpoints.save_weights(model, following)
+    records.add_stage(
+        stage_record(run.recipe, run.stage, state, hashes, run.encoder, run.settings, moved, start, following)
+    )
+    checkpoints.clear(run.out)
 
 
 def _alone(out: Path, main: bool) -> AbstractContextManager[None]:
