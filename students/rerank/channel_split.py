@@ -6,7 +6,6 @@ channel is split into several, each with an equal part of it (Zhao et al. 2019, 
 1901.09504), and each token has a scale of its own. Pairs of random tokens tell which channels are large.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -19,9 +18,6 @@ from students.text.tokens import Tokens, id_type
 
 if TYPE_CHECKING:
     from students.model.encoder import CrossEncoder
-
-Largest = Mapping[nn.Linear, torch.Tensor]
-"""The largest absolute value of each input channel of a linear map, (in_features,) fp32."""
 
 EXTRA_CHANNELS = 32  # copies of large channels beside a product's own; instructions take 32 at once
 LEAST = 1e-9  # what counts as the largest value where all are 0
@@ -37,7 +33,7 @@ def largest_inputs(encoder: "CrossEncoder") -> dict[nn.Linear, torch.Tensor]:
         encoder: in eval mode; its own forward is run, so that every architecture will do.
 
     Returns:
-        `Largest` of the maps that were called.
+        For each map that was called, the largest absolute value of each input channel, (in_features,) fp32.
 
     Raises:
         StudentError: the model computes what is no number.
@@ -78,7 +74,7 @@ class Split(nn.Module):
     """Input channels as a product takes them: a large one several times, with an equal part of it each time.
 
     Args:
-        largest: (in_features,) as in `Largest`. The channel whose part is the largest is given one more, ``extra`` times.
+        largest: (in_features,) of `largest_inputs`. The channel whose part is the largest is given one more, ``extra`` times.
     """
 
     source: torch.Tensor  # (in_features + extra,) int64
