@@ -201,9 +201,9 @@ def memory(folder: Path, options: argparse.Namespace, queries: int) -> Row:
     made = f"from pathlib import Path; from benchmarks.labelling_store import make; make(Path({str(path)!r}), {queries})"
     subprocess.run([sys.executable, "-c", made], check=True)
     from labelstore.store.label_store import LabelStore
-    from teachers.generate import child_process as apart
+    from teachers.generate import child_process
 
-    apart.LARGE_BYTES = apart.LARGE_CANDIDATES = (
+    child_process.LARGE_BYTES = child_process.LARGE_CANDIDATES = (
         0  # the small job, too, reads and merges in a process of its own
     )
     generate(LabelStore(path), Settings(model="rankzephyr", canaries=0), engine=ScriptedEngine(hashed_order))

@@ -19,8 +19,7 @@ from labelstore.provenance import record as provenance
 from labelstore.store.job_lock import labeling_alone
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Engine
-from teachers.generate import canary
-from teachers.generate import child_process as apart
+from teachers.generate import canary, child_process
 from teachers.generate import make_engine as engines
 from teachers.generate import merge_journal as merge
 from teachers.generate.calls import Labelling, Rendering
@@ -119,7 +118,7 @@ def _recorded(
     progress: Progress | None,
 ) -> Labelled:
     settings = made.settings
-    before = apart.merge_small_or_large(store, folder, note)
+    before = child_process.merge_small_or_large(store, folder, note)
     if before.calls:
         note(f"merged {before.calls:,} calls that an earlier job left in the journal")
     budget = Budget(
@@ -178,7 +177,7 @@ def _labelled(running: _Running, engine: Engine | None, build: Build) -> Labelle
                 else:
                     _label_here(running, engine, build, work, sung)
             finally:
-                running.aside += apart.merge_small_or_large(store, folder, running.note).aside
+                running.aside += child_process.merge_small_or_large(store, folder, running.note).aside
     return _result(running, queries)
 
 
@@ -258,7 +257,7 @@ class _Ticker:
         self._priced = running.plan.row.input_price is not None
         self._store = LabelStore(running.store.path, lock_wait=0.0)
         self._began = time.monotonic()
-        self._merging: apart.Call | None = None
+        self._merging: child_process.Call | None = None
 
     def __call__(self, figures: Figures) -> None:
         running = self._running
@@ -269,7 +268,7 @@ class _Ticker:
             self.finish()
         if self._merging is None and time.monotonic() - self._began >= MERGE_SECONDS:
             self._rotate()
-            self._merging = apart.Call(merge.merge_journal, self._store, running.folder)
+            self._merging = child_process.Call(merge.merge_journal, self._store, running.folder)
             self._began = time.monotonic()
 
     def finish(self) -> None:
@@ -288,10 +287,10 @@ def _work(running: _Running, path: Path) -> Iterator[tuple[Work, int, dict[str, 
     """The working file with what is left to do, how many queries the job has in all, and the first canaries."""
     _remove_stale(path.parent)
     try:
-        if running.plan.run.n_candidates < apart.LARGE_CANDIDATES:
+        if running.plan.run.n_candidates < child_process.LARGE_CANDIDATES:
             queries, sung = filled(running.store, running.plan, path)
         else:
-            queries, sung = apart.Call(filled, running.store, running.plan, path).result()
+            queries, sung = child_process.Call(filled, running.store, running.plan, path).result()
         work = Work(path, keep=True)
         try:
             yield work, queries, sung

@@ -23,7 +23,7 @@ from labelstore.provenance import record as provenance
 from labelstore.store import lookup
 from labelstore.store.job_lock import labeling_alone
 from labelstore.store.label_store import LabelStore
-from teachers.generate import child_process as apart
+from teachers.generate import child_process
 from teachers.generate import stored_replies as stored
 from teachers.generate.calls import permutation_record
 from teachers.generate.merge_journal import Target
@@ -91,7 +91,7 @@ def reread(store: LabelStore, name: str, *, dry_run: bool = False) -> Done:
     with ExitStack() as locks:
         if not dry_run:
             locks.enter_context(labeling_alone(store, name))
-            apart.merge_small_or_large(store, store.folder("journal"), lambda note: None)
+            child_process.merge_small_or_large(store, store.folder("journal"), lambda note: None)
         with store.read() as con:
             of = lookup.labeling(con, name)
             _check_replies(con, of)

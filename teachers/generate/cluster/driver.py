@@ -19,7 +19,7 @@ from labelstore.errors import StoreError
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Engine
 from teachers.errors import ExitCode, MsftError, TeacherError
-from teachers.generate import child_process as apart
+from teachers.generate import child_process
 from teachers.generate.cluster import resources as cluster_resources
 from teachers.generate.cluster.worker import Assignment, Part, Report, Worker
 from teachers.generate.fill_worklist import answers
@@ -246,7 +246,7 @@ class Driver:
     def _take_up(self) -> None:
         """Merge what is journaled, then queue again what lost workers left unfinished, with its answers."""
         try:
-            apart.merge_small_or_large(self.store, self.folder, self.note)
+            child_process.merge_small_or_large(self.store, self.folder, self.note)
             with self.store.read() as con:
                 left = self._unfinished(con)
                 of_queries = f"""SELECT number, query FROM taken_up JOIN queries USING (query_id)

@@ -15,8 +15,7 @@ from benchmarks.labelling_store import make
 from labelstore.errors import DataMissing, MsftError, StoreError
 from labelstore.store.label_store import LabelStore
 from teachers.errors import TeacherError
-from teachers.generate import child_process as apart
-from teachers.generate import job
+from teachers.generate import child_process, job
 from teachers.generate.job import generate
 from teachers.generate.merge_journal import MergedJournal, merge_journal
 from teachers.generate.settings import Settings
@@ -47,7 +46,7 @@ def rows(store: LabelStore, sql: str) -> list[tuple[Any, ...]]:
 )
 def test_what_is_raised_there_is_raised_here(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
-        apart.Call(_raise, error).result()
+        child_process.Call(_raise, error).result()
     assert str(caught.value) == str(error)
     for name in ("hint", "exit_code"):
         assert getattr(caught.value, name, None) == getattr(error, name, None)
@@ -67,7 +66,7 @@ def _die() -> None:
 
 
 def test_what_is_printed_there_is_no_answer(capfd: pytest.CaptureFixture[str]) -> None:
-    call = apart.Call(_talk, "hello")
+    call = child_process.Call(_talk, "hello")
     assert call.result() == "hello!"
     assert call.done
     assert capfd.readouterr() == ("", "hello\n")
@@ -75,7 +74,7 @@ def test_what_is_printed_there_is_no_answer(capfd: pytest.CaptureFixture[str]) -
 
 def test_a_process_that_dies_is_an_error() -> None:
     with pytest.raises(MsftError, match="code -9") as caught:
-        apart.Call(_die).result()
+        child_process.Call(_die).result()
     assert "run the same command again" in (caught.value.hint or "")
 
 
@@ -85,17 +84,17 @@ def test_a_job_that_reads_and_merges_apart_makes_the_same_labels(
     here = make(tmp_path / "here.duckdb", 12, length=lambda k: 20 + 7 * k)
     there = make(tmp_path / "there.duckdb", 12, length=lambda k: 20 + 7 * k)
     generate(here, SETTINGS, engine=ScriptedEngine(hashed_order))
-    monkeypatch.setattr(apart, "LARGE_BYTES", 0)
-    monkeypatch.setattr(apart, "LARGE_CANDIDATES", 0)
+    monkeypatch.setattr(child_process, "LARGE_BYTES", 0)
+    monkeypatch.setattr(child_process, "LARGE_CANDIDATES", 0)
     monkeypatch.setattr(job, "MERGE_SECONDS", 0.3)
     began: list[Any] = []
-    real = apart.Call
+    real = child_process.Call
 
-    def noted(function: Any, *arguments: Any) -> apart.Call:
+    def noted(function: Any, *arguments: Any) -> child_process.Call:
         began.append(function)
         return real(function, *arguments)
 
-    monkeypatch.setattr(apart, "Call", noted)
+    monkeypatch.setattr(child_process, "Call", noted)
     slow = ScriptedEngine(hashed_order, delay=lambda request: 0.2, capacity=4)
     result = generate(there, SETTINGS, engine=slow)
     assert (result.labelled, result.left) == (12, 0)
@@ -126,7 +125,7 @@ def test_a_merge_that_outlives_its_job_is_waited_for(tmp_path: Path, monkeypatch
     store = make(tmp_path / "s.duckdb", 6)
     folder = store.folder("journal")
     with monkeypatch.context() as patch:
-        patch.setattr(apart, "merge_small_or_large", lambda *_: MergedJournal())
+        patch.setattr(child_process, "merge_small_or_large", lambda *_: MergedJournal())
         generate(store, SETTINGS, engine=ScriptedEngine(hashed_order))
     assert journal.segments(folder)
     orphan = subprocess.Popen(
