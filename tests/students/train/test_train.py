@@ -414,7 +414,7 @@ def test_a_measure_that_validation_cannot_give(recipe, views, tmp_path):
 def test_a_finished_training_is_taken_as_it_is_and_another_is_refused(recipe, views, tmp_path, monkeypatch):
     first = train(recipe("cl", epochs=1), [views["cl"]], tmp_path / "out")
     kept = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert kept == ["model", "stages.json", "training.json", "training_log.jsonl"]
+    assert kept == [".lock", "model", "stages.json", "training.json", "training_log.jsonl"]
     with pytest.raises(StudentError, match="holds another training: its stages differ") as raised:
         train(recipe("cl", epochs=2), [views["cl"]], tmp_path / "out")
     assert raised.value.exit_code == 2
