@@ -151,7 +151,7 @@ def test_many_datasets_and_rows_stay_within_bounds(
     [
         (["--dataset", "toy/tset"], 4, "toy/test"),
         (["--measure", "nGCD@10"], 2, "nGCD@10"),
-        (["--queries", "0"], 2, "at least 1"),
+        (["--queries", "0"], 2, "expected 1 or more"),
         (["-o", "/proc/nowhere/report.html"], 1, "cannot be written"),
     ],
 )
