@@ -110,7 +110,7 @@ def _add_staged(
         notes += _without_text(con, judged)
     if not n_members:
         raise BadInput(
-            f"{request.source or request.name}: there is no query to keep",
+            f"{request.source or request.name}: it has no query to keep",
             hint="a folder needs queries.tsv, or the collection must hold the queries that the qrels name",
         )
     role = request.role or place.role or catalog.role(request.name, judged is not None)

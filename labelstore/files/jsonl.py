@@ -68,7 +68,7 @@ def read_documents(path: Path) -> Iterator[Document]:
         text, title = row.get("text", row.get("contents")), row.get("title")
         for name, value in (("text", text), ("title", title)):
             if value is not None and not isinstance(value, str):
-                raise BadInput(f"{path}:{number}: {name} is no text", hint="it must be a JSON string")
+                raise BadInput(f"{path}:{number}: {name} is not text", hint="it must be a JSON string")
         if text is None and "text" not in row and "contents" not in row:
             raise BadInput(
                 f"{path}:{number}: no field text", hint='each line is {"doc_id": "…", "text": "…"}'

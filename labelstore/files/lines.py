@@ -114,7 +114,7 @@ def lines(path: Path, longest: int | None = None) -> Iterator[tuple[int, bytes]]
                     line = line.removeprefix(BYTE_ORDER_MARK)
                 if b"\x00" in line:
                     raise BadInput(
-                        f"{path}:{number}: a NUL byte; this is no text file or a damaged one",
+                        f"{path}:{number}: a NUL byte; the file is not text, or is damaged",
                         hint="text is wanted in UTF-8, without NUL bytes",
                     )
                 yield number, line

@@ -112,11 +112,11 @@ def read_run(path: Path) -> Iterator[Candidate]:
             tag = fields[5].decode()
         rank = real(place)
         if not (rank.is_integer() and abs(rank) < 2**31):
-            raise BadInput(f"{path}:{number}: rank {place.decode()!r} is no whole number", hint=hint)
+            raise BadInput(f"{path}:{number}: rank {place.decode()!r} is not a whole number", hint=hint)
         score = real(value)
         if not abs(score) < _FLOAT32_MAX:
             raise BadInput(
-                f"{path}:{number}: score {value.decode()!r} is no finite number",
+                f"{path}:{number}: score {value.decode()!r} is not a finite number",
                 hint="every candidate needs a finite score; take out the line or mend the system that wrote it",
             )
         yield Candidate(number, query.decode(), document.decode(), int(rank), score, tag)

@@ -161,7 +161,7 @@ def _id(value: Any, what: str) -> str:
 
 def _ids(value: Any, what: str) -> list[str]:
     if not isinstance(value, list):
-        raise BadList("malformed line", f"{what} is no list")
+        raise BadList("malformed line", f"{what} is not a list")
     return [_id(item, what) for item in value]
 
 
@@ -205,7 +205,7 @@ def _permutation(row: dict[str, Any], place: str) -> LabelList:
 
 def _score(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 3.4e38:
-        raise BadList("score is no finite number", f"score {value!r}")
+        raise BadList("score is not a finite number", f"score {value!r}")
     return float(value)
 
 
@@ -264,7 +264,7 @@ def _rankllm(row: dict[str, Any], place: str, parse: Parse) -> LabelList:
     ranking = []
     for hit in hits:
         if not isinstance(hit, dict):
-            raise BadList("malformed line", "a candidate is no object")
+            raise BadList("malformed line", "a candidate is not an object")
         doc_id = _id(hit.get("docid"), "docid")
         ranking.append(doc_id)
         content = hit.get("doc", hit.get("content"))
@@ -374,7 +374,7 @@ def _rankgpt(row: Any, answer: Any, place: str, parse: Parse) -> LabelList:
     if isinstance(answer, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in answer):
         answer = " > ".join(f"[{i}]" for i in answer)
     if not isinstance(answer, str):
-        raise BadList("malformed reply", "the permutation at this position is no text")
+        raise BadList("malformed reply", "the permutation at this position is not text")
     hits = row.get("retrieved_passages", row.get("hits"))
     if not isinstance(hits, list) or not all(isinstance(hit, dict) for hit in hits):
         raise BadList("malformed line", "no retrieved_passages")

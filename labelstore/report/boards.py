@@ -131,7 +131,7 @@ def board(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, wanted: Sequence[s
     if n_stale:
         made.notes.append(
             f"{n_stale} evaluations of rankings or judgments that were replaced since are left out: "
-            f"msft eval --dataset {of.name} measures anew"
+            f"msft eval --dataset {of.name} measures again"
         )
     if of.qrels_hash is None or not measured:
         return made

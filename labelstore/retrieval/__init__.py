@@ -74,7 +74,7 @@ def retrieve(
     if name in existing:
         old = existing[name]
         if old.system == retriever.system and wanted.items() <= old.parameters.items():
-            note(f"run {name} over {of.name} is there already")
+            note(f"the store already has run {name} over {of.name}")
             return old
         if not replace:
             raise BadInput(

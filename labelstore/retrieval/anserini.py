@@ -195,7 +195,7 @@ def find_java() -> Path:
             return candidate
         seen.append(f"{candidate} is version {version or 'unknown'}")
     raise DataMissing(
-        f"Anserini needs Java {LEAST_JAVA} or later; " + ("; ".join(seen) or "there is no Java"),
+        f"Anserini needs Java {LEAST_JAVA} or later; " + ("; ".join(seen) or "no Java is found"),
         hint=_INSTALL,
     )
 

@@ -128,7 +128,7 @@ def find_python() -> Path:
     named = os.environ.get(ENVIRONMENT)
     if named:
         if not Path(named).is_file():
-            raise DataMissing(f"{ENVIRONMENT} names {named}, which is no file", hint="make setup-colbert")
+            raise DataMissing(f"{ENVIRONMENT} names {named}, which is not a file", hint="make setup-colbert")
         return Path(named)
     for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
         python = root / ".venv-colbert" / "bin" / "python"

@@ -70,7 +70,7 @@ def store_run(
     )
     n = _value(con, f"SELECT count(*) FROM {relation}")
     if not n:
-        raise BadInput(f"run {name}: there is no candidate", hint="a run needs at least one")
+        raise BadInput(f"run {name} has no candidate", hint="a run needs at least one")
     if n != _value(con, "SELECT count(*) FROM ranked_rows"):
         raise BadInput(f"run {name}: some of its {n:,} candidates name no document of the store")
     bad = _value(con, "SELECT count(*) FROM ranked_rows WHERE score IS NULL OR NOT isfinite(score)")

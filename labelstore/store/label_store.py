@@ -103,7 +103,7 @@ class LabelStore:
         """
         if not self.exists:
             raise DataMissing(
-                f"there is no store at {self.path}",
+                f"store not found: {self.path}",
                 hint="`msft data add DATASET` makes one; --store PATH or MSFT_STORE names another",
             )
         con = self._connect(read_only=True)

@@ -65,7 +65,7 @@ def export_store(store: LabelStore, folder: str | Path, progress: Progress | Non
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already", hint="name a new folder")
+        raise UsageError(f"{folder} exists already", hint="name a new folder")
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with work_folder(folder.absolute().parent) as work:
         beside = work / "archive"
@@ -220,7 +220,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise DataMissing(
-            f"{folder} is no archive: it has no manifest.json", hint="`msft export-store` makes one"
+            f"{folder} is not an archive: it has no manifest.json", hint="`msft export-store` makes one"
         )
     for odd in foreign.odd_files(folder.resolve()):
         raise BadInput(

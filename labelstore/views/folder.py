@@ -287,7 +287,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise DataMissing(
-            f"{folder} is no view folder: it has no manifest.json", hint="`msft views build` makes one"
+            f"{folder} is not a view folder: it has no manifest.json", hint="`msft views build` makes one"
         )
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -329,5 +329,5 @@ def copy_folder(folder: Path, target: Path) -> None:
         BadInput: if the target holds files.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BadInput(f"{target} is there already", hint="name a new folder with -o")
+        raise BadInput(f"{target} exists already", hint="name a new folder with -o")
     shutil.copytree(folder, target, dirs_exist_ok=True)

@@ -13,7 +13,7 @@ from labelstore.errors import UsageError
 from labelstore.store.lookup import Dataset
 
 REASON = "stands in a test set"
-HINT = "--allow-overlap trains on them all the same"
+HINT = "--allow-overlap trains on them anyway"
 
 
 def protect(con: duckdb.DuckDBPyConnection, *, allow_overlap: bool) -> None:

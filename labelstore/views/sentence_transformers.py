@@ -27,7 +27,7 @@ def write(folder: Path, layout: str, output: Path, *, scores: bool = False) -> i
     if layout not in LAYOUTS:
         raise UsageError(f"no layout {layout!r}", hint=f"--layout folder | {' | '.join(LAYOUTS)}")
     if output.exists():
-        raise BadInput(f"{output} is there already", hint="name a new file with -o")
+        raise BadInput(f"{output} exists already", hint="name a new file with -o")
     queries = pq.read_table(folder / "queries.parquet")["text"]
     passages = pq.read_table(folder / "passages.parquet")["text"]
     partial = output.with_name(output.name + ".part")

@@ -103,9 +103,7 @@ def _only_labelings(con: duckdb.DuckDBPyConnection, named: list[lookup.Dataset])
     if len(found) == 1:
         return [lookup.labeling(con, found[0][0])]
     if not found:
-        raise DataMissing(
-            "there are no labels to distil", hint="msft teachers generate, or msft teachers import FILE"
-        )
+        raise DataMissing("no labels to distil", hint="msft teachers generate, or msft teachers import FILE")
     names = [name for (name,) in found]
     raise UsageError("several labelings fit", hint=f"--labels {' | '.join(names[:8])}")
 

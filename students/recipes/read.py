@@ -70,7 +70,7 @@ def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
         path = RECIPES / f"{name_or_path}.toml"
     if not path.is_file():
         raise StudentError(
-            f"there is no recipe {name_or_path}",
+            f"recipe not found: {name_or_path}",
             hint=f"a TOML file, or one of {', '.join(shipped())}",
             exit_code=ExitCode.DATA_MISSING,
         )
@@ -117,7 +117,7 @@ def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -
                 choices.append({**chosen, **varied})
     stage_names |= _stage_names([recipe.regime for recipe in recipes])
     errors += [
-        f"[{key}]: there is no such stage (there are: {', '.join(sorted(stage_names))})"
+        f"[{key}]: no such stage (stages: {', '.join(sorted(stage_names))})"
         for key, value in settings.items()
         if isinstance(value, dict) and key.startswith("stage-") and key not in stage_names
     ]
@@ -257,7 +257,7 @@ def _check_objective(objective: Objective, errors: list[str]) -> None:
     for name in objective.parameters:
         if name not in takes:
             takers = ", ".join(loss for loss in LOSSES if name in LOSSES[loss].parameters)
-            errors.append(f"{where} {name} is no parameter of {objective.loss} (of: {takers})")
+            errors.append(f"{where} {name} is not a parameter of {objective.loss} (of: {takers})")
     for name in ("temperature", "teacher_temperature", "alpha", "positive_weight"):
         value = getattr(objective, name)
         if value is not None and value <= 0:

@@ -199,7 +199,7 @@ def parse_regime(text: str) -> tuple[tuple[str, ...], ...]:
         names = tuple(name.strip().lower() for name in part.split("+"))
         wrong = [name for name in names if name not in OBJECTIVES]
         if wrong or len(set(names)) < len(names):
-            what = f"{wrong[0]!r} is no objective" if wrong else f"{part.strip()!r} repeats an objective"
+            what = f"{wrong[0]!r} is not an objective" if wrong else f"{part.strip()!r} repeats an objective"
             raise StudentError(
                 f"regime {text!r}: {what}",
                 hint="cl, kd, cl,kd, kd,cl, longer ones, or cl+kd for both in one stage",

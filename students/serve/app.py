@@ -180,9 +180,9 @@ class _Server:
         try:
             given = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise Refused(400, "Validation", f"the body is no JSON: {error}") from error
+            raise Refused(400, "Validation", f"the body is not JSON: {error}") from error
         if not isinstance(given, dict):
-            raise Refused(422, "Validation", "the body is no JSON object")
+            raise Refused(422, "Validation", "the body is not a JSON object")
         query, texts = given.get("query"), given.get("texts")
         if not isinstance(query, str):
             raise Refused(422, "Validation", "query must be a string")

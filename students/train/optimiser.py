@@ -52,7 +52,7 @@ def _names(part: str, name: str) -> bool:
             return layer is not None and int(low) <= int(layer[1]) <= int(high or low)
         except ValueError as error:
             raise StudentError(
-                f"freeze: {part!r} is no range of layers", hint="layers:0-5", exit_code=ExitCode.USAGE
+                f"freeze: {part!r} is not a range of layers", hint="layers:0-5", exit_code=ExitCode.USAGE
             ) from error
     return part in name
 

@@ -51,7 +51,7 @@ def read_view(folder: str | Path) -> View:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StudentError(
-            f"{folder} is no view folder: it has no manifest.json",
+            f"{folder} is not a view folder: it has no manifest.json",
             hint="msft views export NAME -o FOLDER writes one",
             exit_code=ExitCode.DATA_MISSING,
         ) from error
@@ -208,7 +208,7 @@ def read_kind(folder: str | Path) -> str:
         return str(json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))["kind"])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StudentError(
-            f"{folder} is no view folder: it has no manifest.json",
+            f"{folder} is not a view folder: it has no manifest.json",
             hint="msft views export NAME -o FOLDER writes one",
             exit_code=ExitCode.DATA_MISSING,
         ) from error

@@ -144,7 +144,7 @@ def server_at(url: str, timeout: float, transport: httpx.BaseTransport | None = 
     """The server at a base URL.
 
     Raises:
-        TeacherError: if it is no http URL, or the key cannot be sent (exit code 2).
+        TeacherError: if it is not an http URL, or the key cannot be sent (exit code 2).
     """
     parts, host = _split(url)
     key = api_key(parts.hostname or "")
@@ -194,7 +194,7 @@ def _split(url: str) -> tuple[SplitResult, str]:
     ):  # a port that is no number, half an IPv6 address, no name of a host
         pass
     raise TeacherError(
-        f"--base-url {masked_url(url)!r} is no http URL",
+        f"--base-url {masked_url(url)!r} is not an http URL",
         hint="--base-url http://127.0.0.1:8000/v1",
         exit_code=ExitCode.USAGE,
     )

@@ -240,7 +240,7 @@ def _check_engine(settings: Settings, model: models.TeacherModel, engine: str, o
         or (settings.output_price if settings.output_price is not None else model.output_price) is None
     ):
         raise UsageError(
-            f"--max-cost needs prices, and {model.name} has none",
+            f"--max-cost needs prices, and {model.name} has no prices",
             hint="--input-price X --output-price Y, per million tokens",
         )
 

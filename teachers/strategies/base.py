@@ -80,7 +80,9 @@ def apply(window: Window, order: Order) -> list[int]:
         TeacherError: if `order` is no permutation of the window's places.
     """
     if len(order) != len(window) or set(order) != set(range(len(window))):
-        raise TeacherError(f"an order of {len(order)} for a window of {len(window)} is no permutation of it")
+        raise TeacherError(
+            f"an order of {len(order)} for a window of {len(window)} is not a permutation of it"
+        )
     return [window[i] for i in order]
 
 

@@ -171,7 +171,7 @@ def label_keys(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
         "SELECT count(*), min(request_key) FROM requests WHERE NOT regexp_full_match(request_key, '[0-9a-f]{32}')"
     ).fetchall()[0]
     if n:
-        yield Finding("request", example, f"{n:,} request keys are no 32 hex digits", COPY)
+        yield Finding("request", example, f"{n:,} request keys are not 32 hex digits", COPY)
 
 
 # The same text that label_import makes of an imported list and its reply.

@@ -197,7 +197,7 @@ def leftovers(store: LabelStore) -> Iterator[Finding]:
                 yield Finding(
                     "leftover",
                     path.name,
-                    f"{path} was left by a process that is no more",
+                    f"{path} was left by a process that has ended",
                     f"rm -rf {shlex.quote(str(path))}; nothing of it is needed",
                 )
 

@@ -151,7 +151,7 @@ def test_documents_may_follow_the_judgments(store: LabelStore, tmp_path: Path) -
             r"qrels.txt:1: no judgment names a query that is known \(first: none\)",
         ),
         ({"queries": []}, "no judgment names a query"),
-        ({"queries": [], "qrels": None}, "there is no query to keep"),
+        ({"queries": [], "qrels": None}, "it has no query to keep"),
         ({"qrels": []}, "qrels.txt: the file holds no judgment"),
     ],
 )

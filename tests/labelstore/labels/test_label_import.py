@@ -118,7 +118,7 @@ BAD_LINES = [
     ({"query_id": None, "permutation": ["d1"]}, "malformed line"),
     ({"query_id": "q1", "permutation": []}, "empty list"),
     ({"query_id": "q1", "permutation": ["d1", "d2"], "scores": [1]}, "malformed line"),
-    ('{"query_id": "q1", "permutation": ["d1", "d2"], "scores": [1, NaN]}', "score is no finite number"),
+    ('{"query_id": "q1", "permutation": ["d1", "d2"], "scores": [1, NaN]}', "score is not a finite number"),
     ({"query_id": "q1", "permutation": ["d1", "d2"], "tie_groups": [["d2", "d1"]]}, "malformed line"),
     ({"query_id": "q1", "permutation": ["d1"], "initial": ["d1", "d2", "d3"]}, "lacks most of its passages"),
     ({"query_id": "nobody", "permutation": ["d1", "d2"]}, "unknown query"),

@@ -133,7 +133,7 @@ def test_the_index_is_kept_and_follows_the_texts(tmp_path: Path) -> None:
     first = retrieval.retrieve(store, "own", Bm25s(), depth=5)
     notes: list[str] = []
     assert retrieval.retrieve(store, "own", Bm25s(), depth=5, note=notes.append) == first
-    assert notes == ["run bm25s over own is there already"]
+    assert notes == ["the store already has run bm25s over own"]
     retrieval.retrieve(store, "own", Bm25s(), depth=1, name="shallow", note=notes.append)
     assert "bm25s index over own: reused" in notes
     with pytest.raises(BadInput, match="another run named 'bm25s'"):

@@ -220,7 +220,7 @@ FINE = "q0 Q0 01 1 9.0 t"
         ),
         ("zz Q0 02 2 8 t", r"r:3: query zz is unknown to c; unknown in all: 1 queries \(1 lines\)"),
         ("q0 Q0 1 2 8 t", r"r:3: passage 1 is unknown"),
-        ("q0 Q0 02 2 nan t", r"r:3: score 'nan' is no finite number"),
+        ("q0 Q0 02 2 nan t", r"r:3: score 'nan' is not a finite number"),
         ("q0 Q0 02 2 -inf t", r"r:3: score '-inf'"),
         ("q0 Q0 02 2 1e39 t", r"r:3: score '1e39'"),
         ("q0 Q0 02 2 8", r"r:3: 5 fields, not 6"),

@@ -121,11 +121,11 @@ def test_schema_says_what_every_column_holds(store: LabelStore) -> None:
 
 
 def test_it_appears_whole_or_not_at_all(store: LabelStore, archive: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         export_store(store, archive)
     with pytest.raises(UsageError, match="there is a store"):
         import_store(archive, store)
-    with pytest.raises(DataMissing, match="no archive"):
+    with pytest.raises(DataMissing, match="not an archive"):
         import_store(tmp_path, LabelStore(tmp_path / "x.duckdb"))
     assert os.listdir(tmp_path) == []
 

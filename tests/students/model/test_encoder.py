@@ -57,7 +57,7 @@ def test_a_base_without_a_head_gets_one_that_the_seed_decides(tiny, tmp_path):
 
 
 def test_a_model_that_is_not_there(tmp_path):
-    with pytest.raises(StudentError, match="no model no/such-model") as caught:
+    with pytest.raises(StudentError, match="model not found: no/such-model") as caught:
         CrossEncoder.load("no/such-model")
     assert caught.value.exit_code == 4
     assert caught.value.hint

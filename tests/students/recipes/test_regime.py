@@ -77,8 +77,8 @@ def test_all_errors_come_at_once(recipe_file):
         "lr must be a number, not 'fast'",
         "unknown setting 'learning_rate'",
         "schedule must be one of linear, cosine, constant, not 'cosin'",
-        "[stage-2]: there is no such stage",
-        "[cl] mu is no parameter of lce (of: lambda)",
+        "[stage-2]: no such stage",
+        "[cl] mu is not a parameter of lce (of: lambda)",
         "[cl] group_size and depth must be at least 2",
         "[extra]: unknown table",
     ):
@@ -110,7 +110,7 @@ def test_one_error(settings, says):
 
 
 def test_no_recipe_and_no_toml(recipe_file):
-    with pytest.raises(StudentError, match="no recipe smal") as raised:
+    with pytest.raises(StudentError, match="recipe not found: smal") as raised:
         load_recipe("smal")
     assert "small" in (raised.value.hint or "")
     assert raised.value.exit_code == 4

@@ -182,7 +182,7 @@ def test_views_go_to_their_stages(tmp_path):
         ([cl], r"stage 2 \(kd\) has no view"),
         ([cl, kd, other], "a second distillation view"),
         ({"cl": cl, "kd": cl}, "learns from a distillation view"),
-        ({"cl": tmp_path / "none", "kd": kd}, "no view folder"),
+        ({"cl": tmp_path / "none", "kd": kd}, "not a view folder"),
     ):
         with pytest.raises(StudentError, match=says) as raised:
             assign_views(stages, folders)

@@ -38,7 +38,7 @@ def test_parts_freeze_by_name(models, architecture):
 
 @pytest.mark.parametrize(
     ("parts", "says"),
-    [(["embedings"], "embedings"), (["layers:a-b"], "no range"), ([""], "nothing to learn")],
+    [(["embedings"], "embedings"), (["layers:a-b"], "not a range"), ([""], "nothing to learn")],
 )
 def test_what_cannot_freeze(models, parts, says):
     with pytest.raises(StudentError, match=says) as raised:

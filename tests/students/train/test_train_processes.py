@@ -220,5 +220,5 @@ def test_the_command_says_what_is_wrong_without_a_traceback(folders, tmp_path):
     code, said = fails(
         ["-m", "students.train", "--view", str(tmp_path), "--recipe", str(chosen), "--out", "x"]
     )
-    assert (code, "is no view folder" in said) == (4, True)
+    assert (code, "is not a view folder" in said) == (4, True)
     assert not (tmp_path / "out").exists()

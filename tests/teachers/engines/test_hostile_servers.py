@@ -391,7 +391,7 @@ def test_hosts_keep_their_port_and_brackets(url: str, label: str) -> None:
      "http://u:s3cret-word@h:x?k=s3cret-word", "http://h\n/v1", "http://xn--\u00e9.s3cret-word@/"],
 )  # fmt: skip
 def test_a_bad_base_url_is_a_usage_error_that_shows_no_secret(url: str) -> None:
-    with pytest.raises(TeacherError, match="is no http URL") as caught:
+    with pytest.raises(TeacherError, match="is not an http URL") as caught:
         server_at(url, 1.0)
     assert caught.value.exit_code == 2
     assert "s3cret-word" not in str(caught.value)

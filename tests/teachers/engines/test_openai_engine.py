@@ -169,7 +169,7 @@ def test_what_no_request_can_pass_ends_the_job(answer: Answer, words: str) -> No
 def test_preflight_names_what_is_wrong() -> None:
     with pytest.raises(TeacherError, match="no server answers"):
         OpenAIEngine("tiny", ["http://127.0.0.1:9/v1"], Sampling())
-    with pytest.raises(TeacherError, match="no http URL"):
+    with pytest.raises(TeacherError, match="not an http URL"):
         OpenAIEngine("tiny", ["localhost:8000"], Sampling())
     with serving() as server:
         with pytest.raises(TeacherError, match="does not serve") as caught:

@@ -221,5 +221,5 @@ def test_wrong_parameters_name_the_option(name: str, parameters: dict[str, objec
 
 def test_a_reply_that_is_no_permutation_of_its_window_is_refused() -> None:
     for order in ([0, 0, 1], [0, 1], [0, 1, 3]):
-        with pytest.raises(TeacherError, match="no permutation"):
+        with pytest.raises(TeacherError, match="not a permutation"):
             apply((4, 5, 6), order)
