@@ -137,10 +137,14 @@ def generate(
     model: Annotated[
         str, typer.Option(help="sentences: titles, or each passage's most informative sentence.")
     ],
-    collection: Annotated[str | None, typer.Option(help="Whose passages; the only one by default.")] = None,
+    collection: Annotated[
+        str | None, typer.Option(help="The collection of passages; by default the only one.")
+    ] = None,
     n: Annotated[int, typer.Option("--n", help="Queries at most; the seed draws their passages.")] = 1500,
-    name: Annotated[str | None, typer.Option(help="Of the dataset; COLLECTION/sentences by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of passages.")] = 42,
+    name: Annotated[
+        str | None, typer.Option(help="The dataset's name; by default COLLECTION/sentences.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed of the draw of passages.")] = 42,
 ) -> None:
     """Make a training dataset of pseudo-queries: no model, no cost. Label it as a log, and train on both."""
     from labelstore.datasets import sentences
