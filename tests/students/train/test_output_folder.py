@@ -92,7 +92,6 @@ def test_a_second_training_in_one_folder_is_told_who_holds_it_and_goes_on_after_
     [
         ("ulimit -f 100", "there is no room in"),  # kB: less than the weights
         ("ulimit -n 12", "no more files"),
-        pytest.param("ulimit -v 1200000", "too little memory", marks=pytest.mark.slow),
     ],
 )
 def test_a_limit_of_the_machine_ends_a_training_with_a_plain_error(made, tmp_path, limit, said):
