@@ -153,7 +153,7 @@ def serving(student: str, precision: str, *options: str) -> Iterator[Server]:
 
 
 def _address(process: "subprocess.Popen[str]", errors: Any) -> str:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # on a machine with much else to do
     while time.monotonic() < deadline:
         errors.seek(0)
         said = errors.read()
