@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from labelstore.store.label_store import LabelStore
 
 DEFAULT_LIMIT = 1000
+MOST_HELD = 10_000  # rows that are held in memory so that the store is free again before they are printed
 STATUS_WAIT = 5.0  # seconds; then what lies beside the store is shown without it
 
 
@@ -68,17 +69,22 @@ def sql(
     if limit < 0:
         raise UsageError(f"--limit {limit}: expected 0 or more", hint="--limit 0 prints all rows")
     if output:
-        if write or files:
+        if write:
             raise UsageError(
-                "-o cannot be used with --write or --files", hint="leave --write and --files out"
+                "-o cannot be used with --write", hint="run the change first, then a query with -o"
             )
-        queries.save(context.store, query, output, limit, parameters)
+        queries.save(context.store, query, output, files=files, limit=limit, parameters=parameters)
         return
-    names, found, cut = queries.run(
-        context.store, query, write=write, files=files, limit=limit, parameters=parameters
-    )
-    if names or not write:
-        render.rows(found, context.format, names)
+    if write or 0 < limit <= MOST_HELD:
+        answer = queries.run(
+            context.store, query, write=write, files=files, limit=limit, parameters=parameters
+        )
+        if answer.names or not write:
+            render.streamed(answer.blocks, context.format, answer.names)
+    else:
+        with queries.asked(context.store, query, files=files, limit=limit, parameters=parameters) as answer:
+            render.streamed(answer.blocks, context.format, answer.names)
+    cut = answer.cut
     if cut:
         diagnostics.warn(f"only the first {limit:,} rows are shown; --limit 0 prints all")
 

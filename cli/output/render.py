@@ -2,17 +2,18 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from enum import StrEnum
 from typing import IO, Any
 
 from cli.output import latex
+from labelstore.analyses.plain_values import csv_cell, plain
 
 Row = Mapping[str, Any]
 
@@ -38,27 +39,89 @@ def rows(data: Iterable[Row], format: Format = Format.table, columns: Sequence[s
     """
     items = [dict(row) for row in data]
     names = list(columns) if columns else list(items[0]) if items else []
-    if format is Format.json:
-        text = json.dumps(
-            [{n: plain(item.get(n)) for n in names} for item in items], ensure_ascii=False, indent=1
-        )
-        write(text)
-    elif format is Format.csv:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows(
-            [["" if item.get(n) is None else plain(item.get(n)) for n in names] for item in items]
-        )
-        write(buffer.getvalue().rstrip("\n"))
-    elif format is Format.md:
-        cells = [[_cell(item.get(n)).replace("|", "\\|") for n in names] for item in items]
-        write("\n".join([_md(names), _md(["---"] * len(names)), *(_md(line) for line in cells)]))
-    elif format is Format.latex:
-        cells = [[_cell(item.get(n)) for n in names] for item in items]
-        write(latex.tabular(names, cells, _numeric(names, items)))
-    elif names:
-        write(_table(names, items))
+    streamed([[[item.get(n) for n in names] for item in items]], format, names)
+
+
+_WRITTEN = 500  # lines of one write
+
+
+def streamed(blocks: Iterable[Sequence[Sequence[Any]]], format: Format, names: Sequence[str]) -> None:
+    """Print blocks of rows while they come, in memory for one block (LaTeX: for all of them).
+
+    A table's columns are as wide as the widest cell so far, so they can widen from one block to the next.
+    """
+    lines = _LINES[format](blocks, names)
+    while some := list(itertools.islice(lines, _WRITTEN)):
+        write("\n".join(some))
+
+
+def _md_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -> Iterator[str]:
+    yield _md(names)
+    yield _md(["---"] * len(names))
+    for block in blocks:
+        for row in block:
+            yield _md([_cell(value).replace("|", "\\|") for value in row])
+
+
+def _latex_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -> Iterator[str]:
+    held = [row for block in blocks for row in block]
+    yield latex.tabular(names, [[_cell(value) for value in row] for row in held], _numeric(names, held))
+
+
+def _table_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -> Iterator[str]:
+    if not names:
+        return
+    widths = [len(name) for name in names]
+    numeric: list[bool] | None = None
+    for block in itertools.chain(blocks, [()]):
+        if numeric is not None and not block:
+            return
+        cells = [[_cell(value) for value in row] for row in block]
+        widths = [max([widths[k], *(len(line[k]) for line in cells)]) for k in range(len(names))]
+        if numeric is None:
+            numeric = _numeric(names, block)
+            yield _padded(names, widths, numeric)
+            yield _padded(["-" * width for width in widths], widths, numeric)
+        yield from (_padded(line, widths, numeric) for line in cells)
+
+
+def _padded(line: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    parts = [
+        cell.rjust(width) if right else cell.ljust(width)
+        for cell, width, right in zip(line, widths, numeric, strict=True)
+    ]
+    return "  ".join(parts).rstrip()
+
+
+def _csv_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -> Iterator[str]:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in itertools.chain(
+        [names], ([csv_cell(value) for value in row] for block in blocks for row in block)
+    ):
+        writer.writerow(row)
+        yield buffer.getvalue().removesuffix("\n")
+        buffer.seek(0)
+        buffer.truncate()
+
+
+def _json_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -> Iterator[str]:
+    before = None
+    for row in itertools.chain.from_iterable(blocks):
+        item = {n: plain(value) for n, value in zip(names, row, strict=True)}
+        text = json.dumps(item, ensure_ascii=False, indent=1).replace("\n", "\n ")
+        yield f"{before}," if before else "["
+        before = f" {text}"
+    yield f"{before}\n]" if before else "[]"
+
+
+_LINES = {
+    Format.table: _table_lines,
+    Format.json: _json_lines,
+    Format.csv: _csv_lines,
+    Format.md: _md_lines,
+    Format.latex: _latex_lines,
+}
 
 
 def text(value: str) -> None:
@@ -79,25 +142,6 @@ def write(value: str) -> None:
 def escaped(value: str) -> str:
     """Control characters but tab and line end as ``\\u001b``: a terminal would obey them."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: no NaN, times as ISO text."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if value is None or isinstance(value, str | int | bool):
-        return value
-    return str(value)
 
 
 def _cell(value: Any) -> str:
@@ -122,24 +166,9 @@ def _md(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _numeric(names: Sequence[str], items: Sequence[Row]) -> list[bool]:
+def _numeric(names: Sequence[str], block: Sequence[Sequence[Any]]) -> list[bool]:
     """Which columns hold numbers alone."""
     return [
-        all(isinstance(i.get(n), int | float | Decimal | None) for i in items) and bool(items) for n in names
+        bool(block) and all(isinstance(row[k], int | float | Decimal | None) for row in block)
+        for k in range(len(names))
     ]
-
-
-def _table(names: Sequence[str], items: Sequence[Row]) -> str:
-    cells = [[_cell(item.get(n)) for n in names] for item in items]
-    numeric = _numeric(names, items)
-    widths = [
-        max(len(n), *(len(line[k]) for line in cells)) if cells else len(n) for k, n in enumerate(names)
-    ]
-
-    def pad(line: Sequence[str]) -> str:
-        parts = [
-            c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numeric, strict=True)
-        ]
-        return "  ".join(parts).rstrip()
-
-    return "\n".join([pad(names), pad(["-" * w for w in widths]), *(pad(line) for line in cells)])

@@ -1,7 +1,9 @@
 """Run a SQL statement over the store, or one of the analyses in ``analyses/``; read tables as data frames."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -9,21 +11,20 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from labelstore.analyses import result_file as query_files
+from labelstore.analyses import result_file
 from labelstore.errors import BadInput, UsageError
 from labelstore.provenance import record as provenance
 from labelstore.store import lookup
-from labelstore.store.label_store import LabelStore
+from labelstore.store.label_store import ANYWHERE, LabelStore, damaged_at
 
-Row = dict[str, Any]
+_BLOCK = 1000  # rows of one fetch
 
 _READS = {"SELECT", "EXPLAIN", "MULTI"}  # MULTI: a PIVOT
 _WRITES = {"INSERT", "UPDATE", "DELETE", "MERGE_INTO", "CREATE", "CREATE_FUNC", "ALTER", "DROP", "ANALYZE"}
 _FILES = {"COPY", "COPY_DATABASE", "EXPORT", "ATTACH", "DETACH"}
-_HIDES = re.compile(r"\b(copy|export|attach|install|load|secret)\b", re.IGNORECASE)
 _CLOSED = re.compile(
     r"disabled (by|through) configuration|configuration has been locked|Function with name getenv"
-    r"|Table with name \S*[/\\.]"
+    r"|Table with name \S*[/\\.]|exists in the \w+ extension"
 )
 _FILES_HINT = "--files allows access to files; -o FILE writes the result; --write changes the store"
 
@@ -51,6 +52,44 @@ def text_of(query: str) -> str:
     return files("labelstore").joinpath("analyses", f"{name}.sql").read_text("utf-8")
 
 
+@dataclass
+class Answer:
+    """What a statement gives: blocks of rows, read as they are asked for.
+
+    Attributes:
+        cut: after the last block, whether rows were left out.
+    """
+
+    names: list[str]
+    blocks: Iterable[list[tuple[Any, ...]]] = ()
+    cut: bool = False
+
+
+@contextmanager
+def asked(
+    store: LabelStore,
+    query: str,
+    *,
+    files: bool = False,
+    limit: int = 0,
+    parameters: Mapping[str, str] | None = None,
+) -> Iterator[Answer]:
+    """Run a reading statement; its rows stream inside, and the store is open for reading until the end.
+
+    Args:
+        files: allow it to read and write files beside the store.
+        limit: rows at most; 0 is all.
+        parameters: what ``getvariable('NAME')`` gives in it.
+
+    Raises:
+        UsageError: for an empty query, or one that does what was not allowed.
+        BadInput: what DuckDB says is wrong, in one line.
+    """
+    sql = text_of(query)
+    with store.read(reach=_reach(files)) as con, _explaining():
+        yield _answer(con, sql, limit, parameters or {}, False, files)
+
+
 def run(
     store: LabelStore,
     query: str,
@@ -59,31 +98,25 @@ def run(
     files: bool = False,
     limit: int = 0,
     parameters: Mapping[str, str] | None = None,
-) -> tuple[list[str], list[Row], bool]:
-    """Run a statement.
+) -> Answer:
+    """Run a statement and hold all of its rows; the store is free again afterwards.
 
     Args:
         write: allow it to change the store; it is then one transaction and a job in `provenance`.
-        files: allow it to read and write files beside the store.
-        limit: rows at most; 0 is all.
-        parameters: values that the statement reads with ``getvariable('NAME')``.
-
-    Returns:
-        Column names, rows, and whether rows were cut off.
+        files, limit, parameters: as in :func:`asked`.
 
     Raises:
-        UsageError: the query is empty, or does something that is not allowed.
-        BadInput: DuckDB refuses the statement; the message is its first line.
+        UsageError, BadInput: as :func:`asked`.
     """
+    if not write:
+        with asked(store, query, files=files, limit=limit, parameters=parameters) as answer:
+            answer.blocks = list(answer.blocks)
+        return answer
     sql = text_of(query)
-    try:
-        if write:
-            with store.write() as con, provenance.recorded_in(con, "sql"):
-                return _fetch(con, sql, limit, parameters or {}, write, files)
-        with store.read() as con:
-            return _fetch(con, sql, limit, parameters or {}, write, files)
-    except duckdb.Error as error:
-        raise _explained(error) from error
+    with store.write(reach=_reach(files)) as con, provenance.recorded_in(con, "sql"), _explaining():
+        answer = _answer(con, sql, limit, parameters or {}, write, files)
+        answer.blocks = list(answer.blocks)
+    return answer
 
 
 def sql(store: LabelStore, query: str, *, parameters: Mapping[str, str] | None = None) -> pl.DataFrame:
@@ -102,16 +135,13 @@ def sql(store: LabelStore, query: str, *, parameters: Mapping[str, str] | None =
         DataMissing: the store or the analysis is not found.
     """
     text = text_of(query)
-    try:
-        with store.read() as con:
-            _prepare(con, text, parameters or {}, write=False, files=False)
-            relation = con.sql(text)
-            names = _unique(relation.columns)
-            frame = pl.DataFrame(relation.to_arrow_table().rename_columns(names))
-            sums = [name for name, kind in zip(names, relation.types, strict=True) if kind == "HUGEINT"]
-            return frame.cast(dict.fromkeys(sums, pl.Int128))  # Arrow has them as decimals
-    except duckdb.Error as error:
-        raise _explained(error) from error
+    with store.read() as con, _explaining():
+        _prepare(con, text, parameters or {}, write=False, files=False)
+        relation = con.sql(text)
+        names = _unique(relation.columns)
+        frame = pl.DataFrame(relation.to_arrow_table().rename_columns(names))
+        sums = [name for name, kind in zip(names, relation.types, strict=True) if kind == "HUGEINT"]
+        return frame.cast(dict.fromkeys(sums, pl.Int128))  # Arrow has them as decimals
 
 
 def table(store: LabelStore, name: str) -> pl.DataFrame:
@@ -131,60 +161,88 @@ def table(store: LabelStore, name: str) -> pl.DataFrame:
 
 
 def save(
-    store: LabelStore, query: str, path: Path, limit: int = 0, parameters: Mapping[str, str] | None = None
+    store: LabelStore,
+    query: str,
+    path: Path,
+    *,
+    files: bool = False,
+    limit: int = 0,
+    parameters: Mapping[str, str] | None = None,
 ) -> None:
     """Write the result of a reading query to a file; see :mod:`labelstore.analyses.result_file`.
 
+    Args:
+        files, limit, parameters: as in :func:`asked`.
+
     Raises:
-        UsageError: the file's ending is not known, or the query does more than read the store.
+        UsageError: for a file's ending that is none of ours, or a query that does more than to read the store.
+        BadInput: as :func:`asked`.
     """
-    query_files.check(path)
+    result_file.check(path)
+    if path.suffix != ".parquet":
+        with asked(store, query, files=files, limit=limit, parameters=parameters) as answer:
+            result_file.write_text(answer.names, answer.blocks, path)
+        return
     sql = text_of(query)
+    with store.read(reach=_reach(files)) as con, _explaining():
+        _prepare(con, sql, parameters or {}, False, files)
+        found = con.sql(sql)
+        if found is None:
+            raise UsageError("the query gives no rows", hint="-o goes with a query, such as SELECT")
+        result_file.write_parquet(found, _unique(found.columns), limit, path)
+
+
+def _reach(files: bool) -> Sequence[Path]:
+    return ANYWHERE if files else ()
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
     try:
-        with store.read() as con:
-            names, _, _ = _fetch(
-                con,
-                f"SELECT * FROM ({sql.rstrip().rstrip(';')}\n) LIMIT 0",
-                0,
-                parameters or {},
-                False,
-                False,
-            )
-            query_files.write(con, sql, names, limit, path)
+        yield
     except duckdb.Error as error:
+        if damaged_at(error) is not None:
+            raise
         raise _explained(error) from error
 
 
-def _fetch(
+def _prepare(
+    con: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, str], write: bool, files: bool
+) -> None:
+    """Set the variables, look at the statements, and lock the settings."""
+    for key, value in parameters.items():
+        if not key.isidentifier():
+            raise UsageError(f"--param {key}: not a name", hint="--param dataset=dl19")
+        con.execute(f"SET VARIABLE {key} = ?", [_value(value)])
+    _check(con, sql, write, files)
+    con.execute("SET lock_configuration = true")
+
+
+def _answer(
     con: duckdb.DuckDBPyConnection,
     sql: str,
     limit: int,
     parameters: Mapping[str, str],
     write: bool,
     files: bool,
-) -> tuple[list[str], list[Row], bool]:
-    _prepare(con, sql, parameters, write=write, files=files)
+) -> Answer:
+    _prepare(con, sql, parameters, write, files)
     cursor = con.execute(sql)
-    names = _unique([column[0] for column in cursor.description or []])
-    if not names:
-        return [], [], False
-    found = cursor.fetchmany(limit + 1) if limit else cursor.fetchall()
-    cut = bool(limit) and len(found) > limit
-    return names, [dict(zip(names, row, strict=True)) for row in (found[:limit] if cut else found)], cut
+    answer = Answer(_unique([column[0] for column in cursor.description or []]))
+    if answer.names:
+        answer.blocks = _blocks(cursor, limit, answer)
+    return answer
 
 
-def _prepare(
-    con: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, str], *, write: bool, files: bool
-) -> None:
-    """Set the parameters, check the statement, and take away its access to files."""
-    for key, value in parameters.items():
-        if not key.isidentifier():
-            raise UsageError(f"--param {key}: not a name", hint="--param dataset=dl19")
-        con.execute(f"SET VARIABLE {key} = ?", [_value(value)])
-    _check(con, sql, write, files)
-    if not files:
-        con.execute("SET enable_external_access = false")
-    con.execute("SET lock_configuration = true")
+def _blocks(cursor: duckdb.DuckDBPyConnection, limit: int, answer: Answer) -> Iterator[list[tuple[Any, ...]]]:
+    left = limit
+    while block := cursor.fetchmany(_BLOCK):
+        if limit and len(block) > left:
+            answer.cut = True
+            yield block[:left]
+            return
+        left -= len(block)
+        yield block
 
 
 def _check(con: duckdb.DuckDBPyConnection, sql: str, write: bool, files: bool) -> None:
@@ -198,13 +256,12 @@ def _check(con: duckdb.DuckDBPyConnection, sql: str, write: bool, files: bool) -
         raise UsageError("the query holds no statement", hint='msft sql "SELECT * FROM results", or --list')
     allowed = _READS | (_WRITES if write else set()) | (_FILES if files else set())
     for statement in statements:
-        kind = statement.type.name
+        try:
+            kind = statement.type.name
+        except ValueError:  # a type that duckdb's Python module has no name for, such as UPDATE EXTENSIONS
+            kind = statement.query.split(maxsplit=1)[0].upper()
         if kind not in allowed:
             raise _refused(kind)
-        if kind in ("EXPLAIN", "MULTI", "CREATE") and not files:
-            hidden = _HIDES.search(statement.query)
-            if hidden:
-                raise UsageError(f"{kind} with {hidden[0]} is not allowed here", hint=_FILES_HINT)
 
 
 def _refused(kind: str) -> UsageError:

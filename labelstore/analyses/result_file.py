@@ -3,17 +3,21 @@
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from labelstore.analyses.plain_values import csv_cell, plain
 from labelstore.errors import BadInput, MsftError, UsageError
 
 ENDINGS = (".csv", ".json", ".parquet")
-_BATCH = 10_000
+_BATCH = 2048  # rows that DuckDB hands over at once
+_GROUP = 16 << 20  # bytes of a Parquet row group, before they are packed
 
 
 def check(path: Path) -> None:
@@ -28,60 +32,75 @@ def check(path: Path) -> None:
         )
 
 
-def write(con: duckdb.DuckDBPyConnection, sql: str, names: list[str], limit: int, path: Path) -> None:
-    """Write the rows of one query.
+def write_text(names: list[str], blocks: Iterable[list[tuple[Any, ...]]], path: Path) -> None:
+    """Write rows as CSV or JSON.
+
+    Raises:
+        MsftError: if the file cannot be written.
+    """
+    with _appearing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            lines = csv.writer(file, lineterminator="\n")
+            lines.writerow(names)
+            for block in blocks:
+                lines.writerows([csv_cell(value) for value in row] for row in block)
+            return
+        mark = "[\n"
+        for block in blocks:
+            for row in block:
+                item = {n: plain(value) for n, value in zip(names, row, strict=True)}
+                file.write(mark + json.dumps(item, ensure_ascii=False))
+                mark = ",\n"
+        file.write("[]\n" if mark == "[\n" else "\n]\n")
+
+
+def write_parquet(found: duckdb.DuckDBPyRelation, names: list[str], limit: int, path: Path) -> None:
+    """Write a query's rows as Parquet, with its types.
 
     Args:
         limit: rows at most; 0 is all.
 
     Raises:
         MsftError: if the file cannot be written.
-        BadInput: the file's format has no such type.
+        BadInput: for a type that Parquet lacks.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    reader = con.sql(sql).to_arrow_reader(_BATCH)
+    reader = (found.limit(limit) if limit else found).to_arrow_reader(_BATCH)
     schema = pa.schema([field.with_name(name) for field, name in zip(reader.schema, names, strict=True)])
     try:
-        _write(beside, path.suffix, schema, _cut(reader, schema, limit))
+        with (
+            _appearing(path) as beside,
+            beside.open("wb") as binary,
+            pq.ParquetWriter(binary, schema) as parquet,
+        ):
+            for group in _groups(reader):
+                named = [pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in group]
+                parquet.write_table(pa.Table.from_batches(named, schema))
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise BadInput(f"{path}: {error}", hint="CAST the column to VARCHAR in the query") from error
+
+
+def _groups(reader: pa.RecordBatchReader) -> Iterator[list[pa.RecordBatch]]:
+    group: list[pa.RecordBatch] = []
+    for batch in reader:
+        group.append(batch)
+        if sum(held.nbytes for held in group) >= _GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A file beside the target that takes its place when it is whole."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
         os.replace(beside, path)
     except OSError as error:
         raise MsftError(
             f"{path} cannot be written: {error.strerror}", hint="-o FILE names another"
         ) from error
-    except pa.ArrowNotImplementedError as error:
-        raise BadInput(f"{path}: {error}", hint="CAST the column to VARCHAR in the query") from error
     finally:
         if beside.exists():
             beside.unlink()
-
-
-def _cut(reader: pa.RecordBatchReader, schema: pa.Schema, limit: int) -> Iterator[pa.RecordBatch]:
-    left = limit
-    for batch in reader:
-        named = pa.RecordBatch.from_arrays(batch.columns, schema=schema)
-        if limit and named.num_rows >= left:
-            yield named.slice(0, left)
-            return
-        left -= named.num_rows
-        yield named
-
-
-def _write(path: Path, ending: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-    if ending == ".parquet":
-        with path.open("wb") as binary, pq.ParquetWriter(binary, schema) as parquet:
-            for batch in batches:
-                parquet.write_batch(batch)
-        return
-    with path.open("w", encoding="utf-8", newline="") as file:
-        if ending == ".csv":
-            lines = csv.writer(file, lineterminator="\n")
-            lines.writerow(schema.names)
-            for batch in batches:
-                lines.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-            return
-        mark = "[\n"
-        for batch in batches:
-            for row in batch.to_pylist():
-                file.write(mark + json.dumps(row, ensure_ascii=False, default=str))
-                mark = ",\n"
-        file.write("[]\n" if mark == "[\n" else "\n]\n")

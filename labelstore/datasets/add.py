@@ -63,7 +63,7 @@ def merge_dataset(store: LabelStore, stage: Staging, request: NewDataset) -> Add
             file:line.
         UsageError: the dataset belongs to another collection.
     """
-    with store.write() as con:
+    with store.write(reach=[stage.path]) as con:
         con.execute(f"ATTACH '{str(stage.path).replace(chr(39), chr(39) * 2)}' AS staged (READ_ONLY)")
         with provenance.recorded_in(con, "data.add", stage.clock) as job:
             added = _add_staged(con, job, stage, request)

@@ -21,7 +21,7 @@ from labelstore.evaluation import systems
 from labelstore.evaluation.measures import Qrels, Ranking
 from labelstore.provenance import record as provenance
 from labelstore.runs import write as runs
-from labelstore.store import keys, lookup
+from labelstore.store import foreign, keys, lookup
 from labelstore.store.label_store import LabelStore
 
 WEIGHTS = tuple(round(0.05 * i, 2) for i in range(21))
@@ -322,10 +322,11 @@ def _sample(con: duckdb.DuckDBPyConnection, queries: Sequence[int]) -> tuple[int
 def _held_out_texts(con: duckdb.DuckDBPyConnection, files: Path, student: lookup.Student) -> set[int]:
     """Read the normal hashes of the queries that the student's views held out (split ``valid``)."""
     held: set[int] = set()
-    for (folder,) in con.execute(
-        "SELECT v.folder FROM stages g JOIN views v USING (view) WHERE g.student = ?", [student.student]
+    for name, view_hash, folder in con.execute(
+        "SELECT v.name, v.view_hash, v.folder FROM stages g JOIN views v USING (view) WHERE g.student = ?",
+        [student.student],
     ).fetchall():
-        where = files / folder
+        where = foreign.own_folder(files, "view", name, folder, view_hash)
         if not (where / "lists.parquet").is_file():
             continue
         lists = pl.read_parquet(where / "lists.parquet", columns=["query", "split"])

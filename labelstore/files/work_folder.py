@@ -38,6 +38,14 @@ def work_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def set_aside(path: Path) -> None:
+    """Rename what is in the way to NAME.aside-1, NAME.aside-2 …: what this store may not have made is not removed."""
+    n = 1
+    while (beside := path.with_name(f"{path.name}.aside-{n}")).exists():
+        n += 1
+    path.rename(beside)
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """An exclusive lock on a folder.

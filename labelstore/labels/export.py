@@ -16,6 +16,7 @@ import duckdb
 
 from labelstore.errors import DataMissing, UsageError
 from labelstore.files import trec
+from labelstore.files.work_folder import work_folder
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 from labelstore.store.rows import columns, named
@@ -105,10 +106,10 @@ def export(
         raise UsageError(f"no layout named {layout!r}", hint=f"--layout {' | '.join(LAYOUTS)}")
     if out is None and layout in ("parquet", "rankgpt"):
         raise UsageError(f"--layout {layout} needs a file", hint="-o FILE")
+    if layout == "parquet" and out is not None:
+        return _parquet(store, name, out), [out]
     with store.read() as con:
         of = lookup.labeling(con, name)
-        if layout == "parquet" and out is not None:
-            return _parquet(con, of, out), [out]
         if layout == "rankgpt" and out is not None:
             return _rankgpt(con, of, out)
         with _opened(out, stdout) as file:
@@ -298,25 +299,26 @@ def _replies(con: duckdb.DuckDBPyConnection, of: lookup.Labeling) -> Iterator[di
         raise DataMissing(f"{of.name} has no replies on record", hint="--layout permutations")
 
 
-def _parquet(con: duckdb.DuckDBPyConnection, of: lookup.Labeling, out: Path) -> int:
-    """Write a row per ranked passage, as ``datasets.load_dataset("parquet", data_files=…)`` reads it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    try:
-        con.execute(
-            f"""COPY (
-                SELECT q.query_id, q.text AS query, d.doc_id, i.rank::INTEGER AS rank, i.initial_rank::INTEGER AS initial_rank,
-                       i.grade::INTEGER AS grade, i.score, l.name AS labeling, t.name AS teacher, l.first_stage,
-                       p.status, p.repairs, p.settled, l.licence
-                FROM permutations p JOIN permutation_items i USING (permutation) JOIN queries q USING (query)
-                JOIN documents d USING (document) JOIN labelings l USING (labeling) JOIN teachers t USING (teacher)
-                WHERE p.labeling = {of.labeling} AND p.status IN ('ok', 'repaired') ORDER BY q.query_id, i.rank
-            ) TO '{str(part).replace("'", "''")}' (FORMAT parquet, COMPRESSION zstd)"""
-        )
+def _parquet(store: LabelStore, name: str, out: Path) -> int:
+    """A row per ranked passage, as ``datasets.load_dataset("parquet", data_files=…)`` reads it."""
+    with store.read() as con:
+        of = lookup.labeling(con, name)
+    with work_folder(out.absolute().parent) as work:
+        part = work / "labels.parquet"
+        with store.read(reach=[work]) as con:
+            con.execute(
+                f"""COPY (
+                    SELECT q.query_id, q.text AS query, d.doc_id, i.rank::INTEGER AS rank, i.initial_rank::INTEGER AS initial_rank,
+                           i.grade::INTEGER AS grade, i.score, l.name AS labeling, t.name AS teacher, l.first_stage,
+                           p.status, p.repairs, p.settled, l.licence
+                    FROM permutations p JOIN permutation_items i USING (permutation) JOIN queries q USING (query)
+                    JOIN documents d USING (document) JOIN labelings l USING (labeling) JOIN teachers t USING (teacher)
+                    WHERE p.labeling = {of.labeling} AND p.status IN ('ok', 'repaired') ORDER BY q.query_id, i.rank
+                ) TO '{str(part).replace("'", "''")}' (FORMAT parquet, COMPRESSION zstd)"""
+            )
+            (n,) = con.execute(
+                "SELECT count(*) FROM permutations WHERE labeling = ? AND status IN ('ok', 'repaired')",
+                [of.labeling],
+            ).fetchall()[0]
         part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-    (n,) = con.execute(
-        "SELECT count(*) FROM permutations WHERE labeling = ? AND status IN ('ok', 'repaired')", [of.labeling]
-    ).fetchall()[0]
     return int(n)

@@ -68,7 +68,7 @@ def mine(
     clock = provenance.Clock()
     with work_folder(store.path.parent) as work:
         staging = work / "negatives.parquet"
-        with store.read() as con:
+        with store.read(reach=[work]) as con:
             of = lookup.pick_dataset(con, dataset)
             if dataset is None:
                 say(f"dataset: {of.name} (the only one)")
@@ -244,7 +244,7 @@ def _record(
     clock: provenance.Clock,
     replace: bool,
 ) -> Mined:
-    with store.write() as con:
+    with store.write(reach=[staging]) as con:
         known = con.execute(
             "SELECT mining, content_hash, dataset FROM minings WHERE name = ?", [name]
         ).fetchall()

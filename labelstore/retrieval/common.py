@@ -62,7 +62,7 @@ class Corpus:
         """
         path = self.indexes / f".documents-{os.getpid()}-{secrets.token_hex(4)}.parquet"
         try:
-            with self.store.read() as con:
+            with self.store.read(reach=[self.indexes]) as con:
                 con.execute(
                     f"""COPY (SELECT document, doc_id, {lookup.FULL_TEXT} AS text FROM documents
                               WHERE collection = {int(self.collection_key)} AND text IS NOT NULL ORDER BY document)

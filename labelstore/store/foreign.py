@@ -135,6 +135,39 @@ def view_inside(folder: str, view_hash: str) -> bool:
     return re.fullmatch(r"\w+", view_hash, re.ASCII) is not None and folder == f"views/{view_hash}"
 
 
+def own_folder(files: Path, what: str, name: str, folder: str, view_hash: str | None = None) -> Path:
+    """Where the folder of a student's or view's row lies; links are not followed.
+
+    Args:
+        files: the store's companion folder.
+        view_hash: of a view; None for a student.
+
+    Raises:
+        BadInput: if it leads out of the store's own folder.
+    """
+    inside = student_inside(folder) if view_hash is None else view_inside(folder, view_hash)
+    where = files / folder
+    if not inside or where.is_symlink() or where.parent.is_symlink():
+        wanted = "students/NAME" if view_hash is None else f"views/{view_hash}"
+        raise BadInput(
+            f"{what} {name}: its folder {folder!r} leads out of the store, expected {wanted}, a folder and no link",
+            hint="put back a copy of the store; use nothing of this row",
+        )
+    return where
+
+
+def check_plain(folder: Path) -> None:
+    """Check that a folder to be copied holds files and folders alone: a copy would follow its links.
+
+    Raises:
+        BadInput: naming the first link, pipe or device.
+    """
+    for odd in odd_files(folder):
+        raise BadInput(
+            f"{odd} is a link, or neither file nor folder", hint=f"rm {odd}, or put a copy in its place"
+        )
+
+
 def odd_files(folder: Path) -> Iterator[Path]:
     """List links and special files at or below a folder; they are neither copied nor read."""
     if folder.is_symlink():

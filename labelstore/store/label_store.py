@@ -8,7 +8,7 @@ need it. Each ``write`` is one transaction.
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ DEFAULT_MEMORY = "3GB"
 _DAMAGE = re.compile(
     r"(Corrupt database file|Could not read enough bytes).*?location (?P<location>\d+)", re.DOTALL
 )
+ANYWHERE: Sequence[Path] = (Path("/"),)
 _HOLDER = re.compile(r"held in (?P<program>.*?) \(PID (?P<pid>\d+)\)")
 _CONFIG: dict[str, Any] = {
     "storage_compatibility_version": "v1.5.0",  # DuckDB 1.5 can open what 2 wrote
     "autoinstall_known_extensions": "false",  # nothing is fetched behind the user's back
     "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",  # a table's name never means a variable of this program
 }
 
 
@@ -91,10 +93,13 @@ class LabelStore:
         return self.path.is_file()
 
     @contextmanager
-    def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def read(self, reach: Sequence[Path] = ()) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open a read-only connection for a ``with`` block; many readers can read at a time.
 
         An older store is migrated first (that takes the write lock for a moment).
+
+        Args:
+            reach: files and folders that SQL may read and write beside the store; :data:`ANYWHERE` for all.
 
         Raises:
             DataMissing: the store does not exist yet.
@@ -108,18 +113,20 @@ class LabelStore:
             )
         con = self._connect(read_only=True)
         try:
+            confine(con, reach)
             version = migrations.schema_version(con)
             if version is None or version < migrations.CURRENT_VERSION:
                 con.close()
                 with self.write():
                     pass
                 con = self._connect(read_only=True)
+                confine(con, reach)
                 version = migrations.CURRENT_VERSION
             migrations.check_not_newer(version, self.path)
             with interruptible(con):
                 yield con
         except duckdb.Error as error:
-            if damaged_at(error) is None:
+            if damaged_at(error) is None and not isinstance(error, duckdb.PermissionException):
                 raise
             raise self._explain(error) from error
         finally:
@@ -134,19 +141,23 @@ class LabelStore:
         """
         con = self._connect(read_only=True)
         try:
+            confine(con, ())
             with interruptible(con):
                 yield con
         finally:
             con.close()
 
     @contextmanager
-    def write(self, transaction: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
+    def write(
+        self, transaction: bool = True, reach: Sequence[Path] = ()
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
         """Open the one writing connection for a ``with`` block, in one transaction: all of it is stored, or nothing.
 
         The first write makes the store. To end the block without a change and without an error, raise :class:`Undo`.
 
         Args:
             transaction: False leaves BEGIN and COMMIT to the caller (bulk loads that checkpoint in between).
+            reach: as in :meth:`read`.
 
         Raises:
             StoreError: the store stays locked, is from a newer version, or is not a store.
@@ -154,7 +165,7 @@ class LabelStore:
             NoRoom: the disk is full.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(Undo), refusals.named(self.path.parent, duckdb.Error), self._writing() as con:
+        with suppress(Undo), refusals.named(self.path.parent, duckdb.Error), self._writing(reach) as con:
             if transaction:
                 with in_transaction(con):
                     yield con
@@ -162,10 +173,11 @@ class LabelStore:
                 yield con
 
     @contextmanager
-    def _writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _writing(self, reach: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
         with turns.Turn(self.path) as turn:
             con = self._connect(read_only=False, turn=turn)
         try:
+            confine(con, reach)
             version = migrations.schema_version(con)
             if version is not None:
                 migrations.check_not_newer(version, self.path)
@@ -173,7 +185,7 @@ class LabelStore:
                 migrations.migrate(con)
                 yield con
         except duckdb.Error as error:
-            if damaged_at(error) is None:
+            if damaged_at(error) is None and not isinstance(error, duckdb.PermissionException):
                 raise
             raise self._explain(error) from error
         finally:
@@ -213,6 +225,11 @@ class LabelStore:
             return StoreDamaged(
                 f"{self.path} is damaged: the block at byte {location:,} is cut short or does not match its checksum",
                 hint="`msft verify` tells what it held; put back a copy, or `msft import-store` from an archive",
+            )
+        if isinstance(error, duckdb.PermissionException):
+            return StoreError(
+                f"{self.path} holds a view or macro that reads another file: {text}",
+                hint="take nothing from this store: msft made no such view",
             )
         if (named := refusals.explained(error, self.path)) is not None:
             return named
@@ -267,6 +284,17 @@ def configure(con: duckdb.DuckDBPyConnection) -> None:
         con.execute("SET memory_limit = ?", [limit])
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise UsageError(f"MSFT_MEMORY is {limit!r}", hint="give a size, e.g. MSFT_MEMORY=2GB") from error
+
+
+def confine(con: duckdb.DuckDBPyConnection, reach: Sequence[Path]) -> None:
+    """Close every file but the store's own and those of `reach`: a view in another's store could read them."""
+    if reach is ANYWHERE:
+        return
+    folders = [str(path.absolute()) for path in reach if path.is_dir()]
+    files = [f"{path.absolute()}{log}" for path in reach if not path.is_dir() for log in ("", ".wal")]
+    con.execute("SET allowed_directories = ?", [folders])
+    con.execute("SET allowed_paths = ?", [files])
+    con.execute("SET enable_external_access = false")
 
 
 @contextmanager

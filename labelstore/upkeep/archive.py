@@ -70,7 +70,7 @@ def export_store(store: LabelStore, folder: str | Path, progress: Progress | Non
     with work_folder(folder.absolute().parent) as work:
         beside = work / "archive"
         beside.mkdir()
-        with store.read() as con:
+        with store.read(reach=[beside]) as con:
             tables = _tables(con)
             described = {}
             for n, table in enumerate(tables):
@@ -154,9 +154,11 @@ def _copy_companions(own: Path, target: Path) -> int:
     n = 0
     for kind in COMPANIONS:
         for folder in sorted((own / kind).glob("[!.]*")):
+            foreign.check_plain(folder)
             shutil.copytree(folder, target / kind / folder.name)
             n += 1
     for segment in sorted((own / "journal").glob("*.calls")):
+        foreign.check_plain(segment)
         (target / "journal").mkdir(parents=True, exist_ok=True)
         shutil.copy2(segment, target / "journal" / segment.name)
         n += 1
@@ -285,7 +287,7 @@ def _check_file(folder: Path, table: str, described: Any) -> None:
 
 def _load(store: LabelStore, folder: Path, manifest: dict[str, Any], progress: Progress | None) -> None:
     tables = manifest["tables"]
-    with store.write() as con:
+    with store.write(reach=[folder]) as con:
         known = _tables(con)
         if sorted(known) != sorted(tables):
             raise BadInput(

@@ -21,7 +21,7 @@ import duckdb
 from labelstore.errors import DataMissing
 from labelstore.files.work_folder import work_folder
 from labelstore.provenance import record as provenance
-from labelstore.store import lookup
+from labelstore.store import foreign, lookup
 from labelstore.store.keys import canonical_json
 from labelstore.store.label_store import LabelStore, next_id
 from labelstore.store.rows import fetch
@@ -72,7 +72,7 @@ def build(
     clock = provenance.Clock()
     with work_folder(store.folder("views")) as work:
         staging = work / "view"
-        with store.read() as con:
+        with store.read(reach=[work]) as con:
             chosen, sources = resolve(
                 con, kind, options, datasets=datasets, runs=runs, negatives=negatives, labels=labels, note=say
             )
@@ -326,9 +326,10 @@ def folder_of(store: LabelStore, view: lookup.View) -> Path:
     """Find a view's folder.
 
     Raises:
-        DataMissing: the folder is missing.
+        DataMissing: if it is gone.
+        BadInput: if its row leads out of the store.
     """
-    folder = store.files / view.folder
+    folder = foreign.own_folder(store.files, "view", view.name, view.folder, view.view_hash)
     if not folder.is_dir():
         raise DataMissing(
             f"the folder of view {view.name} is not at {folder}",

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelstore.errors import BadInput, DataMissing
+from labelstore.store import foreign
 from labelstore.store.keys import content_key, file_hash
 from labelstore.store.lookup import FULL_TEXT
 
@@ -326,8 +327,9 @@ def copy_folder(folder: Path, target: Path) -> None:
     """Copy a view folder to a place that does not exist yet (or is an empty folder).
 
     Raises:
-        BadInput: if the target holds files.
+        BadInput: if the target holds files, or the view a link.
     """
+    foreign.check_plain(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInput(f"{target} exists already", hint="name a new folder with -o")
     shutil.copytree(folder, target, dirs_exist_ok=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from labelstore.errors import BadInput, UsageError
-from labelstore.store import lookup
+from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
 from students.jobs.candidates import Tick
 from students.jobs.card import write_card
@@ -58,6 +58,7 @@ def export_student(
         for warning in facts.warnings:
             warn(warning)
     source = student_folder(store, student)
+    foreign.check_plain(source)
     staged = folder.with_name(f".{folder.name}.exporting")
     shutil.rmtree(staged, ignore_errors=True)
     row: dict[str, Any] = {"student": name, "format": form, "folder": str(folder)}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labelstore.errors import DataMissing, UsageError
+from labelstore.files.work_folder import set_aside
 from labelstore.provenance import record as provenance
 from labelstore.store import keys, lookup
 from labelstore.store.foreign import check_name
@@ -72,14 +73,21 @@ def add_student(
                 recipe=None,
                 licence=licence,
             )
-            shutil.rmtree(
-                folder, ignore_errors=True
-            )  # weights of an earlier add that never reached the store
+            clear(folder, hash_)
             staged.rename(folder)
             write_card(folder, card_facts(con, student))
         return student
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def clear(folder: Path, weights_hash: str) -> None:
+    """Make room for a student's folder: what an earlier job left before it reached the store goes, all else is set aside."""
+    weights = folder / "model.safetensors"
+    if weights.is_file() and not folder.is_symlink() and keys.file_hash(weights) == weights_hash:
+        shutil.rmtree(folder)
+    elif folder.exists() or folder.is_symlink():
+        set_aside(folder)
 
 
 def insert_student(

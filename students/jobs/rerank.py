@@ -14,7 +14,7 @@ import polars as pl
 from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.provenance import record as provenance
 from labelstore.runs.write import store_run
-from labelstore.store import lookup
+from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
 from students.errors import StudentError
 from students.jobs.candidates import Candidates, Tick, candidates, score
@@ -30,12 +30,13 @@ Note = Callable[[str], None]
 
 
 def student_folder(store: LabelStore, student: lookup.Student) -> Path:
-    """Where a student's weights lie: its folder is relative to ``<store>.files/`` unless absolute.
+    """Where a student's weights lie.
 
     Raises:
         DataMissing: if the folder is gone.
+        BadInput: if its row leads out of the store.
     """
-    folder = store.files / student.folder
+    folder = foreign.own_folder(store.files, "student", student.name, student.folder)
     if not (folder / "config.json").is_file():
         raise DataMissing(
             f"the folder of student {student.name!r} is not at {folder}",

@@ -20,7 +20,7 @@ from labelstore.store.label_store import LabelStore
 from labelstore.views import build as views
 from labelstore.views import parameters as parameters_module
 from students.jobs.card import write_card
-from students.jobs.register import base_revision, card_facts, insert_student
+from students.jobs.register import base_revision, card_facts, clear, insert_student
 from students.jobs.rerank import Note, Tick, student_folder
 from students.recipes.read import load_recipe, make_recipe
 from students.recipes.recipe import KINDS, Recipe, parse_regime
@@ -329,8 +329,7 @@ def _store_student(
         )
         _insert_stages(con, student.student, stages, by_hash)
         _insert_log(con, student.student, log)
-        if folder.exists():
-            shutil.rmtree(folder)  # of a training that never reached the store
+        clear(folder, hash_)
         shutil.copytree(trained, folder)
         write_card(folder, card_facts(con, student))
     return student

@@ -11,7 +11,7 @@ import duckdb
 from labelstore.errors import DataMissing, UsageError
 from labelstore.labels import teacher_key
 from labelstore.labels.write import Teacher as TeacherRow
-from labelstore.store import keys, lookup
+from labelstore.store import foreign, keys, lookup
 from labelstore.store.label_store import LabelStore
 from teachers import models
 from teachers.engines.base import Sampling
@@ -266,8 +266,7 @@ def _model(
     location = model.model or settings.model
     if location.startswith("student:"):
         student = lookup.student(con, location.removeprefix("student:"))
-        folder = Path(student.folder)
-        location = str(folder if folder.is_absolute() else store.files / folder)
+        location = str(foreign.own_folder(store.files, "student", student.name, student.folder))
         model = replace(model, licence=student.licence)
     return model, location
 

@@ -109,13 +109,15 @@ def bulk(con, table: str, rows: list[list]) -> None:
     if rows:
         columns = [(row[1], row[2]) for row in con.execute(f"PRAGMA table_info({table})").fetchall()]
         types = {"UBIGINT": pa.uint64()}
-        frame = pa.table(  # noqa: F841 - DuckDB reads it by name
+        frame = pa.table(
             {
                 name: pa.array([row[k] for row in rows], types.get(kind))
                 for k, (name, kind) in enumerate(columns)
             }
         )
-        con.execute(f"INSERT INTO {table} SELECT * FROM frame")
+        con.register("made_rows", frame)
+        con.execute(f"INSERT INTO {table} SELECT * FROM made_rows")
+        con.unregister("made_rows")
 
 
 def add_queries(con, dataset: int, offset: int, numbers: list[int]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from labelstore.files.work_folder import work_folder
+from labelstore.files.work_folder import set_aside, work_folder
 from labelstore.store import foreign
 from labelstore.store.label_store import LabelStore
 from labelstore.upkeep.merge.maps import Maps
@@ -49,17 +49,9 @@ class Copy:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         with work_folder(self.target.parent) as work:
             shutil.copytree(self.source, work / "copy", symlinks=True)
-            if self.target.exists():  # no row names it, so it may be the user's
-                self.target.rename(_free(self.target))
+            if self.target.exists():  # this store names it nowhere, so it may be the user's own
+                set_aside(self.target)
             (work / "copy").rename(self.target)
-
-
-def _free(folder: Path) -> Path:
-    """Return the first free name of NAME.aside-1, NAME.aside-2 …"""
-    n = 1
-    while (beside := folder.with_name(f"{folder.name}.aside-{n}")).exists():
-        n += 1
-    return beside
 
 
 def lacking(maps: Maps, store: LabelStore, other: LabelStore) -> Iterator[Copy]:

@@ -79,7 +79,7 @@ def merge_stores(
     if not store.exists:
         with store.write():
             pass
-    with store.read() as con:
+    with store.read(reach=[other.path]) as con:
         _attach(con, other)
         maps = _matched(con, rename_suffix)
         if maps.contradictions:
@@ -115,7 +115,7 @@ def _look_at(other: LabelStore) -> None:
 def _write(
     store: LabelStore, other: LabelStore, suffix: str | None, clock: provenance.Clock, done: MergedStore
 ) -> None:
-    with store.write() as con, provenance.recorded_in(con, "merge", clock) as job:
+    with store.write(reach=[other.path]) as con, provenance.recorded_in(con, "merge", clock) as job:
         _attach(con, other)
         maps = _matched(con, suffix)
         if maps.contradictions:

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -53,10 +53,17 @@ def _views(store: LabelStore, rows: list[tuple[Any, ...]] | None) -> Iterator[Fi
     known = set()
     for name, kind, view_hash, folder, n_lists, n_pairs, parameters, seed in rows or ():
         known.add(view_hash)
-        where = store.files / folder
+        try:
+            where = foreign.own_folder(store.files, "view", name, folder, view_hash)
+        except BadInput as error:
+            yield Finding("view", f"{name} {view_hash}", error.message, error.hint or "")
+            continue
         hint = _rebuild(where, name, kind, json.loads(parameters), seed)
-        if not foreign.view_inside(folder, view_hash):
-            yield _escaping("view", f"{name} {view_hash}", folder, f"views/{view_hash}")
+        if hint is None:
+            yield Finding(
+                "view", f"{name} {view_hash}", f"no view has the kind {kind!r} and the parameters {parameters}",
+                "put back a copy of the store; use nothing of this row",
+            )  # fmt: skip
             continue
         if not where.is_dir():
             yield Finding(
@@ -88,16 +95,6 @@ def _views(store: LabelStore, rows: list[tuple[Any, ...]] | None) -> Iterator[Fi
             )
 
 
-def _escaping(what: str, name: str, folder: str, wanted: str) -> Finding:
-    """Find a row whose folder lies outside the store's folder."""
-    return Finding(
-        what,
-        name,
-        f"its folder {folder!r} leads out of the store, expected {wanted}, a folder and no link",
-        "put back a copy of the store; use nothing of this row",
-    )
-
-
 def view_problems(folder: Path, view_hash: str, kind: str) -> list[str]:
     """List the faults of a view's files, by the manifest and the content hash."""
     try:
@@ -116,11 +113,14 @@ def _by_itself(folder: Path) -> Iterator[Finding]:
         yield Finding("view", folder.name, "; ".join(wrong), f"put back a copy of the folder; {_MERGE}")
 
 
-def _rebuild(folder: Path, name: str, kind: str, parameters: Mapping[str, Any], seed: int) -> str:
-    """Write the commands that make a view's folder again, from the same sources with the same options."""
+def _rebuild(folder: Path, name: str, kind: str, parameters: Any, seed: int) -> str | None:
+    """The commands that make a view's folder again, from the same sources with the same options; None: no view's."""
+    sources = parameters.get("sources", []) if isinstance(parameters, dict) else None
+    if kind not in KINDS or not isinstance(sources, list) or not all(map(_is_source, sources)):
+        return None
     flags = {"dataset": "--dataset", "run": "--run", "mining": "--negatives", "labeling": "--labels"}
     words = ["msft", "views", "build", "--kind", kind]
-    for source in parameters.get("sources", []):
+    for source in sources:
         if source["kind"] in flags:
             plain = source["name"].rsplit("/", 1)[-1] if source["kind"] == "run" else source["name"]
             words += [flags[source["kind"]], plain]
@@ -134,13 +134,22 @@ def _rebuild(folder: Path, name: str, kind: str, parameters: Mapping[str, Any], 
     return f"rm -rf {shlex.quote(str(folder))}, then `{build}`"
 
 
+def _is_source(source: Any) -> bool:
+    return (
+        isinstance(source, dict)
+        and isinstance(source.get("kind"), str)
+        and isinstance(source.get("name"), str)
+    )
+
+
 # ------------------------------------------------------------------------------------------------------ students
 def _students(store: LabelStore, rows: list[tuple[Any, ...]] | None) -> Iterator[Finding]:
     known = set()
     for name, folder, weights_hash in rows or ():
-        where = store.files / folder
-        if not foreign.student_inside(folder) or where.is_symlink() or where.parent.is_symlink():
-            yield _escaping("student", name, folder, "students/NAME")
+        try:
+            where = foreign.own_folder(store.files, "student", name, folder)
+        except BadInput as error:
+            yield Finding("student", name, error.message, error.hint or "")
             continue
         known.add(where.resolve())
         for problem in student_problems(where, weights_hash):

@@ -1,9 +1,14 @@
 """`msft sql` and `msft status` as a user runs them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import made_store
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cli.main import run
@@ -82,6 +87,11 @@ OUTSIDE = [
     "FROM '{}/in.csv'", "FROM read_blob('/proc/self/environ')", "SELECT getenv('HOME')", "FROM sniff_csv('{}/in.csv')",
     "EXPLAIN ANALYZE COPY qrels TO '{}/x.csv'", "PREPARE p AS COPY qrels TO '{}/x.csv'",
     "CALL enable_logging(storage = 'file', storage_path = '{}/x')", "SELECT 1; COPY qrels TO '{}/x.csv'",
+    "FROM enable_logging(storage = 'file', storage_path = '{}/x')", "UPDATE EXTENSIONS", "FROM duckdb_secrets()",
+    "WITH a AS (COPY qrels TO '{}/x.csv') SELECT 1", "EXPLAIN ANALYZE LOAD '{}/x.so'", "FROM sqlite_scan('{}/x', 't')",
+    "EXPLAIN ANALYZE CREATE SECRET s (TYPE s3)", "FROM query('FROM read_text(''{}/in.csv'')')", "DESCRIBE FROM '{}/in.csv'",
+    "FROM json_execute_serialized_sql(json_serialize_sql('FROM ''{}/in.csv'''))", "PIVOT '{}/in.csv' ON a USING count(*)",
+    "SET VARIABLE a = 1", "USE main", "CHECKPOINT", "IMPORT DATABASE '{}/x'", "PREPARE p AS SELECT 1", "DROP SECRET s",
 ]  # fmt: skip
 
 
@@ -97,11 +107,69 @@ def test_sql_touches_nothing_but_the_store(path: Path, capsys, statement: str, w
     assert [file.name for file in folder.iterdir()] == ["in.csv"]
 
 
+@pytest.mark.parametrize("word", ["copy", "secret", "load", "attach", "export", "install"])
+def test_words_in_a_text_are_no_statements(path: Path, capsys, word: str) -> None:
+    explained = f"EXPLAIN SELECT * FROM documents WHERE text LIKE '% {word} %'"
+    for query in (explained, f"PIVOT (SELECT '{word} x' AS a) ON a USING count(*)"):
+        assert msft(capsys, "sql", query, "--store", path)[0] == 0
+
+
+@pytest.mark.parametrize("variable", ["path", "frame", "query"])
+def test_a_table_is_no_variable_of_the_program(path: Path, capsys, variable: str) -> None:
+    frame = pa.table({"a": [1]})  # noqa: F841 - what a replacement scan would find
+    for more in ([], ["--files"]):
+        code, _, err = msft(capsys, "sql", f"FROM {variable}", *more, "--store", path)
+        assert code == 1
+        assert "does not exist" in err
+
+
+@pytest.mark.parametrize("target", ["o.csv", "o.json", "o.parquet"])
+def test_files_can_be_joined_into_a_result_where_asked(path: Path, capsys, target: str) -> None:
+    (path.parent / "in.csv").write_text("a\nshown\n")
+    file = path.parent / target
+    query = f"SELECT a, count(*) AS a FROM '{path.parent}/in.csv', qrels GROUP BY a; -- all"
+    assert msft(capsys, "sql", query, "-o", file, "--store", path)[0] == 2
+    assert not file.exists()
+    assert msft(capsys, "sql", query, "-o", file, "--files", "--store", path)[:2] == (0, "")
+    _, out, _ = msft(capsys, "sql", f"SELECT a, a_2 > 0 AS some FROM '{file}'", "--files", "--store", path)
+    assert out.split()[-2:] == ["shown", "yes"]
+    assert msft(capsys, "sql", "DELETE FROM qrels", "-o", file, "--store", path)[0] == 2
+
+
 def test_sql_reads_files_where_asked(path: Path, capsys) -> None:
     (path.parent / "in.csv").write_text("a\nshown\n")
     code, out, _ = msft(capsys, "sql", f"FROM '{path.parent}/in.csv'", "--files", "--store", path)
     assert (code, out.split()) == (0, ["a", "-----", "shown"])
     assert msft(capsys, "sql", "DELETE FROM qrels", "--files", "--store", path)[0] == 2
+
+
+LONG = "SELECT n, repeat('x', 8000) AS text, [n, n] AS pair FROM range(60000) t(n)"  # 480 MB
+
+
+@pytest.mark.parametrize("target", ["csv", "json", "table", "md", "o.csv", "o.json", "o.parquet"])
+def test_all_rows_of_a_large_table_take_bounded_memory(path: Path, target: str) -> None:
+    file = path.parent / target
+    ways = ["-o", str(file)] if "." in target else ["--limit", "0", "--format", target]
+    msft = Path(sys.executable).with_name("msft")
+    with (path.parent / "stdout").open("wb") as out:
+        process = subprocess.Popen([msft, "sql", LONG, *ways, "--store", str(path)], stdout=out)
+        _, status, used = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert used.ru_maxrss < 300_000, f"{used.ru_maxrss:,} KB"
+    if target == "o.parquet":
+        assert pq.read_metadata(file).num_rows == 60_000
+        return
+    with (file if "." in target else path.parent / "stdout").open() as lines:
+        assert sum("xxxx" in line for line in lines) == 60_000
+
+
+@pytest.mark.parametrize("wide", [1, 300, 1500, 2500])
+def test_a_streamed_table_is_as_wide_as_its_widest_cell_so_far(path: Path, capsys, wide: int) -> None:
+    query = f"SELECT n, CASE WHEN n = {wide} THEN 'wide cell' ELSE 'a' END AS t, 1 AS z FROM range(3000) t(n)"
+    code, out, _ = msft(capsys, "sql", query, "--limit", 0, "--store", path)
+    lines = out.splitlines()
+    assert (code, len(lines), sum("wide cell" in line for line in lines)) == (0, 3002, 1)
+    assert all(line.split()[-1] == "1" for line in lines[2:])
 
 
 @pytest.mark.parametrize("query", [";", " ", "-- nothing", "/* */ ;;"])

@@ -43,7 +43,7 @@ def table(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
         ["teachers", "import", str(source / "permutations.jsonl.gz"), "--dataset", "dl19"],
     ):
         app([*arguments, "--store", path, "-q"], standalone_mode=False)
-    _, found, _ = query.run(LabelStore(path), "@label_quality", parameters={"dataset": "dl19"})
+    found = query.sql(LabelStore(path), "@label_quality", parameters={"dataset": "dl19"}).to_dicts()
     assert [row["nDCG@10"] for row in found] == sorted((row["nDCG@10"] for row in found), reverse=True)
     return {row["labeling"]: row for row in found}
 
