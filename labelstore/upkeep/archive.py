@@ -41,6 +41,7 @@ _NOT_ROWS = (
 _AGAIN = "copy the whole folder again, or export it again where it was made"
 _MOST_ROWS_PER_BYTE = 64
 _MOST_UNFOLDING = 500
+_SMALL = 64 << 20  # bytes that may come out of any file
 COMPANIONS = ("views", "students")
 _TABLE = re.compile(r"CREATE TABLE (\w+) \(")
 _COLUMN = re.compile(r"    (\w+) +\w.*-- (.+)")
@@ -281,7 +282,7 @@ def _check_file(folder: Path, table: str, described: Any) -> None:
     if rows > size * _MOST_ROWS_PER_BYTE:  # rows of a store differ from each other and never pack so tightly
         raise BadInput(f"{file} unfolds {size:,} bytes to {rows:,} rows, which no store does", hint=_AGAIN)
     packed = sum(footer.row_group(k).total_byte_size for k in range(footer.num_row_groups))
-    if packed > size * _MOST_UNFOLDING + (64 << 20):
+    if packed > size * _MOST_UNFOLDING + _SMALL:
         raise BadInput(f"{file} unfolds {size:,} bytes to {packed:,}, which no store does", hint=_AGAIN)
 
 
@@ -299,6 +300,7 @@ def _load(store: LabelStore, folder: Path, manifest: dict[str, Any], progress: P
                 progress(n, len(known))
             file = folder / tables[table]["file"]
             try:
+                _check_texts(con, file)
                 con.execute(f"INSERT INTO {table} BY NAME FROM read_parquet('{_quoted(file)}')")
             except _NOT_ROWS as error:
                 raise BadInput(
@@ -312,6 +314,29 @@ def _load(store: LabelStore, folder: Path, manifest: dict[str, Any], progress: P
                 f"{folder} gives the verify hash {found}, its manifest says {manifest['verify_hash']}",
                 hint="put back a copy of the folder; was manifest.json edited?",
             )
+
+
+def _check_texts(con: duckdb.DuckDBPyConnection, file: Path) -> None:
+    """The length of all texts, which a dictionary in the file can repeat without end: read, and not kept."""
+    columns = con.execute(f"DESCRIBE FROM read_parquet('{_quoted(file)}')").fetchall()
+    length_of = {"VARCHAR": "strlen", "BLOB": "octet_length"}
+    lengths = [
+        f"coalesce(sum({length_of[kind]}({_identifier(name)})), 0)"
+        for name, kind, *_ in columns
+        if kind in length_of
+    ]
+    if not lengths:
+        return
+    (length,) = con.execute(f"SELECT {' + '.join(lengths)} FROM read_parquet('{_quoted(file)}')").fetchall()[
+        0
+    ]
+    size = file.stat().st_size
+    if length > size * _MOST_UNFOLDING + _SMALL:
+        raise BadInput(f"{file} unfolds {size:,} bytes to {length:,}, which no store does", hint=_AGAIN)
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _quoted(path: Path) -> str:
