@@ -12,7 +12,7 @@ from labelstore.errors import BadInput, MsftError, StoreError
 from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
 from labelstore.upkeep.archive import export_store
-from labelstore.upkeep.merge.job import merge
+from labelstore.upkeep.merge.job import merge_stores
 from labelstore.upkeep.verify.verify import verify
 from labelstore.views import build as views
 from labelstore.views import folder as view_folder
@@ -62,7 +62,7 @@ def test_a_students_folder_that_escapes_is_refused_and_reported(
 ) -> None:
     student = add_student(store, folder=folder)
     with pytest.raises(BadInput, match="is not students/NAME"):
-        merge(LabelStore(tmp_path / "own.duckdb"), store)
+        merge_stores(LabelStore(tmp_path / "own.duckdb"), store)
     with pytest.raises(BadInput, match="leads out"):
         student_folder(store, student)
     assert any("leads out" in finding.problem for finding in verify(store).findings)
@@ -77,7 +77,7 @@ def test_a_views_folder_that_escapes_is_refused_and_reported(
 ) -> None:
     view = add_view(store, folder)
     with pytest.raises(BadInput, match=f"is not views/{HASH}"):
-        merge(LabelStore(tmp_path / "own.duckdb"), store)
+        merge_stores(LabelStore(tmp_path / "own.duckdb"), store)
     with pytest.raises(BadInput, match="leads out"):
         views.folder_of(store, view)
     assert any("leads out" in finding.problem for finding in verify(store).findings)
@@ -101,7 +101,7 @@ def test_a_link_in_a_folders_place_is_not_followed(store: LabelStore, tmp_path: 
     with pytest.raises(BadInput, match="no link"):
         read()
     assert any("no link" in finding.problem for finding in verify(store).findings)
-    merge(LabelStore(tmp_path / "own.duckdb"), store)
+    merge_stores(LabelStore(tmp_path / "own.duckdb"), store)
     assert not list((tmp_path / "own.files").glob("*/*"))
     assert len(list(precious.rglob("config.json"))) == 3
 
@@ -149,7 +149,7 @@ def test_a_name_that_nobody_could_type_is_refused(tmp_path: Path, table: str, na
         con.execute(f"UPDATE {table} SET name = ? WHERE rowid = (SELECT min(rowid) FROM {table})", [name])
     own = LabelStore(tmp_path / "own.duckdb")
     with pytest.raises(BadInput, match=r"cannot be a") as raised:
-        merge(own, other)
+        merge_stores(own, other)
     assert "\x1b" not in str(raised.value)
     assert not own.exists
 
@@ -176,7 +176,7 @@ def test_a_file_of_another_shape_is_refused(store: LabelStore, tmp_path: Path, s
     with duckdb.connect(store.path) as con:
         con.execute(sql)
     with pytest.raises(BadInput, match=r"which a store has not|other tables"):
-        merge(LabelStore(tmp_path / "own.duckdb"), store)
+        merge_stores(LabelStore(tmp_path / "own.duckdb"), store)
 
 
 @pytest.mark.parametrize(
