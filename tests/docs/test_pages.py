@@ -73,6 +73,7 @@ def test_the_guide_leads_from_a_query_log_to_a_verdict(tmp_path: Path) -> None:
     # The log's labels, and those of the test queries: the teacher's own row in the table.
     assert {row["labeling"]: (row["lists"], row["ok"]) for row in labels} == {
         "labels": (150, 150),
+        "more": (1000, 1000),
         "labels@mysearch/test": (75, 75),
     }
     # What a bi-encoder's order teaches in a minute, fused with BM25, helps: by .02 to .04 over settings and seeds.
