@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import numbers
+from cli.app import HelpByDefault
 from cli.output import diagnostics
 from cli.output.render import Format
 from cli.parameters import gathered, shown
@@ -47,8 +48,8 @@ class Context:
 
 
 def group(help: str) -> typer.Typer:
-    """A command group."""
-    return typer.Typer(help=help, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    """A command group; without a command it shows its help."""
+    return typer.Typer(cls=HelpByDefault, help=help, add_completion=False, rich_markup_mode=None)
 
 
 def command(
