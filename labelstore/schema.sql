@@ -329,7 +329,7 @@ CREATE TABLE students (
     base_revision VARCHAR,                    -- commit or hash of its weights
     architecture  VARCHAR NOT NULL,           -- electra, roberta, bert, modernbert
     regime        VARCHAR NOT NULL,           -- cl | kd | cl,kd | kd,cl | cl+kd … ; none for an untrained model
-    folder        VARCHAR NOT NULL,           -- where its weights lie, relative to <store>.files/ or absolute
+    folder        VARCHAR NOT NULL,           -- where its weights lie, relative to <store>.files/
     weights_hash  VARCHAR NOT NULL,           -- hash of model.safetensors
     max_length    INTEGER NOT NULL,           -- tokens per pair
     seed          BIGINT NOT NULL,            -- training seed

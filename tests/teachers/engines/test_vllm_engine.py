@@ -55,6 +55,17 @@ def request(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("load_format", ["auto", "pt", "npcache", "hf"])
+def test_formats_that_read_pickled_weights_are_refused(folder: Path, load_format: str) -> None:
+    from teachers.engines.base import Sampling
+    from teachers.engines.vllm import VllmEngine
+    from teachers.errors import ExitCode, TeacherError
+
+    with pytest.raises(TeacherError, match=f"load_format={load_format}") as caught:
+        VllmEngine(str(folder), Sampling(), options={"load_format": load_format})
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
 def test_a_cpu_without_bf16_computes_in_fp32(engine: Any) -> None:
     import torch
 
