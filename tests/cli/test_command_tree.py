@@ -20,6 +20,7 @@ def tree() -> dict[str, Any]:
     return command_tree.tree()
 
 
+@pytest.mark.test_all
 def test_command_tree_is_the_stored_one(tree: dict[str, Any]) -> None:
     """After a change on purpose: `python tests/cli/command_tree.py`."""
     stored = json.loads(command_tree.FILE.read_text("utf-8"))

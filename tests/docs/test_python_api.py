@@ -154,6 +154,7 @@ def test_sql_refuses_what_the_command_refuses(store: LabelStore, query: str, err
         sql(store, query)
 
 
+@pytest.mark.test_all
 def test_every_table_and_view_reads_as_a_frame(store: LabelStore) -> None:
     names = sql(store, "SELECT table_name FROM information_schema.tables")["table_name"].to_list()
     assert {"runs", "ranked", "judgments"} <= set(names)
@@ -195,6 +196,7 @@ def test_a_run_leaves_and_comes_back_with_paths_as_text(folder: Path, store: Lab
         export_run(store, "bm25s", dataset="m/test")
 
 
+@pytest.mark.test_all
 def test_evaluate_and_compare_give_the_rows_of_the_commands(folder: Path, store: LabelStore) -> None:
     measures = ["nDCG@10", "RR@10"]
     retrieve(store, "m/test", "bm25s", depth=10, name="other", k1=2.0)

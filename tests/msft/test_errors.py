@@ -89,6 +89,7 @@ def test_no_package_defines_an_exit_code_or_an_error_root_of_its_own() -> None:
                 assert "exit_code" not in assigned or below, f"{path}: {node.name}"
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     ("command", "code"),
     [

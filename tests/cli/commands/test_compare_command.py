@@ -17,6 +17,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Small:
     return fill(Shelf(LabelStore(tmp_path_factory.mktemp("toy") / "toy.duckdb")))
 
 
+@pytest.mark.test_all
 def test_compare_gives_the_promised_columns_and_says_what_queries_can_show(toy: Small) -> None:
     done = msft(
         toy.store, "compare", "bm25", "cl-student", "short", "--measure", "nDCG@10", "--format", "json"
@@ -52,6 +53,7 @@ def test_every_format_has_the_same_pairs(toy: Small) -> None:
     assert "p_holm" not in table[0]
 
 
+@pytest.mark.test_all
 def test_latex_marks_what_a_system_beats_and_what_it_equals(toy: Small) -> None:
     text = msft(
         toy.store,

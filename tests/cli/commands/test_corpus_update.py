@@ -36,6 +36,7 @@ def _write(folder: Path, other: dict[str, str]) -> None:
     )
 
 
+@pytest.mark.test_all
 def test_labels_stay_with_the_text_they_were_given_for(
     folder: Path, tmp_path: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,7 @@ OUTSIDE = [
 ]  # fmt: skip
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("statement", OUTSIDE)
 @pytest.mark.parametrize("write", [[], ["--write"]])
 def test_sql_touches_nothing_but_the_store(path: Path, capsys, statement: str, write: list[str]) -> None:
@@ -156,6 +157,7 @@ finally:
 """
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("target", ["csv", "json", "table", "md", "o.csv", "o.json", "o.parquet"])
 def test_all_rows_of_a_large_table_take_bounded_memory(path: Path, target: str) -> None:
     file = path.parent / target

@@ -42,6 +42,7 @@ def hash_of(capsys: pytest.CaptureFixture[str], store: Path) -> str:
     return out.strip()
 
 
+@pytest.mark.test_all
 def test_verify_of_a_sound_store(path: Path, capsys) -> None:
     code, out, err = msft(capsys, path, "verify", "--format", "json")
     assert (code, json.loads(out)) == (0, [])
@@ -49,6 +50,7 @@ def test_verify_of_a_sound_store(path: Path, capsys) -> None:
     assert "is sound" in err
 
 
+@pytest.mark.test_all
 def test_verify_names_what_is_wrong_and_exits_1(path: Path, capsys) -> None:
     store = LabelStore(path)
     view = views.build(store, "distillation", labels=["teacher@first"], name="kd")
@@ -71,6 +73,7 @@ def test_verify_names_what_is_wrong_and_exits_1(path: Path, capsys) -> None:
     assert len(out.strip()) == 32
 
 
+@pytest.mark.test_all
 def test_the_hint_of_a_damaged_view_is_a_command_that_mends_it(path: Path, capsys) -> None:
     store = LabelStore(path)
     for kind, options in (
@@ -121,6 +124,7 @@ def test_verify_without_a_store(tmp_path: Path, capsys) -> None:
     assert "hint:" in err
 
 
+@pytest.mark.test_all
 def test_merge_either_way_gives_one_hash(tmp_path: Path, capsys) -> None:
     one, two = tmp_path / "one.duckdb", tmp_path / "two.duckdb"
     made_store.make(one, n_queries=8, offset=500)
@@ -169,6 +173,7 @@ def test_merge_either_way_gives_one_hash(tmp_path: Path, capsys) -> None:
     assert "nothing new" in err
 
 
+@pytest.mark.test_all
 def test_a_contradiction_is_listed_with_both_values(path: Path, tmp_path: Path, capsys) -> None:
     other = tmp_path / "other.duckdb"
     shutil.copy(path, other)
@@ -191,6 +196,7 @@ def test_a_contradiction_is_listed_with_both_values(path: Path, tmp_path: Path, 
     assert "dataset c/train is stored as c/train@other" in err
 
 
+@pytest.mark.test_all
 def test_there_and_back_as_parquet(path: Path, tmp_path: Path, capsys) -> None:
     before = hash_of(capsys, path)
     code, out, err = msft(capsys, path, "export-store", tmp_path / "archive", "--format", "json")

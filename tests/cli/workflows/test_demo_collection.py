@@ -70,6 +70,7 @@ def test_what_is_kept_and_why_the_rest_is_not(package: str) -> None:
     assert limited.content_hash != made.content_hash
 
 
+@pytest.mark.test_all
 def test_parsing_by_all_cores_gives_the_same() -> None:
     sources = [s for s in demo_collection._sources("python") if s[0].startswith(("asyncio", "email", "json"))]
     serial = list(map(demo_collection._docstrings, sources))

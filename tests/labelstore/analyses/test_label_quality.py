@@ -48,6 +48,7 @@ def table(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     return {row["labeling"]: row for row in found}
 
 
+@pytest.mark.test_all
 def test_all_labelings_of_all_teachers_are_there(
     table: dict[str, dict[str, Any]], lists: dict[str, dict[str, dict[str, Any]]]
 ) -> None:

@@ -80,6 +80,7 @@ def test_titles_and_rare_sentences_become_queries_with_counts_in_the_store(store
         ).fetchall() == [(6, 4)]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_seed_draws_the_passages_and_the_same_again_changes_nothing(store: LabelStore, n: int) -> None:
     drawn = {}
@@ -103,6 +104,7 @@ def test_a_real_query_is_not_generated_again(store: LabelStore, tmp_path: Path, 
     assert made.drops["reads as another query"][0] >= 1
 
 
+@pytest.mark.test_all
 def test_what_cannot_be_made_is_said(store: LabelStore, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="n is 0"):
         sentences.generate(store, n=0)

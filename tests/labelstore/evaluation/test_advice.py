@@ -64,6 +64,7 @@ CASES = [
 ]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(("systems", "parts", "warns"), CASES)
 def test_the_sentence_names_what_is_better_and_who_is_worse_alone(
     shelf: Shelf, systems: dict, parts: list[str], warns: bool
@@ -84,12 +85,14 @@ def test_the_sentence_names_what_is_better_and_who_is_worse_alone(
             assert use in own[0]
 
 
+@pytest.mark.test_all
 def test_training_data_other_measures_and_stale_values_give_no_warning(shelf: Shelf) -> None:
     measured(shelf, {"ranker": ("student", BAD)}, role="train")
     with shelf.store.read() as con:
         assert warnings_of(con, "ranker") == []
 
 
+@pytest.mark.test_all
 def test_a_replaced_ranking_no_longer_counts(shelf: Shelf) -> None:
     measured(shelf, {"ranker": ("student", BAD)})
     with shelf.store.write() as con:
@@ -105,6 +108,7 @@ def test_p_values_are_written_as_papers_do(p: float) -> None:
     assert (text == "p < .001") == (p < 0.001)
 
 
+@pytest.mark.test_all
 def test_eval_ends_with_the_sentence_and_rows_stay_data(shelf: Shelf) -> None:
     measured(shelf, {"ranker": ("student", BAD), "ranker+first": ("fused", GOOD)})
     for form in ("table", "json"):

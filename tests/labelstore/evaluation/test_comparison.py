@@ -136,6 +136,7 @@ def graded(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelStore, dict[s
     return shelf.store, many(shelf)
 
 
+@pytest.mark.test_all
 def test_values_are_scipys_statsmodels_and_pyterriers(graded: tuple[LabelStore, dict[str, Ranked]]) -> None:
     store, ranked = graded
     rows = comparison.compare(store, ["s0", "s1", "s2", "s3", "s4"], ["many/test"], measures=[NDCG])
@@ -159,6 +160,7 @@ def dl19(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     return store
 
 
+@pytest.mark.test_all
 @pytest.mark.needs("shared")
 def test_dl19s_runs_and_labelings_agree_with_the_libraries(dl19: LabelStore) -> None:
     rows = comparison.compare(dl19, None, ["dl19"], baseline="bm25")
@@ -224,6 +226,7 @@ def test_the_verdicts_rule(low: float, high: float, p: float, difference: float,
     assert comparison.verdict(row) == expected
 
 
+@pytest.mark.test_all
 def test_the_correction_is_within_the_declared_family(graded: tuple[LabelStore, dict[str, Ranked]]) -> None:
     store, _ = graded
     names = ["s0", "s2", "s4"]
@@ -236,6 +239,7 @@ def test_the_correction_is_within_the_declared_family(graded: tuple[LabelStore, 
     assert [(r["system"], r["baseline"]) for r in pairs] == [("s2", "s0"), ("s4", "s0"), ("s4", "s2")]
 
 
+@pytest.mark.test_all
 def test_a_judged_query_that_a_run_lacks_scores_zero_in_the_test(small: Small) -> None:
     notes: list[str] = []
     (row,) = comparison.compare(
@@ -247,6 +251,7 @@ def test_a_judged_query_that_a_run_lacks_scores_zero_in_the_test(small: Small) -
 
 
 # ---------------------------------------------------------------------------------------------------------- names
+@pytest.mark.test_all
 def test_a_student_over_two_first_stages_is_named_with_one(small: Small) -> None:
     dense = small.shelf.run("dense", small.dataset, small.ranked["bm25"])
     with small.store.read() as con:
@@ -310,6 +315,7 @@ def trained(small: Small, name: str, seed: int, lr: float = 1e-5) -> None:
     small.shelf.run(f"{name}@bm25", small.dataset, ranked, "student", small.bm25, student)
 
 
+@pytest.mark.test_all
 def test_students_that_differ_by_seed_alone_are_one_system(small: Small) -> None:
     for seed in range(1, 6):
         trained(small, f"new-s{seed}", seed)
@@ -331,6 +337,7 @@ def test_students_that_differ_by_seed_alone_are_one_system(small: Small) -> None
     assert row["ci90_high"] - row["ci90_low"] != pytest.approx(over_queries.high - over_queries.low, abs=1e-6)
 
 
+@pytest.mark.test_all
 def test_few_seeds_are_said_to_be_few(small: Small) -> None:
     for seed in (1, 2, 3):
         trained(small, f"new-s{seed}", seed)
@@ -355,6 +362,7 @@ def test_seeds_that_differ_widen_the_interval() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- pooled
+@pytest.mark.test_all
 def test_pooling_counts_a_shared_topic_once(shelf: Shelf) -> None:
     collection = shelf.collection("toy", DOCS)
     judged = {DOCS[0]: 2}
@@ -377,6 +385,7 @@ def test_pooling_counts_a_shared_topic_once(shelf: Shelf) -> None:
     assert [(r["dataset"], r["n_queries"]) for r in apart] == [("one", 2), ("two", 2)]
 
 
+@pytest.mark.test_all
 def test_pooling_needs_every_system_everywhere(shelf: Shelf) -> None:
     collection = shelf.collection("toy", DOCS)
     for name in ("one", "two"):

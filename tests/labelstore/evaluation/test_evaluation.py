@@ -27,6 +27,7 @@ def expected(small: Small, ranked: dict[str, list[str]], measure: str) -> dict[s
     return values
 
 
+@pytest.mark.test_all
 def test_values_are_those_of_ir_measures(small: Small) -> None:
     rows = evaluation.evaluate(small.store, "toy/test", measures=[NDCG, AP, "RR(rel=2)@10"])
     for measure in (NDCG, AP, "RR(rel=2)@10"):
@@ -42,6 +43,7 @@ def test_values_are_those_of_ir_measures(small: Small) -> None:
             assert row["n_queries"] == 6
 
 
+@pytest.mark.test_all
 def test_a_judged_query_that_the_run_lacks_scores_zero_and_is_counted(small: Small) -> None:
     notes: list[str] = []
     rows = by_system(evaluation.evaluate(small.store, "toy/test", measures=[NDCG], note=notes.append))
@@ -61,6 +63,7 @@ def test_a_judged_query_that_the_run_lacks_scores_zero_and_is_counted(small: Sma
     assert zero == [(0.0,)]
 
 
+@pytest.mark.test_all
 def test_p_values_are_of_the_paired_t_test_against_the_first_stage(small: Small) -> None:
     rows = by_system(evaluation.evaluate(small.store, "toy/test", measures=[NDCG]))
     a, b = expected(small, small.ranked["better"], NDCG), expected(small, small.ranked["bm25"], NDCG)
@@ -73,6 +76,7 @@ def test_p_values_are_of_the_paired_t_test_against_the_first_stage(small: Small)
     assert rows["cl-student"]["regime"] == "cl"
 
 
+@pytest.mark.test_all
 def test_stored_evaluations_are_reused_and_stale_ones_go(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +108,7 @@ def test_stored_evaluations_are_reused_and_stale_ones_go(
         assert con.execute("SELECT count(*) FROM evaluations WHERE measure = ?", [NDCG]).fetchall() == [(4,)]
 
 
+@pytest.mark.test_all
 def test_ties_stand_in_the_stored_order(small: Small) -> None:
     ranked = small.ranked["better"]
     flat = {q: [1.0] * len(docs) for q, docs in ranked.items()}
@@ -115,6 +120,7 @@ def test_ties_stand_in_the_stored_order(small: Small) -> None:
     assert not any(n.startswith("bm25: scores tie") for n in notes)
 
 
+@pytest.mark.test_all
 def test_the_ceiling_stands_beside_a_re_ranking(small: Small) -> None:
     top3 = {q: docs[:3] for q, docs in small.ranked["bm25"].items()}
     shallow = small.shelf.run("shallow", small.dataset, top3)
@@ -127,6 +133,7 @@ def test_the_ceiling_stands_beside_a_re_ranking(small: Small) -> None:
     assert 0 < rows["kd"]["judged"] < 1
 
 
+@pytest.mark.test_all
 def test_select_by_run_student_and_labeling(small: Small) -> None:
     def names(**options: object) -> set[str]:
         with small.store.read() as con:
@@ -142,6 +149,7 @@ def test_select_by_run_student_and_labeling(small: Small) -> None:
         names(runs=["bm52"])
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("name", ["nDCG@x", "wonder@10", "NumQ"])
 def test_a_bad_measure_is_a_usage_error_and_writes_nothing(small: Small, name: str) -> None:
     with pytest.raises(UsageError, match="--measure"):
@@ -150,6 +158,7 @@ def test_a_bad_measure_is_a_usage_error_and_writes_nothing(small: Small, name: s
         assert con.execute("SELECT count(*) FROM provenance").fetchall() == [(0,)]
 
 
+@pytest.mark.test_all
 def test_a_dataset_without_judgments(small: Small) -> None:
     with small.store.read() as con:
         collection = lookup.dataset(con, "toy/test").collection
@@ -159,6 +168,7 @@ def test_a_dataset_without_judgments(small: Small) -> None:
         evaluation.evaluate(small.store, "bare", measures=[NDCG])
 
 
+@pytest.mark.test_all
 def test_many_queries_are_measured_in_batches(monkeypatch: pytest.MonkeyPatch, small: Small) -> None:
     whole = evaluation.evaluate(small.store, "toy/test", measures=[NDCG])
     with small.store.write() as con:

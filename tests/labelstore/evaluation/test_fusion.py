@@ -74,6 +74,7 @@ def student_run(small: Small) -> tuple[lookup.Dataset, lookup.Run]:
         return of, lookup.run(con, of, "cl-student@bm25")
 
 
+@pytest.mark.test_all
 def test_the_weight_is_fixed_on_validation_queries_and_the_run_kept(fusable: Small) -> None:
     of, run = student_run(fusable)
     asked: list[tuple[str, int]] = []
@@ -101,6 +102,7 @@ def test_the_weight_is_fixed_on_validation_queries_and_the_run_kept(fusable: Sma
     assert len(asked) == 1
 
 
+@pytest.mark.test_all
 def test_without_validation_queries_the_weight_is_not_tuned_and_that_is_said(small: Small) -> None:
     of, run = student_run(small)
     notes: list[str] = []
@@ -113,6 +115,7 @@ def test_without_validation_queries_the_weight_is_not_tuned_and_that_is_said(sma
     assert "not tuned" in notes[0]
 
 
+@pytest.mark.test_all
 def test_the_queries_under_test_fix_no_weight(fusable: Small) -> None:
     of, run = student_run(fusable)
 

@@ -80,6 +80,7 @@ def test_effect_sizes() -> None:
     assert significance.wins_ties_losses(np.array([0.1, 0.0, 1e-12, -0.2, -0.1])) == (1, 2, 2)
 
 
+@pytest.mark.test_all
 @settings(max_examples=15, deadline=None, database=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_corrections_by_their_definitions(p_values: list[float]) -> None:

@@ -51,6 +51,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     return shelf.store
 
 
+@pytest.mark.test_all
 def test_the_macro_mean_weighs_datasets_alike_and_needs_all_of_them(two: LabelStore) -> None:
     rows = [r for name in ("one", "two") for r in evaluation.evaluate(two, name, measures=["RR@10", "P@1"])]
     means = suites.macro_means("own", rows, ["one", "two"])
@@ -63,6 +64,7 @@ def test_the_macro_mean_weighs_datasets_alike_and_needs_all_of_them(two: LabelSt
     assert set(means[0]) == set(rows[0])
 
 
+@pytest.mark.test_all
 def test_eval_prints_the_suites_mean_and_says_what_is_missing(two: LabelStore, tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text("one\ntwo\n")

@@ -39,6 +39,7 @@ LINES = [f"q{q} Q0 d{i} {i} {400 - i} T" for q in (1, 2) for i in range(1, 201)]
 HEADER = ["# ir_metadata.start", "# tag: t", "# ir_metadata.end"]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     "text",
     {
@@ -68,6 +69,7 @@ def test_a_run_whose_lines_end_with_crlf_is_the_run_whose_lines_end_with_lf(
     assert other.run.system == "T"
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("number", ["5_0", "1_000.5", "2e1_0", "٣", "१", "1__0", "0x10", "nan", "inf", "1,5"])
 @pytest.mark.parametrize("place", ["rank", "score"])
 def test_what_is_no_number_in_a_run_is_refused_with_its_line(

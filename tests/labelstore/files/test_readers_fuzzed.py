@@ -161,6 +161,7 @@ def stored(store: LabelStore, path: Path) -> list[tuple[str, int, str, float]] |
         ).fetchall()
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("made", [plausible_runs(), odd_runs()], ids=["plausible", "odd"])
 def test_a_run_is_read_as_the_reference_reads_it(store: LabelStore, tmp_path: Path, made: Any) -> None:
     path = tmp_path / "run"
@@ -237,6 +238,7 @@ def quickly(path: Path) -> list[tuple[int, str, str | None, str]] | None:
     return sorted(rows)
 
 
+@pytest.mark.test_all
 def test_documents_are_read_as_the_reference_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "docs.jsonl"
     taken = []

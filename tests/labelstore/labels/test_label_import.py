@@ -521,6 +521,7 @@ REAL = [
 ]
 
 
+@pytest.mark.test_all
 @pytest.mark.needs("shared")
 @pytest.mark.parametrize(("folder", "n_lists", "n_labelings", "n_teachers", "n_refused"), REAL)
 def test_real_files(

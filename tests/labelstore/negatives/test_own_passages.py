@@ -48,6 +48,7 @@ SAME = [
 ]  # fmt: skip
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(("query", "own", "how", "name"), SAME)
 @pytest.mark.parametrize("strategy", ["top", "uniform"])
 def test_a_passage_that_is_the_query_is_never_its_negative_and_is_counted(

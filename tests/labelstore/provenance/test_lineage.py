@@ -110,6 +110,7 @@ def test_rows_are_flat_and_name_their_parents(store: LabelStore) -> None:
     assert (prompt["name"], prompt["hash"]) == ("rankzephyr@1", PROMPT)
 
 
+@pytest.mark.test_all
 def test_what_was_replaced_since_is_told_by_what_the_view_recorded(store: LabelStore) -> None:
     with store.read() as con:
         ((before,),) = con.execute("SELECT content_hash FROM minings").fetchall()

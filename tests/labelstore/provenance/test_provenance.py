@@ -57,6 +57,7 @@ def test_how_it_ended_is_told(store: LabelStore, error: BaseException, status: s
     assert job(store)["status"] == status
 
 
+@pytest.mark.test_all
 def test_memory_of_a_process_that_the_job_ran_counts(store: LabelStore) -> None:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with provenance.recorded(store, "test"):

@@ -30,6 +30,7 @@ def data(file: Path) -> dict[str, Any]:
     return json.loads(found[1])
 
 
+@pytest.mark.test_all
 def test_one_store_gives_one_page(store: LabelStore, tmp_path: Path) -> None:
     first = page.write(store, tmp_path / "a.html")
     again = page.write(store, tmp_path / "b.html")
@@ -54,6 +55,7 @@ def test_no_text_leaves_its_place(store: LabelStore, tmp_path: Path) -> None:
     assert report_store.HOSTILE[1] in shown
 
 
+@pytest.mark.test_all
 def test_it_shrinks_until_it_fits_and_says_so(
     store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +78,7 @@ def test_it_shrinks_until_it_fits_and_says_so(
     assert small.path.read_bytes() == before
 
 
+@pytest.mark.test_all
 def test_queries_are_those_that_differ_most(store: LabelStore, tmp_path: Path) -> None:
     page.write(store, tmp_path / "a.html", n_queries=4)
     with store.read() as con:
@@ -93,6 +96,7 @@ def test_queries_are_those_that_differ_most(store: LabelStore, tmp_path: Path) -
     assert min(shown) == pytest.approx(values[0])
 
 
+@pytest.mark.test_all
 def test_texts_can_be_left_out(store: LabelStore, tmp_path: Path) -> None:
     page.write(store, tmp_path / "a.html", texts=False)
     passages = data(tmp_path / "a.html")["explorers"][0]["passages"]
@@ -100,6 +104,7 @@ def test_texts_can_be_left_out(store: LabelStore, tmp_path: Path) -> None:
     assert all(set(passage) == {"id"} for passage in passages)
 
 
+@pytest.mark.test_all
 def test_long_passages_are_cut_with_the_count(store: LabelStore, tmp_path: Path) -> None:
     page.write(store, tmp_path / "a.html")
     cut = [p for e in data(tmp_path / "a.html")["explorers"] for p in e["passages"] if p["cut"]]
@@ -119,6 +124,7 @@ def test_chosen_datasets_and_measures(store: LabelStore, tmp_path: Path) -> None
     assert "msft eval --dataset toy/test --measure &#39;P@5&#39;" in html
 
 
+@pytest.mark.test_all
 def test_values_of_replaced_rankings_are_left_out(tmp_path: Path) -> None:
     store = report_store.make(tmp_path / "toy.duckdb")
     with store.write() as con:
@@ -130,6 +136,7 @@ def test_values_of_replaced_rankings_are_left_out(tmp_path: Path) -> None:
     assert "msft eval --dataset toy/test" in row["note"]
 
 
+@pytest.mark.test_all
 def test_many_datasets_and_rows_stay_within_bounds(
     store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +185,7 @@ def test_a_store_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "hint:" in capsys.readouterr().err
 
 
+@pytest.mark.test_all
 def test_costs_that_are_not_known_are_not_drawn_as_nothing(tmp_path: Path) -> None:
     store = report_store.make(tmp_path / "toy.duckdb")
     with store.read() as con:
@@ -211,6 +219,7 @@ def test_seeds_of_one_size_are_one_point(store: LabelStore) -> None:
     assert [row[1] for row in tokens.table] == ["4,200", "12,600"]
 
 
+@pytest.mark.test_all
 def test_verdicts_follow_the_rule_of_compare(store: LabelStore) -> None:
     with store.read() as con:
         board = boards.board(con, lookup.dataset(con, "toy/test"))

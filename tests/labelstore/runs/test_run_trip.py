@@ -52,6 +52,7 @@ FORMS = {
 }
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.ZstdCompressor().compress], ids=["", "gz", "zst"])  # fmt: skip
 def test_duckdb_reads_every_form_that_the_line_reader_takes(
@@ -84,6 +85,7 @@ LATE = {
 }
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("kind", LATE)
 def test_what_is_wrong_after_many_lines_is_named_by_its_line(
     store: LabelStore, tmp_path: Path, kind: str

@@ -94,6 +94,7 @@ def test_a_run_comes_in(store: LabelStore, tmp_path: Path) -> None:
         assert run_hash(con, run.run) == run.content_hash
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("seed", range(4))
 def test_content_decides_the_hash_not_the_files_order_or_form(
     store: LabelStore, tmp_path: Path, seed: int
@@ -211,6 +212,7 @@ def test_files_in_an_odd_but_consistent_order_are_taken_without_a_note(
 FINE = "q0 Q0 01 1 9.0 t"
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -266,6 +268,7 @@ def test_queries_of_another_dataset_are_left_out_without_a_fuss(store: LabelStor
     assert state(store) == before
 
 
+@pytest.mark.test_all
 def test_the_same_run_again_leaves_no_trace(store: LabelStore, tmp_path: Path) -> None:
     path = write(tmp_path / "r", some_run(3))
     assert import_run.import_run(store, path, "mine", "r").new
@@ -312,6 +315,7 @@ def test_out_and_in_again_is_the_same_run(store: LabelStore, tmp_path: Path) -> 
     assert again.system == "my-tag"
 
 
+@pytest.mark.test_all
 @pytest.mark.needs("shared")
 @pytest.mark.parametrize(("run", "value"), [("bm25", 0.5058), ("splade-pp-ed", 0.7308), ("tasb", 0.7210)])
 def test_real_runs_keep_their_measure(tmp_path: Path, shared: Path, run: str, value: float) -> None:
@@ -328,6 +332,7 @@ def test_real_runs_keep_their_measure(tmp_path: Path, shared: Path, run: str, va
     assert found[measure] == pytest.approx(value, abs=5e-4)
 
 
+@pytest.mark.test_all
 def test_rankings_of_colbert_and_ms_marco_are_runs_too(store: LabelStore, tmp_path: Path) -> None:
     trec = ["q0 Q0 02 1 8.5 t", "q0 Q0 01 2 8 t", "q1 Q0 03 1 3 t"]
     rows = [line.split() for line in trec]

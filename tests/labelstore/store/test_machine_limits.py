@@ -88,6 +88,7 @@ def msft(
     )  # fmt: skip
 
 
+@pytest.mark.test_all
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a folder read-only takes root")
 @pytest.mark.parametrize(
     ("words", "code", "said"),
@@ -117,6 +118,7 @@ def test_a_read_only_file_system_is_named(
         assert "1.0000" in done.stdout or "0.5000" in done.stdout
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     ("before", "environment", "words", "said"),
     [
@@ -137,6 +139,7 @@ def test_a_limit_is_named(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.test_all
 def test_sixty_four_descriptors_are_enough_to_measure(store: LabelStore) -> None:
     done = msft(["eval", "--dataset", "x", "--measure", "P@1", "--store", str(store.path)], "ulimit -n 64;")
     assert done.returncode == 0, done.stderr
@@ -149,6 +152,7 @@ def test_a_path_that_duckdb_cannot_take_is_refused_before_work(tmp_path: Path, n
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("name", ["a[1]", "st*r", "it's", "b{x}", "50%", "ümlaut", "a;b", "with space"])
 def test_other_odd_folders_work(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()

@@ -50,6 +50,7 @@ def content(store: LabelStore) -> dict[str, list[tuple[Any, ...]]]:
         return {t: con.execute(f"SELECT * FROM {t}").fetchall() for t in tables if t != "migrations"}
 
 
+@pytest.mark.test_all
 def test_a_round_trip_gives_the_same_rows_and_the_same_hash(
     store: LabelStore, archive: Path, tmp_path: Path
 ) -> None:
@@ -175,6 +176,7 @@ def _forget(folder: Path, table: str) -> None:
     path.write_text(json.dumps(manifest))
 
 
+@pytest.mark.test_all
 def test_an_archive_of_another_machine_is_merged_by_way_of_a_store(tmp_path: Path) -> None:
     from labelstore.upkeep.merge.job import merge_stores
 

@@ -132,6 +132,7 @@ def put(archive: Path, table: str, rows: pa.Table, **options: Any) -> None:
     edit(archive, lambda m: m["tables"][table].update(rows=rows.num_rows, hash=file_hash(file)))
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "gzip"])
 @pytest.mark.parametrize("kind", ["rows", "bytes"])
 def test_a_file_that_unfolds_beyond_reason_is_refused_before_it_is_read(
@@ -207,6 +208,7 @@ import_store(pathlib.Path(sys.argv[1]), LabelStore(pathlib.Path(sys.argv[2]) / "
 """
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("renames", [0, 1])
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_kill_before_either_rename_leaves_what_a_rerun_takes_up(

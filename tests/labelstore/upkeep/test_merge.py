@@ -87,6 +87,7 @@ def labelled(path: Path, answer: Any = hashed_order, **settings: Any) -> LabelSt
     return store
 
 
+@pytest.mark.test_all
 def test_overlapping_labels_merge_alike_in_either_order_and_keep_every_call(tmp_path: Path) -> None:
     """Must show: each machine has asked the overlap for itself; both answers stay, one of them is the labeling's."""
     one = labelled(tmp_path / "one.duckdb", limit=4)
@@ -108,6 +109,7 @@ def test_overlapping_labels_merge_alike_in_either_order_and_keep_every_call(tmp_
     assert rows(merged, "SELECT count(*) FROM canaries") == [(4,)]
 
 
+@pytest.mark.test_all
 def test_parts_of_one_labeling_unite_and_release_each_others_failures(tmp_path: Path) -> None:
     """Two machines label other queries, each failing on those of the other."""
 
@@ -134,6 +136,7 @@ def test_parts_of_one_labeling_unite_and_release_each_others_failures(tmp_path: 
     assert engine.answered == 0
 
 
+@pytest.mark.test_all
 def test_other_answers_to_the_same_query_contradict_and_can_come_in_beside(tmp_path: Path) -> None:
     def reversed_order(request: Request) -> str:
         return " > ".join(f"[{identifier}]" for identifier in reversed(request.identifiers))
@@ -177,6 +180,7 @@ def test_labels_given_for_other_texts_contradict(pair: Pair) -> None:
     assert [item.what for item in raised.value.contradictions] == ["labels"]
 
 
+@pytest.mark.test_all
 def test_a_text_that_one_store_did_not_hold_is_pinned_from_the_other(tmp_path: Path) -> None:
     unheld = made_store.make(tmp_path / "one.duckdb", unheld=(3, 4))
     held = made_store.make(tmp_path / "two.duckdb", offset=900)
@@ -187,6 +191,7 @@ def test_a_text_that_one_store_did_not_hold_is_pinned_from_the_other(tmp_path: P
 
 
 # ------------------------------------------------------------------------------------------------------- corpora
+@pytest.mark.test_all
 def test_equal_stores_have_nothing_for_each_other_but_their_jobs(pair: Pair) -> None:
     one, two = pair
     before = hash_of(one)
@@ -198,6 +203,7 @@ def test_equal_stores_have_nothing_for_each_other_but_their_jobs(pair: Pair) -> 
     assert not merge_stores(one, two).new
 
 
+@pytest.mark.test_all
 def test_into_a_store_that_is_not_there_yet_it_is_a_copy(tmp_path: Path) -> None:
     store = made_store.make(tmp_path / "s.duckdb", unheld=(7,))
     new = LabelStore(tmp_path / "new.duckdb")
@@ -206,6 +212,7 @@ def test_into_a_store_that_is_not_there_yet_it_is_a_copy(tmp_path: Path) -> None
     assert verify(new).findings == []
 
 
+@pytest.mark.test_all
 def test_stores_that_share_nothing_are_both_there(tmp_path: Path) -> None:
     one = made_store.make(tmp_path / "one.duckdb")
     two = make_labelled(tmp_path / "two.duckdb", 3)
@@ -228,6 +235,7 @@ def update(store: LabelStore, doc_id: str, text: str) -> None:
         )
 
 
+@pytest.mark.test_all
 def test_the_newer_text_wins_where_its_history_holds_the_other(pair: Pair, tmp_path: Path) -> None:
     one, two = pair
     for text in ("second", "third"):
@@ -246,6 +254,7 @@ def test_the_newer_text_wins_where_its_history_holds_the_other(pair: Pair, tmp_p
     assert rows(second, history) == rows(merged, history)
 
 
+@pytest.mark.test_all
 def test_histories_that_begin_at_other_texts_unite(pair: Pair, tmp_path: Path) -> None:
     one, two = pair
     update(one, "d3", "second")
@@ -300,6 +309,7 @@ def test_contradictions_name_both_values_and_change_nothing(
     assert one.path.read_bytes() == before
 
 
+@pytest.mark.test_all
 def test_a_suffix_takes_in_a_whole_contradicting_collection(pair: Pair) -> None:
     one, two = pair
     change(two, f"UPDATE documents SET text = 'other', text_hash = {keys.text_hash(None, 'other')} WHERE doc_id = 'd3'; UPDATE permutation_items SET text_hash = {keys.text_hash(None, 'other')} WHERE document = 903")  # fmt: skip
@@ -314,6 +324,7 @@ def test_a_suffix_takes_in_a_whole_contradicting_collection(pair: Pair) -> None:
     assert not merge_stores(one, two, rename_suffix="@2").new
 
 
+@pytest.mark.test_all
 def test_negatives_over_a_renamed_run_keep_a_sound_hash(pair: Pair) -> None:
     one, two = pair
     negatives.mine(two, dataset="c/train", runs=["first"], per_query=4, depth=20, name="hard")
@@ -362,6 +373,7 @@ def trained(pair: Pair) -> Pair:
     return pair
 
 
+@pytest.mark.test_all
 def test_views_students_and_evaluations_come_with_their_folders(trained: Pair, tmp_path: Path) -> None:
     one, two = trained
     merged = both_ways(one, two, tmp_path / "both")
@@ -377,6 +389,7 @@ def test_views_students_and_evaluations_come_with_their_folders(trained: Pair, t
     assert rows(merged, "SELECT count(*) FROM training_log") == [(3,)]
 
 
+@pytest.mark.test_all
 def test_a_lost_folder_comes_back_from_a_store_that_has_it(trained: Pair) -> None:
     one, two = trained
     merge_stores(one, two)
@@ -388,6 +401,7 @@ def test_a_lost_folder_comes_back_from_a_store_that_has_it(trained: Pair) -> Non
     assert verify(one).findings == []
 
 
+@pytest.mark.test_all
 def test_a_damaged_folder_is_not_copied_and_said(trained: Pair) -> None:
     one, two = trained
     (two.files / "students" / "yours" / "model.safetensors").write_bytes(b"torn")
@@ -399,6 +413,7 @@ def test_a_damaged_folder_is_not_copied_and_said(trained: Pair) -> None:
     assert [finding.name for finding in verify(one).findings] == ["yours"]
 
 
+@pytest.mark.test_all
 def test_students_of_one_name_and_other_weights_contradict(trained: Pair) -> None:
     one, two = trained
     with_student(one, "yours", b"other weights")
@@ -410,6 +425,7 @@ def test_students_of_one_name_and_other_weights_contradict(trained: Pair) -> Non
     assert verify(one).findings == []
 
 
+@pytest.mark.test_all
 def test_evaluations_of_a_labeling_that_grew_go(tmp_path: Path) -> None:
     one, two = (made_store.make(tmp_path / f"{n}.duckdb", offset=n * 900) for n in (0, 1))
     for store, parity in ((one, 0), (two, 1)):
@@ -425,6 +441,7 @@ def test_evaluations_of_a_labeling_that_grew_go(tmp_path: Path) -> None:
     assert verify(merged).stale_evaluations == 0
 
 
+@pytest.mark.test_all
 def test_a_job_that_ended_meanwhile_is_told(tmp_path: Path) -> None:
     one = made_store.make(tmp_path / "one.duckdb")
     two = copy(one, tmp_path / "two.duckdb")

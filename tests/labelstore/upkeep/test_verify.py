@@ -70,6 +70,7 @@ def change(store: LabelStore, sql: str) -> None:
         con.execute(sql)
 
 
+@pytest.mark.test_all
 def test_a_sound_store_has_no_finding_and_a_hash_that_repeats(store: LabelStore) -> None:
     first, second = verify(store), verify(store)
     assert first.findings == []
@@ -77,6 +78,7 @@ def test_a_sound_store_has_no_finding_and_a_hash_that_repeats(store: LabelStore)
     assert (first.hash, first.unchecked) == (second.hash, [])
 
 
+@pytest.mark.test_all
 def test_the_hash_knows_content_and_neither_keys_nor_times_nor_jobs(tmp_path: Path) -> None:
     one = made_store.make(tmp_path / "one.duckdb")
     two = made_store.make(tmp_path / "two.duckdb", offset=7000)
@@ -101,6 +103,7 @@ def test_the_hash_knows_content_and_neither_keys_nor_times_nor_jobs(tmp_path: Pa
     assert hash_of(two) in hashes
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     ("sql", "what", "name"),
     [
@@ -145,6 +148,7 @@ def test_rows_of_another_collection_are_named(store: LabelStore) -> None:
     assert ("candidates", "c/train/first") in found(store)
 
 
+@pytest.mark.test_all
 def test_negatives_are_checked(store: LabelStore) -> None:
     from labelstore.negatives import mine as negatives
 
@@ -154,6 +158,7 @@ def test_negatives_are_checked(store: LabelStore) -> None:
     assert ("negatives", "hard") in found(store)
 
 
+@pytest.mark.test_all
 def test_calls_requests_and_canaries_are_checked(tmp_path: Path) -> None:
     store = make_labelled(tmp_path / "s.duckdb", 4, length=lambda k: 25)
     generate(store, Settings(model="rankzephyr", canaries=2), engine=ScriptedEngine(hashed_order))
@@ -171,6 +176,7 @@ def test_calls_requests_and_canaries_are_checked(tmp_path: Path) -> None:
         shutil.copy(before, store.path)
 
 
+@pytest.mark.test_all
 def test_evaluations_of_what_was_replaced_are_no_fault_but_told(store: LabelStore) -> None:
     from labelstore.evaluation import scores as evaluation
 
@@ -278,6 +284,7 @@ def blocks(path: Path) -> range:
     return range(HEADERS, path.stat().st_size, BLOCK)
 
 
+@pytest.mark.test_all
 def test_a_flipped_byte_in_any_block_is_one_named_finding(store: LabelStore, tmp_path: Path) -> None:
     """Every block of the file in turn: data, indexes, the catalogue; what a free block holds is nobody's matter."""
     whole = shutil.copy(store.path, tmp_path / "whole.duckdb")

@@ -82,6 +82,7 @@ def test_same_parameters_and_content_are_one_view(store: LabelStore) -> None:
     )
 
 
+@pytest.mark.test_all
 def test_hash_does_not_depend_on_surrogate_keys(tmp_path: Path) -> None:
     one = made_store.make(tmp_path / "one.duckdb")
     two = made_store.make(tmp_path / "two.duckdb", offset=5000)
@@ -163,6 +164,7 @@ def test_a_negative_with_the_text_of_a_positive_is_left_out(store: LabelStore) -
     assert manifest["more_counts"]["passages"]["dropped"]["same text as a positive"] == 1
 
 
+@pytest.mark.test_all
 def test_positives_each_one_all(store: LabelStore) -> None:
     with store.write() as con:
         con.execute("INSERT INTO qrels VALUES (1, 0, 40, 2), (1, 0, 41, 1)")
@@ -451,6 +453,7 @@ def test_easy_passages_stand_tied_below_what_was_labelled(
     assert found == [(easy * len(lists),) * 2]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(("kind", "base"), BOTH)
 def test_easy_draws_follow_the_seed_and_no_surrogate_key(tmp_path: Path, kind: str, base: dict) -> None:
     hashes = []
@@ -522,6 +525,7 @@ def test_judged_first_leads_by_grade_and_counts_lists_without_one(store: LabelSt
     assert manifest["more_counts"]["judged first"] == {"in": len(lists), "kept": led, "dropped": drops}
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("bands", [2, 3, 5])
 @pytest.mark.parametrize("place", [0, 3, 9])
 def test_judged_first_is_always_drawn_by_stratified(store: LabelStore, bands: int, place: int) -> None:
@@ -554,6 +558,7 @@ def test_stratified_takes_one_passage_of_each_band_of_the_order(store: LabelStor
     assert count["in"] - count["kept"] == count["dropped"]["not drawn"]
 
 
+@pytest.mark.test_all
 def test_defaults_of_easy_and_stratified_keep_a_views_key(store: LabelStore) -> None:
     for kind, base in BOTH:
         plain = views.build(store, kind, **base)

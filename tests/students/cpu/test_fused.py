@@ -68,6 +68,7 @@ def test_bf16_gradients_are_as_near_to_exact_ones_as_autocasts(tiny, architectur
     assert 0 < errors[1] < 0.05 * float(exact.norm())
 
 
+@pytest.mark.test_all
 def test_dropout_is_the_models_own_and_only_in_training(tiny):
     plain = loaded(tiny("bert"), fuse=True)
     dropping = loaded(tiny("bert"), fuse=True, dropout=0.2)

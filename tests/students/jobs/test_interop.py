@@ -26,6 +26,7 @@ def trained(store: LabelStore, base: Path) -> lookup.Student:
     )  # fmt: skip
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
 def test_sentence_transformers_and_transformers_give_a_trained_students_scores(tiny, tmp_path, architecture):
     from sentence_transformers import CrossEncoder
@@ -57,6 +58,7 @@ def test_sentence_transformers_and_transformers_give_a_trained_students_scores(t
         np.testing.assert_allclose(model(**batch).logits.squeeze(-1).numpy(), ours, atol=2e-6)
 
 
+@pytest.mark.test_all
 def test_the_hubs_own_reader_takes_the_card_of_a_trained_and_measured_student(tiny, tmp_path):
     from huggingface_hub import ModelCard, metadata_load
 

@@ -84,6 +84,7 @@ def test_what_is_done_is_not_done_again(store, monkeypatch):
     assert counts(store) == before
 
 
+@pytest.mark.test_all
 def test_other_depths_get_other_names_and_a_cascade_is_a_run_over_a_run(store):
     wide = rerank_run(store, student="tiny", dataset="c/test", run="first", depth=100)
     narrow = rerank_run(store, student="tiny", dataset="c/test", run="first", depth=5)

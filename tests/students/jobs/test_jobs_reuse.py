@@ -34,6 +34,7 @@ def rows(store: LabelStore, sql: str, *parameters: Any) -> list[tuple[Any, ...]]
         return con.execute(sql, list(parameters)).fetchall()
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("other", [{}, {"lr": 3e-5}, {"seed": 7}])
 def test_the_first_stage_is_taken_from_a_student_that_had_it(
     tmp_path: Path, tiny, other: dict[str, Any]
@@ -62,6 +63,7 @@ def test_the_first_stage_is_taken_from_a_student_that_had_it(
     assert rows(store, log, both.student) == rows(alone, log, reference.student)
 
 
+@pytest.mark.test_all
 def test_weights_that_are_not_what_they_were_are_not_taken(tmp_path: Path, tiny) -> None:
     store = made_store.make(tmp_path / "s.duckdb")
     first, _ = train(store, tiny("bert"), "cl")
@@ -71,6 +73,7 @@ def test_weights_that_are_not_what_they_were_are_not_taken(tmp_path: Path, tiny)
     assert "taken from there" not in said
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("name", ["plain", "dots.and-dashes", "naïve"])
 def test_a_training_of_yesterday_has_left_nothing_that_verify_finds(tmp_path: Path, tiny, name: str) -> None:
     store = made_store.make(tmp_path / "s.duckdb")

@@ -31,6 +31,7 @@ def rows(tiny, tmp_path_factory) -> dict[str, dict[str, float]]:
     return parity.compare(parity.all_ways(student, 48, folder), candidates())
 
 
+@pytest.mark.test_all
 def test_exact_ways_are_equal_and_rough_ones_near(rows):
     assert set(rows) == {*EXACT, *ROUGH}
     for name in EXACT:

@@ -24,6 +24,7 @@ def lists() -> list[tuple[str, list[str]]]:
     ]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     "architecture",
     ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in ("electra", "roberta", "modernbert"))],
@@ -44,6 +45,7 @@ def test_fp32_scores_are_equal_and_int8_scores_near(tiny, tmp_path, architecture
     assert (tmp_path / "int8" / FILE).stat().st_size < (tmp_path / "onnx" / FILE).stat().st_size
 
 
+@pytest.mark.test_all
 def test_the_export_carries_its_measured_difference_and_card(tiny, tmp_path):
     store = made_store.make(tmp_path / "s.duckdb")
     add_student(store, str(tiny("bert")), name="tiny", max_length=48)
@@ -84,6 +86,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_overwritten(tiny, tmp
     assert [p.name for p in precious.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(("before", "after"), [("hf", "hf"), ("hf", "onnx"), ("onnx", "hf")])
 def test_replace_takes_the_place_of_an_export_alone(tiny, tmp_path, before, after):
     store = made_store.make(tmp_path / "s.duckdb")
@@ -101,6 +104,7 @@ def test_replace_takes_the_place_of_an_export_alone(tiny, tmp_path, before, afte
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".out")) == []
 
 
+@pytest.mark.test_all
 def test_a_student_that_is_worse_is_exported_with_a_warning_and_a_card_that_says_so(tiny, tmp_path):
     store = made_store.make(tmp_path / "s.duckdb", n_queries=40, n_documents=150)
     add_student(store, str(tiny("bert")), name="tiny", max_length=48)

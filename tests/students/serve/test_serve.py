@@ -151,6 +151,7 @@ def refused_bodies(size: int) -> dict[str, list[bytes]]:
     }
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("size", [250_000, 700_000])
 @pytest.mark.parametrize("kind", refused_bodies(1))
 def test_a_client_reads_why_its_body_is_refused_even_if_it_sends_all_of_it_first(url, kind, size):
@@ -195,6 +196,7 @@ def _metric(url: str, name: str) -> float:
     return 0.0
 
 
+@pytest.mark.test_all
 def test_fifty_clients_with_good_huge_malformed_and_cancelled_requests(url, reranker):
     queries = tiny_models.sentences(10, 8, 6)
     texts = [tiny_models.sentences(3 + 7 * n, 20 + n) for n in range(10)]
@@ -242,6 +244,7 @@ def test_fifty_clients_with_good_huge_malformed_and_cancelled_requests(url, rera
         time.sleep(0.02)
 
 
+@pytest.mark.test_all
 def test_small_requests_overtake_a_large_one():
     stub = Stub(seconds=0.01)
     done: list[str] = []
@@ -275,6 +278,7 @@ def test_a_client_that_goes_away_takes_its_work_with_it():
     assert sum(stub.asked) < 200, "the rest of a cancelled request is not scored"
 
 
+@pytest.mark.test_all
 def test_overload_is_refused_and_passes():
     with serving(Stub(seconds=0.01), Limits(texts=200, waiting=150)) as url:
         codes: list[int] = []

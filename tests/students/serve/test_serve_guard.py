@@ -78,6 +78,7 @@ def test_connections_that_do_not_ask_leave_health_fast_and_the_log_short(start, 
     assert len(log) < 10_000
 
 
+@pytest.mark.test_all
 def test_headers_that_drip_meet_the_deadline(start):
     _, port = start()
     with socket.create_connection(("127.0.0.1", port), timeout=1) as client:
@@ -89,6 +90,7 @@ def test_headers_that_drip_meet_the_deadline(start):
         assert 9 < time.monotonic() - began < 13
 
 
+@pytest.mark.test_all
 def test_sigterm_answers_the_request_in_flight(start):
     process, port = start(SLOW="2")
     body = b'{"query": "q", "texts": ["a"]}'

@@ -94,6 +94,7 @@ def test_a_killed_build_leaves_whole_segments_or_none(tokenizer, tmp_path):
     assert ids(cache.tokens(TEXTS[:20])) == ids(tokenise(tokenizer, TEXTS[:20]))
 
 
+@pytest.mark.test_all
 def test_concurrent_builds_of_the_same_texts(tmp_path):
     code = (
         "import sys; sys.path.insert(0, 'tests/helpers')\n"

@@ -38,6 +38,7 @@ def test_joined_ids_equal_the_tokenizers_own(tokenizer, max_length):
     assert joined.n_truncated == sum(len(x) > max_length for x in whole)
 
 
+@pytest.mark.test_all
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(6, 48))
 def test_truncation_equals_longest_first(n_query, n_passage, max_length):

@@ -44,6 +44,7 @@ def gradient(encoder: CrossEncoder, step: Step, *, cached: bool) -> tuple[float,
     return float(loss), torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_cached_gradients_are_the_direct_ones_and_those_of_the_plain_loss(tiny, tmp_path, loss):
     encoder, task, step = made(tmp_path, tiny("bert"), loss, hidden_dropout=0.0, attention_dropout=0.0)
@@ -70,6 +71,7 @@ def test_cached_gradients_are_the_direct_ones_and_those_of_the_plain_loss(tiny, 
     assert float((by_hand - direct).norm() / direct.norm()) <= 1e-5
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     ("architecture", "fuse"), [("electra", True), ("electra", False), ("modernbert", False)]
 )

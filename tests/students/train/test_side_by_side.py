@@ -79,6 +79,7 @@ def test_gradients_are_added_and_frozen_parts_get_none(tiny, tmp_path):
     assert relative(twice, 2 * once) <= 1e-5
 
 
+@pytest.mark.test_all
 def test_a_training_with_threads_gives_the_same_weights_again(tiny, tmp_path):
     recipe = make_recipe(
         {

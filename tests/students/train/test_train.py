@@ -58,6 +58,7 @@ def weights(folder) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------ it learns
+@pytest.mark.test_all
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
 def test_a_student_learns(recipe, views, tmp_path, architecture):
     chosen = recipe("kd", architecture, epochs=25, lr=5e-3, valid_every=20)
@@ -73,6 +74,7 @@ def test_a_student_learns(recipe, views, tmp_path, architecture):
     assert encoder.max_length == 48
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("regime", ["cl", "cl+kd"])
 @pytest.mark.parametrize(
     "settings",
@@ -136,6 +138,7 @@ def test_the_loop_is_a_plain_one(recipe, views, tmp_path, regime, settings):
             assert float((trained[name] - value).norm()) < 2e-3 * float(way), name
 
 
+@pytest.mark.test_all
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_does_not(recipe, views, tmp_path):
     made = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -145,6 +148,7 @@ def test_the_same_recipe_gives_the_same_bits_and_another_seed_does_not(recipe, v
 
 
 # ----------------------------------------------------------------------------------------------- the stages
+@pytest.mark.test_all
 def test_each_stage_goes_on_from_the_one_before_with_a_fresh_optimiser(recipe, views, tmp_path):
     both = train(recipe("cl,kd"), [views["cl"], views["kd"]], tmp_path / "both")
     first = train(recipe("cl"), [views["cl"]], tmp_path / "first")
@@ -157,6 +161,7 @@ def test_each_stage_goes_on_from_the_one_before_with_a_fresh_optimiser(recipe, v
     assert figures(alone, "valid_loss")[0] == pytest.approx(figures(both, "valid_loss", 2)[0], rel=1e-6)
 
 
+@pytest.mark.test_all
 def test_what_is_frozen_does_not_move(recipe, views, tmp_path):
     chosen = recipe("cl,kd", **{"stage-1": {"freeze": ["embeddings", "layers:0-0"]}})
     result = train(chosen, [views["cl"], views["kd"]], tmp_path / "out")
@@ -184,6 +189,7 @@ def test_bounds_end_stages(recipe, views, tmp_path):
         assert (stage["steps"], stage["stopped_by"]) == (steps, why)
 
 
+@pytest.mark.test_all
 def test_the_best_weights_are_kept_and_patience_ends_a_stage(recipe, views, tmp_path):
     wild = {"lr": 0.3, "schedule": "constant", "warmup": 0.0, "epochs": 40, "valid_every": 1, "patience": 3}
     notes: list[str] = []
@@ -327,6 +333,7 @@ def test_settings_that_are_no_finite_numbers_are_refused(key, value):
     assert raised.value.exit_code == 2
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("bounds", [
     {"epochs": 0, "max_pairs": 600}, {"epochs": 50, "max_pairs": 600}, {"epochs": 0, "max_steps": 20},
 ])  # fmt: skip
@@ -390,6 +397,7 @@ def test_what_cannot_be_learnt_is_refused_before_anything_is_done(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.test_all
 def test_margin_mse_learns_from_scores(recipe, views, tmp_path):
     result = train(recipe("kd", loss="margin_mse", epochs=10), [views["scored"]], tmp_path / "out")
     loss = figures(result, "valid_loss")

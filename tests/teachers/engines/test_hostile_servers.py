@@ -90,6 +90,7 @@ def one_store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
 names = itertools.count()
 
 
+@pytest.mark.test_all
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from(FIELDS), value=JSON)
 def test_any_json_in_any_field_ends_the_call_and_the_next_job_runs(
@@ -110,6 +111,7 @@ def test_any_json_in_any_field_ends_the_call_and_the_next_job_runs(
     assert poor == [(0,)]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     "usage",
     [None, {}, {"prompt_tokens": 9_999_999, "completion_tokens": 3}, {"prompt_tokens": 0}, "free", [7],
@@ -186,6 +188,7 @@ def slowly(*pieces: bytes) -> Callable[[socket.socket], None]:
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     "talk",
     [
@@ -226,6 +229,7 @@ def test_an_endless_body_ends_early() -> None:
     assert "larger than" in (done[0].error or "")
 
 
+@pytest.mark.test_all
 def test_a_server_that_was_cut_off_is_asked_again() -> None:
     """The connection that was cut is not used again, and its thread goes on."""
 
@@ -260,6 +264,7 @@ def test_an_error_with_an_odd_body_is_the_servers_trouble(answer: Answer) -> Non
     assert done[0].error is None
 
 
+@pytest.mark.test_all
 def test_a_server_that_sent_rubbish_while_it_was_probed_is_asked_again() -> None:
     def rubbish(k: int, body: dict[str, Any]) -> Answer:
         return (503, {}, "starting") if k <= 3 else (200, {}, "?") if k == 4 else good(body)
@@ -302,6 +307,7 @@ def echoing(secret: str) -> list[Answer]:
     ]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("number", range(6))
 def test_a_key_that_a_server_repeats_is_masked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

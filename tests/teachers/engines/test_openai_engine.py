@@ -80,6 +80,7 @@ def test_rate_limits_are_waited_out_and_cost_no_attempt() -> None:
     assert times[1] - times[0] >= 0.6
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 408])
 def test_a_failing_server_is_left_alone_and_another_takes_over(status: int) -> None:
     with serving(lambda k, body: (status, {}, "broken")) as bad, serving() as fine:
@@ -96,6 +97,7 @@ def test_a_server_that_hangs_up_is_no_end() -> None:
     assert all(c.error is None for c in done.values())
 
 
+@pytest.mark.test_all
 def test_a_server_that_comes_back_is_used_again() -> None:
     with serving(lambda k, body: (503, {}, "starting") if k <= 4 else good(body)) as server:
         done = ask([server.url], 10, in_flight=2)
@@ -103,6 +105,7 @@ def test_a_server_that_comes_back_is_used_again() -> None:
     assert all(c.error is None for c in done.values())
 
 
+@pytest.mark.test_all
 def test_when_all_servers_are_gone_the_engine_gives_up() -> None:
     with serving(lambda k, body: (503, {}, "down for good")) as server:
         engine = OpenAIEngine("tiny", [server.url], Sampling(), in_flight=2, patience=0.5)
@@ -208,6 +211,7 @@ def run(store: LabelStore, urls: list[str], **settings: Any) -> Labelled:
     )
 
 
+@pytest.mark.test_all
 def test_a_whole_job_over_bad_servers(tmp_path: Path) -> None:
     """One server fails at random, one limits, one is fine; every query is labelled, and nothing is asked twice."""
 

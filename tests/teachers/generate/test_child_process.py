@@ -78,6 +78,7 @@ def test_a_process_that_dies_is_an_error() -> None:
     assert "run the same command again" in (caught.value.hint or "")
 
 
+@pytest.mark.test_all
 def test_a_job_that_reads_and_merges_apart_makes_the_same_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,12 +110,12 @@ MERGING = """
 import sys, time
 from labelstore.store.label_store import LabelStore
 from teachers.generate import merge_journal as merge
-real = merge._Target.calls
+real = merge.Target.calls
 def slow(self, con, records):
     print("merging", flush=True)
     time.sleep(1.5)
     return real(self, con, records)
-merge._Target.calls = slow
+merge.Target.calls = slow
 store = LabelStore(sys.argv[1])
 merge.merge_journal(store, store.files / "journal")
 """
@@ -140,6 +141,7 @@ def test_a_merge_that_outlives_its_job_is_waited_for(tmp_path: Path, monkeypatch
     assert rows(store, "SELECT count(*), count(DISTINCT request) FROM calls") == [(54, 54)]
 
 
+@pytest.mark.test_all
 def test_no_segment_is_removed_under_its_writer(tmp_path: Path) -> None:
     """A writer rotates all the time; beside it closed segments are taken away: every record is found once."""
     taken: list[int] = []

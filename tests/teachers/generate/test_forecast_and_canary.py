@@ -48,6 +48,7 @@ def both(store: LabelStore, model: Path, **settings: Any) -> tuple[JobForecast, 
     return beforehand, generate(store, own, engine=Tokenised(model))
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     "settings",
     [
@@ -71,6 +72,7 @@ def test_calls_and_tokens_are_as_forecast(store: LabelStore, model: Path, settin
     assert 0 < figures.tokens_out <= own.tokens_out_most
 
 
+@pytest.mark.test_all
 def test_top_down_stays_within_what_it_stated(store: LabelStore, model: Path) -> None:
     beforehand, afterwards = both(store, model, strategy="top-down")
     own = beforehand.forecast
@@ -78,6 +80,7 @@ def test_top_down_stays_within_what_it_stated(store: LabelStore, model: Path) ->
     assert own.calls_least <= afterwards.figures.calls <= own.calls_most
 
 
+@pytest.mark.test_all
 def test_a_dry_run_writes_nothing_and_a_rerun_costs_nothing(store: LabelStore, model: Path) -> None:
     before = store.path.read_bytes()
     own = Settings(model=str(model), canaries=0, input_price=2.0, output_price=10.0)
@@ -116,6 +119,7 @@ def test_a_sample_stands_for_all_within_its_error() -> None:
     assert abs(part.tokens_in - whole.tokens_in) < 4 * part.tokens_in_error
 
 
+@pytest.mark.test_all
 @pytest.mark.needs("shared")
 def test_sliding_on_real_text_is_within_one_percent(tmp_path: Path, shared: Path, model: Path) -> None:
     from cli.main import app
@@ -135,6 +139,7 @@ def reversing(request: Request) -> str:
     return " > ".join(reversed(hashed_order(request).split(" > ")))
 
 
+@pytest.mark.test_all
 def test_canaries_notice_another_model(store: LabelStore) -> None:
     notes: list[str] = []
 

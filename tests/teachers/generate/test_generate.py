@@ -82,6 +82,7 @@ def test_a_permutation_is_what_the_replies_say(store: LabelStore) -> None:
     assert [grade for _, _, grade in ranked] == list(range(20, 0, -1))
 
 
+@pytest.mark.test_all
 def test_a_rerun_asks_nothing_and_changes_nothing(store: LabelStore) -> None:
     run(store)
     before, calls = rows(store, CONTENT), rows(store, CALLS)
@@ -92,6 +93,7 @@ def test_a_rerun_asks_nothing_and_changes_nothing(store: LabelStore) -> None:
     assert (rows(store, CONTENT), rows(store, CALLS)) == (before, calls)
 
 
+@pytest.mark.test_all
 def test_more_queries_continue_the_labeling(store: LabelStore) -> None:
     assert run(store, limit=2).labelled == 2
     engine = ScriptedEngine(hashed_order)
@@ -100,6 +102,7 @@ def test_more_queries_continue_the_labeling(store: LabelStore) -> None:
     assert rows(store, "SELECT count(*) FROM labelings") == [(1,)]
 
 
+@pytest.mark.test_all
 def test_another_labeling_reuses_the_answers_of_the_same_teacher(store: LabelStore) -> None:
     run(store)
     engine = ScriptedEngine(hashed_order)
@@ -126,6 +129,7 @@ class Stopping(ScriptedEngine):
         return super().poll(timeout)
 
 
+@pytest.mark.test_all
 def test_a_job_that_broke_off_goes_on(store: LabelStore, tmp_path: Path) -> None:
     whole = make(tmp_path / "whole.duckdb", 6, length=lambda k: [40, 100, 25, 20, 5, 95][k % 6])
     run(whole)
@@ -149,6 +153,7 @@ def test_a_job_that_broke_off_goes_on(store: LabelStore, tmp_path: Path) -> None
     }
 
 
+@pytest.mark.test_all
 def test_failed_queries_are_reported_and_not_filled(store: LabelStore) -> None:
     def reply(request: Request) -> str | Completion:
         return "I cannot do that." if len(request.identifiers) == 5 else hashed_order(request)
@@ -177,6 +182,7 @@ def test_failed_queries_are_reported_and_not_filled(store: LabelStore) -> None:
     assert rows(store, "SELECT count(*) FROM quarantine") == [(0,)]
 
 
+@pytest.mark.test_all
 def test_a_budget_leaves_usable_labels_and_exit_code_6(store: LabelStore) -> None:
     result = run(store, max_calls=20)
     assert result.figures.calls <= 20
@@ -191,6 +197,7 @@ def test_a_budget_leaves_usable_labels_and_exit_code_6(store: LabelStore) -> Non
     assert rest.partly_done() is None
 
 
+@pytest.mark.test_all
 def test_the_store_is_free_while_the_job_runs(store: LabelStore) -> None:
     seen: list[int] = []
 
@@ -212,6 +219,7 @@ def _count_and_write(store: LabelStore) -> int:
         return int(con.execute("SELECT count(*) FROM other").fetchall()[0][0])
 
 
+@pytest.mark.test_all
 def test_merging_twice_changes_nothing(
     store: LabelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +263,7 @@ def test_a_torn_segment_is_merged_up_to_its_tear(store: LabelStore, monkeypatch:
     assert rows(store, "SELECT count(*) FROM calls") == [(25,)]
 
 
+@pytest.mark.test_all
 def test_tampered_text_asks_again(store: LabelStore) -> None:
     """The request key is over what was shown: a changed passage is a new question, the old answer stays."""
     run(store, limit=4)
@@ -297,6 +306,7 @@ def test_bad_settings_leave_the_store_as_it_was(
     assert store.path.read_bytes() == before
 
 
+@pytest.mark.test_all
 def test_other_parameters_need_another_name(store: LabelStore) -> None:
     run(store, limit=1)
     with pytest.raises(UsageError, match="already"):

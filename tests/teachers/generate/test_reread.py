@@ -122,6 +122,7 @@ def lengths(k: int) -> int:
     return [40, 12, 25, 20, 3, 60][k % 6]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     ("forms", "settings"),
     [
@@ -164,6 +165,7 @@ def test_replies_read_again_and_the_rest_asked_give_what_todays_parser_gives(
     assert verify(old).findings == []
 
 
+@pytest.mark.test_all
 def test_a_dry_run_says_the_same_and_writes_nothing(tmp_path: Path) -> None:
     store = make(tmp_path / "s.duckdb", 18, length=lengths)
     with an_older_parser():
@@ -179,6 +181,7 @@ def test_a_dry_run_says_the_same_and_writes_nothing(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.test_all
 def test_what_was_read_and_what_became_of_it_is_in_provenance(tmp_path: Path) -> None:
     store = make(tmp_path / "s.duckdb", 12, length=lengths)
     with an_older_parser():
@@ -200,6 +203,7 @@ def test_what_was_read_and_what_became_of_it_is_in_provenance(tmp_path: Path) ->
     assert set(done.statuses) == {"repaired in another order", "wrong_format to repaired"}
 
 
+@pytest.mark.test_all
 def test_labelings_that_share_replies_are_read_anew_together(tmp_path: Path) -> None:
     store = make(tmp_path / "s.duckdb", 12, length=lengths)
     reply = replies_of("plain", "bracket")
@@ -214,6 +218,7 @@ def test_labelings_that_share_replies_are_read_anew_together(tmp_path: Path) -> 
     assert [row[1:] for row in orders if row[0] == "again"] == [row[1:] for row in orders if row[0] == LABELS]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("at", ["store_readings", "withdraw", "store_permutations", "store_labeling_calls"])
 def test_killed_anywhere_it_has_changed_nothing(tmp_path: Path, at: str) -> None:
     store = make(tmp_path / "s.duckdb", 12, length=lengths)
@@ -254,6 +259,7 @@ def lines(*told: tuple[str, str]) -> str:
     return "".join(json.dumps({"query_id": q, "initial": shown, "reply": reply}) + "\n" for q, reply in told)
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     "told",
     [
@@ -298,6 +304,7 @@ def test_imported_lists_without_replies_say_so(tmp_path: Path, named: list[str])
     assert CliRunner().invoke(app, [*again, "--model", "t", "--store", str(store.path)]).exit_code == 0
 
 
+@pytest.mark.test_all
 def test_verify_tells_it_as_a_notice_with_a_hint_that_works(tmp_path: Path) -> None:
     store = make(tmp_path / "s.duckdb", 12, length=lengths)
     with an_older_parser():
@@ -315,6 +322,7 @@ def test_verify_tells_it_as_a_notice_with_a_hint_that_works(tmp_path: Path) -> N
     assert "reread" not in CliRunner().invoke(app, ["verify", *command]).stderr
 
 
+@pytest.mark.test_all
 def test_lost_orders_end_with_exit_code_6_and_come_back(tmp_path: Path) -> None:
     store = make(tmp_path / "s.duckdb", 12, length=lengths)
     reply = replies_of("plain", "bracket")
@@ -350,6 +358,7 @@ def test_a_teacher_without_a_prompt_has_scores_and_no_reply_to_read(tmp_path: Pa
     assert read_otherwise(store) == ([], set())
 
 
+@pytest.mark.test_all
 def test_a_prompt_that_is_not_known_matters_to_its_own_labeling_alone(tmp_path: Path) -> None:
     store = make(tmp_path / "s.duckdb", 3, length=lengths)
     run(store, replies_of("plain"))

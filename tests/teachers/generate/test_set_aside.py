@@ -53,6 +53,7 @@ def one(key: str, value: Any) -> Spoil:
     return lambda records: calls(records)[2].update({key: value})
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -110,6 +111,7 @@ def test_one_bad_record_costs_its_own_query_alone(
     assert label(store, name="another").labelled == QUERIES, "another labeling is in nobody's way"
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -133,6 +135,7 @@ def test_a_header_that_cannot_be_read_sets_the_segment_aside(
     assert kept.read_bytes() == data, "nothing of it is lost"
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     "line", [b"[]", b"7", b'"call"', b'{"t": 1}', b"[" * 5000, b"{", b"\xff", b'{"t": "call"}']
 )
@@ -164,6 +167,7 @@ def test_journals_of_before_are_merged(tmp_path: Path, monkeypatch: pytest.Monke
     assert replies == [("a\ufffd",), ("nul\ufffd",), ("\ufffdb",)]
 
 
+@pytest.mark.test_all
 def test_what_verify_says_mends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

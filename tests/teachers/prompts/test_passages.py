@@ -41,6 +41,7 @@ def ids_of_special(tokenizer: object, text: str) -> list[int]:
     return [i for i in ids if i in special]
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("chat", sorted(CHATS))
 @pytest.mark.parametrize("name", prompts.names())
 def test_hostile_texts_tokenise_to_the_templates_own_special_tokens_and_no_more(chat: str, name: str) -> None:
