@@ -1,4 +1,4 @@
-"""LLM teachers: models that rank passages, and the labels that they give.
+"""LLM teachers: models that rank passages, and their labels.
 
 Import the public names from here. They load on first use, so `import teachers` stays fast:
 
@@ -9,7 +9,7 @@ Import the public names from here. They load on first use, so `import teachers` 
     done = label_run(store, Settings(model="minilm", engine="bi-encoder", dataset="mydata/train", depth=10))
     print(done.labelled, "of", done.queries)
 
-`docs/guides/python.md` goes through them, `docs/guides/teachers.md` explains every setting.
+`docs/guides/python.md` shows how to use them; `docs/guides/teachers.md` explains every setting.
 """
 
 from importlib import import_module
@@ -41,5 +41,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the public names; those not yet loaded too."""
+    """List the public names, including those not loaded yet."""
     return sorted({*globals(), *__all__})

@@ -6,4 +6,4 @@ __all__ = ["ExitCode", "MsftError", "TeacherError"]
 
 
 class TeacherError(MsftError):
-    """A failure of labelling that a user can act on."""
+    """A labelling failure that a user can fix."""

@@ -1,8 +1,8 @@
-"""Teachers by name: what is asked, how, within which context, at which price, under which terms.
+"""Registry of teachers: model, prompt, context, prices and terms by name.
 
-`--model` takes a name from this registry, a Hugging Face id, a folder, or ``student:NAME``. An id or folder that the
-registry does not know is asked with the generic listwise prompt if it can chat, and scored pointwise if it is a
-sequence classifier or an embedding model; ``--prompt`` overrides the choice.
+`--model` takes a name from this registry, a Hugging Face id, a folder, or ``student:NAME``. For an id or folder outside
+the registry, a chat model gets the generic listwise prompt; a sequence classifier or an embedding model scores
+pointwise. ``--prompt`` overrides the choice.
 """
 
 import difflib
@@ -20,7 +20,7 @@ _OPENAI_TERMS = "OpenAI terms of use: outputs not for models that compete with O
 
 @dataclass(frozen=True)
 class TeacherModel:
-    """A teacher as it will be asked.
+    """A teacher with all settings for its calls.
 
     Attributes:
         name: registry name, or the last part of an id or folder.
@@ -28,11 +28,11 @@ class TeacherModel:
         kind: ``listwise`` (an LLM that orders windows), ``cross-encoder`` or ``bi-encoder`` (pointwise scores).
         prompt: template as ``NAME@VERSION``; None for pointwise models.
         scoring: ``generation``, or ``first-token`` (FIRST: identifiers' log-probabilities at the first position).
-        context: tokens of prompt and reply together; None: ask the model's own configuration.
-        engine: what runs it unless ``--engine`` says otherwise.
-        window: passages per call that it was trained for.
-        input_price, output_price: currency units (USD) per million tokens; None for models run at home or unknown.
-        licence: terms that its labels carry, where known.
+        context: tokens of prompt and reply together; None: the limit in the model's configuration.
+        engine: the engine to use without ``--engine``.
+        window: passages per call in the model's training.
+        input_price, output_price: currency units (USD) per million tokens; None for local models or if unknown.
+        licence: terms of its labels, if known.
         note: one line for `msft teachers list`.
     """
 
@@ -51,10 +51,10 @@ class TeacherModel:
 
     @property
     def template(self) -> prompts.Template:
-        """The prompt.
+        """Return the model's prompt.
 
         Raises:
-            TeacherError: for a pointwise model, which has none.
+            TeacherError: if the model is pointwise and so has no prompt.
         """
         if self.prompt is None:
             raise TeacherError(f"{self.name} is a {self.kind} and takes no prompt")
@@ -62,7 +62,7 @@ class TeacherModel:
 
     @property
     def identifiers(self) -> str:
-        """``numbers`` or ``letters``, as the prompt names passages."""
+        """Return ``numbers`` or ``letters``, the prompt's kind of identifiers."""
         return self.template.identifiers
 
 
@@ -143,10 +143,10 @@ def resolve(
     input_price: float | None = None,
     output_price: float | None = None,
 ) -> TeacherModel:
-    """The teacher that `--model` names; what is given beside it replaces what the registry says.
+    """Find the teacher for `--model`; the other arguments override the registry.
 
     Raises:
-        TeacherError: for an unknown name, a folder that is no model, or a prompt that does not exist.
+        TeacherError: if the name is unknown, the folder contains no model, or the prompt does not exist.
     """
     found = _find(name, engine)
     if prompt is not None:
@@ -181,7 +181,7 @@ def _find(name: str, engine: str | None) -> TeacherModel:
     folder = Path(name)
     if folder.is_dir():
         return _from_folder(folder, engine)
-    if engine == "openai":  # servers name their models as they like
+    if engine == "openai":  # a server may give its models any names
         return TeacherModel(name.rsplit("/", 1)[-1], name, prompt="listwise@1", engine="openai")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _pointwise_or_chat(name.rsplit("/", 1)[-1], name, engine)
@@ -201,7 +201,7 @@ def _pointwise_or_chat(short: str, model: str, engine: str | None) -> TeacherMod
 
 
 def _from_folder(folder: Path, engine: str | None) -> TeacherModel:
-    """What a model folder says about itself in ``config.json`` and ``modules.json``."""
+    """Read the kind of teacher from ``config.json`` and ``modules.json`` in a model folder."""
     short = folder.resolve().name
     if engine in ("cross-encoder", "bi-encoder"):
         return _pointwise_or_chat(short, str(folder), engine)
@@ -223,6 +223,6 @@ def _from_folder(folder: Path, engine: str | None) -> TeacherModel:
         return TeacherModel(short, str(folder), kind="bi-encoder", engine="bi-encoder")
     context = config.get("max_position_embeddings")
     known = next((t for t in _ALL if t.model and t.model.rsplit("/", 1)[-1] == short), None)
-    if known is not None:  # a local copy under its own name keeps its prompt
+    if known is not None:  # a local copy with the registered name keeps its prompt
         return replace(known, model=str(folder))
     return TeacherModel(short, str(folder), prompt="listwise@1", context=context, engine=engine or "vllm")

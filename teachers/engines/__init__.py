@@ -1,1 +1,1 @@
-"""Models that answer: vLLM, OpenAI-compatible servers, Ray, cross-encoders, bi-encoders."""
+"""Engines that run teachers: vLLM, OpenAI-compatible servers, cross-encoders, bi-encoders."""

@@ -1,7 +1,7 @@
-"""What every engine speaks: requests in, completions out, in any order. No async: submit, then poll.
+"""The engine interface: take requests, return completions in any order. No async: submit, then poll.
 
-An engine knows nothing of queries, windows, retries of a call or the store; the scheduler knows nothing of HTTP or
-vLLM. An engine that answers with scores alone (cross-encoder, bi-encoder) sets ``Completion.scores``.
+An engine has no access to queries, windows, retries or the store. The scheduler has no access to HTTP or vLLM. An
+engine that returns only scores (cross-encoder, bi-encoder) sets ``Completion.scores``.
 """
 
 import queue
@@ -16,11 +16,11 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How replies are drawn; part of the request's content key.
+    """Sampling settings of replies; part of the request's content key.
 
-    ``logprobs`` is how many alternatives to report at the first generated position (0: none). ``constraint`` is
-    ``"identifiers"`` when only unused identifiers and the separator may be generated, ``top`` then stops after that
-    many.
+    ``logprobs`` is how many alternatives to report at the first generated position (0: none). With ``constraint``
+    ``"identifiers"``, only unused identifiers and the separator may be generated, and the reply ends after ``top``
+    identifiers.
     """
 
     temperature: float = 0.0
@@ -31,7 +31,7 @@ class Sampling:
     top: int | None = None
 
     def key(self) -> dict[str, Any]:
-        """What enters content keys: only what differs from a plain greedy reply."""
+        """Return the part for content keys: only the settings that differ from a plain greedy reply."""
         plain = Sampling()
         return {
             name: value
@@ -45,17 +45,17 @@ class Request:
     """One question to a model.
 
     Attributes:
-        ticket: the scheduler's number for it; the completion carries it back.
-        key: content key over token ids (or the chat's text where no tokenizer is known), model revision, sampling.
+        ticket: number given by the scheduler; the completion returns it.
+        key: content key over token ids (or the chat's text if no tokenizer is known), model revision and sampling.
         messages: the chat; empty for engines that score.
-        text: the chat as one text, where the engine has the tokenizer (else the messages as JSON).
-        prefix: what the text ends with beyond the chat, from which the reply continues.
-        raw: whether the prompt is the text as it stands, not a chat that the server's template would render.
-        token_ids: the rendered chat, where the engine has the tokenizer.
-        n_prompt_tokens: its length in tokens (in words where no tokenizer is known).
+        text: the chat as one text if the engine has the tokenizer, otherwise the messages as JSON.
+        prefix: text after the rendered chat; the reply continues from it.
+        raw: whether to send `text` as the prompt, without the server's chat template.
+        token_ids: token ids of the rendered chat, if the engine has the tokenizer.
+        n_prompt_tokens: length of the prompt in tokens (in words if no tokenizer is known).
         max_tokens: most tokens to generate.
-        identifiers: what the prompt calls its passages, in order ("1", "2" … or "A", "B" …).
-        query, passages: what pointwise engines read.
+        identifiers: the passages' identifiers in the prompt, in order ("1", "2" … or "A", "B" …).
+        query, passages: texts for pointwise engines.
     """
 
     key: str
@@ -79,13 +79,13 @@ class Completion:
 
     Attributes:
         text: the raw reply; None after a failure.
-        finish_reason: as the engine says it: stop, length …
-        own_counts: whether a count of tokens was made here, because the server sent none that can be true.
+        finish_reason: the engine's finish reason: stop, length …
+        own_counts: whether a token count was made here, because the server sent none or an impossible one.
         seconds: from submission to answer.
         server: host:port without credentials, or in-process.
-        error: what went wrong; then ``retryable`` says whether asking again can help.
+        error: the failure's message; ``retryable`` then tells whether a retry can help.
         retry_after: seconds that the server asked to wait.
-        logprobs: the first position's alternatives, token text to log-probability, where asked for.
+        logprobs: the first position's alternatives, token text to log-probability, only if requested.
         scores: a score per passage shown, from engines that score.
     """
 
@@ -108,11 +108,11 @@ class Engine(Protocol):
     """A model that answers requests.
 
     Attributes:
-        name: as ``--engine`` calls it.
-        concurrent: whether it works on while nobody polls; else it works in `submit` and `poll` alone.
-        capacity: requests it wants in flight to stay busy.
-        tokenizer: the model's Hugging Face tokenizer; None where it is not known.
-        context: most tokens of prompt and reply together; None where it is not known.
+        name: the engine's name on the command line (``--engine``).
+        concurrent: whether the engine works between polls; otherwise it works only in `submit` and `poll`.
+        capacity: requests in flight that keep the engine busy.
+        tokenizer: the model's Hugging Face tokenizer; None if not known.
+        context: most tokens of prompt and reply together; None if not known.
     """
 
     name: str
@@ -122,24 +122,24 @@ class Engine(Protocol):
     context: int | None
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Take requests; never blocks for an answer."""
+        """Accept requests without waiting for an answer."""
 
     def poll(self, timeout: float) -> list[Completion]:
-        """Completions since the last poll; waits up to ``timeout`` seconds for the first.
+        """Return the completions since the last poll; wait up to ``timeout`` seconds for the first one.
 
         Raises:
             TeacherError: (exit code 5) when no request can succeed any more: no server answers, the model is gone.
         """
 
     def close(self) -> None:
-        """Give back what the engine holds; requests in flight are dropped."""
+        """Release the engine's resources; requests in flight are dropped."""
 
 
 def completed(done: "queue.SimpleQueue[Completion | TeacherError]", timeout: float) -> list[Completion]:
-    """What an engine's threads have put there, waiting up to ``timeout`` seconds for the first: its `poll`.
+    """Collect the completions of an engine's threads; wait up to ``timeout`` seconds for the first one.
 
     Raises:
-        TeacherError: one that a thread put there, once the completions before it have been handed out.
+        TeacherError: an error from a thread, raised after the completions before it have been returned.
     """
     found: list[Completion] = []
     try:
@@ -151,5 +151,5 @@ def completed(done: "queue.SimpleQueue[Completion | TeacherError]", timeout: flo
         return found
     if not found:
         raise item
-    done.put(item)  # the calls that were completed are recorded first
+    done.put(item)  # return the completed calls before the error, so that they are recorded
     return found

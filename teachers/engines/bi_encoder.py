@@ -1,9 +1,9 @@
-"""Any embedding model as a teacher: the cosine of query and passage.
+"""Use any embedding model as a teacher: score = cosine of query and passage.
 
-Texts are embedded in batches over all requests in flight, and a passage that recurs is remembered. A text is padded to
-its own length rounded up to eight and meets texts of that width alone, so neither its batch nor what was remembered
-has a say in its embedding: on the CPU it was the same bit for bit whatever the batch, in fp32 and in bf16; where a
-library picks its kernel by the number of rows, rounding is all that can differ.
+Texts of all requests in flight are embedded in batches, and passage vectors are cached. A text is padded to its length
+rounded up to a multiple of eight and is batched only with texts of that width. So an embedding depends neither on the
+batch nor on the cache. On the CPU it was bit-identical for every batch, in fp32 and in bf16. If a library picks its
+kernel by the number of rows, only rounding can differ.
 """
 
 import hashlib
@@ -28,35 +28,35 @@ from teachers.errors import ExitCode, TeacherError
 Vectors = NDArray[np.float32]
 States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids, mask -> states of all tokens
 WIDTH = 8  # texts are padded to a multiple of this
-CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 65_536  # padding counted; on a CPU of one core's batch
-CPU_CHUNK, CUDA_CHUNK = 256, 16_384  # new texts of a round: what an interruption loses at most, some seconds
-REMEMBERED_BYTES = 64 << 20  # of passage vectors: about 40,000 of 384 dimensions
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 65_536  # tokens per batch, with padding; on a CPU per core
+CPU_CHUNK, CUDA_CHUNK = 256, 16_384  # new texts per round; an interruption loses one round, some seconds
+REMEMBERED_BYTES = 64 << 20  # for passage vectors: about 40,000 of 384 dimensions
 
 
 class Embedded(NamedTuple):
-    """A text's unit vector, and its length in tokens after truncation."""
+    """Hold a text's unit vector and its length in tokens after truncation."""
 
     vector: Vectors
     n_tokens: int
 
 
 class BiEncoderEngine:
-    """Embeds with ``AutoModel`` and the pooling that the model's folder states (mean where it states none).
+    """Embed with ``AutoModel`` and the pooling given in the model's folder (mean by default).
 
     Args:
         model: Hugging Face id or folder, in sentence-transformers' layout or plain.
-        precision: auto, fp32 or bf16, as students' are.
-        max_length: tokens per text; default: what the folder states, at most 512.
-        remembered_bytes: bound on the vectors of passages that are kept.
+        precision: auto, fp32 or bf16, as for students.
+        max_length: tokens per text; by default the folder's limit, at most 512.
+        remembered_bytes: limit on the cached passage vectors.
 
     Raises:
-        MsftError: if the model is not found (exit code 4), it pools in a way that this engine does not know, or the
-            precision is not known.
+        MsftError: if the model is not found (exit code 4), its pooling is not supported, or the precision is
+            unknown.
     """
 
     name = "bi-encoder"
     concurrent = False
-    tokenizer: Any = None  # texts go in as they are; there is no prompt to render
+    tokenizer: Any = None  # texts are not rendered into a prompt
     context: int | None = None
 
     def __init__(
@@ -104,7 +104,7 @@ class BiEncoderEngine:
 
     def poll(self, timeout: float) -> list[Completion]:
         if timeout <= 0 and len(self._waiting) < self.capacity:
-            return []  # more is on its way: the batches will be fuller
+            return []  # wait for more requests: fuller batches
         began = time.monotonic()
         chunk, passages, new = self._next_chunk()
         if not chunk:
@@ -127,7 +127,7 @@ class BiEncoderEngine:
             self._threads = None
 
     def embed(self, texts: Sequence[str]) -> list[Embedded]:
-        """Unit vectors and lengths, in the order given."""
+        """Return unit vectors and lengths, in the order of the texts."""
         if not texts:
             return []
         ids: list[list[int]] = self._encode(list(texts), truncation=True, max_length=self._max_length)[
@@ -147,7 +147,7 @@ class BiEncoderEngine:
         return [Embedded(vector, int(n)) for vector, n in zip(vectors, lengths, strict=True)]
 
     def _next_chunk(self) -> tuple[list[Request], dict[bytes, Embedded], dict[bytes, str]]:
-        """Requests to answer now, what is remembered of their passages, and the passages that are new."""
+        """Return the requests to answer now, their cached passages, and their new passages."""
         most = CUDA_CHUNK if self._cuda else CPU_CHUNK
         chunk: list[Request] = []
         passages: dict[bytes, Embedded] = {}
@@ -166,12 +166,14 @@ class BiEncoderEngine:
 
     def _remember(self, new: dict[bytes, Embedded]) -> None:
         for digest, (vector, n_tokens) in new.items():
-            self._known[digest] = Embedded(vector.copy(), n_tokens)  # a row of its batch would keep the batch
+            self._known[digest] = Embedded(
+                vector.copy(), n_tokens
+            )  # a view would keep the whole batch in memory
         while len(self._known) > self._most_known:
             self._known.popitem(last=False)
 
     def _forward(self, model: Any) -> States:
-        """The model's forward: on a CPU, where its architecture allows it, the one that students are scored with."""
+        """Return the model's forward; on a CPU the students' fast one, if the architecture allows it."""
         if not self._cuda and FusedEncoder.supports(model):
             return FusedEncoder(model, self.precision, every_token=True).states
 
@@ -183,7 +185,7 @@ class BiEncoderEngine:
         return states
 
     def _widths(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """To how many tokens texts of these lengths are padded: a matter of their own length alone."""
+        """Return the padded widths for texts of these lengths; a width depends only on its text's length."""
         return np.minimum(-(-lengths // WIDTH) * WIDTH, self._max_length)
 
     def _vectors(self, rows: list[list[int]], lengths: NDArray[np.int64]) -> Vectors:
@@ -214,7 +216,7 @@ def _scored(request: Request, query: Embedded, passages: Sequence[Embedded], sec
 
 
 def _of_one_width(widths: NDArray[np.int64], most_tokens: int) -> list[NDArray[np.intp]]:
-    """Indices of texts in batches of one padded width each, widest first."""
+    """Group texts by padded width into batches of indices, widest first."""
     batches: list[NDArray[np.intp]] = []
     for width in np.unique(widths)[::-1]:
         alike = np.flatnonzero(widths == width)
@@ -228,7 +230,7 @@ def _digest(text: str) -> bytes:
 
 
 class _Stated:
-    """What a sentence-transformers folder says of its length, pooling and query prefix."""
+    """Read the length, pooling and query prefix from a sentence-transformers folder."""
 
     def __init__(self, model: str) -> None:
         self.max_length: int | None = _json(model, "sentence_bert_config.json").get("max_seq_length")

@@ -1,4 +1,4 @@
-"""When to leave a server alone: circuit breaker with back-off, and what ``Retry-After`` says."""
+"""Circuit breaker with back-off for a failing server, and the ``Retry-After`` header."""
 
 import time
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ _JITTER = Random()
 
 @dataclass
 class Breaker:
-    """Closed while a server answers; open after `threshold` failures in a row; then one probe at a time.
+    """Circuit breaker: closed while a server answers, open after `threshold` failures in a row, then one probe at a time.
 
-    Times are ``time.monotonic()`` seconds. Its owner holds the lock.
+    Times are ``time.monotonic()`` seconds. The caller must hold a lock.
     """
 
     threshold: int = 3
@@ -27,11 +27,11 @@ class Breaker:
 
     @property
     def healthy(self) -> bool:
-        """Not known to be down (it may be busy, or have asked to wait)."""
+        """Return whether the server is not known to be down (it may be busy, or have asked to wait)."""
         return self.failures < self.threshold
 
     def allows(self, now: float) -> bool:
-        """Whether a request may go out now."""
+        """Return whether a request may be sent now."""
         return now >= self.not_before and (self.healthy or not self.probing)
 
     def opens_in(self, now: float) -> float:
@@ -50,7 +50,7 @@ class Breaker:
         self._pause(min(pause, self.longest_pause) * (0.75 + _JITTER.random() / 2), wait)
 
     def told_to_wait(self, wait: float | None, reason: str) -> None:
-        """A rate limit is no failure of the server; without a time given, a second."""
+        """Wait as a rate limit asks (one second by default); it does not count as a failure."""
         self.probing, self.reason = False, reason
         self._pause(0.0, wait if wait is not None else 1.0 + _JITTER.random())
 
@@ -59,7 +59,7 @@ class Breaker:
 
 
 def retry_after(headers: Mapping[str, str], longest: float = 600.0) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for, in either of its forms; None without a usable one."""
+    """Return the seconds in a ``Retry-After`` header, in either form; None if it is absent or invalid."""
     value = headers.get("retry-after")
     if value is None:
         return None

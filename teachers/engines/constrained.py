@@ -1,15 +1,15 @@
-"""Replies that are valid by construction: a vLLM logits processor that allows only unused identifiers and the separator.
+"""A vLLM logits processor that makes replies valid: it allows only unused identifiers and the separator.
 
-The language is ``[a] > [b] > …`` with each identifier at most once, then the end. An identifier is spelt by the tokens
-that the tokenizer itself gives it at that place, so the model sees token sequences as in its training. The spellings
-stand in a trie whose nodes know which identifiers lie below, as bits: what may come next are the children above an
-unused one. No spelling is the beginning of another's, so an identifier is named where its branch ends.
+The language is ``[a] > [b] > …`` with each identifier at most once, then the end. The allowed tokens of an identifier
+are the tokens that the tokenizer gives it at that place, so the model sees token sequences as in its training. The
+spellings form a trie. Each node stores the identifiers below it as bits. The allowed next tokens lead to the children
+above an unused identifier. No spelling is the beginning of another, so an identifier is complete where its branch ends.
 
-Each request brings its own spellings, as JSON text, so windows of any size and both kinds of identifiers share one
-batch; text, since vLLM copies a request's arguments and looks into them, which takes longer than reading them here once.
+Each request brings its spellings as JSON text, so one batch can mix window sizes and both kinds of identifiers. Text is
+used because vLLM copies a request's arguments and inspects them, which takes longer than parsing the text here once.
 
-A server loads it by name, ``--logits-processors teachers.engines.constrained:IdentifierConstraint``, and takes each
-request's spellings from its field ``vllm_xargs``. It needs no tokenizer.
+Load it in a server with ``--logits-processors teachers.engines.constrained:IdentifierConstraint``. It reads each
+request's spellings from the field ``vllm_xargs``. It needs no tokenizer.
 """
 
 import json
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Node:
-    """A place in the spelling of identifiers.
+    """A node in the trie of spellings.
 
     Attributes:
-        below: bit k: identifier k is spelt through here.
-        children: by the token that leads there; none where an identifier ends.
+        below: bit k is set if the spelling of identifier k passes through this node.
+        children: next nodes by token; empty where an identifier ends.
     """
 
     below: int = 0
@@ -48,13 +48,13 @@ NOWHERE = Node()
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What replies to one kind of window may be.
+    """The language of replies to one kind of window.
 
     Attributes:
-        n: identifiers.
-        first, later: the spellings of the first one named and of those after it (separator included).
+        n: number of identifiers.
+        first, later: spellings of the first identifier in a reply and of later ones (separator included).
         end: the token that ends the reply.
-        top: how many are named before it ends.
+        top: number of identifiers before the reply ends.
     """
 
     n: int
@@ -65,10 +65,10 @@ class Language:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Language":
-        """From what `teachers.engines.spelling.constraint` says.
+        """Build from the output of `teachers.engines.spelling.constraint`.
 
         Raises:
-            ValueError: if something is missing.
+            ValueError: if a field is missing.
         """
         if not isinstance(given, Mapping) or not {"first", "later", "end", "top"} <= set(given):
             raise ValueError(f"{ARGUMENT} needs first, later, end and top")
@@ -77,7 +77,7 @@ class Language:
 
 
 def trie(spellings: Sequence[Sequence[int]]) -> Node:
-    """The root of the spellings of identifiers 0, 1 …"""
+    """Build the trie of the spellings of identifiers 0, 1 … and return its root."""
     root = Node()
     for number, tokens in enumerate(spellings):
         node = root
@@ -89,7 +89,7 @@ def trie(spellings: Sequence[Sequence[int]]) -> Node:
 
 
 class State:
-    """Where one reply stands; ``output`` is the reply so far, a live list of vLLM's."""
+    """The position of one reply in the trie; ``output`` is the reply so far, a live list that vLLM extends."""
 
     __slots__ = ("_language", "_named", "_node", "_output", "_read", "_unused")
 
@@ -100,7 +100,7 @@ class State:
         self._named = self._read = 0
 
     def allowed(self) -> list[int]:
-        """Tokens that may come next."""
+        """Return the tokens that may come next."""
         for token in self._output[self._read :]:
             self._read += 1
             self._node = self._node.children.get(token, NOWHERE)
@@ -117,7 +117,7 @@ class State:
 
 
 class IdentifierConstraint(LogitsProcessor):
-    """Masks every token but the allowed ones, in the rows of constrained requests."""
+    """Mask all tokens but the allowed ones, in the rows of constrained requests."""
 
     @classmethod
     def validate_params(cls, sampling_params: "SamplingParams") -> None:
@@ -127,7 +127,7 @@ class IdentifierConstraint(LogitsProcessor):
         self._rows: dict[int, State] = {}
 
     def language(self, params: "SamplingParams") -> Language | None:
-        """What the reply to a request may be; None where it is free."""
+        """Return the language of the reply to a request; None if it is not constrained."""
         return language(params)
 
     def is_argmax_invariant(self) -> bool:
@@ -170,10 +170,10 @@ class IdentifierConstraint(LogitsProcessor):
 
 
 def language(params: "SamplingParams") -> Language | None:
-    """What a request's arguments allow; None where they say nothing.
+    """Return the language given in a request's arguments; None if they do not contain one.
 
     Raises:
-        ValueError: if they do not say all, or are not JSON text.
+        ValueError: if a field is missing, or the argument is not JSON text.
     """
     text = (params.extra_args or {}).get(ARGUMENT)
     if text is None:
@@ -183,6 +183,6 @@ def language(params: "SamplingParams") -> Language | None:
     return _language(text)
 
 
-@lru_cache(maxsize=256)  # by size of window, prefix and top
+@lru_cache(maxsize=256)  # one entry per window size, prefix and top
 def _language(text: str) -> Language:
     return Language.of(json.loads(text))

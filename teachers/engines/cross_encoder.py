@@ -1,4 +1,4 @@
-"""Any Hugging Face re-ranker, or a student, as a teacher: a score for each pair of query and passage."""
+"""Use any Hugging Face re-ranker, or a student, as a teacher: a score for each pair of query and passage."""
 
 import time
 from collections import deque
@@ -7,23 +7,23 @@ from typing import Any
 
 from teachers.engines.base import Completion, Request
 
-CPU_CHUNK, CUDA_CHUNK = 400, 4000  # pairs of a round: what an interruption loses at most, some seconds
+CPU_CHUNK, CUDA_CHUNK = 400, 4000  # pairs per round; an interruption loses one round, some seconds
 
 
 class CrossEncoderEngine:
-    """Scores lists chunk by chunk; each list that was scored is a completed call.
+    """Score lists chunk by chunk; each scored list is a completed call.
 
     Args:
         model: Hugging Face id or folder of a sequence classifier with one output.
         precision: auto, fp32 or bf16.
 
     Raises:
-        MsftError: if the model is not found (exit code 4), or the precision is not known.
+        MsftError: if the model is not found (exit code 4), or the precision is unknown.
     """
 
     name = "cross-encoder"
     concurrent = False
-    tokenizer: Any = None  # texts go in as they are; there is no prompt to render
+    tokenizer: Any = None  # texts are not rendered into a prompt
     context: int | None = None
 
     def __init__(self, model: str, *, precision: str = "auto", capacity: int = 64) -> None:
@@ -41,7 +41,7 @@ class CrossEncoderEngine:
 
     def poll(self, timeout: float) -> list[Completion]:
         if timeout <= 0 and len(self._waiting) < self.capacity:
-            return []  # more is on its way: the batches will be fuller
+            return []  # wait for more requests: fuller batches
         chunk: list[Request] = []
         pairs = 0
         while self._waiting and (not chunk or pairs + len(self._waiting[0].passages) <= self._most_pairs):

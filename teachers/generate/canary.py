@@ -1,4 +1,4 @@
-"""Canaries of a labelling job: asked before it begins, kept in the journal, compared with the store's first ones."""
+"""Canaries of a labelling job: fixed questions asked before it begins, to detect a changed model."""
 
 import hashlib
 import time
@@ -16,7 +16,7 @@ from teachers.scheduling.budget import Budget
 
 
 def requests(rendering: Rendering, number: int) -> list[Request]:
-    """The first `number` questions as this teacher is asked."""
+    """Return the first `number` canary questions as requests to this teacher."""
     made = []
     for k, (query, passages) in enumerate(QUESTIONS[:number]):
         shown = [
@@ -28,7 +28,7 @@ def requests(rendering: Rendering, number: int) -> list[Request]:
 
 
 def first_answers(con: duckdb.DuckDBPyConnection, teacher_key: str) -> dict[str, str]:
-    """Request key -> reply hash of a teacher's first canaries."""
+    """Return request key -> reply hash of a teacher's first canaries."""
     return dict(
         con.execute(
             """SELECT c.request_key, arg_min(c.reply_hash, c.job) FROM canaries c JOIN teachers t USING (teacher)
@@ -46,9 +46,9 @@ def sing(
     budget: Budget,
     note: Callable[[str], None],
 ) -> int:
-    """Ask the canaries and journal their answers; the number that drifted.
+    """Ask the canaries and record their answers in the journal; return the number that drifted.
 
-    Their tokens count towards the budget, their number does not: it limits calls that label.
+    Their tokens count towards the budget, but they do not count as calls: that limit is for calls that label.
 
     Raises:
         TeacherError: if the engine does not answer.
@@ -82,7 +82,7 @@ def sing(
     return drifted
 
 
-TIMEOUT = 600.0  # seconds for all of them: the first call of a server may load its model
+TIMEOUT = 600.0  # seconds for all canaries together; a server's first call may load its model
 
 QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
@@ -120,10 +120,10 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Sung:
-    """One canary's answer.
+    """The answer to one canary.
 
     Attributes:
-        drifted: whether it differs from the first on record; None before the first record.
+        drifted: whether it differs from the first recorded answer; None if none was recorded.
     """
 
     request_key: str
@@ -138,14 +138,14 @@ def ask(
     read: Callable[[Request, Completion], str | None],
     first: Mapping[str, str],
 ) -> list[Sung]:
-    """Ask the questions all at once and compare with what the model said the first time.
+    """Ask all questions at once and compare the answers with the first recorded answers.
 
     Args:
-        read: what of an answer should stay the same; None for a failed one, which says nothing.
-        first: request key -> reply hash of the first answer on record.
+        read: returns the part of an answer that should stay the same; None for a failed answer, which is not compared.
+        first: request key -> reply hash of the first recorded answer.
 
     Raises:
-        TeacherError: if the engine is gone, or has not answered in ten minutes.
+        TeacherError: if the engine fails for good, or has not answered in ten minutes.
     """
     waiting = {}
     for ticket, request in enumerate(requests, start=1):

@@ -1,7 +1,7 @@
-"""Large work on the store in a process of its own.
+"""Run large work on the store in a child process.
 
-What DuckDB needs for it, up to its memory limit, comes and goes apart from the engine and the journal; and while the
-journal of a running job is merged, the engine goes on. Small work is done here: a process takes a second to start.
+The memory that DuckDB needs, up to its limit, is then freed when the child ends, and the engine continues while the
+journal of a running job is merged. Small work is done in this process, because a child takes a second to start.
 """
 
 import os
@@ -20,14 +20,14 @@ from teachers.generate import merge_journal as merging
 from teachers.generate.merge_journal import MergedJournal
 from teachers.journal import segments as journal
 
-LARGE_BYTES = 4 << 20  # of journal
-LARGE_CANDIDATES = 100_000  # of a run
+LARGE_BYTES = 4 << 20  # bytes of a journal
+LARGE_CANDIDATES = 100_000  # candidates of a run
 
 _CHILD = "from teachers.generate.child_process import _answer; _answer()"
 
 
 class Call:
-    """``function(*arguments)`` in another process: both by pickle, so the function stands at the top of its module."""
+    """Call ``function(*arguments)`` in a child process. Both are pickled, so the function must be at module level."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -37,13 +37,13 @@ class Call:
                 "-P",
                 "-c",
                 _CHILD,
-            ],  # -P: it imports from where this process does, and nowhere else
+            ],  # -P: imports come only from this process's paths
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
         )
         if self._process.stdin is not None:
-            with suppress(BrokenPipeError):  # it ended already: `result` says so
+            with suppress(BrokenPipeError):  # the child has already ended; `result` reports it
                 self._process.stdin.write(pickle.dumps((function, arguments)))
                 self._process.stdin.close()
             self._process.stdin = None
@@ -53,10 +53,10 @@ class Call:
         return self._process.poll() is not None
 
     def result(self) -> Any:
-        """What the function returned; waits for it.
+        """Wait for the function and return its result.
 
         Raises:
-            Exception: what it raised there.
+            Exception: the exception that the function raised.
             MsftError: if the process ended without an answer.
         """
         answer, _ = self._process.communicate()
@@ -72,22 +72,22 @@ class Call:
 
 
 def _answer() -> None:
-    """The child's side: read what to do, answer on the true stdout; what else is printed goes to stderr."""
+    """Run in the child: read the call, answer on the true stdout; other output goes to stderr."""
     out = os.dup(1)
     os.dup2(2, 1)
     os.nice(5)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asker is interrupted, and waits for what was begun
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and waits for this work
     function, arguments = pickle.load(sys.stdin.buffer)
     try:
         answer = (False, function(*arguments))
-    except Exception as error:  # noqa: BLE001  (raised again where it was asked)
+    except Exception as error:  # noqa: BLE001  (raised again in the parent)
         answer = (True, error)
     with os.fdopen(out, "wb") as stream:
         pickle.dump(answer, stream)
 
 
 def merge_small_or_large(store: LabelStore, folder: Path, note: Callable[[str], None]) -> MergedJournal:
-    """:func:`teachers.generate.merge_journal.merge_journal`, here or apart as the journal is small or large."""
+    """Run :func:`teachers.generate.merge_journal.merge_journal`: a small journal here, a large one in a child process."""
     if _closed_bytes(folder) < LARGE_BYTES:
         return merging.merge_journal(store, folder, note)
     done: MergedJournal = Call(merging.merge_journal, store, folder).result()

@@ -1,4 +1,4 @@
-"""`msft teachers generate --dry-run`: a plan's forecast, from the store, without a model and without writing."""
+"""Forecast a plan from the store (`msft teachers generate --dry-run`), without a model and without writing."""
 
 import tempfile
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from teachers.strategies.by_name import Window
 
 @dataclass(frozen=True)
 class JobForecast:
-    """A forecast with what it will cost and take."""
+    """A job's forecast with its cost and time."""
 
     plan: Plan
     forecast: Forecast
     exact_tokens: bool  # counted by the model's tokenizer
-    tokens_per_second: float | None  # as measured; None where nothing was
+    tokens_per_second: float | None  # measured in an earlier job; None without one
 
     @property
     def cost_most(self) -> float | None:
@@ -43,7 +43,7 @@ class JobForecast:
         return (self.forecast.tokens_in + self.forecast.tokens_out_most) / self.tokens_per_second
 
     def row(self) -> dict[str, Any]:
-        """The row that ``--dry-run`` prints."""
+        """Return the row for ``--dry-run``."""
         own = self.forecast
         return {
             "labels": self.plan.name,
@@ -69,7 +69,7 @@ def forecast(
     """Forecast a job; reads the store, writes nothing.
 
     Raises:
-        MsftError, TeacherError: as the job itself would for these settings.
+        MsftError, TeacherError: as :func:`teachers.generate.job.generate` for these settings.
     """
     made = plan(store, settings)
     tokenizer = engines.tokenizer(made)
@@ -115,7 +115,7 @@ def _forecast(made: Plan, work: Work, rendering: Rendering) -> Forecast:
 
 
 def _context(made: Plan) -> int | None:
-    """The model's own limit, where its configuration is on this machine; the engine would find the same."""
+    """Return the model's context from its configuration, if it is on this machine; the engine uses the same limit."""
     if made.context is not None or made.pointwise:
         return made.context
     from transformers import AutoConfig
@@ -129,7 +129,7 @@ def _context(made: Plan) -> int | None:
 
 
 def _rate(con: Any, made: Plan) -> tuple[float | None, str | None]:
-    """Tokens per second of this teacher's last job of at least 20 calls, from its first submission to its last answer."""
+    """Return tokens per second of this teacher's last job with at least 20 calls, from first submission to last answer."""
     found = con.execute(
         """SELECT (sum(c.tokens_in) + sum(c.tokens_out))
                     / greatest(epoch(max(c.completed_at)) - epoch(min(c.completed_at)) + min(c.seconds), 1e-3),

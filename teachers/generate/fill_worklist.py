@@ -1,4 +1,4 @@
-"""The working file filled from the store: what is left to label, its passages, and the answers already on record."""
+"""Fill the working file from the store: queries left to label, their passages, and the recorded answers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from teachers.generate.plan import Plan
 from teachers.generate.worklist import Work
 from teachers.scheduling.scheduler import Answer
 
-QUERIES = 1000  # filled at once
+QUERIES = 1000  # queries per batch
 
 
 def fill(con: duckdb.DuckDBPyConnection, made: Plan, work: Work) -> int:
-    """Queries in order, those that are labelled or quarantined left out; their passages; the answers on record.
+    """Add the queries that are neither labelled nor quarantined, in order, with passages and recorded answers.
 
     Raises:
         DataMissing: if a passage's text is blank.
@@ -69,7 +69,7 @@ def _documents(
 
 
 def _lists(con: duckdb.DuckDBPyConnection, made: Plan, first: int) -> Iterator[tuple[Any, ...]]:
-    """(number, query_id, text, documents, ranks) of some queries: what is gathered at once does not grow with all."""
+    """Yield (number, query_id, text, documents, ranks) of a batch of queries, so that memory does not grow with all."""
     return _rows(
         con,
         """SELECT l.number, q.query_id, q.text, l.documents, l.ranks FROM
@@ -83,10 +83,10 @@ def _lists(con: duckdb.DuckDBPyConnection, made: Plan, first: int) -> Iterator[t
 
 
 def answers(con: duckdb.DuckDBPyConnection, made: Plan, queries: str) -> Iterator[tuple[int, str, Answer]]:
-    """(number, request_key, answer) of all calls on record, in the order in which they were made.
+    """Yield (number, request_key, answer) of all recorded calls, in the order in which they were made.
 
     Args:
-        queries: a query that gives (number, query).
+        queries: an SQL query that returns (number, query).
     """
     rows = _rows(
         con,

@@ -1,8 +1,8 @@
-"""`msft teachers generate`: a teacher labels the candidates of a run. The one job here that knows the store.
+"""Run a labelling job (`msft teachers generate`): a teacher labels the candidates of a run.
 
-The store is open at three moments: to read what the job needs, to note that it began, and for short merges of the
-journal. In between the job lives from its working file and the journal, so it can be killed at any point and started
-again: every completed call is found on record and none is asked twice.
+The store is open three times: to read the job's data, to record its start, and for short merges of the journal.
+In between, the job uses only its working file and the journal. It can be killed at any point and started again: every
+completed call is on record, and none is made twice.
 """
 
 import gc
@@ -33,30 +33,30 @@ from teachers.scheduling.scheduler import Scheduler
 
 Note = Callable[[str], None]
 Build = Callable[[Plan], Engine]
-Progress = Callable[[int, int, Figures, float | None], None]  # queries done, in all, figures, cost so far
-MERGE_SECONDS = 30.0  # between merges while the job runs
+Progress = Callable[[int, int, Figures, float | None], None]  # queries done, total, figures, cost so far
+MERGE_SECONDS = 30.0  # time between merges while the job runs
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a job did, and how its labeling stands now."""
+    """The result of a job, and the current state of its labeling."""
 
     plan: Plan
     figures: Figures
-    queries: int  # that the job was asked to label
-    labelled: int  # of them, with a permutation now
-    quarantined: int  # of them, without one after bounded retries
-    statuses: dict[str, int]  # of this labeling's permutations
+    queries: int  # queries in the job
+    labelled: int  # those with a permutation now
+    quarantined: int  # those without a permutation after bounded retries
+    statuses: dict[str, int]  # number of this labeling's permutations by status
     cost: float | None
-    drifted: int = 0  # canaries answered otherwise than the first time
-    aside: int = 0  # journal segments of which something could not be merged
+    drifted: int = 0  # canaries with an answer that differs from the first one
+    aside: int = 0  # journal segments that could not be merged completely
 
     @property
     def left(self) -> int:
         return self.queries - self.labelled - self.quarantined
 
     def partly_done(self) -> PartlyDone | None:
-        """What to end with (exit code 6) where queries are left: by the budget, or in quarantine."""
+        """Return the error for the end (exit code 6) if queries are left, because of the budget or in quarantine."""
         name = self.plan.name
         if self.left and self.figures.stopped:
             return PartlyDone(
@@ -88,17 +88,17 @@ def generate(
     note: Note = lambda message: None,
     progress: Progress | None = None,
 ) -> Labelled:
-    """Label until every query has its permutation, is in quarantine, or the budget ends.
+    """Label until every query has its permutation or is quarantined, or the budget is spent.
 
     Args:
-        engine: used in place of the one that the settings name (tests, benchmarks).
+        engine: replaces the engine in the settings (tests, benchmarks).
         build: makes the plan's engine; with ``--engine ray`` in each worker.
-        progress: called with queries done, queries in all, figures and the cost so far.
+        progress: called with queries done, queries in total, figures and the cost so far.
 
     Raises:
-        MsftError: if another process is at work on the same labeling.
-        MsftError, TeacherError: bad settings (nothing is written), or an engine that failed (what was completed is
-            kept; the same command goes on from there).
+        MsftError: if another process is working on the same labeling.
+        MsftError, TeacherError: if the settings are wrong (nothing is written), or the engine fails (completed calls
+            are kept, and the same command continues from there).
     """
     made = plan(store, settings, engine_name=engine.name if engine is not None else None)
     if settings.dataset is None or settings.run is None:
@@ -132,7 +132,7 @@ def _recorded(
     with suppress(PartlyDone), provenance.recorded(store, merge.KIND) as job:
         result = _run(_Running(store, made, job, folder, note, progress, budget, Figures()), engine, build)
         if (partly := result.partly_done()) is not None:
-            raise partly  # so that the job is recorded as partial; the caller reads it off the result
+            raise partly  # so that the job is recorded as partial; the caller reads it from the result
     if result is None:
         raise RuntimeError("a job that does not raise has a result")
     return result
@@ -140,7 +140,7 @@ def _recorded(
 
 @dataclass
 class _Running:
-    """A job under way."""
+    """A running job."""
 
     store: LabelStore
     plan: Plan
@@ -216,7 +216,7 @@ def _label_on_cluster(running: _Running, build: Build, work: Work, sung: Mapping
 
 
 def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str]) -> None:
-    """Canaries, then every task through the scheduler, the journal open all the while."""
+    """Ask the canaries, then run every task through the scheduler, with the journal open."""
     made, settings = running.plan, running.plan.settings
     rendering = Rendering(made.teacher, engine.tokenizer, engine.context)
     with Journal(running.folder, running.job.job_key, made.header()) as journal:
@@ -236,7 +236,7 @@ def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str
             progress=tick,
         )
         running.figures = scheduler.figures
-        gc.freeze()  # a million objects of imported libraries need not be looked through again and again
+        gc.freeze()  # so that the collector skips the million objects of imported libraries
         try:
             scheduler.run(work.tasks())
         finally:
@@ -245,11 +245,11 @@ def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str
 
 
 class _Ticker:
-    """What happens after each answer: the progress line; now and then a merge beside the work, if nobody holds the store.
+    """Run after each answer: update the progress line, and from time to time merge in a child if the store is free.
 
     Args:
         rotate: closes the journal's open segment.
-        total: queries that the job has to label.
+        total: number of queries to label.
     """
 
     def __init__(self, running: _Running, rotate: Callable[[], None], total: int) -> None:
@@ -272,7 +272,7 @@ class _Ticker:
             self._began = time.monotonic()
 
     def finish(self) -> None:
-        """Wait for a merge under way. One that found the store held leaves the journal for the next."""
+        """Wait for the running merge. If it found the store locked, the next merge takes the journal."""
         if self._merging is not None:
             with suppress(StoreError):
                 merged: merge.MergedJournal = self._merging.result()
@@ -284,7 +284,7 @@ class _Ticker:
 
 @contextmanager
 def _work(running: _Running, path: Path) -> Iterator[tuple[Work, int, dict[str, str]]]:
-    """The working file with what is left to do, how many queries the job has in all, and the first canaries."""
+    """Yield the working file with the remaining queries, the job's total of queries, and the first canaries."""
     _remove_stale(path.parent)
     try:
         if running.plan.run.n_candidates < child_process.LARGE_CANDIDATES:
@@ -301,7 +301,7 @@ def _work(running: _Running, path: Path) -> Iterator[tuple[Work, int, dict[str, 
 
 
 def filled(store: LabelStore, made: Plan, path: Path) -> tuple[int, dict[str, str]]:
-    """Fill a working file; how many queries the job has in all, and the teacher's first canaries."""
+    """Fill a working file; return the job's total of queries, and the teacher's first canaries."""
     work = Work(path)
     try:
         with store.read() as con:
@@ -311,7 +311,7 @@ def filled(store: LabelStore, made: Plan, path: Path) -> tuple[int, dict[str, st
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove the working files of killed jobs; their names end in the process that made them."""
+    """Remove the working files of killed jobs; their names end with their process id."""
     for path in folder.glob("*.work"):
         pid = path.stem.rpartition(".")[2]
         if not Path(f"/proc/{pid}").exists():

@@ -1,4 +1,4 @@
-"""Labels in files: import those that others made, export a labeling for others."""
+"""Import labels from files, and export a labeling to files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def import_labels(
 
     Args:
         file: plain, .gz or .zst.
-        dataset: whose queries; by default the only one.
+        dataset: dataset of the queries; by default the only one.
         run: the run that was labelled; its ranks are the initial ranks.
         name: the labeling's name; by default TEACHER@FIRST_STAGE.
         progress: called with (lists read, total or None).
@@ -35,11 +35,11 @@ def import_labels(
             with_texts, licence, replace.
 
     Returns:
-        Each labeling with its counts, and what was refused, by reason with an example.
+        Each labeling with its counts, and the number of refused lists by reason, with an example.
 
     Raises:
-        DataMissing: the file, the dataset or the run is not found.
-        BadInput: no list of the file can be used, or one contradicts a labeling of the store.
+        DataMissing: if the file, the dataset or the run is not found.
+        BadInput: if no list of the file can be used, or one contradicts a labeling in the store.
     """
     if isinstance(options.get("replies"), str):
         options["replies"] = Path(options["replies"])
@@ -56,19 +56,19 @@ def export_labels(
     prompt: str = "rankzephyr-train-variable",
     stdout: IO[str] | None = None,
 ) -> tuple[int, list[Path]]:
-    """Export a labeling as others read it.
+    """Export a labeling in a layout that other tools read.
 
     Args:
-        file: the file; .gz compresses. None: `stdout`, for layouts that are one text file.
-        layout: as for :func:`import_labels`; by default told by the file's name, otherwise permutations.
+        file: the file; .gz compresses. None: write to `stdout`, for layouts that are one text file.
+        layout: as for :func:`import_labels`; by default chosen by the file's name, otherwise permutations.
         prompt: the prompt that shows the passages in conversations.
 
     Returns:
         The number of lists, and the files written.
 
     Raises:
-        DataMissing: the labeling is not found, or it lacks what the layout needs.
-        UsageError: an unknown layout or prompt, or a layout that needs a file.
+        DataMissing: if the labeling is not found, or lacks data that the layout needs.
+        UsageError: if the layout or prompt is unknown, or the layout needs a file.
     """
     template = prompts.template(prompt)
     neutralise = texts.neutraliser()

@@ -1,4 +1,4 @@
-"""A plan's engine, made only when a call has to be asked."""
+"""Make a plan's engine, only when a call is needed."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from teachers.generate.plan import Plan
 
 
 def build(plan: Plan) -> Engine:
-    """The engine of a plan, its model loaded.
+    """Make the engine of a plan, with its model loaded.
 
     Raises:
-        TeacherError: if an extra is missing, or the model or server cannot be reached.
+        TeacherError: if an extra is not installed, or the model or server cannot be reached.
     """
     settings = plan.settings
-    if plan.engine in ("vllm", "ray"):  # each of Ray's workers has a vLLM of its own
+    if plan.engine in ("vllm", "ray"):  # each Ray worker runs its own vLLM
         from teachers.engines.vllm import VllmEngine
 
         return VllmEngine(
@@ -53,10 +53,10 @@ def build(plan: Plan) -> Engine:
 
 
 def tokenizer(plan: Plan) -> Any:
-    """The model's tokenizer where it is on this machine (or named by ``--tokenizer``); None where it is not.
+    """Load the model's tokenizer if it is on this machine (or given by ``--tokenizer``); otherwise return None.
 
     Raises:
-        TeacherError: if the one that was named cannot be loaded (exit code 4).
+        TeacherError: if the tokenizer given by ``--tokenizer`` cannot be loaded (exit code 4).
     """
     if plan.pointwise:
         return None

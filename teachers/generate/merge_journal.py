@@ -1,4 +1,4 @@
-"""Journal segments into the store: short transactions, safe to repeat, a segment removed only after a checkpoint."""
+"""Merge journal segments into the store: short transactions, safe to repeat; a segment is removed after a checkpoint."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,8 +20,8 @@ from teachers.journal import segments as journal
 from teachers.journal.exact_json import clean
 from teachers.journal.segments import Record
 
-CHUNK = 500  # records per transaction, at most
-CHUNK_PASSAGES = 10_000  # passages that they name, at most (or one record's)
+CHUNK = 500  # most records per transaction
+CHUNK_PASSAGES = 10_000  # most passages in these records (or one record's)
 CHECKPOINT_CHUNKS = 5
 KIND = "teachers.generate"
 
@@ -102,7 +102,7 @@ _CANARIES = pa.schema([("request_key", pa.string()), ("reply_hash", pa.string())
 
 @dataclass
 class MergedJournal:
-    """What a merge did."""
+    """The result of a merge."""
 
     segments: int = 0
     calls: int = 0  # new in the store
@@ -110,8 +110,8 @@ class MergedJournal:
     quarantined: int = 0
     torn_bytes: int = 0
     damaged_lines: int = 0
-    aside: int = 0  # segments of which something could not be merged
-    skipped: int = 0  # segments that a living job is writing
+    aside: int = 0  # segments that could not be merged completely
+    skipped: int = 0  # segments that a running job is writing
     notes: list[str] = field(default_factory=list)
 
 
@@ -120,14 +120,14 @@ def merge_journal(
 ) -> MergedJournal:
     """Merge every closed segment of a journal into the store and remove it.
 
-    Calls of all segments go in before the permutations made from them. Each transaction takes at most
-    :data:`CHUNK` records, and the store is let go after each segment, so that others get at it and memory does not
-    grow with the journal; killed anywhere, the next merge finds the segments still there and adds what is missing.
-    One merge at a time: that of another process is waited for. A record that cannot be merged leaves all others their
-    way into the store; its segment is set aside with the reason, and stands in nobody's way.
+    Calls of all segments are merged before the permutations made from them. Each transaction takes at most
+    :data:`CHUNK` records. The store is released after each segment, so that other processes can use it and memory does
+    not grow with the journal. After a kill at any point, the next merge finds the segments and adds what is missing. Only
+    one merge runs at a time; it waits for a merge of another process. If a record cannot be merged, all others are still
+    merged, and its segment is set aside with the reason.
 
     Raises:
-        StoreError: if the store stays locked; the journal then stays as it is.
+        StoreError: if the store stays locked; the journal then stays unchanged.
     """
     with journal.merging(folder):
         done = _merge(store, folder)
@@ -140,7 +140,7 @@ def merge_journal(
 def _merge(store: LabelStore, folder: Path) -> MergedJournal:
     ready, held = journal.closed(folder)
     done = MergedJournal(skipped=held)
-    wrong: dict[Path, list[str]] = {path: [] for path, _ in ready}  # what cannot be merged, and why
+    wrong: dict[Path, list[str]] = {path: [] for path, _ in ready}  # reasons why records cannot be merged
 
     def calls(con: duckdb.DuckDBPyConnection, target: Target, chunk: list[Record]) -> None:
         done.calls += target.calls(con, chunk)
@@ -177,7 +177,7 @@ def _merge(store: LabelStore, folder: Path) -> MergedJournal:
     return done
 
 
-# What a record can do to a merge that is of the right format, and of the wrong content: its job's trouble alone.
+# Errors in a merge from a record with a valid format and wrong content. They must not stop the merge of other records.
 _UNMERGEABLE = (
     BadInput, DataMissing, UsageError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
     duckdb.DataError, duckdb.IntegrityError, duckdb.InvalidInputException,
@@ -191,7 +191,7 @@ def _taken(
     kinds: tuple[str, ...],
     take: Callable[[duckdb.DuckDBPyConnection, "Target", list[Record]], None],
 ) -> list[str]:
-    """Merge a segment's records of some kinds; a line for each that cannot be merged."""
+    """Merge a segment's records of some kinds; return a line for each record that cannot be merged."""
     reason = _readable(head)
     if head is None or reason is not None:
         return [reason or ""]
@@ -208,7 +208,7 @@ def _taken(
 def _each(
     con: duckdb.DuckDBPyConnection, records: list[Record], take: Callable[[list[Record]], None]
 ) -> list[str]:
-    """Merge records in one transaction; if that fails each half by itself, so that only what is wrong is left out."""
+    """Merge records in one transaction; after a failure merge each half alone, so that only wrong records are left out."""
     try:
         with in_transaction(con):
             take(records)
@@ -222,7 +222,7 @@ def _each(
 
 
 def _readable(head: Record | None) -> str | None:
-    """Why a header cannot be read; None where it can."""
+    """Return why a header cannot be read; None if it can."""
     if head is None:
         return "its first line, which says where its calls belong, is damaged"
     if head.get("format") != journal.FORMAT:
@@ -241,9 +241,11 @@ def _summed(reasons: list[str]) -> str:
 
 @contextmanager
 def _target(store: LabelStore, head: Record) -> Iterator[tuple[duckdb.DuckDBPyConnection, "Target"]]:
-    """The store open for one segment, checkpointed when it is let go."""
+    """Open the store for one segment; checkpoint it at the end."""
     with store.write(transaction=False) as con:
-        con.execute("SET threads = 1")  # for chunks of this size more of them take memory, not less time
+        con.execute(
+            "SET threads = 1"
+        )  # for chunks of this size more threads take more memory and save no time
         with in_transaction(con):
             target = Target.of(con, head)
         yield con, target
@@ -253,7 +255,7 @@ def _target(store: LabelStore, head: Record) -> Iterator[tuple[duckdb.DuckDBPyCo
 def _chunks(
     con: duckdb.DuckDBPyConnection, records: Iterable[Record], kinds: tuple[str, ...]
 ) -> Iterator[list[Record]]:
-    """Records for one transaction each; what is stored goes to disk now and then, so that memory does not fill with it."""
+    """Yield records for one transaction each; checkpoint from time to time, so that memory does not fill up."""
     chunk: list[Record] = []
     passages = made = 0
     for record in records:
@@ -273,7 +275,7 @@ def _chunks(
 
 @dataclass(frozen=True)
 class Target:
-    """Where a segment's records belong."""
+    """The store's rows that a segment's records belong to."""
 
     teacher: int
     labeling: int
@@ -308,7 +310,7 @@ class Target:
 
     def lists(self, con: duckdb.DuckDBPyConnection, records: list[Record]) -> tuple[int, int]:
         new = failed = 0
-        # A query that a job killed after this record did again has two equal permutations: the last one counts.
+        # After a kill, a query may be done again and have two equal permutations; the last one counts.
         made = list({r["query_id"]: r for r in records if r["t"] == "permutation"}.values())
         if made:
             with _registered(
@@ -349,7 +351,7 @@ class Target:
 
 
 def store_labeling(con: duckdb.DuckDBPyConnection, job: Job, head: Record) -> tuple[int, int, int]:
-    """(teacher, labeling, collection) of a journal's header, inserted where they are new."""
+    """Return (teacher, labeling, collection) of a journal's header; insert those that are new."""
     teacher = labels.store_teacher(con, labels.Teacher(**head["teacher"]))
     of = lookup.dataset(con, head["dataset"])
     run = lookup.run(con, of, head["run"])
@@ -360,7 +362,7 @@ def store_labeling(con: duckdb.DuckDBPyConnection, job: Job, head: Record) -> tu
 
 
 class _registered:
-    """Arrow tables under the names ``merging_NAME`` for the statements inside."""
+    """Register Arrow tables as ``merging_NAME`` for the statements inside the block."""
 
     def __init__(self, con: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:
         self._con, self._tables = con, tables
@@ -370,7 +372,7 @@ class _registered:
             self._con.register(f"merging_{name}", table)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # an error inside may have ended the transaction, and then it is the error that counts: the rollback unregisters
+        # An error inside may have ended the transaction. That error counts, and the rollback unregisters the tables.
         with suppress(duckdb.TransactionException) if kind is not None else nullcontext():
             for name in self._tables:
                 self._con.unregister(f"merging_{name}")
@@ -401,13 +403,13 @@ def _call_row(r: Record) -> tuple[Any, ...]:
         r["attempt"],
         r["sample"],
         r["status"],
-        None if r["reply"] is None else clean(r["reply"]),  # journals of before held half surrogate pairs
+        None if r["reply"] is None else clean(r["reply"]),  # older journals contain half surrogate pairs
         r["parsed"],
         r["scores"],
         r["missing"],
         r["repeated"],
         r["out_of_range"],
-        None if r["finish"] is None else clean(str(r["finish"])),  # and reasons of other types
+        None if r["finish"] is None else clean(str(r["finish"])),  # and finish reasons of other types
         r["in"],
         r["out"],
         r["seconds"],
@@ -430,9 +432,9 @@ def _list_row(r: Record) -> tuple[Any, ...]:
 
 
 def _item_rows(r: Record) -> Iterator[tuple[Any, ...]]:
-    """Items with grades: n for the best down to 1; equal scores of a scoring teacher are ties and share the better grade.
+    """Yield items with grades: n for the best down to 1. Equal scores of a scoring teacher are ties with the better grade.
 
-    A record may bring its own grades (a labeling that was imported has others).
+    A record may contain its own grades (an imported labeling has other grades).
     """
     n = len(r["docs"])
     own = r.get("grades")

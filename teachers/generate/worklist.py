@@ -1,7 +1,7 @@
-"""What a labelling job needs while the store is closed: queries, passages, and the answers already on record.
+"""A job's working file: queries, passages and recorded answers, for use while the store is closed.
 
-One SQLite file (rebuilt at each start, removed at the end), because a job of a hundred thousand queries must not hold
-their passages or a million answers in memory, and must not hold the store either. One query is loaded at a time.
+It is one SQLite file (rebuilt at each start, removed at the end). A job of a hundred thousand queries must not hold
+their passages or a million answers in memory, and must not lock the store. One query is loaded at a time.
 """
 
 import json
@@ -23,11 +23,11 @@ CREATE TABLE answers (request_key TEXT PRIMARY KEY, number INTEGER, answer BLOB)
 """
 
 
-FRESH = 1000  # answers that are written at once
+FRESH = 1000  # new answers written in one batch
 
 
 class Candidate(NamedTuple):
-    """A passage of a run, with its text and the hash that labels are pinned to."""
+    """A passage of a run, with its text and the hash of the text that labels belong to."""
 
     doc_id: str
     title: str | None
@@ -38,7 +38,7 @@ class Candidate(NamedTuple):
 
 @dataclass(slots=True)
 class Task:
-    """One query and its candidates, best first by the run; `prepared` caches texts made ready for the prompt."""
+    """A query and its candidates, best first by the run; `prepared` caches texts prepared for the prompt."""
 
     number: int
     query_id: str
@@ -49,10 +49,10 @@ class Task:
 
 
 class Answers(Protocol):
-    """The answers on record, and those that the job adds."""
+    """Recorded answers, and new answers from the job."""
 
     def known(self, request_key: str) -> Answer | None:
-        """The answer to a request, if any."""
+        """Return the answer to a request; None if it is not recorded."""
 
     def learn(self, request_key: str, answer: Answer) -> None:
         """Remember an answer for the rest of the job."""
@@ -62,7 +62,7 @@ class Work:
     """The job's working file.
 
     Args:
-        path: replaced if it is there, unless it is to be kept.
+        path: path of the file; an existing file is replaced unless `keep`.
     """
 
     def __init__(self, path: Path, *, keep: bool = False) -> None:
@@ -72,11 +72,11 @@ class Work:
         self._con.executescript("PRAGMA synchronous=OFF; PRAGMA journal_mode=OFF; PRAGMA cache_size=-4096;")
         if not keep:
             self._con.executescript(_SCHEMA)
-        self._fresh: dict[str, tuple[int | None, Answer]] = {}  # learnt, and not yet in the file
+        self._fresh: dict[str, tuple[int | None, Answer]] = {}  # new answers that are not yet in the file
         self._any_answers = self._con.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
 
     def add_documents(self, rows: Iterable[tuple[int, str, str | None, str, int]]) -> None:
-        """(document, doc_id, title, text, text_hash) rows."""
+        """Add (document, doc_id, title, text, text_hash) rows."""
         self._con.execute("BEGIN")
         self._con.executemany(
             "INSERT OR IGNORE INTO documents VALUES (?, ?, ?, ?, ?)",
@@ -85,7 +85,7 @@ class Work:
         self._con.execute("COMMIT")
 
     def add_lists(self, rows: Iterable[tuple[int, str, str, Sequence[int], Sequence[int]]]) -> None:
-        """(number, query_id, text, documents, initial ranks) rows."""
+        """Add (number, query_id, text, documents, initial ranks) rows."""
         self._con.execute("BEGIN")
         self._con.executemany(
             "INSERT INTO lists VALUES (?, ?, ?, ?, ?, ?)",
@@ -97,7 +97,7 @@ class Work:
         self._con.execute("COMMIT")
 
     def add_answers(self, rows: Iterable[tuple[int, str, Answer]]) -> None:
-        """(query's number, request_key, answer) rows; the last one of a key counts, but never in place of a complete one."""
+        """Add (query's number, request_key, answer) rows. The last answer of a key counts, but never replaces a complete one."""
         self._con.execute("BEGIN")
         for number, request_key, answer in rows:
             known = self.known(request_key)
@@ -107,7 +107,7 @@ class Work:
         self._con.execute("COMMIT")
 
     def answers_of(self, numbers: Sequence[int]) -> list[tuple[int, str, Answer]]:
-        """(number, request_key, answer) of these queries, as `add_answers` took them."""
+        """Return (number, request_key, answer) of these queries, as in `add_answers`."""
         self._write_fresh()
         if not self._any_answers:
             return []
@@ -128,16 +128,16 @@ class Work:
         return None if row is None else Answer(*exact_json.loads(row[0]))
 
     def lengths(self) -> list[int]:
-        """Candidates per query, in query order."""
+        """Return the number of candidates per query, in query order."""
         return [n for (n,) in self._con.execute("SELECT n FROM lists ORDER BY number")]
 
     def numbers(self, *, longest_first: bool = False) -> list[int]:
-        """The queries' numbers, in query order or by the length of their lists."""
+        """Return the queries' numbers, in query order or by the length of their lists."""
         order = "n DESC, number" if longest_first else "number"
         return [number for (number,) in self._con.execute(f"SELECT number FROM lists ORDER BY {order}")]
 
     def tasks(self) -> Iterator[Task]:
-        """Tasks one by one; longest lists first, so that no long query is left alone at the end."""
+        """Yield the tasks one by one, longest lists first, so that no long query runs alone at the end."""
         for number in self.numbers(longest_first=True):
             yield self.task(number)
 
@@ -173,9 +173,9 @@ class Work:
         self._fresh.clear()
 
     def begin(self) -> None:
-        """What is learnt from here on need not be on disk: the journal has it, and the file ends with the job."""
+        """Begin the job: new answers need not reach the disk, because the journal has them and the file ends with the job."""
         self._con.execute("BEGIN")
 
 
-_CANDIDATE = partial(tuple.__new__, Candidate)  # without a step in Python: a job makes one per candidate
+_CANDIDATE = partial(tuple.__new__, Candidate)  # avoids a Python call: a job makes one per candidate
 _fields = operator.attrgetter(*Answer.__dataclass_fields__)

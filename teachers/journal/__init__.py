@@ -1,1 +1,1 @@
-"""Every completed call in a durable segment file."""
+"""Store every completed call in a durable segment file."""

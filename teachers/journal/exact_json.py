@@ -1,7 +1,7 @@
-"""JSON as fast as it goes for what labelling writes with each call, without losing what orjson would.
+"""Fast JSON for call records that keeps the values that orjson would lose.
 
 orjson writes a float that is not finite as null and refuses lone surrogates (a model can emit half a character). The
-standard library writes both, as ``NaN`` and ``\\ud800``, and reads them back; so that is the way for those.
+standard library writes both, as ``NaN`` and ``\\ud800``, and reads them back, so it is used for these values.
 """
 
 import json
@@ -13,10 +13,10 @@ _JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def dumps(value: Any, *, finite: bool) -> bytes:
-    """`value` as UTF-8 without spaces and line breaks.
+    """Encode `value` as UTF-8 JSON without spaces and line breaks.
 
     Args:
-        finite: whether its floats are known to be finite numbers.
+        finite: whether all floats in `value` are known to be finite.
     """
     if finite:
         try:
@@ -27,12 +27,12 @@ def dumps(value: Any, *, finite: bool) -> bytes:
 
 
 def clean(text: str) -> str:
-    """Replace what no database text holds, half surrogate pairs and NUL, by U+FFFD."""
+    """Replace half surrogate pairs and NUL, which a database text cannot hold, by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
 
 
 def loads(data: bytes) -> Any:
-    """The value that :func:`dumps` wrote."""
+    """Decode the output of :func:`dumps`."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:

@@ -1,10 +1,10 @@
-"""The journal: an append-only log of completed calls, so that the expensive thing is safe the moment it exists.
+"""The journal: an append-only log of completed calls, so that no paid reply is lost.
 
-A segment is a file of lines ``CHECKSUM JSON``; its first line is a header that says which job wrote it and carries
-what merging needs (teacher, labeling), so each segment can be merged on its own, into any store. A line is written
-with one system call when its call completes, and forced to disk (group commit) before 64 calls or one second are
-outstanding. A process killed while it writes leaves at most a torn last line: readers skip and report it. A writer
-never continues another's segment. Every engine, Ray's workers too, writes this one format.
+A segment is a file of lines ``CHECKSUM JSON``. Its first line is a header with the job and the data for merging
+(teacher, labeling), so each segment can be merged alone, into any store. Each call is written with one system call when
+it completes, and synced to disk (group commit) before 64 calls or one second are outstanding. A process killed while
+writing leaves at most a torn last line: readers skip and report it. A writer never continues another writer's segment.
+All engines, and Ray's workers, write this one format.
 """
 
 import fcntl
@@ -25,20 +25,20 @@ from teachers.journal import exact_json
 SUFFIX = ".calls"
 ASIDE = "aside"  # the folder of segments that could not be merged
 FORMAT = 1
-SYNC_CALLS = 64  # never more completed calls than this are waiting for the disk
-SYNC_SECONDS = 1.0  # and none longer than this
+SYNC_CALLS = 64  # most completed calls that wait for a sync
+SYNC_SECONDS = 1.0  # longest wait for a sync, in seconds
 
 Record = dict[str, Any]
 
 
 def encode(record: Record) -> bytes:
-    """One line: 16 hex digits of BLAKE2b over the JSON, a space, the JSON, a newline."""
+    """Encode a record as a line: 16 hex digits of BLAKE2b over the JSON, a space, the JSON, a newline."""
     body = exact_json.dumps(record, finite=record.get("scores") is None)
     return hashlib.blake2b(body, digest_size=8).hexdigest().encode("ascii") + b" " + body + b"\n"
 
 
 def decode(line: bytes) -> Record | None:
-    """The record of a line, or None where the line is torn or damaged."""
+    """Decode a line into its record; None if the line is torn or damaged."""
     if len(line) < 19 or line[16:17] != b" " or not line.endswith(b"\n"):
         return None
     body = line[17:-1]
@@ -46,20 +46,20 @@ def decode(line: bytes) -> Record | None:
         return None
     try:
         record = exact_json.loads(body)
-    except (ValueError, RecursionError):  # its checksum fits, and still it is none that a journal writes
+    except (ValueError, RecursionError):  # the checksum fits, but no journal writes such JSON
         return None
     return record if isinstance(record, dict) else None
 
 
 class Journal:
-    """The writing end: one open segment at a time, locked while it is open.
+    """Write records to one open segment at a time, which is locked while it is open.
 
     Args:
-        folder: where segments lie; made if absent.
+        folder: folder of the segments; created if absent.
         job_key: the job that writes.
-        header: what merging needs; repeated at the head of each segment.
-        writer: tells writers of one job apart (Ray's workers).
-        rotate_bytes: a segment that reached this size is closed and the next one begun.
+        header: data for merging; repeated at the head of each segment.
+        writer: distinguishes the writers of one job (Ray's workers).
+        rotate_bytes: size at which a segment is closed and the next one begun.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Journal:
         self._file: int | None = None
         self._size = 0
         self._sequence = 0
-        self._written = 0  # records written in all
-        self._synced = 0  # of them, forced to disk
-        self._oldest = 0.0  # when the first record that is not on disk was written
+        self._written = 0  # records written in total
+        self._synced = 0  # records synced to disk
+        self._oldest = 0.0  # time of the first record that is not synced
         self._failure: OSError | None = None
         self._closed = False
         self._state = threading.Condition()
@@ -93,7 +93,7 @@ class Journal:
         self._thread.start()
 
     def append(self, record: Record) -> None:
-        """Write one record; returns when the operating system has it (it then survives the death of this process).
+        """Write one record. It is then in the operating system's cache and survives the death of this process.
 
         Raises:
             TeacherError: if the disk is full or failing. The segment then ends in a torn line at worst.
@@ -121,7 +121,7 @@ class Journal:
             self._close_segment()
 
     def close(self) -> None:
-        """Force everything to disk and end; safe to call twice."""
+        """Sync everything to disk and close; safe to call twice."""
         with self._state:
             if self._closed:
                 return
@@ -159,7 +159,7 @@ class Journal:
             fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file).st_nlink:
                 self._file = file
-            else:  # before it was locked a merge took it for a dead writer's
+            else:  # a merge removed the file before it was locked, as a dead writer's
                 os.close(file)
         self._size = 0
         self._write(encode(self._header))
@@ -227,14 +227,14 @@ class Journal:
 
 @dataclass
 class Damage:
-    """What a segment could not give back."""
+    """Damage found in a segment."""
 
     torn: int = 0  # bytes of an unfinished last line
-    lines: list[int] = field(default_factory=list)  # numbers of damaged lines before it
+    lines: list[int] = field(default_factory=list)  # numbers of damaged lines before the last line
 
 
 def segments(folder: Path) -> list[Path]:
-    """The segments of a journal, oldest first; a merge elsewhere may remove any of them at any time."""
+    """List the segments of a journal, oldest first; a merge in another process may remove any of them at any time."""
     found: list[tuple[int, str, Path]] = []
     for path in folder.glob(f"*{SUFFIX}"):
         with suppress(FileNotFoundError):
@@ -243,9 +243,9 @@ def segments(folder: Path) -> list[Path]:
 
 
 def closed(folder: Path) -> tuple[list[tuple[Path, Record | None]], int]:
-    """Segments that no living writer holds, with their headers (None: damaged), and how many are held.
+    """Return the segments that no living writer holds, with their headers (None: damaged), and the number held.
 
-    What was killed before its header was whole holds nothing, and is removed.
+    A segment whose writer was killed before its header was complete is empty, and is removed.
     """
     found: list[tuple[Path, Record | None]] = []
     held = 0
@@ -256,7 +256,7 @@ def closed(folder: Path) -> tuple[list[tuple[Path, Record | None]], int]:
             except BlockingIOError:
                 held += 1
                 continue
-            head = header(path)  # under the lock: a writer that has just made the file waits for it
+            head = header(path)  # read under the lock: the writer of a new file waits for it
             if head is None and not file.readline().endswith(b"\n"):
                 remove(path)
             else:
@@ -265,7 +265,7 @@ def closed(folder: Path) -> tuple[list[tuple[Path, Record | None]], int]:
 
 
 def size(path: Path) -> int:
-    """A segment's bytes; 0 where a merge has removed it."""
+    """Return a segment's size in bytes; 0 if a merge has removed it."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -274,7 +274,7 @@ def size(path: Path) -> int:
 
 @contextmanager
 def merging(folder: Path) -> Iterator[None]:
-    """One merge at a time: another waits until this one, in whatever process, has ended."""
+    """Hold the merge lock: only one merge runs at a time, over all processes."""
     file = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -284,7 +284,7 @@ def merging(folder: Path) -> Iterator[None]:
 
 
 def is_open(path: Path) -> bool:
-    """Whether a living writer holds the segment."""
+    """Return whether a living writer holds the segment."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -296,12 +296,12 @@ def is_open(path: Path) -> bool:
 
 
 def read(path: Path, damage: Damage | None = None) -> Iterator[Record]:
-    """The sound records of a segment, its header first; holds one record at a time.
+    """Yield the sound records of a segment, its header first; holds one record at a time.
 
-    Reading while a writer appends is safe: what is not yet complete looks like a torn tail.
+    Reading while a writer appends is safe: an incomplete line is treated as a torn tail.
 
     Args:
-        damage: filled with what was skipped.
+        damage: receives the damage that was skipped.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -316,7 +316,7 @@ def read(path: Path, damage: Damage | None = None) -> Iterator[Record]:
 
 
 def header(path: Path) -> Record | None:
-    """A segment's header, or None where it was torn before the header was complete."""
+    """Read a segment's header; None if it is torn."""
     for record in read(path):
         return record if record.get("t") == "header" else None
     return None
@@ -329,14 +329,14 @@ def remove(path: Path) -> None:
 
 
 def set_aside(path: Path, reasons: list[str]) -> None:
-    """Move a segment that cannot be merged out of the way, its reasons beside it, one a line.
+    """Move a segment that cannot be merged out of the way, with a file of the reasons, one a line, beside it.
 
-    The reasons are written first: killed in between, the next merge finds the segment where it was.
+    The reasons are written first: after a kill in between, the next merge finds the segment in its old place.
     """
     folder = path.parent / ASIDE
     folder.mkdir(exist_ok=True)
     target = folder / path.name
-    while target.exists():  # one of the same name was set aside before
+    while target.exists():  # a segment of the same name was set aside before
         target = target.with_name(f"again-{target.name}")
     with _reasons(target).open("w", encoding="utf-8", errors="replace") as file:
         file.writelines(f"{' '.join(reason.split())}\n" for reason in reasons)
@@ -348,7 +348,7 @@ def set_aside(path: Path, reasons: list[str]) -> None:
 
 
 def aside(folder: Path) -> list[tuple[Path, list[str]]]:
-    """Segments that were set aside, with the reasons."""
+    """List the segments that were set aside, with the reasons."""
     found = []
     for path in segments(folder / ASIDE):
         said = _reasons(path)
@@ -362,7 +362,7 @@ def _reasons(path: Path) -> Path:
 
 
 def summary(folder: Path) -> list[Record]:
-    """One row per segment for ``msft status``: job, labels, calls by status, whether it is being written, damage."""
+    """Return one row per segment for ``msft status``: job, labels, calls by status, whether it is open, damage."""
     rows: list[Record] = []
     for path in segments(folder):
         damage, kinds, statuses, head = Damage(), Counter[str](), Counter[str](), Record()

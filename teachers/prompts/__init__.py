@@ -1,1 +1,1 @@
-"""Templates, passages as prompts show them, replies."""
+"""Prompts: templates, passages prepared for prompts, and the parser of replies."""

@@ -1,8 +1,8 @@
-"""A process that renders chat templates: a model's template is its author's program, so it runs here, bounded.
+"""A child process that renders chat templates. A model's template is a program by its author, so it runs with limits.
 
-One JSON line in: ``{"template", "values", "messages"}``; one out: ``{"text"}`` or ``{"error"}``. CPU seconds and memory
-are limited by the system, which ends the process whatever it is doing. The environment is the one that transformers
-renders with: jinja2's immutable sandbox.
+The process reads lines of JSON, ``{"template", "values", "messages"}``, and answers each with ``{"text"}`` or
+``{"error"}``. The system limits CPU seconds and memory, and ends the process if it exceeds them. The environment is the
+one used by transformers: jinja2's immutable sandbox.
 """
 
 import json
@@ -19,15 +19,15 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-CPU_SECONDS = 5.0  # a prompt
+CPU_SECONDS = 5.0  # per prompt
 MEMORY = 1 << 30  # bytes
 LONGEST = 32 << 20  # characters of a prompt
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks what a model is trained on; a prompt is the text inside."""
+    """Support ``{% generation %}``, which marks the text that a model is trained on; a prompt contains the text inside."""
 
-    tags = {"generation"}  # noqa: RUF012  (jinja2's own form)
+    tags = {"generation"}  # noqa: RUF012  (jinja2's interface)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -1,4 +1,4 @@
-"""A model's chat template, rendered in a process of its own with limits: one that loops or explodes is an error."""
+"""Render a model's chat template in a child process with limits. A template that loops or explodes becomes an error."""
 
 import json
 import subprocess
@@ -15,11 +15,11 @@ _CHILD = Path(__file__).with_name("chat_child.py")
 
 
 class Refused(TeacherError):
-    """The template itself refuses these messages."""
+    """An error raised by the template for these messages."""
 
 
 class Chat:
-    """A tokenizer's chat template with its special tokens; `render` may be called from several threads.
+    """A tokenizer's chat template with its special tokens; several threads may call `render`.
 
     Args:
         options: further values for the template (``enable_thinking``).
@@ -35,11 +35,11 @@ class Chat:
         self._child: subprocess.Popen[str] | None = None
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt, with the assistant's turn opened.
+        """Return the prompt, with the assistant's turn opened.
 
         Raises:
             Refused: if the template raises an error on these messages.
-            TeacherError: if it takes too long, too much memory, or fails (exit code 5).
+            TeacherError: if it takes too long or too much memory, or fails (exit code 5).
         """
         asked = {"template": self._template, "values": self._values, "messages": list(messages)}
         with self._lock:
@@ -76,7 +76,7 @@ class Chat:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 encoding="utf-8",
-                start_new_session=True,  # Ctrl-C is for the job, which ends its own helpers
+                start_new_session=True,  # Ctrl-C must reach only the job, which ends its child processes
             )
             weakref.finalize(self, _end, self._child)
         return self._child

@@ -1,9 +1,9 @@
-"""Passages and queries as a teacher may see them: clean, short, and unable to pose as part of the prompt.
+"""Prepare passages and queries for a prompt: clean, short, and without text that could pass for part of the prompt.
 
-A text goes through, in this order: cut to what could matter (1 MB costs no more than a page), mojibake repaired
-(ftfy), control, format and direction marks dropped, white space folded, the first 300 words kept, identifiers
-``[3]`` written ``(3)``, special tokens of every known chat template and of the model's own tokenizer broken up.
-The last two make rounds until nothing is left to change, so that a removal cannot build a new token.
+Steps, in this order: cut to the length that can matter (1 MB costs no more than a page); repair mojibake (ftfy); drop
+control, format and direction marks; fold white space; keep the first 300 words; write identifiers ``[3]`` as ``(3)``;
+break up special tokens of every known chat template and of the model's tokenizer. The last two steps are repeated until
+nothing changes, so that a removal cannot build a new token.
 """
 
 import re
@@ -18,11 +18,11 @@ from teachers.prompts.replies import identifiers_neutralised, may_name_passages
 
 MAX_WORDS = 300
 MAX_QUERY_WORDS = 100
-MAX_CHARS = 12_000  # 300 words of any language fit; texts without spaces are cut here
+MAX_CHARS = 12_000  # long enough for 300 words of any language; texts without spaces are cut here
 FLOOR_WORDS = 10
 
-# Markers of chat formats that the generic patterns below do not catch, whichever model is asked: a text that poses as
-# a turn of another model's format is no more welcome than one of this model's.
+# Markers of chat formats that the generic patterns below do not match. They are broken up for every model, because a
+# text must not imitate a turn of any model's format.
 _MARKERS = """<s> </s> <unk> <pad> <mask> <bos> <eos> <cls> <sep> [INST] [/INST] <<SYS>> <</SYS>> [CLS] [SEP] [PAD] [MASK]
     [UNK] [BOS] [EOS] [TOOL_CALLS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [SYSTEM_PROMPT]
     [/SYSTEM_PROMPT] [IMG] [THINK] [/THINK] <start_of_turn> <end_of_turn> <start_of_image> <think> </think> <tool_call>
@@ -32,10 +32,10 @@ _MARKERS = """<s> </s> <unk> <pad> <mask> <bos> <eos> <cls> <sep> [INST] [/INST]
     <|END_OF_TURN_TOKEN|> <BOS_TOKEN> <EOS_TOKEN> <|tool_call_begin|> <fim_prefix> <fim_suffix> <fim_middle>
     """
 TEMPLATE_TOKENS = frozenset(_MARKERS.split())
-# Turn markers that are plain text: in `{system} USER: {user} ASSISTANT:` nothing but their spelling sets them apart.
+# Turn markers in plain text: in `{system} USER: {user} ASSISTANT:` only their spelling sets them apart.
 _ROLE = re.compile(r"\b(USER|ASSISTANT|SYSTEM)(?=\s*:)")
 
-# Markers of chat templates by their shape, since a list of them ages; what is read as an identifier is said by replies.
+# Markers of chat templates by their shape, because a list becomes outdated. The module replies defines identifiers.
 _SHAPES = re.compile(
     r"""<(?=[^<>\s]{1,40}>)/?(?:[a-z]{1,12}_of_(?:turn|image|text|sentence|audio|video)|reserved_\d{1,6}|unused_?\d{1,6}
           |extra_id_\d{1,6}|(?:user|assistant|system|bot|human|sop|eop|eod)_?(?:token)?)>
@@ -56,15 +56,15 @@ _JOINERS = "\u200c\u200d"
 
 @dataclass(frozen=True)
 class Neutraliser:
-    """Breaks up identifiers and special tokens; made once per model by :func:`neutraliser`."""
+    """Break up identifiers and special tokens in texts; made once per model by :func:`neutraliser`."""
 
     pattern: re.Pattern[str]
-    bracketed: bool = False  # whether each token has a < or [, as all but a few models' have
+    bracketed: bool = False  # whether each token has a < or [, as for most models
 
     def __call__(self, text: str) -> str:
-        """`text` without anything that the prompt's reader could take for its own marks; idempotent."""
+        """Return `text` without anything that a model could take for the prompt's markup; idempotent."""
         if self.bracketed and text.isascii() and not ("<" in text or ":" in text or may_name_passages(text)):
-            return text  # most passages: nothing below could match
+            return text  # most passages contain nothing that matches below
         text = text.translate(_BRACKETS)
         while True:
             changed = identifiers_neutralised(text)
@@ -82,14 +82,14 @@ def _unshaped(marker: str) -> str:
 
 
 def _broken(token: str) -> str:
-    """A special token written so that it no longer is one: ``<s>`` as ``(s)``, ``EOT`` as ``E OT``."""
+    """Rewrite a special token so that it no longer is one: ``<s>`` as ``(s)``, ``EOT`` as ``E OT``."""
     plain = token.translate(_PARENTHESES)
     return plain if plain != token else f"{token[0]} {token[1:]}"
 
 
 @lru_cache(maxsize=64)
 def neutraliser(special_tokens: frozenset[str] = frozenset()) -> Neutraliser:
-    """A neutraliser for all known chat formats and `special_tokens` of the model at hand (:func:`special_tokens`)."""
+    """Make a neutraliser for all known chat formats and the `special_tokens` of a model (:func:`special_tokens`)."""
     known = TEMPLATE_TOKENS | {t.translate(_BRACKETS) for t in special_tokens} | special_tokens
     tokens = sorted((t for t in known if len(t.strip()) > 1), key=lambda t: (-len(t), t))
     pattern = re.compile("|".join(re.escape(t) for t in tokens), re.IGNORECASE)
@@ -97,7 +97,7 @@ def neutraliser(special_tokens: frozenset[str] = frozenset()) -> Neutraliser:
 
 
 def special_tokens(tokenizer: Any) -> frozenset[str]:
-    """All tokens that a Hugging Face tokenizer takes whole out of plain text: the special and the added ones."""
+    """Return all tokens that a Hugging Face tokenizer recognises whole in plain text: special and added tokens."""
     found = set(getattr(tokenizer, "all_special_tokens", []))
     added = getattr(tokenizer, "added_tokens_decoder", {})
     found |= {str(getattr(token, "content", token)) for token in added.values()}
@@ -105,16 +105,16 @@ def special_tokens(tokenizer: Any) -> frozenset[str]:
 
 
 def clean(text: str, max_words: int = MAX_WORDS, max_chars: int = MAX_CHARS) -> str:
-    """`text` repaired, on one line, at most `max_words` white-space words and `max_chars` characters long."""
+    """Repair `text` and put it on one line, at most `max_words` white-space words and `max_chars` characters long."""
     import ftfy
 
     head = _head(text, max_words, max_chars)
     if head.isascii() and "&" not in head:
         printable = head.isprintable()
         if printable and len(head) <= 2 * max_words and "  " not in head:
-            return head.strip()  # as it should be, and too short for too many words
+            return head.strip()  # already clean, and too short for too many words
         plain = head if printable else head.translate(_LINES)
-        if printable or plain.isprintable():  # nothing to repair or to drop
+        if printable or plain.isprintable():  # nothing to repair or drop
             return " ".join(plain.split()[:max_words])
     head = head.encode("utf-8", "replace").decode("utf-8")  # lone surrogates
     head = _visible(ftfy.fix_text(head))
@@ -122,9 +122,9 @@ def clean(text: str, max_words: int = MAX_WORDS, max_chars: int = MAX_CHARS) -> 
 
 
 def _head(text: str, max_words: int, max_chars: int) -> str:
-    """The part of a text that can reach the prompt: repairs change the length little, so twice the words are enough."""
+    """Return the part of a text that can reach the prompt. Repairs hardly change lengths, so twice the words are enough."""
     head = text[: 4 * max_chars]
-    if len(head) > 4 * max_words:  # else it cannot have so many words
+    if len(head) > 4 * max_words:  # a shorter text cannot have too many words
         for k, word in enumerate(_WORD.finditer(head), 1):
             if k == 2 * max_words:
                 head = head[: word.end()]
@@ -133,9 +133,9 @@ def _head(text: str, max_words: int, max_chars: int) -> str:
 
 
 def _visible(text: str) -> str:
-    """Without control, format (direction marks, zero width) and private characters; white space stays white space.
+    """Drop control, format (direction marks, zero width) and private characters; white space stays white space.
 
-    The joiners that Persian, Hindi and emoji need stay where they follow a character beyond ASCII.
+    The joiners needed by Persian, Hindi and emoji stay after a character beyond ASCII.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -154,19 +154,19 @@ def _visible(text: str) -> str:
 
 
 def passage(title: str | None, text: str, neutralise: Neutraliser, max_words: int = MAX_WORDS) -> str:
-    """A passage ready for a prompt; ``Title: T Content: C`` where it has a title."""
+    """Prepare a passage for a prompt; with a title it becomes ``Title: T Content: C``."""
     if title and title.strip():
         text = f"Title: {clean(title, max_words)} Content: {_head(text, max_words, MAX_CHARS)}"
     return neutralise(clean(text, max_words))
 
 
 def query(text: str, neutralise: Neutraliser, max_words: int = MAX_QUERY_WORDS) -> str:
-    """A query ready for a prompt."""
+    """Prepare a query for a prompt."""
     return neutralise(clean(text, max_words))
 
 
 def cut(text: str, words: int) -> str:
-    """The first `words` words of a prepared text."""
+    """Return the first `words` words of a prepared text."""
     parts = text.split(" ", words)
     return " ".join(parts[:words])
 
@@ -176,7 +176,7 @@ class Fitted:
     """Passages that fit the context.
 
     Attributes:
-        words: words kept per passage where the context forced shortening; None where it did not.
+        words: words kept per passage if they had to be shortened to fit; otherwise None.
         n_tokens: prompt tokens of the result.
     """
 
@@ -191,15 +191,15 @@ def fit(
     limit: int,
     floor: int = FLOOR_WORDS,
 ) -> Fitted:
-    """Shorten all passages evenly until the prompt fits: the largest number of words per passage that does.
+    """Shorten all passages evenly until the prompt fits, to the largest possible number of words per passage.
 
     Args:
-        count_prompt_tokens: tokens of the whole prompt with these passages.
-        limit: tokens that the prompt may have: the context less the reserved output.
-        floor: words per passage below which a prompt is refused rather than asked.
+        count_prompt_tokens: returns the tokens of the whole prompt with these passages.
+        limit: most tokens of the prompt: the context less the reserved output.
+        floor: fewest words per passage; a prompt that needs fewer is refused.
 
     Raises:
-        TeacherError: if it does not fit at the floor.
+        TeacherError: if the prompt does not fit at the floor.
     """
     n_tokens = count_prompt_tokens(passages)
     if n_tokens <= limit:

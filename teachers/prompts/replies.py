@@ -1,12 +1,12 @@
-"""A reply to an order: what the model said, whether it can be trusted, and how much had to be repaired.
+"""Parse a reply into an order, with a status and the number of repairs.
 
-The grammar is ``[2] > [1] > [3]``: every identifier of the window once, best first. Only a reply that is nothing but a
-complete list in this grammar is ``ok`` (its first ``[`` may be missing: some prompts supply it). A list inside prose,
-with repeats, gaps or foreign numbers is ``repaired`` and carries the counts. So is a complete list in another usual
-form: a JSON array, bullets, numbering, arrows, ``Passage 2``, escapes. A list of numbers that holds a 0 counts from 0; if
-it also holds n, nobody can know, and it yields no order. A list that names fewer than half of what was asked for is no
-ranking (:func:`is_ranking`; imported permutations are held to it too). An error message, a refusal or a reply that broke
-off yields no order at all, whatever numbers stand in it.
+The grammar is ``[2] > [1] > [3]``: every identifier of the window once, best first. A reply is ``ok`` only if it is a
+complete list in this grammar and nothing else (the first ``[`` may be missing, since some prompts supply it). A list
+inside prose, or with repeats, gaps or foreign numbers, is ``repaired``, and the repairs are counted. A complete list in
+another common form is also ``repaired``: a JSON array, bullets, numbering, arrows, ``Passage 2``, escapes. A list of
+numbers with a 0 counts from 0. If it also contains n, it is ambiguous and yields no order. A list that names fewer than
+half of the requested passages is no ranking (:func:`is_ranking`, which also applies to imported permutations). An error
+message, a refusal or a reply that broke off yields no order, even if it contains numbers.
 """
 
 import html
@@ -26,20 +26,20 @@ ENGINE_ERROR = "engine_error"
 
 STATUSES = (OK, REPAIRED, WRONG_FORMAT, TRUNCATED, REFUSED, ENGINE_ERROR)  # from best to worst
 USABLE = (OK, REPAIRED)
-MAX_ANSWER = 50_000  # characters after the thought; a list of 1,000 passages takes 8,000
+MAX_ANSWER = 50_000  # characters after the thinking; a list of 1,000 passages takes 8,000
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a reply says.
+    """A parsed reply.
 
     Attributes:
         order: all positions 0..n-1, best first; None unless the status is ok or repaired.
         status: one of :data:`STATUSES`.
-        n_missing: identifiers that the reply left out, appended in their prior order.
-        n_repeated: repeats dropped (the first counts).
-        n_out_of_range: numbers outside the window dropped.
-        settled: how many of the first places the reply itself decided; None: all.
+        n_missing: identifiers missing in the reply; they are appended in their prior order.
+        n_repeated: repeats that were dropped (the first occurrence counts).
+        n_out_of_range: dropped numbers outside the window.
+        settled: number of first places that the reply decided; None: all.
     """
 
     order: tuple[int, ...] | None
@@ -55,11 +55,14 @@ class Parsed:
 
     @property
     def repairs(self) -> int:
-        """Missing, repeated and out-of-range identifiers together."""
+        """Return the number of missing, repeated and out-of-range identifiers together."""
         return self.n_missing + self.n_repeated + self.n_out_of_range
 
 
-OPENING, CLOSING = "［【〔〚⟦﹇", "］】〕〛⟧﹈"  # what stands for [ and ]; passages neutralises the same
+OPENING, CLOSING = (
+    "［【〔〚⟦﹇",
+    "］】〕〛⟧﹈",
+)  # variants of [ and ]; passages neutralises the same characters
 _FOLD = str.maketrans(
     {
         **dict.fromkeys(OPENING, "["),
@@ -73,7 +76,7 @@ _STRICT = {
     "numbers": re.compile(r"\[?(?:\d+)\](?:\s*>\s*\[\d+\])*"),
     "letters": re.compile(r"\[?(?:[A-Z])\](?:\s*>\s*\[[A-Z]\])*"),
 }
-# A list inside other words: bracketed items joined by `>`, commas or space; bare ones only when joined by `>`.
+# A list inside other words: bracketed items joined by `>`, commas or spaces; bare items only if joined by `>`.
 _ITEM = {"numbers": r"\[\s*(?:No\.?\s*|Passage\s*)?\d+\s*\]", "letters": r"\[\s*(?:Passage\s*)?[A-Z]\s*\]"}
 _BARE = {"numbers": r"\d+\]?", "letters": r"[A-Z]\]?"}
 _NAME = {"numbers": re.compile(r"\d+"), "letters": re.compile(r"[A-Z](?=\s*\]|\s*>|\s*$)")}
@@ -85,13 +88,13 @@ _SPAN = {
     )
     for kind in ("numbers", "letters")
 }
-# The wide grammar is for complete lists alone, over :func:`_plain` text, where no two white spaces follow each other.
+# The wide grammar applies only to complete lists, in :func:`_plain` text, which has no two white spaces in a row.
 _WORD = r"(?i:(?:passage|document|doc|text|item|result|candidate|no|id)\.?\s?#?|#)"
 _BULLET = r"(?:[-•·–]\s)?(?:(?i:rank\s)?\d{1,4}[.):]\s)?(?:[-•·–]\s)?"
 
 
 def _wide(name: str) -> tuple[tuple[re.Pattern[str], re.Pattern[str]], ...]:
-    """(list, name) patterns: bracketed or named items, bare items joined by ``>``, arrays in brackets."""
+    """Return (list, name) patterns: bracketed or named items, bare items joined by ``>``, arrays in brackets."""
     item = rf"(?:\[{{1,3}}\s?(?:{_WORD})?{name}\s?\]{{1,3}}|(?<!\w){_WORD}{name}(?!\w|\.\d))"
     named = re.compile(rf"(?:\[\s?(?:{_WORD})?|(?<!\w){_WORD})({name})(?!\w)")
     bare = rf"{name}\s?\]{{0,3}}(?!\w|\.\d)"
@@ -110,11 +113,11 @@ _ESCAPES = re.compile(
 _ESCAPED = {"\\u005b": "[", "\\u005d": "]", "\\n": "\n", "\\r": "\n", "\\t": " "}
 _ARROWS = str.maketrans(dict.fromkeys("≽≥›»→⟶⇒➔➜➝➞⟹↦", ">"))
 _SPACES = re.compile(r"\s+")
-# What shows that a match is a part of a longer list: such a part is not what the reply says.
+# Signs that a match is part of a longer list. Such a part is not the reply's list.
 _GOES_ON_BEFORE = re.compile(r"[>\],;]\s?$")
 _GOES_ON_AFTER = re.compile(r"\s?[>,;]{0,2}\s?\[\s?\w{1,9}\s?\]|\s?[>,;]{1,2}\s?\[?\s?(?:\d|[A-Z]\b)")
 
-# The same in a passage, over text as it stands: marks and escapes that :func:`_plain` reads as white space may be anywhere.
+# The same for a passage, in unchanged text: marks and escapes that :func:`_plain` turns into spaces may be anywhere.
 _AROUND = r"(?:\\[nrt]|[\s*_`\"'$~\\]){0,9}"
 _OPEN = rf"(?:\\{{0,4}}[\[{OPENING}]|\\{{1,4}}u005[bB])"
 _CLOSE = rf"(?:\\{{0,4}}[\]{CLOSING}]|\\{{1,4}}u005[dD])"
@@ -124,7 +127,7 @@ _TITLED = rf"(?i:(?:passage|document|doc|text|item|result|candidate|no|id)\.?{_A
 _TO = r"(?:[-=~]{1,3}>|[>＞﹥≻≽≥›»→⟶⇒➔➜➝➞⟹↦]|\\{1,4}(?:u003[eE]|(?:succ|gt|rightarrow|to)(?![a-z])))"
 _LINE_HEAD = rf"(?:[-•·–]{_AROUND})?(?:(?i:rank\s)?\d{{1,4}}[.):]{_AROUND})?(?:[-•·–]{_AROUND})?"
 _LONG_AROUND = re.compile(r"(?:\\[nrt]|[\s*_`\"'$~\\]){9,}")
-# One identifier, or an array of them, in any brackets that :func:`_fold` takes for [ and ].
+# One identifier, or an array of identifiers, in any brackets that :func:`_fold` turns into [ and ].
 _IN_BRACKETS = re.compile(
     rf"(?:{_OPEN}{_AROUND}){{1,3}}((?:{_TITLED})?(?:\d{{1,40}}|[A-Z])"
     rf"(?:(?:\\[nrt]|[\s*_`\"'$~\\,;>]){{1,19}}(?:\d{{1,6}}|[A-Z])){{0,1000}}){_AROUND}{_CLOSE}(?:{_AROUND}{_CLOSE}){{0,2}}"
@@ -174,14 +177,14 @@ def parse(
     finish_reason: str | None = None,
     top: int | None = None,
 ) -> Parsed:
-    """The order that a reply states for a window of `n` passages. Never raises on any text.
+    """Parse a reply into an order of a window of `n` passages. Never raises, whatever the text.
 
     Args:
         text: the reply alone, without the prompt.
-        identifiers: ``numbers`` or ``letters``, as the prompt's template names passages.
-        finish_reason: as the engine says; ``length`` makes an incomplete list ``truncated``.
-        top: identifiers that were asked for where decoding stops early; the rest keeps its prior order and counts as
-            no repair.
+        identifiers: ``numbers`` or ``letters``, the kind in the prompt's template.
+        finish_reason: the engine's finish reason; with ``length`` an incomplete list is ``truncated``.
+        top: number of identifiers requested if decoding stops early; the rest keeps its prior order and does not count
+            as a repair.
     """
     answer = after_thinking(text)
     if answer is None:
@@ -217,19 +220,19 @@ def parse(
 
 
 def is_ranking(named: int, wanted: int) -> bool:
-    """Whether a list names enough passages: at least half of those wanted. The one rule for replies and imports."""
+    """Return whether a list names at least half of the wanted passages. Replies and imports share this rule."""
     return 2 * named >= wanted
 
 
 def _most_named(parsed: Parsed, wanted: int) -> Parsed:
-    """`parsed`, or no order where it names too few passages."""
+    """Return `parsed`, or the same without an order if it names too few passages."""
     if parsed.order is None or is_ranking(wanted - parsed.n_missing, wanted):
         return parsed
     return _without_order(parsed, WRONG_FORMAT)
 
 
 def _plain(answer: str) -> str:
-    """`answer` with entities and escapes read, marks of emphasis and quotes as spaces, white space folded."""
+    """Decode entities and escapes in `answer`, turn emphasis marks and quotes into spaces, fold white space."""
     if "&" in answer:
         answer = _fold(html.unescape(html.unescape(answer)))
     answer = answer.translate(_ARROWS) if not answer.isascii() else answer
@@ -249,7 +252,9 @@ def _complete(plain: str, n: int, identifiers: str, wanted: int) -> Parsed | Non
                 best = max(best or (-1, 0, []), (match.end(), -match.start(), names))
     if best is None or _ERROR.search(plain[: -best[1]]):
         return None
-    if len(best[2]) < min(longest, n):  # enough for what was asked, and yet not what the reply lists
+    if len(best[2]) < min(
+        longest, n
+    ):  # enough identifiers for the request, but only a part of the reply's list
         return None
     return replace(_read(best[2], n, identifiers, wanted), status=REPAIRED)
 
@@ -260,7 +265,7 @@ def _is_whole(plain: str, match: re.Match[str]) -> bool:
 
 
 def _is_complete(names: Sequence[str], n: int, identifiers: str, wanted: int) -> bool:
-    """Whether each of at least `wanted` names is another one of the window, counted from 1 or from 0."""
+    """Return whether the names are at least `wanted` different ones of the window, counted from 1 or from 0."""
     if not max(wanted, 2) <= len(names) <= n:
         return False
     positions = {_position(name, identifiers) for name in names}
@@ -269,36 +274,36 @@ def _is_complete(names: Sequence[str], n: int, identifiers: str, wanted: int) ->
 
 
 def after_thinking(text: str) -> str | None:
-    """What follows the last ``</think>``; None for a thought that never ended."""
+    """Return the text after the last ``</think>``; None if the thinking did not end."""
     head, end, tail = text.rpartition("</think>")
     answer = tail if end else head + tail
     return None if "<think>" in answer else answer
 
 
 def _fold(text: str) -> str:
-    """Unicode digits as ASCII digits, full-width brackets as brackets (superscripts are no digits)."""
+    """Turn Unicode digits into ASCII digits and full-width brackets into brackets (superscripts are not digits)."""
     if text.isascii():
         return text
     text = text.translate(_FOLD)
     return "".join(
         c if c.isascii() or not c.isdecimal() else str(unicodedata.decimal(c)) for c in text
-    )  # int() would take mixed scripts
+    )  # int() would accept mixed scripts
 
 
 def identifiers_neutralised(text: str) -> str:
-    """`text` with all that :func:`parse` reads as identifiers in parentheses: what passages must not show.
+    """Put everything in parentheses that :func:`parse` would read as identifiers, because passages must not show them.
 
-    That is an identifier in brackets, and lists of others: ``2 > 1``, ``Passage 2, Passage 1``.
+    This covers identifiers in brackets, and lists in other forms: ``2 > 1``, ``Passage 2, Passage 1``.
     """
     if "&" in text:
         decoded = html.unescape(html.unescape(text))
         if decoded != text and (broken := _broken_up(decoded)) != decoded:
-            return broken  # other entities than those that hide an identifier stay as they are
+            return broken  # entities that do not hide an identifier stay unchanged
     return _broken_up(text)
 
 
 def _broken_up(text: str) -> str:
-    """`text` without identifiers; it may have to be called again."""
+    """Break up identifiers in `text`; the result may need another call."""
     broken = _LONG_AROUND.sub(" ", text)
     broken = _IN_BRACKETS.sub(lambda m: f"({m[1]})", broken)
     broken = _CHAIN.sub(_names_in_parentheses, broken)
@@ -308,7 +313,7 @@ def _broken_up(text: str) -> str:
 
 
 def may_name_passages(text: str) -> bool:
-    """Whether :func:`identifiers_neutralised` may have anything to do in a text of ASCII alone: a quick look."""
+    """Return whether :func:`identifiers_neutralised` might change an ASCII text: a quick check."""
     if "[" in text or ">" in text or "&" in text or "\\" in text:
         return True
     return _MAYBE_LISTED.search(text) is not None or _LONG_AROUND.search(text) is not None
@@ -319,7 +324,7 @@ def _names_in_parentheses(found: re.Match[str]) -> str:
 
 
 def _longest_span(answer: str, identifiers: str) -> tuple[str, int] | None:
-    """The stretch that lists the most identifiers (of equals the last: examples come before answers) and its end."""
+    """Return the stretch with the most identifiers, and its end. Of equals the last counts: examples precede answers."""
     best: tuple[int, str, int] | None = None
     for match in _SPAN[identifiers].finditer(answer):
         found = len(_NAME[identifiers].findall(match[0]))
@@ -329,7 +334,7 @@ def _longest_span(answer: str, identifiers: str) -> tuple[str, int] | None:
 
 
 def _read(names: Sequence[str], n: int, identifiers: str, wanted: int) -> Parsed:
-    """Identifiers of a stretch -> order, by the repairs that the field agrees on."""
+    """Turn a stretch's identifiers into an order, with the usual repairs of listwise reranking."""
     if len(names) == n:  # nearly every reply is a permutation
         order = list(map(_POSITIONS[identifiers].get, names, repeat(n)))
         if len(set(order)) == n and max(order) < n:
@@ -339,7 +344,7 @@ def _read(names: Sequence[str], n: int, identifiers: str, wanted: int) -> Parsed
     repeated = out_of_range = 0
     positions = [_position(name, identifiers) for name in names]
     from_0 = identifiers == "numbers" and -1 in positions
-    if from_0 and n - 1 in positions:  # 0 and n: whether it counts from 0 or from 1 cannot be known
+    if from_0 and n - 1 in positions:  # with both 0 and n it may count from 0 or from 1
         return Parsed(None, WRONG_FORMAT, n)
     for position in (p + 1 for p in positions) if from_0 else positions:
         if not 0 <= position < n:
@@ -367,7 +372,7 @@ _POSITIONS = {
 def _position(name: str, identifiers: str) -> int:
     if identifiers == "letters":
         return ascii_uppercase.index(name)
-    return int(name) - 1 if len(name) <= 6 else MAX_ANSWER  # longer numbers are no identifiers
+    return int(name) - 1 if len(name) <= 6 else MAX_ANSWER  # longer numbers are not identifiers
 
 
 def _without_order(parsed: Parsed, status: str) -> Parsed:
@@ -375,17 +380,17 @@ def _without_order(parsed: Parsed, status: str) -> Parsed:
 
 
 def from_logprobs(logprobs: Mapping[str, float], n: int) -> tuple[Parsed, tuple[float | None, ...]]:
-    """FIRST: the order and scores from the log-probabilities of the first generated token.
+    """Read the order and scores from the log-probabilities of the first generated token (FIRST, arXiv 2406.15657).
 
     Single letters within the window count, with the maximum over the tokens that spell them (with and without a
-    leading space); letters that are absent follow in their prior order (FIRST, arXiv 2406.15657).
+    leading space); absent letters follow in their prior order.
 
     Args:
         logprobs: token text -> log-probability.
         n: passages in the window, at most 26.
 
     Returns:
-        The parsed order (``wrong_format`` if fewer than half of the letters are there; missing letters are counted as
+        The parsed order (``wrong_format`` if fewer than half of the letters are present; absent letters count as
         missing) and each position's log-probability, None for an absent letter.
     """
     scores: list[float | None] = [None] * n
@@ -412,5 +417,5 @@ def _known(value: float | None) -> float:
 
 
 def worst(statuses: Sequence[str]) -> str:
-    """The worst of several calls' statuses: a permutation is only as good as its worst call."""
+    """Return the worst status of several calls: a permutation is only as good as its worst call."""
     return max(statuses, key=STATUSES.index, default=OK)

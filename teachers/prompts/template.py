@@ -1,12 +1,13 @@
 """Prompts: named, versioned templates read from ``templates/NAME@VERSION.txt``, each with a hash of its bytes.
 
-A template file is a sequence of turns. A line ``--- ROLE`` begins a turn and ``--- ROLE, each passage`` one that is
-repeated for each passage (adjacent ones alternate, as RankGPT's do); the newline before the next marker is not part of
-a turn. Placeholders: ``{num}``, ``{query}``, ``{passages}`` (one line ``[identifier] text`` each), and in repeated
-turns ``{identifier}`` and ``{passage}``. They are filled in one pass: a passage that says ``{query}`` stays as it is.
+A template file is a sequence of turns. A line ``--- ROLE`` begins a turn. A line ``--- ROLE, each passage`` begins a turn
+that is repeated for each passage; adjacent ones alternate, as in RankGPT. The newline before the next marker is not part
+of a turn. Placeholders: ``{num}``, ``{query}``, ``{passages}`` (a line ``[identifier] text`` for each passage), and in
+repeated turns ``{identifier}`` and ``{passage}``. They are filled in one pass, so a passage that contains ``{query}``
+stays unchanged.
 
-The wording is part of the model: one published ranker loses 3.7 points of nDCG with the wrong prompt. So a released
-file never changes; a better wording is a new version.
+A model depends on the wording: one published ranker loses 3.7 points of nDCG with the wrong prompt. So a released file
+never changes; a better wording is a new version.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 _MARKER = re.compile(r"^--- (system|user|assistant)(, each passage)?$", re.M)
 _PLACEHOLDER = re.compile(r"\{(num|query|passages|identifier|passage)\}")
 
-# How a template's turns become text, where that is not the model's own chat template.
+# Formats that turn messages into text, for templates that do not use the model's chat template.
 _CHATS: Mapping[str, Mapping[str, str]] = {
     "model": {},
     "vicuna": {"system": "{content} ", "user": "USER: {content} ", "assistant": "ASSISTANT: {content}</s>"},
@@ -41,7 +42,7 @@ _OPENING = {"vicuna": "ASSISTANT:", "plain": "ASSISTANT:"}
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a template: its role, its text with placeholders, whether each passage repeats it."""
+    """A turn of a template: its role, its text with placeholders, and whether it is repeated for each passage."""
 
     role: str
     text: str
@@ -52,7 +53,7 @@ class Turn:
         return _PLACEHOLDER.split(self.text)  # text, name, text, name … text
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The text with its placeholders' values, filled in one pass."""
+        """Return the text with its placeholders filled in one pass."""
         pieces = self._pieces.copy()
         pieces[1::2] = [values[name] for name in pieces[1::2]]
         return "".join(pieces)
@@ -65,8 +66,8 @@ class Template:
     Attributes:
         identifiers: ``numbers`` (``[1]`` …) or ``letters`` (``[A]`` … ``[Z]``, 26 passages at most).
         chat: ``model`` (the model's own chat template) or ``vicuna`` (``{system} USER: {user} ASSISTANT:``).
-        prefill: text that follows the rendered prompt and that the reply therefore lacks (FIRST's ``[``).
-        hash: of the file's bytes together with `identifiers`, `chat` and `prefill`.
+        prefill: text after the rendered prompt, with which the reply would begin (FIRST's ``[``); the reply lacks it.
+        hash: hash of the file's bytes together with `identifiers`, `chat` and `prefill`.
     """
 
     name: str
@@ -79,14 +80,14 @@ class Template:
 
     @property
     def ident(self) -> str:
-        """``NAME@VERSION``, as the store's ``teachers.prompt`` has it."""
+        """Return ``NAME@VERSION``, as in the store's ``teachers.prompt``."""
         return f"{self.name}@{self.version}"
 
     def identifier(self, position: int) -> str:
-        """The identifier of the passage at `position` (from 1).
+        """Return the identifier of the passage at `position` (from 1).
 
         Raises:
-            TeacherError: if letters run out.
+            TeacherError: if there are more passages than letters.
         """
         if self.identifiers == "numbers":
             return str(position)
@@ -99,10 +100,10 @@ class Template:
         return ascii_uppercase[position - 1]
 
     def names(self, n: int) -> tuple[str, ...]:
-        """The identifiers of n passages, in order.
+        """Return the identifiers of n passages, in order.
 
         Raises:
-            TeacherError: if letters run out.
+            TeacherError: if there are more passages than letters.
         """
         known = self._names.get(n)
         if known is None:
@@ -114,10 +115,10 @@ class Template:
         return {}
 
     def render(self, query: str, passages: Sequence[str]) -> list[Message]:
-        """The messages for one window; texts should have gone through :mod:`teachers.prompts.passages` before.
+        """Return the messages for one window; prepare the texts with :mod:`teachers.prompts.passages` first.
 
         Raises:
-            TeacherError: without passages, or with more than the identifiers can name.
+            TeacherError: if there are no passages, or more than there are identifiers.
         """
         if not passages:
             raise TeacherError("a window without passages cannot be asked")
@@ -146,11 +147,11 @@ class Template:
     def text(
         self, messages: Sequence[Message], chat_template: Callable[[list[Message]], str] | None = None
     ) -> str:
-        """The prompt as one text, with `prefill` at its end.
+        """Return the prompt as one text, with `prefill` at its end.
 
         Args:
-            chat_template: renders messages with the model's own chat template, the assistant's turn opened (see
-                :func:`chat_renderer`). None: a model without one, rendered as plain ``USER:``/``ASSISTANT:`` turns.
+            chat_template: renders messages with the model's chat template, the assistant's turn opened (see
+                :func:`chat_renderer`). None: for a model without one; plain ``USER:``/``ASSISTANT:`` turns are used.
         """
         if self.chat == "model" and chat_template is not None:
             return chat_template(list(messages)) + self.prefill
@@ -160,26 +161,26 @@ class Template:
         return turns + _OPENING[kind] + self.prefill
 
     def ranking(self, order: Sequence[int]) -> str:
-        """The reply that states this order of positions (from 0): ``[2] > [1]``."""
+        """Return the reply for this order of positions (from 0): ``[2] > [1]``."""
         return " > ".join(f"[{self.identifier(i + 1)}]" for i in order)
 
 
 def output_budget(
     template: Template, n: int, count_tokens: Callable[[str], int], margin: int = 2, top: int | None = None
 ) -> int:
-    """Tokens that a full reply for `n` passages takes, by the model's tokenizer, plus its end-of-text.
+    """Return the tokens of a full reply for `n` passages, by the model's tokenizer, plus its end-of-text.
 
-    The token count of ``[1] > [2] > … > [n]``: about 90 for 20 passages and 491 for 100 (field notes, section 2). The
-    order does not change the count for tokenizers that split digits; `margin` leaves room for those that do not. A reply
-    that stops after `top` identifiers may name the longest ones, which are the last: ``[11] > … > [20]``.
+    This is the token count of ``[1] > [2] > … > [n]``: about 90 for 20 passages and 491 for 100 (field notes, section 2).
+    With tokenizers that split digits the order does not change the count; `margin` is for the others. A reply that stops
+    after `top` identifiers may name the longest ones, which are the last: ``[11] > … > [20]``.
     """
     return count_tokens(template.ranking(range(n - min(n, top or n), n))) + margin
 
 
 def chat_renderer(tokenizer: Any, **options: Any) -> Callable[[list[Message]], str] | None:
-    """A tokenizer's own chat template as a function for :meth:`Template.text`; None if it has none.
+    """Return a tokenizer's chat template as a function for :meth:`Template.text`; None if it has none.
 
-    Where the chat template refuses a system turn (Gemma, early Mistral) the system text leads the first user turn.
+    If the chat template refuses a system turn (Gemma, early Mistral), the system text begins the first user turn.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -198,11 +199,11 @@ def _refuses_system(chat: chats.Chat) -> bool:
         text = chat.render(probe)
     except chats.Refused:
         return True
-    return "probe-of-system" not in text  # some templates drop it in silence
+    return "probe-of-system" not in text  # some templates drop the system text silently
 
 
 def merge_system(messages: Sequence[Message]) -> list[Message]:
-    """The messages with the system text at the head of the first user turn."""
+    """Move the system text to the beginning of the first user turn."""
     system = [m["content"] for m in messages if m["role"] == "system"]
     rest = [dict(m) for m in messages if m["role"] != "system"]
     if system and rest:
@@ -217,7 +218,7 @@ class _Form:
     prefill: str = ""
 
 
-# What a file cannot say about itself; the newest version of a name comes last.
+# Properties that a template file does not contain; the newest version of a name comes last.
 _TEMPLATES: Mapping[str, _Form] = {
     "rankzephyr@1": _Form(),
     "rankzephyr-train-variable@1": _Form(),
@@ -263,10 +264,10 @@ def template(ident: str) -> Template:
 
 
 def parse_template(text: str) -> tuple[Turn, ...]:
-    """The turns of a template file.
+    """Parse a template file into turns.
 
     Raises:
-        TeacherError: if it does not begin with a marker.
+        TeacherError: if the file does not begin with a marker.
     """
     marks = list(_MARKER.finditer(text))
     if not marks or marks[0].start() != 0:

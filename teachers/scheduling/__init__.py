@@ -1,1 +1,1 @@
-"""Keep the engine full within the budget; figures and forecasts."""
+"""Keep the engine full within the budget, and compute figures and forecasts."""

@@ -1,8 +1,8 @@
-"""Limits on calls, tokens and cost that a job never passes, and that leave whole permutations behind.
+"""Limits on calls, tokens and cost of a job. They are never exceeded, and few queries are left half done.
 
-Two guards. *Admission*: a query starts only while the budget has room for all its calls, so that money is not spent
-on windows of queries that cannot be finished. *Taking*: a call is sent only if even its longest reply stays within
-the limits, counting what is in flight at its longest.
+Two checks. *Admission*: a query starts only if the budget has room for all its calls, so that no money is spent on
+windows of queries that cannot be finished. *Taking*: a call is sent only if its longest reply, plus the longest replies
+of all calls in flight, stays within the limits.
 """
 
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Budget:
-    """Limits of one job; None: no limit. Answers reused from the record cost nothing.
+    """Limits of one job; None means no limit. Recorded answers that are reused cost nothing.
 
     Attributes:
-        max_cost: in the currency of the prices.
-        input_price, output_price: per million tokens; needed for a cost limit.
+        max_cost: limit in the currency of the prices.
+        input_price, output_price: prices per million tokens; needed for a cost limit.
     """
 
     max_calls: int | None = None
@@ -25,11 +25,11 @@ class Budget:
     calls: int = 0  # sent
     tokens_in: int = 0  # billed
     tokens_out: int = 0
-    _reserved_calls: int = 0  # that started queries may still need
+    _reserved_calls: int = 0  # calls that started queries may still need
     _flying_in: int = 0
     _flying_out: int = 0
     _flying: int = 0
-    _called_in: int = 0  # billed without canaries
+    _called_in: int = 0  # billed, without canaries
     _called_out: int = 0
     _reason: str | None = field(default=None)
 
@@ -38,15 +38,16 @@ class Budget:
         return not (self.max_calls is self.max_tokens is self.max_cost is None)
 
     def cost(self, tokens_in: int | None = None, tokens_out: int | None = None) -> float:
-        """What tokens cost, by default those billed so far; 0 without prices."""
+        """Return the cost of tokens, by default of all billed so far; 0 without prices."""
         given_in = self.tokens_in if tokens_in is None else tokens_in
         given_out = self.tokens_out if tokens_out is None else tokens_out
         return (given_in * (self.input_price or 0.0) + given_out * (self.output_price or 0.0)) / 1e6
 
     def admits(self, calls: int) -> bool:
-        """Whether a query of that many calls can be expected to finish.
+        """Return whether a query of `calls` calls can be expected to finish.
 
-        Calls are exact; tokens and cost go by the mean of the calls so far (the first queries are let in).
+        Calls are counted exactly. Tokens and cost are estimated from the mean call so far.
+        Before the first answer, one query is admitted at a time.
         """
         if not self.limited:
             return True
@@ -60,7 +61,7 @@ class Budget:
             expected_in = int(self.tokens_in + waiting * mean_in)
             expected_out = int(self.tokens_out + waiting * mean_out)
             return self._within(expected_in, expected_out)
-        # nothing answered yet: one query at a time until the first answer tells what a call takes
+        # without an answer the cost of a call is unknown, so one query starts at a time
         return self._reserved_calls == 0 or (self.max_tokens is None and self.max_cost is None)
 
     def reserve(self, calls: int) -> None:
@@ -70,7 +71,7 @@ class Budget:
         self._reserved_calls -= calls
 
     def take(self, tokens_in: int, most_out: int) -> bool:
-        """Count a call as sent, unless its longest reply could pass a limit."""
+        """Count a call as sent and return True; return False if its longest reply could exceed a limit."""
         if self.max_calls is not None and self.calls + 1 > self.max_calls:
             self._reason = "--max-calls"
             return False
@@ -85,7 +86,7 @@ class Budget:
         return True
 
     def charge(self, tokens_in: int, tokens_out: int) -> bool:
-        """Count tokens that are no call of a query's (canaries) as spent, unless they could pass a limit."""
+        """Count tokens outside of queries (canaries) as spent; return False if they could exceed a limit."""
         if self.max_calls == 0 or not self._within(self.tokens_in + tokens_in, self.tokens_out + tokens_out):
             return False
         self.tokens_in += tokens_in
@@ -93,7 +94,7 @@ class Budget:
         return True
 
     def settle(self, tokens_in: int, most_out: int, billed_in: int, billed_out: int) -> None:
-        """Replace what a call in flight could have taken by what it took."""
+        """Replace a call's reserved tokens by the billed tokens."""
         self._flying -= 1
         self._flying_in -= tokens_in
         self._flying_out -= most_out
@@ -103,7 +104,7 @@ class Budget:
         self._called_out += billed_out
 
     def share(self, parts: int, part: int) -> "Budget":
-        """A worker's part of the limits, nothing of it spent; the parts' sum is the whole."""
+        """Return a worker's part of the limits, with nothing spent; the parts add up to the whole."""
 
         def of(limit: int | None) -> int | None:
             return None if limit is None else limit // parts + (part < limit % parts)
@@ -112,12 +113,12 @@ class Budget:
         return Budget(of(self.max_calls), of(self.max_tokens), cost, self.input_price, self.output_price)
 
     def spent(self, calls: int, tokens_in: int, tokens_out: int) -> None:
-        """What was sent and billed elsewhere, in place of what is counted here."""
+        """Replace the counts by those of calls sent elsewhere (by Ray's workers)."""
         self.calls, self.tokens_in, self.tokens_out = calls, tokens_in, tokens_out
         self._called_in, self._called_out = tokens_in, tokens_out
 
     def reason(self) -> str:
-        """The limit that last refused."""
+        """Return the limit that refused last."""
         return self._reason or "the budget"
 
     def _within(self, tokens_in: int, tokens_out: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a labelling job did so far, in figures."""
+"""Progress figures of a labelling job."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 @dataclass
 class Figures:
-    """What a job did so far; the progress line shows these."""
+    """Progress figures of a job; the progress line shows them."""
 
     queries: int = 0  # finished with a permutation
     calls: int = 0  # answered in this job
@@ -17,11 +17,11 @@ class Figures:
     unfinished: int = 0  # started or waiting when the budget ended the job
     tokens_in: int = 0
     tokens_out: int = 0
-    engine_seconds: float = 0.0  # in which the engine had work
+    engine_seconds: float = 0.0  # seconds in which the engine had work
     seconds: float = 0.0
     peak_active: int = 0
     occupancy: float = 0.0  # mean requests in flight over capacity, weighted by time, while work was left
-    stopped: str | None = None  # which limit ended the job
+    stopped: str | None = None  # the limit that ended the job
 
     @property
     def tokens_per_second(self) -> float:
@@ -29,12 +29,12 @@ class Figures:
 
     @property
     def overhead_share(self) -> float:
-        """(wall - engine time) / wall."""
+        """Return (wall - engine time) / wall."""
         return max(self.seconds - self.engine_seconds, 0.0) / self.seconds if self.seconds > 0 else 0.0
 
 
 def summed(parts: Sequence[Figures]) -> Figures:
-    """Of several jobs that work side by side: sums, and means for what is a share of time."""
+    """Combine the figures of parallel jobs: sums of counts, means of shares of time."""
     total = Figures()
     for part in parts:
         for each in fields(Figures):

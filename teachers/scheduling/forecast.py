@@ -1,10 +1,10 @@
-"""What a job will ask and what that costs, before it asks anything: calls, tokens, money, time.
+"""Forecast a job before its first call: calls, tokens, money, time.
 
-Calls come from the strategy. Prompt tokens come from rendering the windows themselves with the model's tokenizer, each
-reply taken as keeping its window's order (or, where an earlier job already has the answer, as that answer; such calls
-are not counted). For strategies whose windows do not depend on replies that is exact; a sliding window may carry other
-passages on than these, which moves the sum by the difference of their lengths. Beyond a few hundred queries a sample
-of them stands for all, with the standard error stated.
+The number of calls comes from the strategy. For prompt tokens, the windows are rendered with the model's tokenizer. Each
+reply is assumed to keep its window's order. If an earlier job has the answer on record, that answer is used, and the
+call is not counted. The result is exact for strategies whose windows do not depend on replies. A sliding window may
+carry other passages on than assumed; this changes the sum by the difference of their lengths. With more than a few
+hundred queries a sample is rendered, and the forecast includes the standard error.
 """
 
 import math
@@ -21,16 +21,16 @@ SAMPLE = 300
 
 @dataclass(frozen=True)
 class Forecast:
-    """A job's bill beforehand.
+    """The forecast of a job.
 
     Attributes:
-        queries: without labels so far.
-        calls_least, calls_most: equal where replies do not decide.
-        recorded: calls that earlier jobs have answered already, not counted.
-        tokens_in: prompt tokens (of the most calls, where replies decide).
-        tokens_in_error: their standard error where a sample of queries stands for all; 0 where all were rendered.
-        tokens_out_most: if each reply takes all the tokens reserved for it.
-        unrenderable: queries whose prompt does not fit the context at all.
+        queries: number of queries without labels.
+        calls_least, calls_most: equal unless the number depends on the replies.
+        recorded: calls already answered by earlier jobs, not counted.
+        tokens_in: prompt tokens (of the most calls, if the number depends on the replies).
+        tokens_in_error: standard error of `tokens_in` from a sample of queries; 0 if all were rendered.
+        tokens_out_most: output tokens if each reply takes all the tokens reserved for it.
+        unrenderable: queries whose prompt cannot fit the context.
     """
 
     queries: int
@@ -45,7 +45,7 @@ class Forecast:
 
 @dataclass
 class _Sum:
-    """What one query takes."""
+    """Calls and tokens of one query."""
 
     calls: int = 0
     known: int = 0
@@ -63,12 +63,12 @@ def forecast(
     sample: int = SAMPLE,
     seed: int = 0,
 ) -> Forecast:
-    """Calls and tokens of a strategy over lists of these lengths.
+    """Forecast calls and tokens of a strategy over lists of these lengths.
 
     Args:
-        render: (list, window) -> its request; None where no prompt can be made.
-        known: the recorded answer to a request.
-        sample: lists to render at most.
+        render: (list, window) -> its request; None if no prompt can be made.
+        known: returns the recorded answer to a request.
+        sample: most lists to render.
     """
     numbers = list(range(len(lengths)))
     if len(numbers) > sample:
@@ -86,7 +86,7 @@ def forecast(
         taken = round(recorded * len(lengths) / len(numbers))
         scale, error = _scale(strategy, lengths, numbers, sums)
         recorded = taken
-    # Strategies whose replies decide may ask more than the walk did: charge those at the mean.
+    # The walk may have made fewer calls than replies can cause; the others are charged at the mean.
     walked = sum(s.calls for s in sums)
     expected = sum(
         strategy.calls(lengths[n]).most - s.known for n, s in zip(numbers, sums, strict=True) if s.fits
@@ -111,7 +111,7 @@ def _walk(
     render: Callable[[int, Window], Request | None],
     known: Callable[[Request], Answer | None],
 ) -> _Sum:
-    """Run the strategy over one list, replies from the record or keeping the order."""
+    """Run the strategy over one list; replies come from the record or keep the order."""
     total = _Sum()
     steps = strategy.steps(n)
     try:
@@ -139,7 +139,7 @@ def _walk(
 def _scale(
     strategy: Strategy, lengths: Sequence[int], numbers: Sequence[int], sums: Sequence[_Sum]
 ) -> tuple[float, float]:
-    """(factor from the sample to all, standard error of the total): a ratio estimate over the passages shown."""
+    """Return (factor from the sample to all, standard error of the total), by a ratio estimate over the passages shown."""
     size = [strategy.calls(n).most * min(n, getattr(strategy, "window", n)) for n in lengths]
     sampled = [size[number] for number in numbers]
     if not sum(sampled):

@@ -1,17 +1,17 @@
-"""Every query's next window into a full engine, with bounded memory and no say over results.
+"""Keep the engine full with each query's next window. Memory is bounded; scheduling never changes results.
 
-The frontier: a query is *active* from its first window to its last; as one of its windows is answered its next ones
-are ready. The engine is kept at its capacity, so it never waits for the slowest query. Which window goes next: that of
-the query with the most calls left, started or not (Hu's rule, Operations Research 9(6), 1961: the best for chains of
-equal calls), since a long query that begins last would end the job alone in an empty engine. It is looked for among
-twice ``capacity`` queries that are active and as many that wait, however many there are. A permutation is a function of
-its own replies, so the order in which calls complete cannot change it.
+A query is *active* from its first window to its last. When its windows are answered, its next ones become ready. The
+engine is kept at capacity, so it never waits for the slowest query. The next window is taken from the query with the
+most calls left, started or not, because a long query that begins last would end the job alone in an empty engine. This
+is Hu's rule (Operations Research 9(6), 1961), the best for chains of equal calls. The search covers at most twice
+``capacity`` active queries and as many waiting ones. A permutation depends only on its query's replies, so the order in
+which calls complete cannot change it.
 
-Where a budget may end the job, and in Ray's workers, which take no more from each other than they need, queries go in
-their own order instead, started ones first: then few are half done at the end.
+With a limited budget queries go in their given order, started ones first, so that few are half done at the end. Ray's
+workers do the same, so that they take no more queries from each other than they need.
 
-Strategies are generators (teachers.windows); what a window looks like to the model, what its reply means and where
-calls are kept is the job's business (:class:`Job`), so the same scheduler drives every engine.
+Strategies are generators (teachers.strategies). The job (:class:`Job`) renders windows, reads replies and stores calls,
+so the same scheduler drives every engine.
 """
 
 import heapq
@@ -32,13 +32,13 @@ from teachers.strategies.by_name import Order, Ranked, Steps, Window
 
 @dataclass(slots=True)
 class Answer:
-    """A recorded call, as far as scheduling goes.
+    """The outcome of a recorded call, as the scheduler needs it.
 
     Attributes:
-        order: positions shown (from 0), best first; None when unusable.
-        scores: a score per position shown, where the teacher gives scores.
-        attempt: which try this was, from 1, over all jobs.
-        retryable: whether asking again can help.
+        order: positions shown (from 0), best first; None if the reply is unusable.
+        scores: a score per position shown, if the teacher gives scores.
+        attempt: number of this try, from 1, over all jobs.
+        retryable: whether a retry can help.
     """
 
     call_key: str
@@ -58,20 +58,20 @@ class Answer:
         return self.status in USABLE and self.order is not None
 
 
-Rank = tuple[int, int]  # by calls left, then by the place among the tasks
+Rank = tuple[int, int]  # calls left (most first) or 0, then the place among the tasks
 NOTHING = Ranked(())
-NO_TASK_YET = 0.01  # seconds until the source of tasks is asked again
+NO_TASK_YET = 0.01  # seconds before the task source is tried again
 
 
 @dataclass(slots=True)
 class Result:
-    """One query's merged order.
+    """A query's merged order.
 
     Attributes:
-        ranked: what the strategy returned: candidate indices, best first.
-        status: the worst of its calls'.
-        calls: (step, call_key) of the answers it was merged from.
-        scores: per candidate index: the strategy's own, or the call's when one call showed all candidates; else None.
+        ranked: the strategy's result: candidate indices, best first.
+        status: the worst status of its calls.
+        calls: (step, call_key) of the answers that the order is merged from.
+        scores: one per candidate index: from the strategy, or from a call that showed all candidates; otherwise None.
     """
 
     ranked: Ranked = NOTHING
@@ -83,7 +83,7 @@ class Result:
     scores: list[float | None] | None = None
 
     def take(self, step: int, answer: Answer) -> None:
-        """Add an answer that the order is made from."""
+        """Add an answer that the order is merged from."""
         self.calls.append((step, answer.call_key))
         self.repairs += answer.repairs
         self.tokens_in += answer.tokens_in
@@ -97,34 +97,34 @@ TaskIn = TypeVar("TaskIn", contravariant=True)
 
 
 class Job(Protocol[TaskIn]):
-    """What the scheduler asks of the job that it works for."""
+    """The interface between the scheduler and a job."""
 
     def start(self, task: TaskIn) -> Steps:
-        """The strategy over the task's candidates."""
+        """Start the strategy over the task's candidates."""
 
     def calls(self, task: TaskIn) -> int:
-        """The most calls that the strategy takes."""
+        """Return the most calls that the strategy needs."""
 
     def render(self, task: TaskIn, window: Window) -> Request:
-        """The request that shows these candidates in this order.
+        """Return the request that shows these candidates in this order.
 
         Raises:
-            TeacherError: if no prompt can be made of them: the query is quarantined.
+            TeacherError: if no prompt can be made; the query is then quarantined.
         """
 
     def known(self, request: Request) -> Answer | None:
-        """The last recorded answer to this request, of this or an earlier job."""
+        """Return the last recorded answer to this request, from this job or an earlier one."""
 
     def receive(
         self, task: TaskIn, step: int, window: Window, request: Request, completion: Completion, attempt: int
     ) -> Answer:
-        """Read a completion and record the call; once this returns the call is durable."""
+        """Read a completion and record the call; the call is durable when this returns."""
 
     def finish(self, task: TaskIn, result: Result) -> None:
         """Record a query's permutation."""
 
     def quarantine(self, task: TaskIn, step: int, answer: Answer) -> None:
-        """Record that a query has none, and why."""
+        """Record that a query has no permutation, and why."""
 
 
 @dataclass(slots=True, eq=False)
@@ -134,38 +134,38 @@ class _Active(Generic[TaskT]):
     number: int
     task: TaskT
     strategy: Steps
-    calls: int  # at most
+    calls: int  # most calls
     calls_left: int
     result: Result
-    step: int = 0  # of the first window of the batch under way
+    step: int = 0  # step of the first window in the current batch
     windows: Sequence[Window] = ()
-    answers: dict[int, Answer] = field(default_factory=dict)  # by window of the batch
+    answers: dict[int, Answer] = field(default_factory=dict)  # by the window's place in the batch
     gone: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Ask(Generic[TaskT]):
-    """One window on its way to an answer."""
+    """A window that waits for its answer."""
 
     query: _Active[TaskT]
-    place: int  # which window of the batch
+    place: int  # place of the window in the batch
     shown: Window
     request: Request | None = None
     attempt: int = 1
-    spent: int = 0  # attempts of earlier jobs that do not count against this one
+    spent: int = 0  # earlier jobs' attempts, not counted against this job
 
 
 class Scheduler(Generic[TaskT]):
-    """Runs tasks through an engine.
+    """Run tasks through an engine.
 
     Args:
         max_attempts: tries per request, over all jobs, before its query is quarantined.
-        retry_quarantined: earlier jobs' tries do not count.
-        backoff: seconds before the second try after an engine error; doubles with each further one, up to 60.
-        lockstep: baseline for measurements: windows are sent only when none is in flight, all that are ready at once.
-        max_active: baseline for measurements: at most so many queries at a time (1: one after another).
-        in_order: queries in the order of the tasks, instead of those with the most calls left; so with a limited budget.
-        chunk: most requests rendered between two looks at the engine.
+        retry_quarantined: whether to leave earlier jobs' tries uncounted.
+        backoff: seconds before the second try after an engine error; doubles with each further try, up to 60.
+        lockstep: baseline for measurements: send all ready windows at once, and only when none is in flight.
+        max_active: baseline for measurements: most active queries (1: one after another).
+        in_order: take queries in task order instead of most calls left first; also used with a limited budget.
+        chunk: most requests rendered between two polls of the engine.
     """
 
     def __init__(
@@ -199,28 +199,28 @@ class Scheduler(Generic[TaskT]):
         self._exhausted = False
         self._tickets = itertools.count(1)
         self._numbers = itertools.count()
-        self._waiting: list[tuple[Rank, int, TaskT]] = []  # queries to start, with their calls
+        self._waiting: list[tuple[Rank, int, TaskT]] = []  # queries not started, with their calls
         self._ready: list[tuple[Rank, int, _Ask[TaskT]]] = []
         self._delayed: list[tuple[float, int, _Ask[TaskT]]] = []
         self._in_flight: dict[int, _Ask[TaskT]] = {}
-        self._twins: dict[str, list[_Ask[TaskT]]] = {}  # asks waiting for the same request's answer
+        self._twins: dict[str, list[_Ask[TaskT]]] = {}  # asks that wait for another ask with the same request
         self._active = 0
         self._rendered = False
         self._unrendered = 0
 
     def run(self, tasks: Iterator[TaskT | None]) -> Figures:
-        """Take every task to its permutation, to quarantine, or to the end of the budget.
+        """Run every task until it has its permutation, is quarantined, or the budget is spent.
 
         Args:
-            tasks: None says that there is no task yet: the engine goes on with what it has, and asks again soon.
+            tasks: None means that no task is there yet: the engine continues, and the source is tried again soon.
 
         Raises:
-            TeacherError: if the engine fails for good; what was completed is recorded.
+            TeacherError: if the engine fails for good; completed calls are recorded.
         """
         self._tasks = iter(tasks)
         began = time.monotonic()
         weighted = busy = 0.0
-        busy_since: float | None = None  # of a concurrent engine: when it got work
+        busy_since: float | None = None  # for a concurrent engine: time at which it got work
         while True:
             more = self._fill()
             if busy_since is None and self._in_flight and self.engine.concurrent:
@@ -260,7 +260,7 @@ class Scheduler(Generic[TaskT]):
 
     # ------------------------------------------------------------------------------------------- to the engine
     def _fill(self) -> bool:
-        """Send up to a chunk of requests; whether there may be more to send at once."""
+        """Send up to a chunk of requests; return whether more may be sent at once."""
         if self._lockstep and self._in_flight:
             return False
         now = time.monotonic()
@@ -294,11 +294,11 @@ class Scheduler(Generic[TaskT]):
         return self._exhausted and not self._waiting
 
     def _rank(self, calls_left: int, number: int) -> Rank:
-        """What goes before what: the lowest first."""
+        """Return a query's sort key; the lowest goes first."""
         return (0 if self._in_order else -calls_left, number)
 
     def _start_next(self) -> bool:
-        """Start one more query, if one comes before what is ready; False when none does, or there is no room for it."""
+        """Start one more query if it goes before the ready asks; return False if none does or there is no room."""
         if self._active >= self._max_active or self.figures.stopped:
             return False
         if self._ready and self._in_order:
@@ -322,7 +322,7 @@ class Scheduler(Generic[TaskT]):
         return True
 
     def _next_task(self) -> TaskT | None:
-        """The source's next task; None when it has none now, or none any more."""
+        """Return the source's next task; None if it has none now or has ended."""
         if self._exhausted:
             return None
         try:
@@ -332,7 +332,7 @@ class Scheduler(Generic[TaskT]):
             return None
 
     def _settle_from_record(self, ask: _Ask[TaskT]) -> bool:
-        """Render an ask; whether the record already has its answer, or another ask in flight will."""
+        """Render an ask; return whether its answer is on record or will come from another ask in flight."""
         if ask.request is None:
             try:
                 ask.request = self.job.render(ask.query.task, ask.shown)
@@ -360,10 +360,10 @@ class Scheduler(Generic[TaskT]):
         return False
 
     def _unrenderable(self, ask: _Ask[TaskT], error: TeacherError) -> None:
-        """Quarantine a query whose prompt cannot be made; if none can be made, the settings are to blame.
+        """Quarantine a query whose prompt cannot be made. Fail if no prompt at all can be made: the settings are wrong.
 
         Raises:
-            TeacherError: the one given, if it is the tenth and no prompt has been made yet.
+            TeacherError: `error`, if it is the tenth and no prompt has been made yet.
         """
         self._unrendered += 1
         if not self._rendered and self._unrendered >= 10:
@@ -371,7 +371,7 @@ class Scheduler(Generic[TaskT]):
         self._give_up(ask, Answer("", ENGINE_ERROR, None, attempt=0, retryable=False, detail=str(error)))
 
     def _take(self, ask: _Ask[TaskT]) -> Request | None:
-        """Put an ask in flight, or end the job's sending when the budget has no room for it."""
+        """Put an ask in flight; if the budget has no room for it, send no further asks."""
         request = ask.request
         if request is None:
             raise RuntimeError("an ask is rendered before it is sent")
@@ -462,7 +462,7 @@ class Scheduler(Generic[TaskT]):
 
     # ---------------------------------------------------------------------------------------- inside one query
     def _advance(self, query: _Active[TaskT], orders: list[Order] | None) -> None:
-        """Hand the strategy its replies and make its next windows ready, or finish the query."""
+        """Send the strategy its replies and make its next windows ready, or finish the query."""
         query.step += len(query.windows)
         try:
             while not (windows := next(query.strategy) if orders is None else query.strategy.send(orders)):
@@ -482,7 +482,7 @@ class Scheduler(Generic[TaskT]):
             self._push(_Ask(query, place, tuple(window)))
 
     def _orders(self, query: _Active[TaskT]) -> list[Order]:
-        """The replies of a batch in its windows' order; adds the calls to the query's result."""
+        """Return a batch's replies in the order of its windows; add the calls to the query's result."""
         result = query.result
         orders: list[Order] = []
         for place in range(len(query.windows)):
@@ -497,9 +497,9 @@ class Scheduler(Generic[TaskT]):
 
 
 def scores_by_candidate(window: Window, scores: Sequence[float | None] | None) -> list[float | None] | None:
-    """A call's scores by candidate index, when its window shows each candidate 0..n-1 once; else None.
+    """Return a call's scores by candidate index if its window shows each candidate 0..n-1 once, otherwise None.
 
-    A window over the head of a longer list says nothing of the rest, so it gives the query no scores.
+    A window over the head of a longer list has no scores for the rest, so the query gets none.
     """
     if scores is None or sorted(window) != list(range(len(window))):
         return None

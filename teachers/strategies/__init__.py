@@ -1,1 +1,1 @@
-"""Window strategies as plug-ins: each a pure generator; `teachers.strategies.by_name` names them."""
+"""Window strategies: each is a pure generator, selected by name in `teachers.strategies.by_name`."""

@@ -1,10 +1,10 @@
-"""What a strategy is: a pure generator of windows, with its calls and reliable depth known before it runs.
+"""The strategy interface: a pure generator of windows whose calls and reliable depth are known in advance.
 
-A strategy sees positions 0..n-1 of the prior order and nothing else. Its generator yields a *batch*: a list of windows
-that may be asked at the same time, each a tuple of positions in the order in which they are to be shown. It is sent a
-list of orders, one per window, each a permutation of 0..len(window)-1, best first (``replies.Parsed.order``). It
-returns a :class:`Ranked`. It holds no I/O, no clock and no randomness beyond its seed: the same replies give the same
-order, whatever the order of completion.
+A strategy sees only positions 0..n-1 of the prior order. Its generator yields a *batch*: a list of windows that may be
+asked at the same time. A window is a tuple of positions, in the order in which they are shown. The generator receives a
+list of orders, one per window, each a permutation of 0..len(window)-1, best first (``replies.Parsed.order``). It returns
+a :class:`Ranked`. It does no I/O, uses no clock, and its only randomness comes from its seed: the same replies give the
+same order, whatever the order of completion.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -19,7 +19,7 @@ Order = Sequence[int]
 
 @dataclass(frozen=True)
 class Bounds:
-    """Least and most; equal where the number does not depend on the replies."""
+    """Least and most of a number; equal if the number does not depend on the replies."""
 
     least: int
     most: int
@@ -38,9 +38,9 @@ class Ranked:
 
     Attributes:
         order: all n positions, best first.
-        settled: first places that the teacher decided; the rest keeps the prior order. None: all.
-        scores: one per position, higher is better, where the strategy yields any (self-consistency: the share of
-            passages that a passage beats, averaged over the samples).
+        settled: number of first places decided by the teacher; the rest keeps the prior order. None: all.
+        scores: one per position, higher is better, if the strategy has scores (self-consistency: the share of the
+            other passages that a passage beats, averaged over the samples).
         disagreement: 1 - mean Kendall tau between samples; None without samples.
     """
 
@@ -54,30 +54,30 @@ Steps = Generator[list[Window], list[Order], Ranked]
 
 
 class Strategy(Protocol):
-    """A way to order n passages with a teacher that orders windows."""
+    """A method of ordering n passages with a teacher that orders windows."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the store's ``labelings.parameters`` keeps."""
+        """Return the parameters for the store's ``labelings.parameters``."""
 
     def steps(self, n: int) -> Steps:
-        """The generator for a list of n."""
+        """Return the generator for a list of n passages."""
 
     def calls(self, n: int) -> Bounds:
-        """Windows that will be asked for a list of n."""
+        """Return the number of windows asked for a list of n passages."""
 
     def reliable_depth(self, n: int) -> int:
-        """First places that the strategy settles, given a teacher that orders windows rightly."""
+        """Return the number of first places that the strategy settles, if the teacher orders windows correctly."""
 
 
 def apply(window: Window, order: Order) -> list[int]:
-    """The window's positions in the order of a reply.
+    """Return the window's positions in the order of a reply.
 
     Raises:
-        TeacherError: if `order` is no permutation of the window's places.
+        TeacherError: if `order` is not a permutation of the window's places.
     """
     if len(order) != len(window) or set(order) != set(range(len(window))):
         raise TeacherError(
@@ -87,10 +87,10 @@ def apply(window: Window, order: Order) -> list[int]:
 
 
 def checked(name: str, value: int, least: int) -> int:
-    """An integer parameter of a strategy.
+    """Return an integer parameter of a strategy after a check.
 
     Raises:
-        TeacherError: if it is below `least`.
+        TeacherError: if the value is below `least`.
     """
     if value < least:
         raise TeacherError(f"--{name} {value} is below {least}", exit_code=ExitCode.USAGE)
@@ -98,7 +98,7 @@ def checked(name: str, value: int, least: int) -> int:
 
 
 def run(strategy: Strategy, n: int, rank: Callable[[Window], Order]) -> tuple[Ranked, list[Window]]:
-    """Run a strategy to its end with `rank` as the teacher: its result and the windows it asked, in order."""
+    """Run a strategy to its end with `rank` as the teacher; return its result and the windows asked, in order."""
     asked: list[Window] = []
     steps = strategy.steps(n)
     try:

@@ -1,4 +1,4 @@
-"""Strategies by name. `teachers.strategies.base` says what a strategy is; each is a file beside it."""
+"""Find strategies by name. The interface is in `teachers.strategies.base`; each strategy has a file beside it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -50,15 +50,15 @@ STRATEGIES = tuple(_BUILDERS)
 def strategy(
     name: str, *, samples: int = 1, seed: int = 0, merge: str = "borda", **parameters: Any
 ) -> Strategy:
-    """The strategy of that name; parameters that are None take their defaults.
+    """Make the named strategy; parameters that are None take their defaults.
 
-    A stride, pivot or keep that is not given follows the window: half, half and a quarter of it.
+    If a window is given, stride and pivot default to half of it, and keep to a quarter.
 
     Args:
-        samples: more than one wraps it in self-consistency over that many shuffled orders.
+        samples: with more than one, self-consistency over that many shuffled orders.
 
     Raises:
-        TeacherError: for an unknown name, or a parameter that it does not take.
+        TeacherError: if the name is unknown, or the strategy has no such parameter.
     """
     if name not in _BUILDERS:
         raise TeacherError(

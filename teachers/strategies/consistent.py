@@ -1,5 +1,5 @@
-"""Self-consistency: the same list in several shuffled orders, merged, so that the prior order's pull averages out
-(permutation self-consistency, arXiv 2310.07712)."""
+"""Self-consistency: rank the same list in several shuffled orders and merge them, so that the influence of the prior
+order averages out (permutation self-consistency, arXiv 2310.07712)."""
 
 import random
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from teachers.strategies.base import Bounds, Ranked, Steps, Strategy, checked
 
 @dataclass(frozen=True)
 class Consistent:
-    """`samples` runs of another strategy over shuffled lists, side by side, merged by `merge`.
+    """Run another strategy `samples` times over shuffled lists, in parallel, and merge the orders by `merge`.
 
-    ``borda`` ranks by the mean rank, ``reciprocal`` by the sum of 1/(60 + rank); equals keep their prior order. The
-    merged scores say how clear it was: the share of the others that a passage beats, averaged over the samples.
-    The first sample keeps the prior order unless `shuffle_first`, so that one sample equals the plain strategy.
+    ``borda`` ranks by the mean rank, ``reciprocal`` by the sum of 1/(60 + rank); ties keep their prior order. The merged
+    scores measure certainty: the share of the others that a passage beats, averaged over the samples. The first sample
+    keeps the prior order unless `shuffle_first`, so that one sample equals the plain strategy.
     """
 
     inner: Strategy
@@ -49,7 +49,7 @@ class Consistent:
         }
 
     def starts(self, n: int) -> list[list[int]]:
-        """The prior orders of the samples, a function of seed and n alone."""
+        """Return the samples' prior orders, which depend only on the seed and n."""
         starts = []
         for sample in range(self.samples):
             order = list(range(n))
@@ -92,7 +92,7 @@ class Consistent:
 
 
 def merged(orders: Sequence[Sequence[int]], method: str = "borda") -> Ranked:
-    """Several orders of 0..n-1 as one, with scores and disagreement (1 - mean Kendall tau over pairs of samples)."""
+    """Merge several orders of 0..n-1 into one, with scores and disagreement (1 - mean Kendall tau over pairs of samples)."""
     n = len(orders[0])
     ranks = [[0] * n for _ in orders]
     for k, order in enumerate(orders):

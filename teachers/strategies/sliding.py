@@ -1,4 +1,4 @@
-"""Sliding window, bottom up: RankGPT's strategy (arXiv 2304.09542) without its gaps."""
+"""Sliding window, bottom up: RankGPT's strategy (arXiv 2304.09542), without leaving out any passage."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +9,11 @@ from teachers.strategies.base import Bounds, Ranked, Steps, apply, checked
 
 @dataclass(frozen=True)
 class Sliding:
-    """Windows of w passages from the end of the list to its head, s places at a time, `passes` times.
+    """Slide windows of w passages from the end of the list to its head, s places at a time, `passes` times.
 
-    ``end = n, start = max(end - w, 0)``; rank, apply, move both up by s, start clamped at 0; the window that starts at
-    0 is the pass's last. So n = 100, w = 20, s = 10 takes 9 calls, n = 95 also 9 (the last window shows 15), n = 25
-    takes 2 and n <= 20 one. A pass carries w - s passages to the top, so it settles that many ranks.
+    ``end = n, start = max(end - w, 0)``; rank, apply, move both up by s, clamp start at 0. The window that starts at 0 is
+    the last one of a pass. So n = 100, w = 20, s = 10 takes 9 calls, n = 95 also 9 (the last window shows 15), n = 25
+    takes 2 and n <= 20 takes one. A pass carries w - s passages to the top, so it settles w - s ranks.
     """
 
     window: int = 20
@@ -40,7 +40,7 @@ class Sliding:
         return {"window": self.window, "stride": self.stride, "passes": self.passes}
 
     def bounds(self, n: int) -> list[tuple[int, int]]:
-        """(start, end) of a pass's windows in the order in which they are asked; none for fewer than two passages."""
+        """Return (start, end) of a pass's windows in order; empty for fewer than two passages."""
         if n < 2:
             return []
         end, start = n, max(n - self.window, 0)
@@ -59,7 +59,7 @@ class Sliding:
                 (reply,) = yield [window]
                 order[start:end] = apply(window, reply)
             if n <= self.window:
-                break  # one window showed everything: asking again is self-consistency, not another pass
+                break  # one window showed everything; another call would be self-consistency
         return Ranked(tuple(order))
 
     def calls(self, n: int) -> Bounds:

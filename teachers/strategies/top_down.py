@@ -11,12 +11,12 @@ from teachers.strategies.tournament import Tournament
 
 @dataclass(frozen=True)
 class TopDown:
-    """Rank the first w; its k-th is the pivot; the rest is asked in partitions of w - 1 beside the pivot, all at once.
+    """Rank the first w; the k-th is the pivot. Rank the others in parallel, in groups of w - 1 together with the pivot.
 
-    What beats the pivot joins the first k - 1, and they are ranked once more, if any joined: in one call where they
-    fit a window (the paper's budget), else as a tournament that keeps k, so that the first k are settled in any case.
-    n = 100, w = 20, k = 10: 6 or 7 calls where sliding takes 9, in three rounds instead of nine; more only where the
-    first stage was so wrong that more than 11 of the other 80 beat its tenth best.
+    Passages that beat the pivot join the first k - 1. If any joined, these are ranked once more: in one call if they fit
+    a window (the paper's budget), otherwise as a tournament that keeps k. So the first k are always settled. With n = 100,
+    w = 20, k = 10 it takes 6 or 7 calls in three rounds; sliding takes 9 calls in nine. It takes more calls only if more
+    than 11 of the other 80 beat the tenth best of the first window.
     """
 
     window: int = 20
@@ -41,7 +41,7 @@ class TopDown:
         return {"window": self.window, "pivot": self.pivot}
 
     def _partitions(self, n: int) -> list[tuple[int, ...]]:
-        """The places below the first window, in even parts of at most w - 1."""
+        """Return the places below the first window, in even parts of at most w - 1."""
         rest = range(self.window, n)
         number = -(-len(rest) // (self.window - 1))
         base, longer = divmod(len(rest), number) if number else (0, 0)

@@ -1,5 +1,5 @@
-"""Tournament of groups: each round's best go on until one window holds them (the group stage of TourRank,
-arXiv 2406.11678, as an elimination: one round of games instead of points over many)."""
+"""Tournament of groups: the best of each round go on until they fit one window (the group stage of TourRank, arXiv
+2406.11678, as an elimination: one round of games instead of points over many)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +10,11 @@ from teachers.strategies.base import Bounds, Ranked, Steps, Window, apply, check
 
 @dataclass(frozen=True)
 class Tournament:
-    """Groups of at most w, seeded so that each has strong and weak ones; the best `keep` of each group go on.
+    """Rank groups of at most w, seeded so that each has strong and weak passages; the best `keep` of each group go on.
 
-    A passage among the true first `keep` can never drop out, so that many ranks are settled. n = 100, w = 20,
-    keep = 5: 5 + 2 + 1 calls that show 135 passages in three rounds; sliding shows 180 in nine. Whoever drops out
-    stands below all that stayed longer, by place in its group, then by prior rank.
+    A passage among the true first `keep` can never drop out, so `keep` ranks are settled. With n = 100, w = 20, keep = 5
+    it takes 5 + 2 + 1 calls that show 135 passages in three rounds; sliding shows 180 in nine. A passage that drops out
+    ranks below all that stayed longer, by its place in its group, then by prior rank.
     """
 
     window: int = 20
@@ -39,12 +39,12 @@ class Tournament:
         return {"window": self.window, "keep": self.keep}
 
     def _groups(self, alive: list[int]) -> list[Window]:
-        """Even groups, the strong spread over them as in a draw: 1 to the first group, 2 to the second …"""
+        """Return even groups with the strong passages spread over them as in a draw: 1 to the first, 2 to the second …"""
         number = -(-len(alive) // self.window)
         return [tuple(alive[k::number]) for k in range(number)]
 
     def _sizes(self, n: int) -> list[list[int]]:
-        """Group sizes of each round; they do not depend on the replies."""
+        """Return the group sizes of each round; they do not depend on the replies."""
         rounds = []
         while n > self.window:
             number = -(-n // self.window)
@@ -57,7 +57,7 @@ class Tournament:
 
     def steps(self, n: int) -> Steps:
         alive = list(range(n))
-        out: list[int] = []  # worst last; each round's losers go before those of the rounds before
+        out: list[int] = []  # worst last; a round's losers go before the losers of earlier rounds
         while len(alive) > self.window:
             groups = self._groups(alive)
             replies = yield [group for group in groups if len(group) > 1]

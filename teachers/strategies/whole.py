@@ -1,4 +1,4 @@
-"""One call per query: the first window alone, or the whole list at once."""
+"""One call per query: over the first window only, or over the whole list."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from teachers.strategies.base import Bounds, Ranked, Steps, apply, checked
 
 @dataclass(frozen=True)
 class Single:
-    """The first w passages in one call; what lies below keeps its prior order and is not settled."""
+    """Rank the first w passages in one call; the rest keeps its prior order and is not settled."""
 
     window: int = 20
 
@@ -41,7 +41,7 @@ class Single:
 
 @dataclass(frozen=True)
 class Full:
-    """The whole list in one call: half the input tokens of sliding, weaker for teachers not trained on long lists."""
+    """Rank the whole list in one call: half the input tokens of sliding, but weaker if not trained on long lists."""
 
     @property
     def name(self) -> str:

@@ -1,1 +1,1 @@
-"""Labelling on several machines with Ray."""
+"""Label on several machines with Ray."""

@@ -1,10 +1,10 @@
-"""``--engine ray``: workers with an engine each, anywhere on a Ray cluster, label parts of the queries.
+"""``--engine ray``: workers on a Ray cluster, each with an engine, label parts of the queries.
 
-The driver keeps the store and the list of what is left; a worker (cluster_worker.py) is fed a few queries whenever it
-runs out, so that a slow one holds nothing up. Workers write the journal that every engine writes; the driver merges
-its closed segments as it goes. A worker that is lost (killed, its machine gone, its engine broken) is replaced: what
-it journaled is merged first, then its unfinished queries are fed again with their answers on record, so that no
-completed call is made twice.
+The driver keeps the store and the list of remaining queries. A worker (worker.py) gets a few queries whenever it runs
+out, so a slow worker does not delay the others. Workers write the same journal as every engine; the driver merges closed
+segments during the job. A lost worker (killed, machine gone, engine broken) is replaced. First its journaled calls are
+merged, then its unfinished queries are queued again with their recorded answers, so that no completed call is made
+twice.
 """
 
 from collections import deque
@@ -28,22 +28,22 @@ from teachers.generate.worklist import Work
 from teachers.scheduling.budget import Budget
 from teachers.scheduling.figures import Figures, summed
 
-PART = 16  # queries fed at once, at most
-FRUITLESS = 3  # workers lost in a row without a call, per worker, before the job gives up
+PART = 16  # most queries sent at once
+FRUITLESS = 3  # times the workers: workers lost in a row without a call before the job gives up
 
 
 @dataclass
 class Slot:
-    """A worker's place: its actor of the moment, and what it was given.
+    """A worker's place: its current actor and the queries it was given.
 
     Attributes:
-        budget: its share; what lost actors spent is counted in it.
-        actor: None between the loss of one and the start of the next.
-        lost: actors that it has lost.
-        handed: number -> query_id of queries fed and not finished.
-        figures: of the present actor, as last reported; `before`: of those before it.
-        taken: segments that came with the last report.
-        ran: its work has ended; `final`: a report was asked for since; `over`: and was the last one.
+        budget: the worker's share; includes what lost actors spent.
+        actor: the current actor; None between the loss of one and the start of the next.
+        lost: number of lost actors.
+        handed: number -> query_id of queries that were sent and are not finished.
+        figures: last reported figures of the current actor; `before` has those of earlier actors.
+        taken: segments received with the last report.
+        ran: whether its work has ended; `final`: whether a report was requested since; `over`: whether it has arrived.
     """
 
     number: int
@@ -67,12 +67,12 @@ class Slot:
 
 @dataclass
 class Driver:
-    """Labels what the working file holds.
+    """Label the queries in the working file.
 
     Args:
         build: makes the plan's engine in each worker.
         sung: the teacher's first canaries.
-        tick: called with the figures of all workers, now and then.
+        tick: called from time to time with the figures of all workers.
         shared: False: workers do not look for the journal's folder (a cluster without shared disks).
     """
 
@@ -90,16 +90,16 @@ class Driver:
     drifted: int = 0
     _slots: list[Slot] = field(default_factory=list)
     _queue: deque[int] = field(default_factory=deque)
-    _adrift: dict[int, str] = field(default_factory=dict)  # queries of workers that are gone
-    _refs: dict[Any, tuple[Slot, str]] = field(default_factory=dict)  # calls to actors under way
+    _adrift: dict[int, str] = field(default_factory=dict)  # queries of lost workers
+    _refs: dict[Any, tuple[Slot, str]] = field(default_factory=dict)  # pending calls to actors
     _fruitless: int = 0
 
     def run(self) -> Figures:
         """Feed the workers until every query is done or the budget is spent.
 
         Raises:
-            TeacherError: if Ray is missing, or workers are lost again and again without completing a call.
-            UsageError: if the cluster has not the resources for so many workers.
+            TeacherError: if Ray is not installed, or workers are lost repeatedly without completing a call.
+            UsageError: if the cluster has not enough resources for the workers.
         """
         number = self.plan.settings.workers
         self._queue.extend(self.work.numbers(longest_first=True))
@@ -125,11 +125,11 @@ class Driver:
 
     # ------------------------------------------------------------------------------------------------ the loop
     def _step(self, ray: Any) -> None:
-        """Handle what has come back, feed who is hungry, end those for whom nothing is left."""
+        """Handle finished calls, send queries to workers without work, end workers if nothing is left."""
         ready, _ = ray.wait(list(self._refs), timeout=1.0) if self._refs else ([], [])
         for ref in ready:
             if ref not in self._refs:
-                continue  # of a worker whose loss another reply has told already
+                continue  # the call of a worker whose loss another call has already reported
             slot, what = self._refs.pop(ref)
             try:
                 answer = ray.get(ref)
@@ -151,7 +151,7 @@ class Driver:
             slot.hungry = True
         elif what == "report":
             self._take(slot, answer)
-        elif what == "run":  # all is done, or its share of the budget is spent
+        elif what == "run":  # all queries are done, or its share of the budget is spent
             slot.ran, slot.hungry = True, False
 
     def _take(self, slot: Slot, report: Report) -> None:
@@ -170,7 +170,7 @@ class Driver:
             slot.over = True
             self._adrift |= (
                 slot.handed
-            )  # fed and not begun when its share was spent: others may have some left
+            )  # sent but not begun when its share was spent; other workers may have budget left
             slot.handed = {}
             return
         slot.final = slot.ran
@@ -218,10 +218,10 @@ class Driver:
         self._call(slot, "report", [])
 
     def _lose(self, ray: Any, slot: Slot, error: BaseException) -> None:
-        """Forget an actor; what it was given is to be taken up again.
+        """Drop a lost actor; its queries are queued again later.
 
         Raises:
-            MsftError: if another would end alike: the engine is not installed, there is no such model, or workers
+            MsftError: if a replacement would fail too: the engine is not installed, the model is not found, or workers
                 are lost without completing a call.
         """
         if isinstance(error, MsftError) and error.exit_code in (ExitCode.USAGE, ExitCode.DATA_MISSING):
@@ -235,7 +235,7 @@ class Driver:
                 exit_code=ExitCode.TEACHER_ENGINE,
             )
         self.note(f"worker {slot.server} is lost ({reason}): {len(slot.handed)} queries are taken up again")
-        ray.kill(slot.actor)  # a broken engine's process may live on
+        ray.kill(slot.actor)  # the process of a broken engine may still be alive
         self._refs = {ref: of for ref, of in self._refs.items() if of[0] is not slot}
         slot.before = summed([slot.before, slot.figures])
         self._adrift |= slot.handed
@@ -244,7 +244,7 @@ class Driver:
         slot.hungry = slot.ending = slot.ran = slot.final = False
 
     def _take_up(self) -> None:
-        """Merge what is journaled, then queue again what lost workers left unfinished, with its answers."""
+        """Merge the journal, then queue the unfinished queries of lost workers again, with their recorded answers."""
         try:
             child_process.merge_small_or_large(self.store, self.folder, self.note)
             with self.store.read() as con:
@@ -256,12 +256,12 @@ class Driver:
                     if slot.actor is None:
                         self._charge(con, slot)
         except StoreError:
-            return  # someone holds the store: at the next step
+            return  # the store is locked; try again at the next step
         self._adrift = {}
         self._queue.extendleft(sorted(left, reverse=True))
 
     def _unfinished(self, con: duckdb.DuckDBPyConnection) -> list[int]:
-        """Numbers of the queries adrift that have no permutation and went not to quarantine in this job."""
+        """Return numbers of lost workers' queries without a permutation that this job did not quarantine."""
         con.execute("CREATE TEMP TABLE adrift (number INTEGER, query_id VARCHAR)")
         con.executemany("INSERT INTO adrift VALUES (?, ?)", list(self._adrift.items()))
         con.execute(
@@ -277,7 +277,7 @@ class Driver:
         return [number for (number,) in con.execute("SELECT number FROM taken_up").fetchall()]
 
     def _charge(self, con: duckdb.DuckDBPyConnection, slot: Slot) -> None:
-        """Calls and tokens of a slot's lost actors as they are on record: the last report may have missed some."""
+        """Take calls and tokens of a slot's lost actors from the store, because the last report may have missed some."""
         calls, tokens_in, tokens_out = con.execute(
             """SELECT count(*), coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0) FROM calls
                WHERE job_key = ? AND starts_with(server, ? || '@')""",
@@ -288,10 +288,10 @@ class Driver:
         slot.budget.spent(calls, tokens_in, tokens_out)
 
     def _figures(self) -> Figures:
-        """Of all workers together; the job's budget is told, for the cost."""
+        """Combine the figures of all workers; update the job's budget for the cost."""
         by_slot = [summed([slot.before, slot.figures]) for slot in self._slots]
         total = summed(by_slot)
-        total.seconds = max(figures.seconds for figures in by_slot)  # without what it took to load the model
+        total.seconds = max(figures.seconds for figures in by_slot)  # without the time to load the model
         total.engine_seconds /= len(by_slot)
         self.budget.spent(total.calls, total.tokens_in, total.tokens_out)
         return total

@@ -1,4 +1,4 @@
-"""What a Ray cluster gives: the connection, a worker's share of it, and the file that shows whether disks are shared."""
+"""Ray cluster resources: the connection, each worker's share, and the lock file that tests for shared disks."""
 
 import fcntl
 import logging
@@ -19,13 +19,15 @@ INSTALL = "pip install 'msft[ray]' on every machine of the cluster"
 
 @contextmanager
 def connected() -> Iterator[Any]:
-    """The module `ray`, connected: to RAY_ADDRESS, to a cluster that runs here, or to one of its own on this machine.
+    """Connect and return the module `ray`: to RAY_ADDRESS, a cluster on this machine, or a new one on this machine.
 
     Raises:
         TeacherError: if Ray is not installed (exit code 2), or the cluster does not answer (exit code 5).
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a worker without GPU sees none
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # a worker without a GPU gets no access to one
     try:
         import ray
     except ImportError as error:
@@ -52,16 +54,16 @@ def connected() -> Iterator[Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray prints of lost workers to stdout, which is for data; the driver notes each loss itself."""
+    """Keep Ray's messages off stdout, which is for data; the driver reports each lost worker."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         yield
 
 
 def per_worker(ray: Any, plan: Plan) -> dict[str, float]:
-    """What each worker asks of Ray: the GPUs that its model takes, or an equal part of the cores.
+    """Return each worker's resources: the GPUs that its model needs, or an equal part of the cores.
 
     Raises:
-        UsageError: if the cluster has not that much.
+        UsageError: if the cluster has not enough resources.
     """
     number, arguments = plan.settings.workers, plan.settings.engine_arguments
     has = ray.cluster_resources()
@@ -80,7 +82,7 @@ def per_worker(ray: Any, plan: Plan) -> dict[str, float]:
 
 
 def words(ray: Any, number: int, resources: Mapping[str, float]) -> str:
-    """What is about to start, for the log."""
+    """Describe the workers that are about to start, for the log."""
     machines = sum(node["Alive"] for node in ray.nodes())
     each = ", ".join(
         f"{int(amount)} {name.removeprefix('num_').upper()}" for name, amount in resources.items()
@@ -89,7 +91,7 @@ def words(ray: Any, number: int, resources: Mapping[str, float]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why a worker was lost, on one line: of a traceback from afar its last one."""
+    """Return why a worker was lost, on one line: the last line of a remote traceback."""
     text = _COLOUR.sub("", str(error)).strip()
     lines = text.splitlines() or [type(error).__name__]
     return lines[-1 if "Traceback (most recent call last)" in text else 0].strip()
@@ -97,7 +99,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def locked(folder: Path, job_key: str) -> Iterator[str]:
-    """The name of a file in the journal's folder that is locked meanwhile: workers tell by it what they share."""
+    """Lock a file in the journal's folder and yield its name; workers use it to test whether they share the folder."""
     path = folder / f"{job_key}-cluster.{os.getpid()}.work"
     with path.open("xb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -108,7 +110,7 @@ def locked(folder: Path, job_key: str) -> Iterator[str]:
 
 
 def keep(path: Path, data: bytes) -> None:
-    """Write a segment that came by wire: whole or not at all, and on disk when this returns."""
+    """Write a segment received from a worker: atomically, and synced to disk on return."""
     half = path.with_suffix(".half")
     with half.open("wb") as file:
         file.write(data)

@@ -1,8 +1,8 @@
-"""One of Ray's workers: an engine of its own, the same scheduler, the same journal; it knows no store and no neighbour.
+"""A Ray worker: its own engine, scheduler and journal, without access to the store or to other workers.
 
-The driver (cluster.py) feeds it parts of the queries, each with the answers that are on record for them, and asks for
-a report twice a second. Calls go to the journal's folder where the worker sees it as the driver does, locks included;
-else to a folder of its own, whose segments travel with the reports.
+The driver (driver.py) sends it parts of the queries, each with the recorded answers for them, and asks for a report
+twice a second. Calls go to the job's journal folder if the worker can access it and its locks. Otherwise they go to a
+local folder, and the segments are sent with the reports.
 """
 
 import fcntl
@@ -29,21 +29,21 @@ from teachers.scheduling.scheduler import Answer, Result, Scheduler
 from teachers.strategies.by_name import Steps, Window
 
 REPORT_SECONDS = 0.5
-ROTATE_SECONDS = 30.0  # after which a segment is closed, so that the driver can merge it
+ROTATE_SECONDS = 30.0  # a segment is closed after this time, so that the driver can merge it
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker is made for.
+    """The settings of a worker.
 
     Attributes:
-        build: the plan's engine, its model loaded.
-        name: tells this worker's segments apart, from those of the one that it replaces too.
-        server: what its calls' rows say of who answered, before the host's name.
-        folder: the job's journal as the driver sees it; None: do not look for it.
-        token: a file in it that the driver holds locked.
-        budget: the worker's own share, with what its predecessors spent.
-        sung: the teacher's first canaries; None where another worker asks them.
+        build: makes the plan's engine, with its model loaded.
+        name: distinguishes this worker's segments, also from those of the worker that it replaces.
+        server: prefix of the server's name in the rows of its calls, before the host's name.
+        folder: the job's journal folder on the driver; None: do not look for it.
+        token: name of a file in the folder that the driver holds locked.
+        budget: the worker's share, including what earlier workers in its place spent.
+        sung: the teacher's first canaries; None if another worker asks them.
     """
 
     plan: Plan
@@ -59,7 +59,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Part:
-    """Some queries with their passages, and (number, request key, answer) of what is on record for them."""
+    """Some queries with their passages, and their recorded answers as (number, request key, answer)."""
 
     tasks: list[Task]
     answers: list[tuple[int, str, Answer]]
@@ -67,11 +67,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """How a worker stands.
+    """A worker's progress.
 
     Attributes:
-        finished: numbers of queries that got a permutation or went to quarantine since the last report.
-        segments: name -> bytes of closed segments that the driver has not said to have.
+        finished: numbers of queries that got a permutation or were quarantined since the last report.
+        segments: name -> bytes of closed segments that the driver has not confirmed.
     """
 
     figures: Figures
@@ -83,7 +83,7 @@ class Report:
 
 @dataclass
 class Memory:
-    """Answers by request key, held while their query is under way (generate.work.Answers)."""
+    """Recorded answers by request key, kept while their query is active (as teachers.generate.worklist.Answers)."""
 
     _answers: dict[str, Answer] = field(default_factory=dict)
     _keys: dict[int, list[str]] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class Memory:
 
 @dataclass
 class Watched:
-    """The labelling job, with note taken of which queries are done and where calls were answered."""
+    """The labelling job, which also notes which queries are done and where calls were answered."""
 
     inner: Labelling
     memory: Memory
@@ -148,7 +148,7 @@ class Watched:
 
 
 class Worker:
-    """The actor. `run` works in one thread until `end`; the other methods answer beside it."""
+    """The Ray actor. `run` works in one thread until `end`; the other methods run in other threads."""
 
     def __init__(self, assignment: Assignment) -> None:
         self._own = assignment
@@ -167,10 +167,10 @@ class Worker:
         self._folder = Path(self._shipping.name if self._shipping else assignment.folder or "")
 
     def run(self) -> None:
-        """Label what is fed until `end` was called or the budget's share is spent.
+        """Label the queries sent by the driver until `end` is called or the share of the budget is spent.
 
         Raises:
-            TeacherError: if the engine cannot be made, or fails for good; what was completed is in the journal.
+            TeacherError: if the engine cannot be made, or fails for good; completed calls are in the journal.
         """
         own, settings = self._own, self._own.plan.settings
         try:
@@ -213,12 +213,12 @@ class Worker:
                 self._state.notify_all()
 
     def hungry(self) -> None:
-        """Returns when the model is loaded and all that was fed is under way."""
+        """Wait until the model is loaded and all queries sent so far have been started."""
         with self._state:
             self._state.wait_for(lambda: self._stopped or (self._journal is not None and not self._fed))
 
     def feed(self, part: Part) -> None:
-        """More to do; returns when it is under way."""
+        """Add queries; return when they have been started."""
         with self._state:
             for number, request_key, answer in part.answers:
                 self._memory.take(number, request_key, answer)
@@ -226,15 +226,15 @@ class Worker:
         self.hungry()
 
     def end(self) -> None:
-        """Nothing more will be fed."""
+        """Tell the worker that no more queries will be sent."""
         with self._state:
             self._ended = True
 
     def report(self, taken: list[str], wait: bool = True) -> Report:
-        """How it stands, half a second later unless the work ends before.
+        """Return the worker's progress, after half a second or when the work ends.
 
         Args:
-            taken: segments that the driver has: they are removed here.
+            taken: segments that the driver has received; they are removed here.
         """
         with self._state:
             if wait and not self._stopped:
@@ -257,7 +257,7 @@ class Worker:
         }
 
     def _tasks(self) -> Iterator[Task | None]:
-        """What was fed; None while nothing is there and more may come."""
+        """Yield the queries sent by the driver; yield None while there are none and more may come."""
         while not self._figures.stopped:
             with self._state:
                 if self._ended and not self._fed:
@@ -284,9 +284,9 @@ class Worker:
 
 
 def sees_journal(folder: str | None, token: str) -> bool:
-    """Whether this machine sees the driver's folder, and in it the lock that the driver holds on a file.
+    """Return whether this machine can access the driver's folder and sees the driver's lock on a file in it.
 
-    A folder that is shared without its locks will not do: the driver would take an open segment for a closed one.
+    A folder shared without its locks cannot be used: the driver would take an open segment for a closed one.
     """
     if folder is None:
         return False
