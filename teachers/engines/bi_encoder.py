@@ -166,9 +166,8 @@ class BiEncoderEngine:
 
     def _remember(self, new: dict[bytes, Embedded]) -> None:
         for digest, (vector, n_tokens) in new.items():
-            self._known[digest] = Embedded(
-                vector.copy(), n_tokens
-            )  # a view would keep the whole batch in memory
+            # A copy, because a view would keep the whole batch in memory.
+            self._known[digest] = Embedded(vector.copy(), n_tokens)
         while len(self._known) > self._most_known:
             self._known.popitem(last=False)
 

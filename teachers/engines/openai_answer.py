@@ -63,11 +63,8 @@ def receive(response: httpx.Response) -> httpx.Response:
 
 
 _OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
-_WINDOWS = {
-    "gzip": 31,
-    "x-gzip": 31,
-    "deflate": 15,
-}  # window bits for zlib; some servers compress without a request to do so
+# Window bits for zlib. Some servers compress although no compression was requested.
+_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 
 
 def _decoded(response: httpx.Response) -> bytes:
@@ -155,9 +152,8 @@ def _text(content: Any) -> str:
 def _count(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return (
-        int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None
-    )  # NaN fails the comparison
+    # NaN fails the first comparison, so int() never gets it.
+    return int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None
 
 
 def believed(count: int | None, text: str, most: int) -> int | None:

@@ -124,9 +124,8 @@ class VllmEngine:
             from teachers.engines.constrained import IdentifierConstraint
 
             settings.setdefault("logits_processors", [IdentifierConstraint])
-        settings["trust_remote_code"] = (
-            False  # code in a model's folder never runs, whatever --engine-arg asks
-        )
+        # Code in a model's folder never runs, even if --engine-arg asks for it.
+        settings["trust_remote_code"] = False
         if settings.setdefault("load_format", "safetensors") in _PICKLED:
             raise TeacherError(
                 f"--engine-arg load_format={settings['load_format']} may read pickled weights, which can run code",

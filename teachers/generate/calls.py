@@ -265,9 +265,8 @@ class Labelling:
     work: Answers
     fuse: bool = False
     fuse_weight: float = 0.5
-    _words: dict[str, int] = field(
-        default_factory=dict
-    )  # words per passage, for shortened requests in flight
+    # Words per passage, for shortened requests in flight.
+    _words: dict[str, int] = field(default_factory=dict)
 
     def start(self, task: Task) -> Steps:
         return self.strategy.steps(len(task.candidates))

@@ -243,9 +243,8 @@ def _summed(reasons: list[str]) -> str:
 def _target(store: LabelStore, head: Record) -> Iterator[tuple[duckdb.DuckDBPyConnection, "Target"]]:
     """Open the store for one segment; checkpoint it at the end."""
     with store.write(transaction=False) as con:
-        con.execute(
-            "SET threads = 1"
-        )  # for chunks of this size more threads take more memory and save no time
+        # For chunks of this size more threads take more memory and save no time.
+        con.execute("SET threads = 1")
         with in_transaction(con):
             target = Target.of(con, head)
         yield con, target

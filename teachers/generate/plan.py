@@ -142,9 +142,8 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
     parameters: dict[str, Any] = {**strategy.parameters, "depth": settings.depth}
     if settings.fuse:
         parameters["fuse"] = "reciprocal ranks with the run, k = 60"
-        if (
-            settings.fuse_weight != 0.5
-        ):  # labelings from before fuse_weight have equal weights and keep their parameters
+        # Labelings from before this setting have equal weights, and their parameters must stay the same.
+        if settings.fuse_weight != 0.5:
             parameters["fuse_weight"] = settings.fuse_weight
     made = Plan(
         settings=settings,

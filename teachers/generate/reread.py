@@ -295,11 +295,8 @@ class _Labeling:
         answer = Answer(key, status, order, scores, repairs, tokens_in, tokens_out, attempt, detail=detail)
         if used:
             query.used.add(key)
-        worth = (
-            answer.complete,
-            used,
-            call,
-        )  # of several answers prefer a complete one, then the one used before
+        # Of several answers prefer a complete one, then the one used before.
+        worth = (answer.complete, used, call)
         known = query.answers.get(tuple(docs))
         if known is None or known[0] < worth:
             query.answers[tuple(docs)] = (worth, answer, hashes)

@@ -59,10 +59,8 @@ class Parsed:
         return self.n_missing + self.n_repeated + self.n_out_of_range
 
 
-OPENING, CLOSING = (
-    "［【〔〚⟦﹇",
-    "］】〕〛⟧﹈",
-)  # variants of [ and ]; passages neutralises the same characters
+# Variants of [ and ]. The module passages neutralises the same characters.
+OPENING, CLOSING = "［【〔〚⟦﹇", "］】〕〛⟧﹈"
 _FOLD = str.maketrans(
     {
         **dict.fromkeys(OPENING, "["),
@@ -252,9 +250,8 @@ def _complete(plain: str, n: int, identifiers: str, wanted: int) -> Parsed | Non
                 best = max(best or (-1, 0, []), (match.end(), -match.start(), names))
     if best is None or _ERROR.search(plain[: -best[1]]):
         return None
-    if len(best[2]) < min(
-        longest, n
-    ):  # enough identifiers for the request, but only a part of the reply's list
+    # The list has enough identifiers for the request, but it is only a part of the reply's list.
+    if len(best[2]) < min(longest, n):
         return None
     return replace(_read(best[2], n, identifiers, wanted), status=REPAIRED)
 

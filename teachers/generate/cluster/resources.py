@@ -25,9 +25,8 @@ def connected() -> Iterator[Any]:
         TeacherError: if Ray is not installed (exit code 2), or the cluster does not answer (exit code 5).
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # a worker without a GPU gets no access to one
+    # A worker without a GPU in its resources must not see one.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:
