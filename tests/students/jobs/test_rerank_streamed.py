@@ -51,13 +51,14 @@ def filled(folder: Path, model: Path, n_queries: int, text: str | None = None, d
         with store.write() as con:
             rows = con.execute("SELECT document, doc_id FROM documents").fetchall()
             texts = [f"{doc_id} {text}" for _, doc_id in rows]
-            longer = pa.table(  # noqa: F841 - DuckDB reads it by name
+            longer = pa.table(
                 {
                     "document": [document for document, _ in rows],
                     "text": texts,
                     "text_hash": pa.array([keys.text_hash(None, one) for one in texts], pa.uint64()),
                 }
             )
+            con.register("longer", longer)
             con.execute(
                 """UPDATE documents SET text = l.text, text_hash = l.text_hash FROM longer l
                    WHERE l.document = documents.document"""
