@@ -1,4 +1,4 @@
-"""The error of this package, below the one root in `msft.errors`."""
+"""The error class of this package, a subclass of `msft.errors.MsftError`."""
 
 from msft.errors import ExitCode, MsftError
 

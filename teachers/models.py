@@ -1,7 +1,7 @@
 """Registry of teachers: model, prompt, context, prices and terms by name.
 
-`--model` takes a name from this registry, a Hugging Face id, a folder, or ``student:NAME``. For an id or folder outside
-the registry, a chat model gets the generic listwise prompt; a sequence classifier or an embedding model scores
+`--model` takes a name from this registry, a Hugging Face id, a folder, or ``student:NAME``. For an id or folder
+outside the registry, a chat model gets the generic listwise prompt; a sequence classifier or an embedding model scores
 pointwise. ``--prompt`` overrides the choice.
 """
 

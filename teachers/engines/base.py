@@ -128,7 +128,7 @@ class Engine(Protocol):
         """Return the completions since the last poll; wait up to ``timeout`` seconds for the first one.
 
         Raises:
-            TeacherError: (exit code 5) when no request can succeed any more: no server answers, the model is gone.
+            TeacherError: if no further request can succeed: no server answers, or the model failed (exit code 5).
         """
 
     def close(self) -> None:

@@ -12,8 +12,9 @@ _JITTER = Random()
 
 @dataclass
 class Breaker:
-    """Circuit breaker: closed while a server answers, open after `threshold` failures in a row, then one probe at a time.
+    """Circuit breaker of one server.
 
+    It is closed while the server answers. After `threshold` failures in a row it opens and allows one probe at a time.
     Times are ``time.monotonic()`` seconds. The caller must hold a lock.
     """
 

@@ -3,10 +3,12 @@
 The language is ``[a] > [b] > …`` with each identifier at most once, then the end. The allowed tokens of an identifier
 are the tokens that the tokenizer gives it at that place, so the model sees token sequences as in its training. The
 spellings form a trie. Each node stores the identifiers below it as bits. The allowed next tokens lead to the children
-above an unused identifier. No spelling is the beginning of another, so an identifier is complete where its branch ends.
+above an unused identifier. No spelling is the beginning of another, so an identifier is complete where its branch
+ends.
 
-Each request brings its spellings as JSON text, so one batch can mix window sizes and both kinds of identifiers. Text is
-used because vLLM copies a request's arguments and inspects them, which takes longer than parsing the text here once.
+Each request brings its spellings as JSON text, so one batch can mix window sizes and both kinds of identifiers. Text
+is used because vLLM copies a request's arguments and inspects them, which takes longer than parsing the text here
+once.
 
 Load it in a server with ``--logits-processors teachers.engines.constrained:IdentifierConstraint``. It reads each
 request's spellings from the field ``vllm_xargs``. It needs no tokenizer.

@@ -25,7 +25,7 @@ from teachers.engines.openai_server import Line, Server, server_at
 from teachers.engines.spelling import ARGUMENT, constraint
 from teachers.errors import ExitCode, TeacherError
 
-_SLACK_IN, _SLACK_OUT = 4096, 32_768  # a server's extra tokens: of its chat template, of thinking
+_SLACK_IN, _SLACK_OUT = 4096, 32_768  # a server's extra tokens in a prompt, and of thinking in a reply
 _PREFLIGHT_SECONDS = 10.0
 _MOVES = 8  # moves of a request between servers before it fails
 
@@ -39,7 +39,7 @@ class _Job:
 
 
 class _Moved(Exception):
-    """A server could not take a request; another one may."""
+    """Raised when a server could not take a request; another server may take it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -152,7 +152,7 @@ def _text(content: Any) -> str:
 def _count(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    # NaN fails the first comparison, so int() never gets it.
+    # NaN fails the first comparison; int() would raise an error for it.
     return int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None
 
 

@@ -55,8 +55,8 @@ def spellings(
 def first_tokens(tokenizer: Any, identifiers: Sequence[str], prefix: str) -> dict[int, str]:
     """Return token id -> identifier, for first tokens after the prefix that fit one identifier only.
 
-    For letters, each token that is the letter, with or without a leading space, counts. If the tokenizer splits digits,
-    1 and 10 share a token, and both are left out.
+    For letters, each token that is the letter, with or without a leading space, counts. If the tokenizer splits
+    digits, 1 and 10 share a token, and both are left out.
     """
     if all(identifier.isalpha() for identifier in identifiers):
         wanted = set(identifiers)

@@ -267,8 +267,8 @@ def _first_line(error: BaseException) -> str:
 def _out_of_sight(module: str) -> Iterator[None]:
     """Remove a module from ``sys.modules`` for a while.
 
-    vLLM's CPU platform reads ``__dict__`` of every global of every module. The lazy library of llvmlite (installed with
-    numba for bm25s) returns a function for any attribute, and vLLM fails on it.
+    vLLM's CPU platform reads ``__dict__`` of every global of every module. The lazy library of llvmlite (installed
+    with numba for bm25s) returns a function for any attribute, and vLLM fails on it.
     """
     held = sys.modules.pop(module, None)
     try:

@@ -48,7 +48,7 @@ def sing(
 ) -> int:
     """Ask the canaries and record their answers in the journal; return the number that drifted.
 
-    Their tokens count towards the budget, but they do not count as calls: that limit is for calls that label.
+    Their tokens count towards the budget, but they do not count as calls, because that limit is for calls that label.
 
     Raises:
         TeacherError: if the engine does not answer.

@@ -87,7 +87,7 @@ def _answer() -> None:
 
 
 def merge_small_or_large(store: LabelStore, folder: Path, note: Callable[[str], None]) -> MergedJournal:
-    """Run :func:`teachers.generate.merge_journal.merge_journal`: a small journal here, a large one in a child process."""
+    """Run :func:`teachers.generate.merge_journal.merge_journal`, in a child process if the journal is large."""
     if _closed_bytes(folder) < LARGE_BYTES:
         return merging.merge_journal(store, folder, note)
     done: MergedJournal = Call(merging.merge_journal, store, folder).result()

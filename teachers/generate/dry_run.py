@@ -129,7 +129,7 @@ def _context(made: Plan) -> int | None:
 
 
 def _rate(con: Any, made: Plan) -> tuple[float | None, str | None]:
-    """Return tokens per second of this teacher's last job with at least 20 calls, from first submission to last answer."""
+    """Return tokens per second of this teacher's last job of at least 20 calls, first submission to last answer."""
     found = con.execute(
         """SELECT (sum(c.tokens_in) + sum(c.tokens_out))
                     / greatest(epoch(max(c.completed_at)) - epoch(min(c.completed_at)) + min(c.seconds), 1e-3),

@@ -14,7 +14,9 @@ QUERIES = 1000  # queries per batch
 
 
 def fill(con: duckdb.DuckDBPyConnection, made: Plan, work: Work) -> int:
-    """Add the queries that are neither labelled nor quarantined, in order, with passages and recorded answers.
+    """Add the queries left to label, in order, with passages and recorded answers; return the job's total of queries.
+
+    Labelled queries are left out, and quarantined ones unless the settings retry them.
 
     Raises:
         DataMissing: if a passage's text is blank.

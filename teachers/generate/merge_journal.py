@@ -1,4 +1,7 @@
-"""Merge journal segments into the store: short transactions, safe to repeat; a segment is removed after a checkpoint."""
+"""Merge journal segments into the store: short transactions, safe to repeat.
+
+A segment is removed only after a checkpoint.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -122,9 +125,9 @@ def merge_journal(
 
     Calls of all segments are merged before the permutations made from them. Each transaction takes at most
     :data:`CHUNK` records. The store is released after each segment, so that other processes can use it and memory does
-    not grow with the journal. After a kill at any point, the next merge finds the segments and adds what is missing. Only
-    one merge runs at a time; it waits for a merge of another process. If a record cannot be merged, all others are still
-    merged, and its segment is set aside with the reason.
+    not grow with the journal. After a kill at any point, the next merge finds the segments and adds what is missing.
+    Only one merge runs at a time; it waits for a merge of another process. If a record cannot be merged, all others
+    are still merged, and its segment is set aside with the reason.
 
     Raises:
         StoreError: if the store stays locked; the journal then stays unchanged.
@@ -208,7 +211,7 @@ def _taken(
 def _each(
     con: duckdb.DuckDBPyConnection, records: list[Record], take: Callable[[list[Record]], None]
 ) -> list[str]:
-    """Merge records in one transaction; after a failure merge each half alone, so that only wrong records are left out."""
+    """Merge records in one transaction; after a failure each half alone, so that only wrong records are left out."""
     try:
         with in_transaction(con):
             take(records)
@@ -431,9 +434,10 @@ def _list_row(r: Record) -> tuple[Any, ...]:
 
 
 def _item_rows(r: Record) -> Iterator[tuple[Any, ...]]:
-    """Yield items with grades: n for the best down to 1. Equal scores of a scoring teacher are ties with the better grade.
+    """Yield items with grades: n for the best down to 1.
 
-    A record may contain its own grades (an imported labeling has other grades).
+    Equal scores of a scoring teacher are ties and share the better grade. A record may contain its own grades (an
+    imported labeling has other grades).
     """
     n = len(r["docs"])
     own = r.get("grades")

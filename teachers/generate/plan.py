@@ -169,8 +169,8 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
 def _constrained(settings: Settings, engine: str, reading: str) -> bool:
     """Return whether replies are constrained: by default if the engine supports it and the reply is a list.
 
-    The constraint does not change a greedy reply that keeps to the grammar. Any other reply would have been repaired or
-    rejected.
+    The constraint does not change a greedy reply that keeps to the grammar. Any other reply would have been repaired
+    or rejected.
     """
     if settings.constrained is not None:
         return settings.constrained

@@ -1,8 +1,8 @@
 """Parse stored replies again with the current parser, and rebuild the orders made from them (`msft teachers reread`).
 
-A reply stays unchanged; only the parsed order is replaced. A store has one parsed order per reply, so all labelings that
-share a reply are updated together. The strategy runs again over the recorded answers. If it now needs a window that was
-never shown, the query waits for `msft teachers generate`. If a reply no longer yields an order, the query is
+A reply stays unchanged; only the parsed order is replaced. A store has one parsed order per reply, so all labelings
+that share a reply are updated together. The strategy runs again over the recorded answers. If it now needs a window
+that was never shown, the query waits for `msft teachers generate`. If a reply no longer yields an order, the query is
 quarantined. All changes are one transaction.
 """
 
@@ -367,8 +367,9 @@ def _strategy(name: str, parameters: dict[str, Any]) -> Strategy:
 def replay(
     steps: Steps, answer: Callable[[Window], Answer | None]
 ) -> tuple[Result | None, int, Answer | None]:
-    """Run a strategy over recorded answers; return its result, or the step at which it stops and the answer without an
-    order.
+    """Run a strategy over recorded answers; return (result, step, answer).
+
+    If it cannot finish, the result is None, and the step and answer (None: not recorded) show where it stopped.
     """
     result, step = Result(), 0
     orders: list[list[int]] | None = None

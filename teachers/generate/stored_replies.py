@@ -123,7 +123,7 @@ def teachers_of_replies(con: duckdb.DuckDBPyConnection) -> tuple[dict[int, Teach
         drawn: dict[str, Any] = json.loads(sampling or "{}")
         how = str(
             drawn.pop("reading", "text" if prompt is not None else "scores")
-        )  # scores pairs without a prompt
+        )  # without a prompt the teacher scores pairs
         teacher = Teacher(teacher_key, "", None, Sampling(**drawn), reading=how)
         if how != "scores":
             try:

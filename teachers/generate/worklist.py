@@ -97,7 +97,10 @@ class Work:
         self._con.execute("COMMIT")
 
     def add_answers(self, rows: Iterable[tuple[int, str, Answer]]) -> None:
-        """Add (query's number, request_key, answer) rows. The last answer of a key counts, but never replaces a complete one."""
+        """Add (query's number, request_key, answer) rows.
+
+        The last answer of a key counts, but it never replaces a complete one.
+        """
         self._con.execute("BEGIN")
         for number, request_key, answer in rows:
             known = self.known(request_key)
@@ -173,7 +176,10 @@ class Work:
         self._fresh.clear()
 
     def begin(self) -> None:
-        """Begin the job: new answers need not reach the disk, because the journal has them and the file ends with the job."""
+        """Begin the job: new answers need not reach the disk, because the journal has them.
+
+        The file is removed at the end of the job.
+        """
         self._con.execute("BEGIN")
 
 

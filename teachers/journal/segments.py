@@ -1,10 +1,10 @@
 """The journal: an append-only log of completed calls, so that no paid reply is lost.
 
 A segment is a file of lines ``CHECKSUM JSON``. Its first line is a header with the job and the data for merging
-(teacher, labeling), so each segment can be merged alone, into any store. Each call is written with one system call when
-it completes, and synced to disk (group commit) before 64 calls or one second are outstanding. A process killed while
-writing leaves at most a torn last line: readers skip and report it. A writer never continues another writer's segment.
-All engines, and Ray's workers, write this one format.
+(teacher, labeling), so each segment can be merged alone, into any store. Each call is written with one system call
+when it completes, and synced to disk (group commit) before 64 calls or one second are outstanding. A process killed
+while writing leaves at most a torn last line: readers skip and report it. A writer never continues another writer's
+segment. All engines, and Ray's workers, write this one format.
 """
 
 import fcntl

@@ -1,8 +1,8 @@
 """A child process that renders chat templates. A model's template is a program by its author, so it runs with limits.
 
 The process reads lines of JSON, ``{"template", "values", "messages"}``, and answers each with ``{"text"}`` or
-``{"error"}``. The system limits CPU seconds and memory, and ends the process if it exceeds them. The environment is the
-one used by transformers: jinja2's immutable sandbox.
+``{"error"}``. The system limits CPU seconds and memory, and ends the process if it exceeds them. The environment is
+the one used by transformers: jinja2's immutable sandbox.
 """
 
 import json
@@ -25,7 +25,7 @@ LONGEST = 32 << 20  # characters of a prompt
 
 
 class _Generation(Extension):
-    """Support ``{% generation %}``, which marks the text that a model is trained on; a prompt contains the text inside."""
+    """Support ``{% generation %}``, which marks training text, by keeping the text inside."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's interface)
 
@@ -74,7 +74,7 @@ def _answer(asked: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Read requests from stdin and answer each on stdout, until stdin ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)

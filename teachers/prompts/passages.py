@@ -2,8 +2,8 @@
 
 Steps, in this order: cut to the length that can matter (1 MB costs no more than a page); repair mojibake (ftfy); drop
 control, format and direction marks; fold white space; keep the first 300 words; write identifiers ``[3]`` as ``(3)``;
-break up special tokens of every known chat template and of the model's tokenizer. The last two steps are repeated until
-nothing changes, so that a removal cannot build a new token.
+break up special tokens of every known chat template and of the model's tokenizer. The last two steps are repeated
+until nothing changes, so that a removal cannot build a new token.
 """
 
 import re
@@ -122,7 +122,10 @@ def clean(text: str, max_words: int = MAX_WORDS, max_chars: int = MAX_CHARS) -> 
 
 
 def _head(text: str, max_words: int, max_chars: int) -> str:
-    """Return the part of a text that can reach the prompt. Repairs hardly change lengths, so twice the words are enough."""
+    """Return the part of a text that can reach the prompt.
+
+    Repairs hardly change the length, so twice the words are enough.
+    """
     head = text[: 4 * max_chars]
     if len(head) > 4 * max_words:  # a shorter text cannot have too many words
         for k, word in enumerate(_WORD.finditer(head), 1):

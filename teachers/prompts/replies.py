@@ -2,11 +2,11 @@
 
 The grammar is ``[2] > [1] > [3]``: every identifier of the window once, best first. A reply is ``ok`` only if it is a
 complete list in this grammar and nothing else (the first ``[`` may be missing, since some prompts supply it). A list
-inside prose, or with repeats, gaps or foreign numbers, is ``repaired``, and the repairs are counted. A complete list in
-another common form is also ``repaired``: a JSON array, bullets, numbering, arrows, ``Passage 2``, escapes. A list of
-numbers with a 0 counts from 0. If it also contains n, it is ambiguous and yields no order. A list that names fewer than
-half of the requested passages is no ranking (:func:`is_ranking`, which also applies to imported permutations). An error
-message, a refusal or a reply that broke off yields no order, even if it contains numbers.
+inside prose, or with repeats, gaps or foreign numbers, is ``repaired``, and the repairs are counted. A complete list
+in another common form is also ``repaired``: a JSON array, bullets, numbering, arrows, ``Passage 2``, escapes. A list
+of numbers with a 0 counts from 0. If it also contains n, it is ambiguous and yields no order. A list that names fewer
+than half of the requested passages is no ranking (:func:`is_ranking`, which also applies to imported permutations). An
+error message, a refusal or a reply that broke off yields no order, even if it contains numbers.
 """
 
 import html
@@ -321,7 +321,7 @@ def _names_in_parentheses(found: re.Match[str]) -> str:
 
 
 def _longest_span(answer: str, identifiers: str) -> tuple[str, int] | None:
-    """Return the stretch with the most identifiers, and its end. Of equals the last counts: examples precede answers."""
+    """Return the stretch with the most identifiers, and its end; of equals the last, as examples precede answers."""
     best: tuple[int, str, int] | None = None
     for match in _SPAN[identifiers].finditer(answer):
         found = len(_NAME[identifiers].findall(match[0]))

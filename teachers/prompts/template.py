@@ -1,10 +1,10 @@
 """Prompts: named, versioned templates read from ``templates/NAME@VERSION.txt``, each with a hash of its bytes.
 
-A template file is a sequence of turns. A line ``--- ROLE`` begins a turn. A line ``--- ROLE, each passage`` begins a turn
-that is repeated for each passage; adjacent ones alternate, as in RankGPT. The newline before the next marker is not part
-of a turn. Placeholders: ``{num}``, ``{query}``, ``{passages}`` (a line ``[identifier] text`` for each passage), and in
-repeated turns ``{identifier}`` and ``{passage}``. They are filled in one pass, so a passage that contains ``{query}``
-stays unchanged.
+A template file is a sequence of turns. A line ``--- ROLE`` begins a turn. A line ``--- ROLE, each passage`` begins a
+turn that is repeated for each passage; adjacent ones alternate, as in RankGPT. The newline before the next marker is
+not part of a turn. Placeholders: ``{num}``, ``{query}``, ``{passages}`` (a line ``[identifier] text`` for each
+passage), and in repeated turns ``{identifier}`` and ``{passage}``. They are filled in one pass, so a passage that
+contains ``{query}`` stays unchanged.
 
 A model depends on the wording: one published ranker loses 3.7 points of nDCG with the wrong prompt. So a released file
 never changes; a better wording is a new version.
@@ -170,9 +170,9 @@ def output_budget(
 ) -> int:
     """Return the tokens of a full reply for `n` passages, by the model's tokenizer, plus its end-of-text.
 
-    This is the token count of ``[1] > [2] > … > [n]``: about 90 for 20 passages and 491 for 100 (field notes, section 2).
-    With tokenizers that split digits the order does not change the count; `margin` is for the others. A reply that stops
-    after `top` identifiers may name the longest ones, which are the last: ``[11] > … > [20]``.
+    This is the token count of ``[1] > [2] > … > [n]``: about 90 for 20 passages and 491 for 100 (field notes,
+    section 2). With tokenizers that split digits the order does not change the count; `margin` is for the others. A reply that
+    stops after `top` identifiers may name the longest ones, which are the last: ``[11] > … > [20]``.
     """
     return count_tokens(template.ranking(range(n - min(n, top or n), n))) + margin
 
@@ -231,7 +231,7 @@ _TEMPLATES: Mapping[str, _Form] = {
 
 
 def names() -> list[str]:
-    """All templates as ``NAME@VERSION``."""
+    """List all templates as ``NAME@VERSION``."""
     return list(_TEMPLATES)
 
 
@@ -240,7 +240,7 @@ def template(ident: str) -> Template:
     """Look up a template by ``NAME@VERSION``, or by ``NAME`` for its newest version.
 
     Raises:
-        TeacherError: the template is not found.
+        TeacherError: if the template is not found.
     """
     found = [full for full in _TEMPLATES if full == ident or full.rpartition("@")[0] == ident]
     if not found:

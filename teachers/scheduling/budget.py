@@ -1,8 +1,8 @@
 """Limits on calls, tokens and cost of a job. They are never exceeded, and few queries are left half done.
 
 Two checks. *Admission*: a query starts only if the budget has room for all its calls, so that no money is spent on
-windows of queries that cannot be finished. *Taking*: a call is sent only if its longest reply, plus the longest replies
-of all calls in flight, stays within the limits.
+windows of queries that cannot be finished. *Taking*: a call is sent only if its longest reply, plus the longest
+replies of all calls in flight, stays within the limits.
 """
 
 from dataclasses import dataclass, field

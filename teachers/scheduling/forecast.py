@@ -1,9 +1,9 @@
 """Forecast a job before its first call: calls, tokens, money, time.
 
-The number of calls comes from the strategy. For prompt tokens, the windows are rendered with the model's tokenizer. Each
-reply is assumed to keep its window's order. If an earlier job has the answer on record, that answer is used, and the
-call is not counted. The result is exact for strategies whose windows do not depend on replies. A sliding window may
-carry other passages on than assumed; this changes the sum by the difference of their lengths. With more than a few
+The number of calls comes from the strategy. For prompt tokens, the windows are rendered with the model's tokenizer.
+Each reply is assumed to keep its window's order. If an earlier job has the answer on record, that answer is used, and
+the call is not counted. The result is exact for strategies whose windows do not depend on replies. A sliding window
+may carry other passages on than assumed; this changes the sum by the difference of their lengths. With more than a few
 hundred queries a sample is rendered, and the forecast includes the standard error.
 """
 
@@ -139,7 +139,7 @@ def _walk(
 def _scale(
     strategy: Strategy, lengths: Sequence[int], numbers: Sequence[int], sums: Sequence[_Sum]
 ) -> tuple[float, float]:
-    """Return (factor from the sample to all, standard error of the total), by a ratio estimate over the passages shown."""
+    """Return (factor from the sample to all, standard error of the total): a ratio estimate over passages shown."""
     size = [strategy.calls(n).most * min(n, getattr(strategy, "window", n)) for n in lengths]
     sampled = [size[number] for number in numbers]
     if not sum(sampled):

@@ -4,14 +4,14 @@ A query is *active* from its first window to its last. When its windows are answ
 engine is kept at capacity, so it never waits for the slowest query. The next window is taken from the query with the
 most calls left, started or not, because a long query that begins last would end the job alone in an empty engine. This
 is Hu's rule (Operations Research 9(6), 1961), the best for chains of equal calls. The search covers at most twice
-``capacity`` active queries and as many waiting ones. A permutation depends only on its query's replies, so the order in
-which calls complete cannot change it.
+``capacity`` active queries and as many waiting ones. A permutation depends only on its query's replies, so the order
+in which calls complete cannot change it.
 
 With a limited budget queries go in their given order, started ones first, so that few are half done at the end. Ray's
 workers do the same, so that they take no more queries from each other than they need.
 
-Strategies are generators (teachers.strategies). The job (:class:`Job`) renders windows, reads replies and stores calls,
-so the same scheduler drives every engine.
+Strategies are generators (teachers.strategies). The job (:class:`Job`) renders windows, reads replies and stores
+calls, so the same scheduler drives every engine.
 """
 
 import heapq

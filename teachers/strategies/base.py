@@ -1,10 +1,10 @@
 """The strategy interface: a pure generator of windows whose calls and reliable depth are known in advance.
 
 A strategy sees only positions 0..n-1 of the prior order. Its generator yields a *batch*: a list of windows that may be
-asked at the same time. A window is a tuple of positions, in the order in which they are shown. The generator receives a
-list of orders, one per window, each a permutation of 0..len(window)-1, best first (``replies.Parsed.order``). It returns
-a :class:`Ranked`. It does no I/O, uses no clock, and its only randomness comes from its seed: the same replies give the
-same order, whatever the order of completion.
+asked at the same time. A window is a tuple of positions, in the order in which they are shown. The generator receives
+a list of orders, one per window, each a permutation of 0..len(window)-1, best first (``replies.Parsed.order``). It
+returns a :class:`Ranked`. It does no I/O, uses no clock, and its only randomness comes from its seed: the same replies
+give the same order, whatever the order of completion.
 """
 
 from collections.abc import Callable, Generator, Sequence

@@ -1,5 +1,7 @@
-"""Self-consistency: rank the same list in several shuffled orders and merge them, so that the influence of the prior
-order averages out (permutation self-consistency, arXiv 2310.07712)."""
+"""Self-consistency: rank a list in several shuffled orders and merge the results (arXiv 2310.07712).
+
+The influence of the prior order averages out. The paper calls this permutation self-consistency.
+"""
 
 import random
 from collections.abc import Sequence
@@ -16,9 +18,9 @@ from teachers.strategies.base import Bounds, Ranked, Steps, Strategy, checked
 class Consistent:
     """Run another strategy `samples` times over shuffled lists, in parallel, and merge the orders by `merge`.
 
-    ``borda`` ranks by the mean rank, ``reciprocal`` by the sum of 1/(60 + rank); ties keep their prior order. The merged
-    scores measure certainty: the share of the others that a passage beats, averaged over the samples. The first sample
-    keeps the prior order unless `shuffle_first`, so that one sample equals the plain strategy.
+    ``borda`` ranks by the mean rank, ``reciprocal`` by the sum of 1/(60 + rank); ties keep their prior order. The
+    merged scores measure certainty: the share of the others that a passage beats, averaged over the samples. The first
+    sample keeps the prior order unless `shuffle_first`, so that one sample equals the plain strategy.
     """
 
     inner: Strategy
@@ -92,7 +94,7 @@ class Consistent:
 
 
 def merged(orders: Sequence[Sequence[int]], method: str = "borda") -> Ranked:
-    """Merge several orders of 0..n-1 into one, with scores and disagreement (1 - mean Kendall tau over pairs of samples)."""
+    """Merge several orders of 0..n-1 into one, with scores and disagreement (1 - mean Kendall tau of pairs)."""
     n = len(orders[0])
     ranks = [[0] * n for _ in orders]
     for k, order in enumerate(orders):

@@ -11,9 +11,9 @@ from teachers.strategies.base import Bounds, Ranked, Steps, apply, checked
 class Sliding:
     """Slide windows of w passages from the end of the list to its head, s places at a time, `passes` times.
 
-    ``end = n, start = max(end - w, 0)``; rank, apply, move both up by s, clamp start at 0. The window that starts at 0 is
-    the last one of a pass. So n = 100, w = 20, s = 10 takes 9 calls, n = 95 also 9 (the last window shows 15), n = 25
-    takes 2 and n <= 20 takes one. A pass carries w - s passages to the top, so it settles w - s ranks.
+    ``end = n, start = max(end - w, 0)``; rank, apply, move both up by s, clamp start at 0. The window that starts at 0
+    is the last one of a pass. So n = 100, w = 20, s = 10 takes 9 calls, n = 95 also 9 (the last window shows 15),
+    n = 25 takes 2 and n <= 20 takes one. A pass carries w - s passages to the top, so it settles w - s ranks.
     """
 
     window: int = 20

@@ -1,4 +1,4 @@
-"""Top-down partitioning (TDPart, arXiv 2405.14589): a pivot from the first window, partitions in parallel."""
+"""Top-down partitioning (TDPart, arXiv 2405.14589): a pivot from the first window, then partitions in parallel."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from teachers.strategies.tournament import Tournament
 class TopDown:
     """Rank the first w; the k-th is the pivot. Rank the others in parallel, in groups of w - 1 together with the pivot.
 
-    Passages that beat the pivot join the first k - 1. If any joined, these are ranked once more: in one call if they fit
-    a window (the paper's budget), otherwise as a tournament that keeps k. So the first k are always settled. With n = 100,
-    w = 20, k = 10 it takes 6 or 7 calls in three rounds; sliding takes 9 calls in nine. It takes more calls only if more
-    than 11 of the other 80 beat the tenth best of the first window.
+    Passages that beat the pivot join the first k - 1. If any joined, these are ranked once more: in one call if they
+    fit a window (the paper's budget), otherwise as a tournament that keeps k. So the first k are always settled. With
+    n = 100, w = 20, k = 10 it takes 6 or 7 calls in three rounds; sliding takes 9 calls in nine. It takes more calls
+    only if more than 11 of the other 80 beat the tenth best of the first window.
     """
 
     window: int = 20

@@ -1,5 +1,8 @@
-"""Tournament of groups: the best of each round go on until they fit one window (the group stage of TourRank, arXiv
-2406.11678, as an elimination: one round of games instead of points over many)."""
+"""Tournament of groups: the best of each group go on until they fit one window.
+
+This is the group stage of TourRank (arXiv 2406.11678) as an elimination: one round of games instead of points over
+many.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +15,9 @@ from teachers.strategies.base import Bounds, Ranked, Steps, Window, apply, check
 class Tournament:
     """Rank groups of at most w, seeded so that each has strong and weak passages; the best `keep` of each group go on.
 
-    A passage among the true first `keep` can never drop out, so `keep` ranks are settled. With n = 100, w = 20, keep = 5
-    it takes 5 + 2 + 1 calls that show 135 passages in three rounds; sliding shows 180 in nine. A passage that drops out
-    ranks below all that stayed longer, by its place in its group, then by prior rank.
+    A passage among the true first `keep` can never drop out, so `keep` ranks are settled. With n = 100, w = 20,
+    keep = 5 it takes 5 + 2 + 1 calls that show 135 passages in three rounds; sliding shows 180 in nine. A passage that drops
+    out ranks below all that stayed longer, by its place in its group, then by prior rank.
     """
 
     window: int = 20
@@ -39,7 +42,7 @@ class Tournament:
         return {"window": self.window, "keep": self.keep}
 
     def _groups(self, alive: list[int]) -> list[Window]:
-        """Return even groups with the strong passages spread over them as in a draw: 1 to the first, 2 to the second …"""
+        """Return even groups, with the strong passages spread as in a draw: 1 to the first, 2 to the second …"""
         number = -(-len(alive) // self.window)
         return [tuple(alive[k::number]) for k in range(number)]
 

@@ -1,10 +1,10 @@
 """``--engine ray``: workers on a Ray cluster, each with an engine, label parts of the queries.
 
 The driver keeps the store and the list of remaining queries. A worker (worker.py) gets a few queries whenever it runs
-out, so a slow worker does not delay the others. Workers write the same journal as every engine; the driver merges closed
-segments during the job. A lost worker (killed, machine gone, engine broken) is replaced. First its journaled calls are
-merged, then its unfinished queries are queued again with their recorded answers, so that no completed call is made
-twice.
+out, so a slow worker does not delay the others. Workers write the same journal as every engine; the driver merges
+closed segments during the job. A lost worker (killed, machine gone, engine broken) is replaced. First its journaled
+calls are merged, then its unfinished queries are queued again with their recorded answers, so that no completed call
+is made twice.
 """
 
 from collections import deque
@@ -29,7 +29,7 @@ from teachers.scheduling.budget import Budget
 from teachers.scheduling.figures import Figures, summed
 
 PART = 16  # most queries sent at once
-FRUITLESS = 3  # times the workers: workers lost in a row without a call before the job gives up
+FRUITLESS = 3  # most workers lost in a row without a call, per worker
 
 
 @dataclass
@@ -277,7 +277,7 @@ class Driver:
         return [number for (number,) in con.execute("SELECT number FROM taken_up").fetchall()]
 
     def _charge(self, con: duckdb.DuckDBPyConnection, slot: Slot) -> None:
-        """Take calls and tokens of a slot's lost actors from the store, because the last report may have missed some."""
+        """Count a slot's lost actors' calls and tokens from the store, because the last report may have missed some."""
         calls, tokens_in, tokens_out = con.execute(
             """SELECT count(*), coalesce(sum(tokens_in), 0), coalesce(sum(tokens_out), 0) FROM calls
                WHERE job_key = ? AND starts_with(server, ? || '@')""",
