@@ -1,4 +1,4 @@
-"""List the benchmarks: name and the first line of what each says of itself."""
+"""List the benchmarks: the name and the first docstring line of each."""
 
 import ast
 from pathlib import Path

@@ -1,14 +1,14 @@
-"""Collating from the token cache: pairs/s on one core, beside the founding study's way (pandas, texts, tokenizer).
+"""Measure collating from the token cache in pairs/s on one core, beside the founding study's way with pandas.
 
     python -m benchmarks.collate [--passages 200000] [--queries 2000] [--depth 100] [--repeats 5]
 
-Texts have MS MARCO's lengths (passages log-normal with mean 56 words, queries of 6) and a real tokenizer's words; the
-cache is the one that trainings use, memory-mapped. Both ways make padded batches of 256 tokens at most out of lists of
-`depth` passages drawn from all of the collection.
+Texts have MS MARCO's lengths (passages log-normal with a mean of 56 words, queries of 6 words) and a real tokenizer's
+words. The cache is the memory-mapped one that trainings use. Both ways make padded batches of at most 256 tokens per
+pair from lists of `depth` passages drawn from the whole collection.
 
-pairs_per_second           lists -> length-sorted batches of tensors (planning included), one thread, median
-founding_pairs_per_second  for each query: its candidates by a pandas merge with the texts, then the tokenizer on pairs
-                           (its own threads off, as in a loader's process), padded to the longest; on fewer queries
+pairs_per_second           lists -> length-sorted batches of tensors, planning included; one thread, median
+founding_pairs_per_second  per query: a pandas merge of its candidates with the texts, then the tokenizer on pairs
+                           (without its threads, as in a loader's process), padded to the longest; on fewer queries
 speedup_over_founding
 """
 
@@ -31,7 +31,7 @@ FOUNDING_QUERIES = 20
 
 
 def texts(tokenizer: Any, n: int, mean_words: float, spread: float, seed: int) -> list[str]:
-    """Texts of the tokenizer's own words, their numbers log-normal with this mean."""
+    """Make texts of the tokenizer's words; the number of words is log-normal with this mean."""
     rng = np.random.default_rng(seed)
     words = sorted(word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha())
     mu = np.log(mean_words) - spread**2 / 2
@@ -41,7 +41,7 @@ def texts(tokenizer: Any, n: int, mean_words: float, spread: float, seed: int) -
 
 
 def ours(tokenizer: Any, queries: Any, passages: Any, lists: np.ndarray, repeats: int) -> dict[str, Any]:
-    """Seconds for all lists, a hundred lists (a step's) at a time."""
+    """Measure the seconds for all lists, a hundred lists (one step) at a time."""
     from students.text.batches import budget_batches, collate
     from students.text.tokens import PairFormat
 
@@ -66,7 +66,7 @@ def ours(tokenizer: Any, queries: Any, passages: Any, lists: np.ndarray, repeats
 def founding(
     tokenizer: Any, query_texts: list[str], passage_texts: list[str], lists: np.ndarray
 ) -> dict[str, Any]:
-    """A query at a time: merge, texts, tokenizer."""
+    """Measure the founding study's way, one query at a time: merge, texts, tokenizer."""
     import pandas as pd
 
     n = min(FOUNDING_QUERIES, len(lists))

@@ -1,23 +1,23 @@
-"""Constrained decoding and stopping a reply early (`--top`): tokens saved, and what it does to the order.
+"""Measure constrained decoding and stopping a reply early (`--top`): tokens saved, and the effect on the order.
 
     python -m benchmarks.early_stop [--queries 48] [--data ../shared/data] [--tops 5,10,15]
 
-With a model, in sliding windows of 20 over ragged lists: a tiny random Mistral on a real vLLM through
-`teachers generate`, its replies free, constrained, and constrained to stop after ``top`` identifiers. It says what is
-generated and how long that takes; its orders are random but the same in every row, as greedy replies begin alike.
+The first part runs a tiny random Mistral on a real vLLM through `teachers generate`, in sliding windows of 20 over
+ragged lists. Its replies are free, constrained, or constrained to stop after ``top`` identifiers. This part measures
+tokens and time. The orders are random but the same in every row, because greedy replies begin alike.
 
-    free_usable_share             calls with a usable reply where anything may be said
-    constrained_usable_share      and where only unused identifiers may
+    free_usable_share             share of calls with a usable reply, unconstrained
+    constrained_usable_share      the same if a reply may contain unused identifiers only
     constrained_tokens_per_call   tokens generated
-    top_M_tokens_saved            share of them that stopping after M saves; top_M_seconds_saved: of the job's seconds
-    top_M_head_equal              share of queries whose first M passages are those of the whole replies, in that order
+    top_M_tokens_saved            share of the tokens saved by stopping after M; top_M_seconds_saved: of the job's seconds
+    top_M_head_equal              share of queries whose first M passages equal those of whole replies, in order
 
-With real rankings: RankZephyr's orders of dl19's queries (over PISA's BM25, so three quarters of bm25's candidates),
-replayed as the answers to windows over bm25's order, by each strategy. Of the order that results:
+The second part replays real rankings: RankZephyr's orders of dl19's queries answer the windows over bm25's order, by
+each strategy. RankZephyr ranked PISA's BM25, so it has three quarters of bm25's candidates. For the resulting order:
 
-    STRATEGY_top_M_ndcg10_loss    nDCG@10 with whole replies less that with replies stopped after M
+    STRATEGY_top_M_ndcg10_loss    nDCG@10 with whole replies minus nDCG@10 with replies stopped after M
     STRATEGY_top_M_tau            Kendall's tau between the two orders of the whole list
-    STRATEGY_top_M_named_share    identifiers named, of those that whole replies name
+    STRATEGY_top_M_named_share    identifiers named, as a share of the identifiers in whole replies
 """
 
 import argparse
@@ -42,7 +42,7 @@ STRATEGIES = ("sliding", "single", "top-down", "tournament")
 
 # --------------------------------------------------------------------------------------------------- with vLLM
 def with_model(folder: Path, queries: int, tops: Sequence[int]) -> Row:
-    """The same job with replies free, constrained, and stopped after each of ``tops``."""
+    """Run the same job with free replies, constrained replies, and replies stopped after each of ``tops``."""
     from benchmarks.tiny_mistral import make as make_model
 
     model = make_model(folder / "tiny", [" ".join(WORDS)] * 4)
@@ -64,7 +64,7 @@ def with_model(folder: Path, queries: int, tops: Sequence[int]) -> Row:
 
 
 def label(folder: Path, model: Path, name: str, queries: int, **sampling: Any) -> Row:
-    """Label a store of its own on an engine of its own, after a job that warms it up."""
+    """Label a new store on a new engine, after a job that warms up the engine."""
     from teachers.engines.base import Sampling
     from teachers.engines.vllm import VllmEngine
     from teachers.generate.job import generate
@@ -94,7 +94,7 @@ def label(folder: Path, model: Path, name: str, queries: int, **sampling: Any) -
 
 # ----------------------------------------------------------------------------------------------- real rankings
 def replayed(data: Path, tops: Sequence[int]) -> Row:
-    """Every strategy over bm25's order of dl19 with RankZephyr's ranking as the replies, whole and stopped."""
+    """Run every strategy over bm25's order of dl19, with RankZephyr's ranking as whole and as stopped replies."""
     folder = data / "dl19-passage"
     ranked = {
         row["query_id"]: {doc_id: rank for rank, doc_id in enumerate(row["permutation"])}
@@ -117,7 +117,7 @@ def replayed(data: Path, tops: Sequence[int]) -> Row:
 
 
 def shared(lists: Candidates, ranked: dict[str, dict[str, int]]) -> Candidates:
-    """The candidates that the teacher ranked, in the run's order; of queries with two or more of them."""
+    """Keep the candidates that the teacher ranked, in the run's order, for queries with at least two of them."""
     both = [
         (
             query_id,
@@ -139,7 +139,7 @@ def shared(lists: Candidates, ranked: dict[str, dict[str, int]]) -> Candidates:
 def orders(
     lists: Candidates, ranked: dict[str, dict[str, int]], name: str, top: int | None
 ) -> tuple[list[list[float]], int]:
-    """Scores of each list's passages (minus their final place), and how many identifiers the replies named."""
+    """Return the scores of each list's passages (minus the final place) and the number of identifiers in the replies."""
     named = 0
     scores = []
     for query_id, ids in zip(lists.query_ids, lists.doc_ids, strict=True):
@@ -168,7 +168,7 @@ def main() -> None:
     tops = [int(top) for top in options.tops.split(",")]
     parts: dict[str, Callable[[], Row]] = {"replayed": lambda: replayed(options.data, tops)}
     with tempfile.TemporaryDirectory(prefix="msft-early-stop-") as folder:
-        # a sliding window of 20 carries 10 on, and `generate` refuses to settle fewer
+        # a sliding window of 20 passes 10 passages on, and `generate` refuses to settle fewer
         parts["model"] = lambda: with_model(Path(folder), options.queries, [t for t in tops if t >= 10])
         row: Row = {}
         for name, part in parts.items():

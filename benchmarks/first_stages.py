@@ -1,8 +1,8 @@
-"""First stages over real collections: nDCG@10 and queries/s of bm25s here, bm25s by itself, and Anserini.
+"""Measure first stages over real collections: nDCG@10 and queries/s of msft's bm25s, bm25s alone, and Anserini.
 
     python -m benchmarks.first_stages [--data ../shared/data] [--collections nfcorpus,cranfield,cisi,vaswani]
 
-The peer `bm25s alone` is that library's own tokenizer, stop words and search, as its README shows them.
+The peer `bm25s alone` uses the library's tokenizer, stop words and search as its README shows them.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def _measure(folder: Path, name: str, store: LabelStore) -> dict[str, Any]:
 
 
 def _alone(store: LabelStore, dataset: str) -> None:
-    """bm25s with its own analysis; its ranking is stored as a run so that all are measured alike."""
+    """Run bm25s with its own analysis, and store the ranking as a run so that all are measured in the same way."""
     import bm25s
     import polars as pl
     import Stemmer

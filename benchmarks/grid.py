@@ -1,16 +1,16 @@
-"""A small real grid on a CPU: MiniLM in four regimes and several seeds, from real judgments and real LLM rankings.
+"""Run a small real grid on a CPU: MiniLM in four regimes and several seeds, from human judgments and LLM rankings.
 
     python -m benchmarks.grid [--data ../shared/data] [--store FILE] [--seeds 1,2] [--pairs 8000]
         [--depths 50,20] [--retrieved]
 
-`cl` learns from nfcorpus's human judgments over negatives mined from BM25, with ``--retrieved`` from those judged passages
-alone that BM25 has in its top 100 too, as all negatives are; `kd` from one view across three collections:
-RankZephyr's rankings of DL21's queries, RankZephyr's own training labels, and TFRank's graded labels, which hold ties.
-Recipe: `small`. Tested on DL19 over Anserini's BM25 and on nfcorpus's test queries over bm25s. A stage that another
-student of the same seed has been through is taken from there. Every step is an `msft` command; the same call continues.
+`cl` learns from nfcorpus's human judgments over negatives mined from BM25. With ``--retrieved`` it uses only the judged
+passages in BM25's top 100, where all negatives come from. `kd` learns from one view across three collections:
+RankZephyr's rankings of DL21's queries, RankZephyr's training labels, and TFRank's graded labels, which hold ties. The
+recipe is `small`. The tests are DL19 over Anserini's BM25 and nfcorpus's test queries over bm25s. A stage that another
+student of the same seed has trained is reused. Every step is an `msft` command, and the same call continues.
 
-Prints a table, the verdicts of `msft compare`, the commands, and one JSON object in the last line. The margin of
-equivalence is msft's default of .01. No regime is promised to win.
+The benchmark prints a table, the verdicts of `msft compare`, the commands, and one JSON object in the last line. The
+margin of equivalence is msft's default of .01. No regime is expected to win.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.real_students import MEASURE, Commands
 
-REGIMES = ("cl", "kd", "cl,kd", "kd,cl")  # each begins with stages that one before it may have trained
+REGIMES = ("cl", "kd", "cl,kd", "kd,cl")  # a regime can reuse the stages of an earlier one
 LABELS = ("rankzephyr-7b@pisa-bm25-100", "rankzephyr-7b@tct-colbert-hnp-100", "rankzephyr-training", "tfrank")
 TESTS = {"dl19": "bm25", "nfcorpus/test": "bm25s"}  # dataset -> first stage
 UNTRAINED = "untrained"
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 def collections(msft: Commands, data: Path) -> None:
-    """Bring in what is learnt from and what is tested on."""
+    """Add the training and test collections to the store."""
     folder = data / "nfcorpus"
     for part, qrels in (("train", "qrels.train.txt.gz"), ("test", "qrels.txt.gz")):
         msft(
@@ -43,7 +43,7 @@ def collections(msft: Commands, data: Path) -> None:
         "negatives", "mine", "--dataset", "nfcorpus/train", "--run", "bm25s", "--depth", "100", "--per-query", "32",
         "--name", "hard",
     )  # fmt: skip
-    # DL21 serves for training: its human judgments are not used, an LLM alone labelled its queries.
+    # DL21 serves for training, so its human judgments are not used: only an LLM labelled its queries.
     for dataset, source, collection in (
         ("dl21", "dl21-passage", "msmarco-v2-passage"),
         ("rankzephyr100", "msmarco-train-rankzephyr100", "rankzephyr100"),
@@ -61,7 +61,7 @@ def collections(msft: Commands, data: Path) -> None:
             collection,
         )
         name = {"rankzephyr100": ("--name", LABELS[2]), "tfrank": ("--name", LABELS[3])}.get(dataset, ())
-        partly = (6,)  # lists that cannot be taken, such as a second one for its query, are counted
+        partly = (6,)  # the import counts lists that it cannot take, such as a query's second list
         msft(
             "teachers", "import", str(data / source / "permutations.jsonl.gz"), "--dataset", dataset, *name,
             tolerate=partly,
@@ -76,7 +76,7 @@ def student_name(regime: str, seed: int) -> str:
 
 
 def train(msft: Commands, seeds: list[int], pairs: int, *, retrieved: bool) -> None:
-    """Every regime in every seed, and the model untrained."""
+    """Train every regime with every seed, and add the untrained model."""
     msft("students", "add", "minilm", "--name", UNTRAINED, "--max-length", "128", "--seed", str(seeds[0]))
     for seed in seeds:
         for regime in REGIMES:
@@ -97,7 +97,7 @@ def train(msft: Commands, seeds: list[int], pairs: int, *, retrieved: bool) -> N
 
 
 def measured(msft: Commands, dataset: str, first_stage: str, depth: int, seeds: list[int]) -> list[Row]:
-    """nDCG@10 of the first stage, the untrained model and every student."""
+    """Measure nDCG@10 of the first stage, the untrained model and every student."""
     students = [UNTRAINED, *(student_name(r, s) for s in seeds for r in REGIMES)]
     return msft.rows(
         "eval", "--dataset", dataset, "--run", first_stage, *(a for name in students for a in ("--student", name)),
@@ -106,7 +106,7 @@ def measured(msft: Commands, dataset: str, first_stage: str, depth: int, seeds: 
 
 
 def verdicts(msft: Commands, dataset: str, baseline: str, regimes: tuple[str, ...]) -> dict[str, Row]:
-    """``msft compare`` of regimes with a baseline: its row for each of them; seeds of a regime are one system."""
+    """Compare regimes with a baseline by ``msft compare``: regime -> row. The seeds of a regime are one system."""
     patterns = [student_name(regime, 0).removesuffix("0") + "*" for regime in regimes]
     rows = msft.rows("compare", *patterns, "--baseline", baseline, "--dataset", dataset, "--measure", MEASURE)
     found = {row["system"].partition(" ")[0].partition("-s")[0]: row for row in rows}
@@ -116,7 +116,7 @@ def verdicts(msft: Commands, dataset: str, baseline: str, regimes: tuple[str, ..
 def table(
     dataset: str, first_stage: str, rows: list[Row], seeds: list[int], against: list[dict[str, Row]]
 ) -> str:
-    """Markdown: a line for each system, with its difference to the first stage and to the untrained model."""
+    """Make a Markdown table: each system with its difference to the first stage and to the untrained model."""
     values = {row["system"]: row["value"] for row in rows}
     alone, untrained = values[first_stage], _value(values, UNTRAINED)
     lines = [
@@ -138,12 +138,12 @@ def table(
 
 
 def _value(values: dict[str, float], student: str) -> float:
-    """By the student's name, whatever the first stage and depth that follow it."""
+    """Find a value by the student's name, ignoring the first stage and depth that follow it."""
     return next(value for name, value in values.items() if name.partition("@")[0] == student)
 
 
 def verdict_table(dataset: str, rows: dict[str, Row]) -> str:
-    """Markdown: each regime against `cl`, with what the test says."""
+    """Make a Markdown table of each regime against `cl`, with the test's verdict."""
     lines = [
         f"{dataset}, against cl (margin {next(iter(rows.values()))['margin']:g}):",
         "",

@@ -1,11 +1,12 @@
-"""A student's scores under bf16 autocast against fp32: with its head in fp32, as `students` has it, and in bf16.
+"""Compare a student's scores under bf16 autocast with fp32: with its head in fp32, as in `students`, and in bf16.
 
     python -m benchmarks.head_precision [--student FOLDER] [--data ../shared/data] [--queries 43] [--pairs 16000]
 
-autocast is what a GPU computes in; here it runs on a CPU, over BM25's top 100 of TREC DL 2019. For each way and list:
-tau (Kendall's τ-b against fp32), ties (the share of the list's scores that another passage of the list has too; equal
-passages left out), ndcg10. Printed are means over the lists with 95 % intervals (mean ± t · standard error). Without
---student one is trained first on `pairs` pairs: an untrained head's scores are all alike, so any difference turns them.
+A GPU computes under autocast; this benchmark runs autocast on a CPU, over BM25's top 100 of TREC DL 2019. For each way
+and list it measures tau (Kendall's τ-b against fp32), ties (the share of the list's scores that another passage has
+too, without equal passages) and ndcg10. It prints means over the lists with 95 % intervals (mean ± t · standard error).
+Without --student it first trains one on `pairs` pairs, because an untrained head's scores are all alike and any
+difference changes their order.
 """
 
 import argparse
@@ -29,7 +30,7 @@ BLOCK = 25  # passages in one batch
 
 
 def load(student: Path, precision: str, *, head_in_fp32: bool = True) -> CrossEncoder:
-    """The student under autocast; without `head_in_fp32` its head computes in bf16 too, as it would by itself."""
+    """Load the student under autocast. Without `head_in_fp32` the head computes in bf16 too, as autocast's default."""
     if head_in_fp32:
         return CrossEncoder.load(student, precision=precision, device="cpu", max_length=MAX_LENGTH)
     with patch("students.model.encoder.keep_fp32", lambda model: None):
@@ -37,7 +38,7 @@ def load(student: Path, precision: str, *, head_in_fp32: bool = True) -> CrossEn
 
 
 def scores(encoder: CrossEncoder, on: Candidates) -> list[np.ndarray]:
-    """Scores by list."""
+    """Score the candidates of each list."""
     return [
         np.concatenate([encoder.score(query, texts[k : k + BLOCK]) for k in range(0, len(texts), BLOCK)])
         for query, texts in on.lists
@@ -45,14 +46,14 @@ def scores(encoder: CrossEncoder, on: Candidates) -> list[np.ndarray]:
 
 
 def tied(found: np.ndarray, texts: list[str]) -> float:
-    """The share of scores that the list has more than once; of equal texts the first counts."""
+    """Measure the share of scores that occur more than once in the list. Of equal texts only the first counts."""
     first = [texts.index(text) == k for k, text in enumerate(texts)]
     _, place, count = np.unique(found[first], return_inverse=True, return_counts=True)
     return float((count[place] > 1).mean())
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and the bounds of its 95 % interval."""
+    """Compute the mean and the bounds of its 95 % interval."""
     mean = float(np.mean(values))
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else 0.0
     return mean, mean - half, mean + half

@@ -1,4 +1,4 @@
-"""A store with made-up passages, queries and one run, of any size: what labelling is measured and killed on."""
+"""Make a store with synthetic passages, queries and one run, for benchmarks and kill tests of labelling."""
 
 import random
 from collections.abc import Callable
@@ -54,11 +54,11 @@ def make(
     words: int = 20,
     seed: int = 0,
 ) -> LabelStore:
-    """A store with dataset `made` and run `first` over it.
+    """Make a store with the dataset `made` and the run `first` over it.
 
     Args:
-        length: candidates of query k.
-        words: per passage.
+        length: number of candidates of query k.
+        words: words per passage.
     """
     rng = random.Random(seed)
     store = LabelStore(path)

@@ -1,4 +1,4 @@
-"""lightning-ir as a peer: loaded with the transformers that is here, of which it knows an older one."""
+"""Load lightning-ir as a peer with the installed transformers, although it was written for an older version."""
 
 import logging
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 
 class _Pairs:
-    """transformers' table of tokenizers as it was up to version 4: a slow and a fast class for each config."""
+    """transformers' table of tokenizers in the form of version 4: a slow and a fast class for each config."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -25,13 +25,13 @@ class _Pairs:
 def module(
     folder: Path, max_length: int, *, query_length: int = 64, same_head: bool = False, **options: Any
 ) -> Any:
-    """Its cross-encoder module over a model's folder, with a linear head of its own.
+    """Make lightning-ir's cross-encoder module from a model's folder, with its linear head.
 
     Args:
         max_length: tokens per pair, special tokens counted.
-        query_length: tokens of them that are the query's, in its way of cutting.
-        same_head: give its head the weights of the folder's, where that is BERT's: a pooler and a linear map.
-        options: e.g. ``loss_functions``.
+        query_length: tokens of the pair for the query, as lightning-ir cuts them.
+        same_head: copy the folder's head weights if the head is BERT's (a pooler and a linear map).
+        options: other arguments of the module, such as ``loss_functions``.
     """
     from lightning_ir import CrossEncoderModule
     from lightning_ir.base import class_factory, tokenizer
@@ -59,7 +59,7 @@ def module(
 
 
 def scorer(folder: Path, max_length: int, dtype: torch.dtype) -> Any:
-    """A function of (query, passages) that scores as a user of its module would, in fp32 or under bf16 autocast."""
+    """Make a function of (query, passages) that scores by lightning-ir's module, in fp32 or under bf16 autocast."""
     scoring = module(folder, max_length).eval()
 
     def score(query: str, passages: list[str]) -> torch.Tensor:

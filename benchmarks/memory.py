@@ -1,16 +1,17 @@
-"""Memory of training against the length of lists: 100 passages of 256 tokens beside 10, and the gradients' difference.
+"""Measure the memory of training on lists of 100 passages beside 10, and the difference of the gradients.
 
     python -m benchmarks.memory [--steps 3] [--repeats 3]
 
-Each figure is the median over processes of their own that train MiniLM on the CPU by `students.train.train`, a list per
-step, RankNet, fp32. A piece is bounded to three passages, so that each of two workers has two pieces of a list of 10:
-from its second piece on a worker holds the gradients that it has summed so far, however many more there are. As many
-pairs in all for both, since the allocator's heap grows a little with all that was ever computed; and glibc gives memory of
-128 KB and more back as soon as it is free (its own bound rises with what is freed, and what it then keeps differed by 80 MB
-from one process to the next), so that what is measured is what training holds.
+Each figure is a median over separate processes. Each process trains MiniLM on the CPU by `students.train.train`, with
+passages of 256 tokens, one list per step, RankNet and fp32. A piece has at most three passages, so each of two workers
+has two pieces of a list of 10. From its second piece on a worker holds the sum of its gradients, however many pieces
+follow. Both lengths train on the same number of pairs, because the allocator's heap grows a little with all that was
+ever computed. glibc is set to return freed blocks of 128 KB and more at once, so that the figure is the memory that
+training holds. By default glibc's bound rises with the freed blocks, and the kept memory differed by 80 MB between
+processes.
 
 memory_10_mb, memory_100_mb   peak resident memory above that of a process that trains on two passages of a few words
-memory_ratio                  of the two
+memory_ratio                  memory_100_mb / memory_10_mb
 gradient_error                |cached - direct| / |direct| over all parameters, one list of 100 × 256 tokens in fp32
 """
 
@@ -49,7 +50,7 @@ def _view(folder: Path, n: int, words: int, lists: int) -> Path:
 
 
 def peak(folder: Path, n: int, words: int, steps: int) -> dict[str, float]:
-    """MB at most while training."""
+    """Measure the peak memory of training in MB."""
     from students.recipes.read import make_recipe
     from students.train.run import train
 
@@ -68,7 +69,7 @@ def peak(folder: Path, n: int, words: int, steps: int) -> dict[str, float]:
 
 
 def gradient(folder: Path, n: int, words: int, steps: int) -> dict[str, float]:
-    """The relative difference of cached and direct gradients."""
+    """Measure the relative difference of cached and direct gradients."""
     import torch
 
     from students.model.encoder import CrossEncoder
@@ -99,7 +100,7 @@ def gradient(folder: Path, n: int, words: int, steps: int) -> dict[str, float]:
     return {"error": float((again - direct).norm() / direct.norm()), "norm": float(direct.norm())}
 
 
-# what to measure, passages in a list, words in each, steps for one of the longest list's
+# (function, passages in a list, words in a passage, steps for one step of the longest list)
 PARTS: dict[str, tuple[Any, int, int, int]] = {
     "base": (peak, 2, 3, 1),
     "10": (peak, 10, 300, 10),

@@ -1,17 +1,17 @@
-"""One student, many ways to score: differences from Hugging Face's fp32 scores, the order, nDCG@10, pairs/s.
+"""Compare ways to score with one student: difference from Hugging Face's fp32 scores, order, nDCG@10, pairs/s.
 
     python -m benchmarks.parity [--student FOLDER] [--data ../shared/data] [--collections dl19-passage,nfcorpus]
         [--queries 20] [--repeats 1]
 
 ours_fp32, ours_bf16              `students.rerank.Reranker`
 hf_fp32                           AutoModelForSequenceClassification, batches of 32 pairs in the order given
-st_fp32                           sentence-transformers' CrossEncoder with the activation that the folder says (identity)
+st_fp32                           sentence-transformers' CrossEncoder with the activation of the folder (identity)
 onnx_fp32, onnx_int8              `msft students export --format onnx | int8` in onnxruntime
 
-Per collection and way: max_difference and mean_difference of the scores (score_deviation is their spread, to judge them
-by), tau (Kendall's, of each list's order, averaged), ndcg10 and ndcg10_difference from hf_fp32's, pairs_per_second. The
-table is written to stderr. Without --student one is trained first (some minutes): an untrained head's scores are all
-alike, so that any difference turns their order.
+Keys per collection and way: max_difference and mean_difference of the scores; score_deviation, the spread of the
+scores, as a scale for them; tau, Kendall's tau of each list's order, averaged; ndcg10; ndcg10_difference from hf_fp32;
+pairs_per_second. The table goes to stderr. Without --student the benchmark first trains one (some minutes), because an
+untrained head's scores are all alike and any difference changes their order.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Way = Callable[[Candidates], Any]
 
 
 def hugging_face(student: Path, max_length: int) -> Way:
-    """The tokenizer's pairs and the model's logits, 32 at a time: what the others are to equal."""
+    """Score by the tokenizer's pairs and the model's logits, 32 at a time: the reference for the other ways."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(student)
@@ -81,7 +81,7 @@ def onnx(student: Path, max_length: int, folder: Path, *, int8: bool) -> Way:
 
 
 def all_ways(student: Path, max_length: int, scratch: Path) -> dict[str, Way]:
-    """Every way by its name; exports go into `scratch`."""
+    """Make every way, by name; exports are written to `scratch`."""
     return {
         REFERENCE: hugging_face(student, max_length),
         "st_fp32": sentence_transformers(student, max_length),
@@ -93,7 +93,7 @@ def all_ways(student: Path, max_length: int, scratch: Path) -> dict[str, Way]:
 
 
 def compare(ways: Mapping[str, Way], on: Candidates, repeats: int = 1) -> dict[str, dict[str, float]]:
-    """A row per way, with the keys of `COLUMNS`; one way must be `REFERENCE`."""
+    """Measure each way: name -> row with the keys of `COLUMNS`. One way must be `REFERENCE`."""
     timed = in_turns(ways, on, repeats)
     exact = on.split(timed[REFERENCE].result)
     wanted = on.ndcg(exact)
@@ -110,7 +110,7 @@ def compare(ways: Mapping[str, Way], on: Candidates, repeats: int = 1) -> dict[s
 
 
 def table(name: str, rows: Mapping[str, Mapping[str, float]]) -> str:
-    """The rows of a collection as a Markdown table."""
+    """Format the rows of a collection as a Markdown table."""
     lines = [f"| {name} | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for way, row in rows.items():
         cells = [
@@ -143,7 +143,7 @@ def main() -> None:
             on = candidates(name, data=arguments.data, depth=arguments.depth, n_queries=arguments.queries)
             few = candidates(name, data=arguments.data, depth=20, n_queries=2)
             for way in ways.values():
-                way(few)  # the first batches pay for what is made once
+                way(few)  # warm up: the first batches include one-time work
             rows = compare(ways, on, arguments.repeats)
             print(table(name, rows), file=sys.stderr, flush=True)
             every.append(rows)

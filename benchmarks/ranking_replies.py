@@ -1,6 +1,6 @@
-"""A logits processor that makes every reply of a vLLM server a ranking of 20 passages, whoever asks.
+"""Make every reply of a vLLM server a ranking of 20 passages, for any client, by a logits processor.
 
-So a random model can stand in for a ranker where a client cannot say what may be said (`benchmarks.teachers`).
+A random model can then stand in for a ranker, even if the client cannot constrain replies (`benchmarks.teachers`).
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from teachers.engines.spelling import constraint
 
 
 class EveryReplyRanks(IdentifierConstraint):
-    """IdentifierConstraint with the same 20 identifiers for all requests: it is for windows of 20."""
+    """IdentifierConstraint with the same 20 identifiers for all requests, so windows must have 20 passages."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
         super().__init__(vllm_config, device, is_pin_memory)

@@ -1,10 +1,11 @@
-"""RankLLM 0.25's OpenAI client over given lists; run by benchmarks.teachers in RankLLM's own environment.
+"""Run RankLLM 0.25's OpenAI client over given lists; `benchmarks.teachers` runs this in RankLLM's environment.
 
     python rankllm_client.py LISTS.json http://127.0.0.1:8000/v1 MODEL
 
-RankLLM imports vLLM, Gemini's client and FAISS on its way to the OpenAI client, which uses none of them: where they are
-not installed empty modules stand in. Its token counts come from tiktoken's tables, which are fetched from the network:
-without it a count of characters stands in. Prints one JSON object, {calls, seconds, ranked}, as its last line.
+RankLLM imports vLLM, Gemini's client and FAISS before its OpenAI client, which uses none of them. If they are not
+installed, empty modules stand in. RankLLM counts tokens by tiktoken's tables, which tiktoken fetches from the network;
+without a network a count of characters stands in. The last line of the output is one JSON object: {calls, seconds,
+ranked}.
 """
 
 import json
@@ -16,7 +17,7 @@ from unittest.mock import MagicMock
 
 
 def stand_in(*names: str) -> None:
-    """Modules that RankLLM imports and its OpenAI client does not use, where they are absent."""
+    """Add empty modules for missing ones that RankLLM imports and its OpenAI client does not use."""
     for name in names:
         try:
             __import__(name)
@@ -28,7 +29,7 @@ def stand_in(*names: str) -> None:
 
 
 class Characters:
-    """Four characters a token: close enough to decide whether a prompt fits."""
+    """A tokenizer that counts four characters a token: close enough to decide whether a prompt fits."""
 
     @staticmethod
     def encode(text: str) -> list[str]:
@@ -37,7 +38,7 @@ class Characters:
 
 def main() -> None:
     lists, url, model = json.loads(Path(sys.argv[1]).read_text()), sys.argv[2], sys.argv[3]
-    import transformers  # noqa: F401  (it looks for these modules itself, so it comes before the stand-ins)
+    import transformers  # noqa: F401  (it looks for these modules too, so it comes before the stand-ins)
 
     stand_in(
         "vllm", "vllm.outputs", "vllm.sampling_params", "google", "google.generativeai", "faiss", "pyserini"

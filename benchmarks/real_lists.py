@@ -1,4 +1,4 @@
-"""Real lists for the students' benchmarks: candidates with texts and judgments, teachers' rankings, a trained student."""
+"""Read real lists for the students' benchmarks: candidates with judgments, teachers' rankings, a trained student."""
 
 import gzip
 import hashlib
@@ -17,7 +17,7 @@ DATA = Path("../shared/data")
 
 @dataclass(frozen=True)
 class Candidates:
-    """Lists to re-rank, and what the passages are judged."""
+    """Lists to re-rank, with the judgments of their passages."""
 
     name: str
     query_ids: list[str]
@@ -31,15 +31,15 @@ class Candidates:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """All pairs, list after list."""
+        """Return all (query, passage) pairs, list after list."""
         return [(query, passage) for query, passages in self.lists for passage in passages]
 
     def split(self, scores: Any) -> list[np.ndarray]:
-        """Scores of all pairs by list."""
+        """Split the scores of all pairs by list."""
         return np.split(np.asarray(scores), np.cumsum([len(ids) for ids in self.doc_ids])[:-1])
 
     def ndcg(self, scores: Sequence[Any]) -> float:
-        """nDCG@10 of the lists in the order of their scores, by ir-measures."""
+        """Compute nDCG@10 of the lists, ordered by their scores, by ir-measures."""
         import ir_measures
 
         run = [
@@ -52,14 +52,14 @@ class Candidates:
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a gzipped JSONL file; only a newline ends one."""
+    """Read the objects of a gzipped JSONL file; only a newline ends an object."""
     with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
         for line in file:
             yield json.loads(line)
 
 
 def passages(folder: Path) -> dict[str, str]:
-    """Title and text by doc_id, as the store joins them."""
+    """Read passages: doc_id -> title and text, joined as in the store."""
     return {
         row["doc_id"]: f"{row.get('title') or ''} {row['text']}".strip()
         for row in rows(folder / "docs.jsonl.gz")
@@ -67,7 +67,7 @@ def passages(folder: Path) -> dict[str, str]:
 
 
 def queries(folder: Path) -> dict[str, str]:
-    """Query texts by query_id."""
+    """Read query texts by query_id."""
     path = next(folder.glob("queries.tsv*"))
     text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     return dict(line.split("\t", 1) for line in text.decode("utf-8").split("\n") if line)
@@ -76,7 +76,7 @@ def queries(folder: Path) -> dict[str, str]:
 def candidates(
     name: str, *, data: Path = DATA, run: str = "bm25", depth: int = 100, n_queries: int | None = None
 ) -> Candidates:
-    """The top of a run for the first judged queries of a collection."""
+    """Read the top `depth` passages of a run for the first judged queries of a collection."""
     folder = data / name
     qrels: dict[str, dict[str, int]] = {}
     with gzip.open(folder / "qrels.txt.gz", "rt") as file:
@@ -95,7 +95,7 @@ def candidates(
 
 @dataclass(frozen=True)
 class Ranked:
-    """One query's passages, best first by the teacher, or with grades."""
+    """A query's passages, best first by the teacher, or with grades."""
 
     query: str
     passages: list[str]
@@ -103,14 +103,14 @@ class Ranked:
 
     @property
     def labels(self) -> list[int]:
-        """The grades, or each passage's place from the end."""
+        """Return the grades, or each passage's place from the end."""
         return self.grades or list(range(len(self.passages), 0, -1))
 
 
 def rankings(
     *, data: Path = DATA, per_list: int = 20, n_lists: int | None = None, seed: int = 0
 ) -> list[Ranked]:
-    """RankZephyr's rankings of DL21's candidates, ``per_list`` passages sampled of each, in random order of lists."""
+    """Read RankZephyr's rankings of DL21's candidates: ``per_list`` sampled passages each, lists in random order."""
     rng = np.random.default_rng(seed)
     found = [
         Ranked(
@@ -126,7 +126,7 @@ def rankings(
 
 
 def permutations(folder: Path, teacher: str = "") -> list[Ranked]:
-    """The rankings of the teachers whose names have ``teacher`` in them."""
+    """Read the rankings of the teachers whose names contain ``teacher``."""
     texts, asked = passages(folder), queries(folder)
     return [
         Ranked(asked.get(row["query_id"], row["query"]), [texts[d] for d in row["permutation"] if d in texts])
@@ -136,7 +136,7 @@ def permutations(folder: Path, teacher: str = "") -> list[Ranked]:
 
 
 def judged(folder: Path, n_lists: int, per_list: int, seed: int) -> list[Ranked]:
-    """Judged passages of training queries with their grades, before passages drawn at random with grade 0."""
+    """Make lists of training queries: judged passages with their grades, then random passages with grade 0."""
     rng = np.random.default_rng(seed)
     texts, asked = passages(folder), queries(folder)
     graded: dict[str, list[tuple[int, str]]] = {}
@@ -159,7 +159,7 @@ def judged(folder: Path, n_lists: int, per_list: int, seed: int) -> list[Ranked]
 
 
 def write_view(folder: Path, ranked: Sequence[Ranked], n_valid: int = 0) -> Path:
-    """Rankings as a distillation view; the last ``n_valid`` lists validate."""
+    """Write rankings as a distillation view; the last ``n_valid`` lists are for validation."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = list(dict.fromkeys(text for one in ranked for text in one.passages))
     number = {text: i for i, text in enumerate(texts)}
@@ -192,10 +192,11 @@ def write_view(folder: Path, ranked: Sequence[Ranked], n_valid: int = 0) -> Path
 
 
 def trained_student(folder: Path, *, data: Path = DATA, pairs: int = 16_000) -> Path:
-    """A MiniLM taught for some minutes, the same however busy the machine is: scores of an untrained head order nothing.
+    """Train a MiniLM for some minutes, because the scores of an untrained head give no order.
 
-    It learns from RankZephyr's rankings of DL21's candidates, RankZephyr's own training labels and nfcorpus's judgments
-    of training queries. Other benchmarks say what regimes are worth; this one is there to give scores with a meaning.
+    The result does not depend on the machine's load. The student learns from RankZephyr's rankings of DL21's
+    candidates, RankZephyr's training labels and nfcorpus's judgments of training queries. It serves only to give
+    meaningful scores; other benchmarks compare regimes.
     """
     from students.recipes.read import make_recipe
     from students.train.run import train

@@ -1,11 +1,11 @@
-"""Students from real human judgments (nfcorpus) and from real LLM labels (RankZephyr's on DL21 and MS MARCO).
+"""Train students from human judgments (nfcorpus) or from LLM labels (RankZephyr's on DL21 and MS MARCO).
 
     python -m benchmarks.real_students contrastive|contrastive-retrieved|distillation
         [--data ../shared/data] [--store FILE] [--minutes 8]
 
-Every step is an `msft` command, printed as it runs; the same commands again continue. The value of each system on the
-held-out test queries comes with its 95 % interval over queries (mean ± t · standard error) and, for students, the
-paired t-test against the same model untrained.
+Every step is an `msft` command, printed as it runs; the same call continues. The benchmark gives the value of each
+system on the held-out test queries with its 95 % interval over queries (mean ± t · standard error). For students it
+adds the paired t-test against the untrained model.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MEASURE = "nDCG@10"
 
 
 class Commands:
-    """Runs msft in processes of its own over one store; `lines` are the commands so far."""
+    """A runner of msft commands over one store, each in a new process; `lines` are the commands so far."""
 
     def __init__(self, store: Path) -> None:
         self._store = store
@@ -52,7 +52,7 @@ class Commands:
 def contrastive(
     msft: Commands, data: Path, minutes: float, *, retrieved: bool = False
 ) -> tuple[str, str, str]:
-    """nfcorpus: `cl` on human judgments over mined negatives; tested on its test queries."""
+    """Train `cl` on nfcorpus's human judgments over mined negatives, to be tested on its test queries."""
     name = "minilm-cl-retrieved" if retrieved else "minilm-cl"
     folder = data / "nfcorpus"
     for part, qrels in (
@@ -83,9 +83,9 @@ def contrastive(
 
 
 def distillation(msft: Commands, data: Path, minutes: float) -> tuple[str, str, str]:
-    """`kd` on RankZephyr's rankings of DL21's queries and on RankZephyr's own training labels; tested on DL19."""
+    """Train `kd` on RankZephyr's rankings of DL21's queries and its training labels, to be tested on DL19."""
     dl21, labels, dl19 = data / "dl21-passage", data / "msmarco-train-rankzephyr100", data / "dl19-passage"
-    # DL21's human judgments are not used: the queries serve for training, labelled by the LLM alone.
+    # DL21's queries serve for training, so its human judgments are not used: only the LLM labelled them.
     msft("data", "add", "dl21", "--from", str(dl21), "--role", "train", "--collection", "msmarco-v2-passage")
     msft(
         "data",
@@ -100,7 +100,7 @@ def distillation(msft: Commands, data: Path, minutes: float) -> tuple[str, str, 
     )
     msft("data", "add", "dl19", "--from", str(dl19))
     msft("runs", "import", str(dl19 / "runs" / "bm25.run.gz"), "--dataset", "dl19", "--name", "bm25")
-    partly = (6,)  # one of the 100 lists is a second one for its query
+    partly = (6,)  # one of the 100 lists is a query's second list, which the import leaves out
     msft("teachers", "import", str(dl21 / "permutations.jsonl.gz"), "--dataset", "dl21")
     msft(
         "teachers", "import", str(labels / "permutations.jsonl.gz"), "--dataset", "rankzephyr100",
@@ -155,7 +155,7 @@ def main() -> None:
 
 
 def _summary(msft: Commands, dataset: str, student: str) -> dict[str, Any]:
-    """Value, interval and comparison of each system from the per-query scores in the store."""
+    """Compute each system's value, interval and comparison from the per-query scores in the store."""
     found = msft.rows(
         "sql",
         f"SELECT system, kind, query_id, value FROM result_queries WHERE dataset = '{dataset}' AND measure = '{MEASURE}' "

@@ -1,12 +1,12 @@
-"""A sweep of recipes on development queries alone: labels, lists, losses, rates, sizes. It goes on where it stopped.
+"""Sweep recipes on development queries only: labels, lists, losses, rates, sizes. A second call continues.
 
     python -m benchmarks.recipes [--folder recipes] [--data ../shared/data] [--collections docstrings,cranfield]
         [--trials base,easy-0] [--seeds 1] [--pairs 3500] [--minutes 60] [--table]
 
-Collections: the demo's docstrings and those of ../shared/data. Queries of a collection without parts are split by a hash
-of their text: a third is never used, a third is developed on, a third is learnt from. Test queries are not read.
-A trial is a change to the base recipe below; with one seed it is a hint, with three a result. Each trial is one line of
-FOLDER/trials.jsonl, with its error where it failed; --table prints them as Markdown and trains nothing.
+Collections are the demo's docstrings and those of ../shared/data. A hash of the text splits the queries of a collection
+without parts: a third is never used, a third is for development and a third for training. Test queries are not read. A
+trial is a change to the base recipe below. With one seed a trial is a hint, with three a result. Each trial is one line
+of FOLDER/trials.jsonl, with its error if it failed. --table prints the trials as Markdown and trains nothing.
 """
 
 import argparse
@@ -33,9 +33,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """What a student is trained with; the defaults are the base that other trials differ from in one thing."""
+    """The settings of a training. The defaults are the base; each other trial changes one thing."""
 
-    share: float = 0.7  # of the teacher's order in the labels; BM25 has the rest
+    share: float = 0.7  # share of the teacher's order in the labels; the rest is BM25's
     stratified: int = 5
     easy: int = 3
     judged_first: bool = False
@@ -45,14 +45,14 @@ class Trial:
     )
 
     def of(self, **settings: Any) -> "Trial":
-        """The same trial with other settings of the recipe."""
+        """Make the same trial with other settings of the recipe."""
         return replace(self, settings={**self.settings, **settings})
 
 
 BASE = Trial()
 TRIALS: dict[str, Trial] = {
     "base": BASE,
-    "easy-0": replace(BASE, easy=0, stratified=8),  # as many passages a list
+    "easy-0": replace(BASE, easy=0, stratified=8),  # as many passages per list
     "easy-1": replace(BASE, easy=1, stratified=7),
     "share-0.5": replace(BASE, share=0.5),
     "share-0.9": replace(BASE, share=0.9),
@@ -72,7 +72,7 @@ TRIALS: dict[str, Trial] = {
 
 # ------------------------------------------------------------------------------------------------------ collections
 def prepare(msft: Commands, name: str, data: Path, folder: Path) -> None:
-    """A collection's training and development queries in its store, ranked by BM25."""
+    """Add a collection's training and development queries to its store and rank them by BM25."""
     source = _docstrings(folder) if name == "docstrings" else data / name
     made = folder / name
     for part in PARTS[:2]:
@@ -88,7 +88,7 @@ def prepare(msft: Commands, name: str, data: Path, folder: Path) -> None:
 
 
 def _judgments(source: Path, part: str) -> Iterator[str]:
-    """The TREC lines of a part: the collection's own, or those of the queries that the hash puts there."""
+    """Yield the TREC lines of a part: the collection's part, or the queries that the hash selects."""
     own = next(source.glob(f"qrels.{part}.txt*"), None)
     if own is not None:
         yield from _lines(own)
@@ -110,7 +110,7 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _docstrings(folder: Path) -> Path:
-    """The demo's collection; its test queries are written, and read by no step."""
+    """Write the demo's collection. Its test queries are written, but no step reads them."""
     from cli.workflows.demo import collection
 
     if not (folder / "judged").is_dir():
@@ -120,7 +120,7 @@ def _docstrings(folder: Path) -> Path:
 
 # ----------------------------------------------------------------------------------------------------------- trials
 def labelled(msft: Commands, name: str, trial: Trial) -> list[str]:
-    """The labelings that a trial learns from; what is labelled already is taken."""
+    """Make the labelings that a trial learns from; existing labels are reused."""
     wanted = [(f"{name}/train", f"labels-{trial.share:g}")]
     if trial.sentences:
         dataset = f"{name}/sentences-{trial.sentences}"
@@ -166,7 +166,7 @@ def run(msft: Commands, name: str, key: str, trial: Trial, seed: int, pairs: int
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    """Run what is not done yet, seed by seed, trial by trial, until the minutes are over."""
+    """Run the trials that are not done, seed by seed and trial by trial, until the minutes are over."""
     file = arguments.folder / "trials.jsonl"
     done = {_key(row) for row in read(file)}
     end = time.monotonic() + 60 * arguments.minutes
@@ -188,7 +188,7 @@ def sweep(arguments: argparse.Namespace) -> None:
                     prepared.add(name)
                 try:
                     row |= run(msft, name, key, TRIALS[key], seed, arguments.pairs)
-                except SystemExit as error:  # kept beside the others: a recipe that fails is a finding
+                except SystemExit as error:  # recorded: a failed recipe is a finding too
                     row["error"] = f"exit {error.code}: {msft.lines[-1]}"
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(json.dumps(row) + "\n")
@@ -199,12 +199,12 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def read(file: Path) -> list[Row]:
-    """All trials so far."""
+    """Read all trials so far."""
     return [json.loads(line) for line in _lines(file)] if file.is_file() else []
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a line for each collection, number of pairs and trial, means over seeds, best student first."""
+    """Make a Markdown table: a line per collection, number of pairs and trial; means over seeds, best student first."""
     lines = [
         "| collection | pairs | trial | seeds | BM25 | teacher | student | fused | failed |",
         "|---|---|---|---|---|---|---|---|---|",

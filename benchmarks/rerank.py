@@ -1,26 +1,32 @@
-"""Re-ranking real lists: pairs/s and nDCG@10 beside sentence-transformers' CrossEncoder.predict and lightning-ir.
+"""Measure re-ranking of real lists: pairs/s and nDCG@10 beside sentence-transformers' CrossEncoder and lightning-ir.
 
     python -m benchmarks.rerank [--data ../shared/data] [--student FOLDER] [--collections dl19-passage,nfcorpus]
         [--queries 20] [--measured 100] [--repeats 3]
     python -m benchmarks.rerank --device cuda --shape electra-base --queries 200
 
-The same MiniLM, pairs and limit of 256 tokens for all, in one process and run, in turns; medians. `speedup_default` is
-what each does by default (here: bf16 if the hardware supports it, there: fp32), `speedup_same_precision` is bf16 against
-a peer that was told to take bf16 (fp32 against fp32 where the machine has no bf16 products: key same_precision),
-`speedup_fp32` fp32 against fp32. sentence-transformers gets all pairs in one call, which is its best case; lightning-ir's
-`score` gets a query at a time, with a head of its own, so only its speed counts, on the CPU. A plain loop over transformers'
-model, batches of 32 pairs sorted by length, says what this machine gives to anyone: plain_loop_over_default is that loop
-in bf16 by sentence-transformers' fp32, speedup_over_plain_loop msft by the loop in the same precision. Without --student a student
-is trained first (some minutes), because scores that order nothing measure nothing. Other shapes have random weights and
-made-up texts of MS MARCO's lengths: their key is score_difference, the largest difference of a score from
-sentence-transformers' in fp32, in standard deviations of these.
+All ways use the same MiniLM, pairs and limit of 256 tokens, in one process, in turns; times are medians.
+
+`speedup_default` compares the defaults: msft's is bf16 if the hardware supports it, sentence-transformers' is fp32.
+`speedup_same_precision` compares bf16 with a peer set to bf16, or fp32 with fp32 if the machine has no bf16 products
+(key same_precision). `speedup_fp32` compares fp32 with fp32. sentence-transformers gets all pairs in one call, its best
+case. lightning-ir's `score` gets one query at a time, on the CPU; it has another head, so only its speed counts.
+
+A plain loop over transformers' model, in batches of 32 pairs sorted by length, shows the speed that anyone gets on this
+machine. plain_loop_over_default is the speed of the loop in bf16 over that of sentence-transformers in fp32.
+speedup_over_plain_loop is the speed of msft over that of the loop in the same precision.
+
+Without --student the benchmark first trains one (some minutes), because scores without an order measure nothing. Other
+shapes have random weights and synthetic texts of MS MARCO's lengths. Their key is score_difference: the largest
+difference from sentence-transformers' fp32 scores, in standard deviations of these scores.
 
 measure_difference is the largest difference of nDCG@10, over the collections, between msft's default and
-sentence-transformers' fp32. In bf16 it takes --measured queries to tell it from chance: passages with nearly equal scores
-change places in any rounding, which moves the mean of 20 queries by .004. Over these queries the reference is msft's own
-fp32, in a third of the time; that it is sentence-transformers' is said by fp32_measure_difference, on the timed queries.
-peak_tflops_… is the most that a large product reached then: how much of it a virtual machine has depends on its neighbours.
-bound_over_default, on a CPU, is what speedup_default would be if ours took only its products' time, and these ran at that peak.
+sentence-transformers' fp32. In bf16 it needs --measured queries to tell a difference from chance: any rounding swaps
+passages with nearly equal scores, which moves the mean of 20 queries by .004. Over these queries the reference is
+msft's fp32, which takes a third of the time. fp32_measure_difference compares that reference with
+sentence-transformers' fp32 on the timed queries.
+
+peak_tflops_… is the highest rate of a large matrix product; on a virtual machine it depends on the neighbours.
+bound_over_default, on a CPU, is speedup_default if msft took only the time of its products at that peak rate.
 """
 
 import argparse
@@ -56,14 +62,14 @@ def sentence_transformers(student: Path, dtype: torch.dtype, device: str) -> Way
     from sentence_transformers import CrossEncoder
 
     model = CrossEncoder(str(student), max_length=MAX_LENGTH, device=device, model_kwargs={"dtype": dtype})
-    raw = torch.nn.Identity()  # a folder that names no activation would get a sigmoid
+    raw = torch.nn.Identity()  # by default a folder without an activation gets a sigmoid
     return lambda on: model.predict(on.pairs, activation_fn=raw, show_progress_bar=False)
 
 
 def lightning_ir(student: Path, dtype: torch.dtype) -> Way:
     score = lightning_peer.scorer(student, MAX_LENGTH, dtype)
 
-    def all_lists(on: Candidates) -> None:  # its head is another one: the scores are not to be measured
+    def all_lists(on: Candidates) -> None:  # the head differs, so the scores are not measured
         for query, passages in on.lists:
             score(query, passages)
 
@@ -71,7 +77,7 @@ def lightning_ir(student: Path, dtype: torch.dtype) -> Way:
 
 
 def plain_loop(student: Path, dtype: torch.dtype, device: str, batch_size: int = 32) -> Way:
-    """transformers' own model and tokenizer in a loop over batches of pairs, the longest first, as many people write it."""
+    """Score by transformers' model and tokenizer in a common plain loop over batches of pairs, the longest first."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(student)
@@ -94,7 +100,7 @@ def plain_loop(student: Path, dtype: torch.dtype, device: str, batch_size: int =
 
 
 def scoring_flops(student: Path, on: Candidates) -> float:
-    """FLOPs of the products of our forward on a CPU over all the pairs."""
+    """Count the FLOPs of the matrix products of msft's forward pass on a CPU over all pairs."""
     from transformers import AutoConfig, AutoTokenizer
 
     queries, passages = zip(*on.pairs, strict=True)
@@ -105,7 +111,7 @@ def scoring_flops(student: Path, on: Candidates) -> float:
 
 
 def made_up(base: Path, depth: int, n_queries: int) -> Candidates:
-    """Lists of made-up texts that nobody judged."""
+    """Make lists of synthetic texts without judgments."""
     lists, _ = make_lists("made-up", data=DATA, base=base, per_list=depth, n_lists=n_queries, n_held=0)
     ids = [str(i) for i in range(n_queries)]
     doc_ids = [[f"{i}-{k}" for k in range(depth)] for i in ids]
@@ -207,7 +213,7 @@ def _raise_peaks(peaks: dict[str, float], device: str) -> None:
 
 
 def _measured_apart(on: Candidates, ways: Mapping[str, Way], reference: Way) -> dict[str, float]:
-    """How far each way's nDCG@10 is from the reference's over the same lists."""
+    """Measure the difference of each way's nDCG@10 from the reference's over the same lists."""
     if not ways:
         return {}
     exact = on.ndcg(on.split(reference(on)))

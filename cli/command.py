@@ -1,8 +1,8 @@
-"""The one decorator behind every command: common options, the help's example, errors to exit codes.
+"""Decorate every command: add the common options and the help's example, and turn errors into exit codes.
 
-A command is ``def show(context: Context, name: …) -> None``; the decorator takes `context` out of the signature that
-Typer sees and puts ``--store``, ``-q``, ``-v``, ``--debug`` (and ``--format`` where it lists) in. A parameter that is a
-dataclass stands for its fields: see `cli.parameters`.
+A command is ``def show(context: Context, name: …) -> None``. In the signature that Typer sees, the decorator replaces
+`context` by ``--store``, ``-q``, ``-v`` and ``--debug``, and by ``--format`` if the command lists rows. A parameter that
+is a dataclass stands for its fields: see `cli.parameters`.
 """
 
 import functools
@@ -34,21 +34,21 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Print a traceback wi
 
 @dataclass(frozen=True)
 class Context:
-    """What every command gets: the store's path and how to print."""
+    """The store's path and the output format, passed to every command."""
 
     store_path: Path
     format: Format
 
     @property
     def store(self) -> "LabelStore":
-        """The store, imported and made here so that ``--help`` imports no DuckDB."""
+        """Make the store object. The import stands here so that ``--help`` does not import DuckDB."""
         from labelstore.store.label_store import LabelStore
 
         return LabelStore(self.store_path)
 
 
 def group(help: str) -> typer.Typer:
-    """A command group; without a command it shows its help."""
+    """Make a command group that shows its help when called without a command."""
     return typer.Typer(cls=HelpByDefault, help=help, add_completion=False, rich_markup_mode=None)
 
 
@@ -59,7 +59,7 @@ def command(
 
     Args:
         example: one working command line; the help ends with it.
-        lists: whether it prints rows and so takes ``--format``.
+        lists: whether the command prints rows and therefore takes ``--format``.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""`msft`: the command line. Each module adds its commands; heavy imports wait until one of them runs."""
+"""`msft`: the command line. Each module adds its commands; a heavy library is imported when a command needs it."""
 
 import sys
 
@@ -56,10 +56,10 @@ _assemble()
 
 
 def main() -> None:
-    """Entry point of the console script: a process of its own.
+    """Run the console script in its process.
 
-    Where scikit-learn is installed transformers imports it, with pandas, for text generation that no command uses: a
-    third of the time in which a command that loads a model starts. So it is not there for this process.
+    If scikit-learn is installed, transformers imports it, with pandas, for text generation that no command uses. This
+    import takes a third of the start of a command that loads a model. So scikit-learn is hidden from this process.
     """
     sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
     run(sys.argv[1:])

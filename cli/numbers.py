@@ -1,4 +1,4 @@
-"""Numbers on the command line: plain ASCII digits, as in the files that are read."""
+"""Read numbers on the command line: plain ASCII digits only, as in input files."""
 
 from collections.abc import Iterable
 from inspect import Parameter
@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 
 
 def numeric(parameters: Iterable[Parameter]) -> set[str]:
-    """The names of the parameters that are numbers, or lists of numbers."""
+    """Name the parameters that are numbers or lists of numbers."""
     return {parameter.name for parameter in parameters if _is_number(parameter.annotation)}
 
 
@@ -23,7 +23,7 @@ def _is_number(annotation: Any) -> bool:
 
 
 def command_of(numbers: set[str]) -> type[TyperCommand]:
-    """A command class that refuses ``1_000`` and other alphabets' digits in these parameters: typer would take them."""
+    """Make a command class that refuses ``1_000`` and non-ASCII digits in these parameters. Typer accepts both."""
 
     class PlainNumbers(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A command's parameters as dataclasses: each field becomes an option, and the command gets the instance.
+"""Read a command's parameters from dataclasses: each field becomes an option, and the command gets the instance.
 
     @dataclass(frozen=True)
     class Options:
@@ -8,12 +8,12 @@
 
     def mine(context: Context, options: Options) -> None: ...
 
-A field's annotation says how the command line shows it:
+A field's annotation decides how the command line shows it:
 
 - `typer.Option` and `typer.Argument` mean what they mean in a function's signature.
-- A text alone makes an option with the field's name: ``depth: Annotated[int, "Candidates per query."] = 100``. So the
-  settings of a job, which know nothing of Typer, are options as they stand. A switch that is off by default has no
-  ``--no-`` form then. A subclass gives another name or help to a field of theirs.
+- A text alone makes an option with the field's name: ``depth: Annotated[int, "Candidates per query."] = 100``. So a
+  job's settings become options although their module does not import Typer. A switch that is off by default then has
+  no ``--no-`` form. A subclass of the settings can give a field another name or help.
 - A dataclass is a group. Its options stand in the field's place.
 - A tuple is an option that may be repeated.
 - Any other field is not on the command line and keeps its default.
@@ -40,17 +40,17 @@ class After:
 
 @dataclass(frozen=True)
 class _Shown:
-    """A parameter for Typer's signature and the name of the one that it follows."""
+    """A parameter for Typer's signature and the name of the parameter before it."""
 
     parameter: inspect.Parameter
     after: str | None
 
 
 def shown(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """A function's parameters as Typer takes them, the fields of its dataclasses among them.
+    """List a function's parameters in Typer's form, with the fields of its dataclasses.
 
     Raises:
-        TypeError: two parameters have the same name, one stands after a name that is not there, or one has no option.
+        TypeError: two parameters have the same name, `After` names an unknown parameter, or a parameter has no option.
     """
     found: list[_Shown] = []
     for parameter in _own(function).values():
@@ -63,7 +63,7 @@ def shown(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def gathered(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for a function from Typer's values: the dataclasses made, the rest as it is."""
+    """Turn Typer's values into a function's arguments: make the dataclasses and pass other values unchanged."""
     return {
         name: _made(parameter.annotation, values)
         if is_dataclass(parameter.annotation)
@@ -73,7 +73,7 @@ def gathered(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[st
 
 
 def given(group: Any) -> dict[str, Any]:
-    """The fields of a group that were given: those that are neither None nor a switch that is off."""
+    """Return the fields of a group that the user gave: neither None nor a switch that is off."""
     values = {field.name: getattr(group, field.name) for field in fields(group)}
     return {name: value for name, value in values.items() if value is not None and value is not False}
 
@@ -151,7 +151,7 @@ def _in_order(found: list[_Shown], where: str) -> list[inspect.Parameter]:
 
 
 def _made(kind: Any, values: Mapping[str, Any]) -> Any:
-    """A dataclass from Typer's values, by field name."""
+    """Make a dataclass from Typer's values, by field name."""
     hints = get_type_hints(kind, include_extras=True)
     arguments: dict[str, Any] = {}
     for field in fields(kind):

@@ -1,1 +1,1 @@
-"""What all four packages may import and what imports none of them: the errors, and a few functions without a library."""
+"""Errors and small functions without dependencies, which all four packages may import."""

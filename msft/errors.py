@@ -1,19 +1,19 @@
-"""The root of every error that a user can act on, and the exit codes.
+"""Define the exit codes and the base class of every error that a user can act on.
 
-It stands beside the four packages and imports nothing of theirs: training and re-ranking run where neither DuckDB nor
-`labelstore` is installed, and still raise errors of this tree. Each package's `errors` module passes it on.
+This module imports none of the four packages. So training and re-ranking raise these errors even if neither DuckDB nor
+`labelstore` is installed. Each package's `errors` module re-exports the base class.
 """
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command ends with."""
+    """The exit codes of the commands."""
 
     OK = 0
     FAILURE = 1
     USAGE = 2
-    STORE = 3  # locked, or from a newer version
+    STORE = 3  # the store is locked or from a newer version
     DATA_MISSING = 4
     TEACHER_ENGINE = 5
     PARTLY_DONE = 6
@@ -26,7 +26,7 @@ class MsftError(Exception):
     Args:
         message: what is wrong and where (file:line, the id, the option).
         hint: the next command or the fix; printed after ``hint:``.
-        exit_code: what the command ends with; by default the class's.
+        exit_code: the command's exit code; by default that of the class.
     """
 
     exit_code = ExitCode.FAILURE

@@ -1,4 +1,4 @@
-"""One training of a student, one job of a labeling at a time: a file is locked while it runs, and names the process."""
+"""Allow one training of a student and one job of a labeling at a time, by a locked file that names the process."""
 
 import fcntl
 import os
@@ -11,13 +11,15 @@ from msft.errors import ExitCode, MsftError
 
 @contextmanager
 def alone(lock: Path, what: str) -> Iterator[None]:
-    """Hold the file ``lock`` meanwhile. It stays: removing it could let a third process in beside a second.
+    """Hold the lock on the file ``lock`` during the context.
+
+    The file is not removed afterwards: removing it could let a third process run beside a second.
 
     Args:
-        what: what happens to what, for the message: ``student x is being trained``.
+        what: the work, for the message: ``student x is being trained``.
 
     Raises:
-        MsftError: if another process holds it (exit code 3); the message has its PID.
+        MsftError: another process holds the lock (exit code 3); the message has its PID.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)

@@ -1,16 +1,16 @@
-"""How far two orders of the same items agree: Kendall's tau, for the teachers, the students and the benchmarks.
+"""Compute Kendall's tau, the agreement of two orders of the same items.
 
-Two of the shipped analyses compute it in SQL, over many labelings at once.
+Teachers, students and benchmarks use it. Two of the shipped analyses compute it in SQL, over many labelings at once.
 """
 
 from collections.abc import Sequence
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
-    """Kendall's tau-b between two rank (or score) vectors over the same items, by merge counting in O(n log n).
+    """Compute Kendall's tau-b of two rank (or score) vectors over the same items, by merge counting in O(n log n).
 
-    Equals ``scipy.stats.kendalltau``; 1 for fewer than two items (nothing can disagree) and 0 where one side is all
-    ties.
+    It equals ``scipy.stats.kendalltau``, except that it is 1 for fewer than two items (nothing can disagree) and 0 if
+    one vector is all ties.
     """
     n = len(first)
     if n < 2:
@@ -27,7 +27,7 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _tied(values: Sequence[object]) -> int:
-    """Pairs of equals in a sorted sequence."""
+    """Count the pairs of equal values in a sorted sequence."""
     total = run = 0
     for k in range(1, len(values)):
         run = run + 1 if values[k] == values[k - 1] else 0
@@ -36,7 +36,7 @@ def _tied(values: Sequence[object]) -> int:
 
 
 def _sort_counting(values: list[float]) -> tuple[list[float], int]:
-    """Merge sort with the number of exchanges of neighbours it stands for."""
+    """Sort by merging, and count the exchanges of neighbours that the sort replaces."""
     if len(values) < 2:
         return values, 0
     middle = len(values) // 2

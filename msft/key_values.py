@@ -1,4 +1,4 @@
-"""Options that take KEY=VALUE, one form for every command."""
+"""Read options of the form KEY=VALUE, in the same way for every command."""
 
 import json
 import tomllib
@@ -11,12 +11,12 @@ from msft.errors import ExitCode, MsftError
 def key_values(
     option: str, given: Iterable[str], example: str, read: Callable[[str], Any] = str
 ) -> dict[str, Any]:
-    """Split each text at its first ``=``; of a key that is given twice the last value counts.
+    """Split each text at its first ``=``. If a key is given twice, the last value counts.
 
     Args:
         option: the option's name, for the error.
-        example: a right value of the option, for the hint.
-        read: turns the text after ``=`` into a value.
+        example: a valid value of the option, for the hint.
+        read: a function that turns the text after ``=`` into a value.
 
     Raises:
         MsftError: a text without ``=`` or without a key (exit code 2).
@@ -35,7 +35,7 @@ def key_values(
 
 
 def toml_value(text: str) -> Any:
-    """A value as TOML has it: ``10``, ``0.5``, ``true``, ``"cosine"``, ``[1, 2]``; other text stays text."""
+    """Read a TOML value: ``10``, ``0.5``, ``true``, ``"cosine"``, ``[1, 2]``; other text stays text."""
     try:
         return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
     except tomllib.TOMLDecodeError:
@@ -43,7 +43,7 @@ def toml_value(text: str) -> Any:
 
 
 def json_value(text: str) -> Any:
-    """A value as JSON has it: ``2``, ``true``, ``null``, ``{"a": 1}``; other text stays text."""
+    """Read a JSON value: ``2``, ``true``, ``null``, ``{"a": 1}``; other text stays text."""
     try:
         return json.loads(text)
     except ValueError:

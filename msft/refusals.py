@@ -1,6 +1,7 @@
-"""What the machine refuses, in a user's words, whoever met it: Python, Arrow, DuckDB, torch or safetensors.
+"""Turn errors of the machine from Python, Arrow, DuckDB, torch or safetensors into clear messages.
 
-A full disk, a read-only file system, a file that is not the user's, too few file descriptors, too little memory.
+The errors are a full disk, a read-only file system, a file of another user, too few file descriptors and too little
+memory.
 """
 
 import errno
@@ -27,26 +28,26 @@ _PLACES = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMET
 
 
 class NoRoom(MsftError):
-    """The disk is full, or a file may not grow."""
+    """The disk is full, or a file must not grow further."""
 
 
 class NotWritable(MsftError):
-    """A file system or a file that may only be read, or not even that."""
+    """A file system or a file cannot be written, or not even read."""
 
 
 class NoMemory(MsftError):
-    """Memory that the work needs and the machine does not give."""
+    """The machine does not have the memory that the work needs."""
 
 
 @contextmanager
 def named(folder: Path, *kinds: type[Exception]) -> Iterator[None]:
-    """Name what cannot be written in `folder`, or beside it.
+    """Replace errors of the machine, raised while writing in or beside `folder`, by clear ones.
 
     Args:
-        kinds: the errors in which a library hides what the system said, beside OSError and MemoryError.
+        kinds: a library's errors that hide the system's error; OSError and MemoryError are always included.
 
     Raises:
-        NoRoom, NotWritable, NoMemory, MsftError: in place of the error that says so.
+        NoRoom, NotWritable, NoMemory, MsftError: in place of the machine's error.
     """
     refused: tuple[type[Exception], ...] = (OSError, MemoryError, *kinds)
     try:
@@ -59,10 +60,10 @@ def named(folder: Path, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def explained(error: BaseException, where: Path | None = None) -> MsftError | None:
-    """The error as a user can act on it; None if the machine is not to blame.
+    """Turn an error of the machine into one that a user can act on; None for any other error.
 
     Args:
-        where: the folder that was worked in, for errors that name no file.
+        where: the folder of the work, for errors that name no file.
     """
     if hasattr(error, "hint"):
         return None

@@ -1,4 +1,4 @@
-"""`msft compare`: systems against each other, with a verdict for each pair."""
+"""`msft compare`: compare systems, with a verdict for each pair."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ COLUMNS = (
     "family_size", "effect_size", "hedges_g", "wins", "ties", "losses", "n_queries", "n_missing", "baseline_missing",
     "seeds", "baseline_seeds", "margin_shown", "margin_showable", "smallest_difference",
 )  # fmt: skip
-# What people read; the rest is in json and csv.
+# The columns of the formats for people; json and csv have all columns.
 SHOWN = (
     "dataset", "measure", "system", "baseline", "value", "difference", "ci90_low", "ci90_high", "p_holm", "tost_p",
     "wins", "ties", "losses", "margin_shown", "margin_showable", "verdict",
@@ -127,14 +127,14 @@ def compare(
 
 
 def columns(format: Format, correction: str = "holm") -> list[str]:
-    """All of them for machines; for people those that fit."""
+    """Name the columns: all for machine formats; for people, those that fit."""
     if format in (Format.json, Format.csv):
         return list(COLUMNS)
     return [f"p_{correction}" if name == "p_holm" else name for name in SHOWN]
 
 
 def summary(rows: Sequence[Row]) -> list[str]:
-    """What the verdicts come to, and whether these queries could have shown equivalence at all."""
+    """Summarise the verdicts, and say whether these queries could have shown equivalence."""
     lines = []
     for name in dict.fromkeys(row["dataset"] for row in rows):
         own = [row for row in rows if row["dataset"] == name]

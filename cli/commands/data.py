@@ -1,4 +1,4 @@
-"""`msft data` and `msft queries`: datasets in and out, queries made from a collection."""
+"""`msft data` and `msft queries`: add and list datasets, and make queries from a collection."""
 
 from pathlib import Path
 from typing import Annotated

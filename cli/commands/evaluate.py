@@ -1,4 +1,4 @@
-"""`msft eval`: from runs and labels to per-query scores, side by side; `msft compare` gives the verdicts."""
+"""`msft eval`: measure runs, labels and students per query; `msft compare` gives the verdicts."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ FOR_PEOPLE = (Format.table, Format.md, Format.latex)
 
 @dataclass(frozen=True)
 class Beside:
-    """What is measured beside first stages and students."""
+    """Options for systems that are measured beside first stages and students."""
 
     fuse: Annotated[bool, "Also measure each student interpolated with its first stage."] = False
     fuse_on: Annotated[
@@ -129,10 +129,10 @@ def _columns(rows: "Sequence[Row]", context: Context) -> list[str] | None:
 
 
 def wide(rows: "Sequence[Row]") -> list[Row]:
-    """A row for each system, a column for each measure: the form for reading.
+    """Turn scores into the table for people: a row for each system, a column for each measure.
 
-    The first measure has its p-value beside it. recall is that of the candidates at the depth that was ordered: what
-    no re-ranking can exceed; judged is Judged@10.
+    The first measure has its p-value beside it. `recall` is the candidates' recall at the re-ranked depth, which no
+    re-ranking can exceed. `judged` is Judged@10.
     """
     table: dict[tuple[Any, ...], Row] = {}
     measures = list(dict.fromkeys(row["measure"] for row in rows))

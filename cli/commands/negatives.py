@@ -21,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class Criteria(Parameters):
-    """A mining's parameters; the command line has words of its own for two of them."""
+    """The parameters of a mining. On the command line two of them have other names."""
 
     shares: Annotated[
         tuple[float, ...],
@@ -38,7 +38,7 @@ class Criteria(Parameters):
 
 @dataclass(frozen=True)
 class Mine:
-    """What `msft negatives mine` takes."""
+    """The options of `msft negatives mine`."""
 
     dataset: DatasetOption = None
     runs: RunsOption = ()

@@ -1,4 +1,4 @@
-"""`msft report`: the store as one HTML page."""
+"""`msft report`: write the store's content as one HTML page."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`msft retrieve`: a first stage over a dataset, stored as a run."""
+"""`msft retrieve`: run a first stage over a dataset and store its run."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,7 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 @dataclass(frozen=True)
 class System:
-    """How a retriever is set; most settings go with one retriever alone."""
+    """The settings of the retrievers. Most of them apply to one retriever only."""
 
     k1: Annotated[float, "BM25: saturation of term frequency."] = 0.9
     b: Annotated[float, "BM25: length normalisation."] = 0.4
@@ -31,7 +31,7 @@ class System:
 
 @dataclass(frozen=True)
 class Retrieve:
-    """What `msft retrieve` takes."""
+    """The options of `msft retrieve`."""
 
     dataset: Annotated[str | None, "The dataset whose queries to rank; by default the only one."] = None
     retriever: Annotated[str, "bm25s (embedded), bm25 (Anserini), colbert (PyLate)."] = "bm25s"

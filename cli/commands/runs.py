@@ -76,7 +76,7 @@ def import_run(
 
 
 class Metadata(StrEnum):
-    """Where the ir_metadata of an exported run goes."""
+    """Where to write the ir_metadata of an exported run."""
 
     beside = "beside"
     inside = "inside"

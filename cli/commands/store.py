@@ -1,4 +1,4 @@
-"""`msft sql`, `status`: the store asked; and (in cli.store_upkeep) verified, merged, archived, traced."""
+"""`msft sql` and `msft status`: query the store and show its content."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from labelstore.store.label_store import LabelStore
 
 DEFAULT_LIMIT = 1000
-MOST_HELD = 10_000  # rows that are held in memory so that the store is free again before they are printed
-STATUS_WAIT = 5.0  # seconds; then what lies beside the store is shown without it
+MOST_HELD = 10_000  # rows held in memory, so that the store is closed before they are printed
+STATUS_WAIT = 5.0  # seconds to wait for a locked store; after them only the files beside it are shown
 
 
 def add_to(app: typer.Typer) -> None:
@@ -139,14 +139,14 @@ def status(context: Context) -> None:
 
 
 def _trainings(store: "LabelStore") -> list[dict[str, Any]]:
-    """Trainings that have a working folder: under way, or interrupted."""
+    """List the trainings that have a working folder: running or interrupted."""
     rows = []
     for log in sorted((store.files / "students").glob(".*/training_log.jsonl")):
         last: dict[str, Any] = {}
         for line in log.read_text("utf-8", errors="replace").splitlines():
             try:
                 last = json.loads(line)
-            except json.JSONDecodeError:  # the line that is just being written
+            except json.JSONDecodeError:  # the training is still writing this line
                 continue
         rows.append(
             {

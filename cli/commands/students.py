@@ -1,4 +1,4 @@
-"""`msft students`: add, list, show, rerank, export, serve; training is in a module of its own."""
+"""`msft students`: add, list, show, rerank, export, serve; `cli.commands.students_train` has the training."""
 
 from pathlib import Path
 from typing import Annotated, Any

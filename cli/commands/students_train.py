@@ -1,4 +1,4 @@
-"""`msft students train`: a regime over views of the store, on this machine."""
+"""`msft students train`: train a student by a regime over views of the store, on this machine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ STAGE_COLUMNS = (
 
 @dataclass(frozen=True)
 class Names:
-    """What the views are made from."""
+    """The names of the data that the views are made from."""
 
     datasets: Annotated[
         tuple[str, ...], typer.Option("--dataset", help="Datasets with judgments.", show_default=False)
@@ -33,7 +33,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that replace the recipe's; None leaves one to the recipe."""
+    """Settings that replace those of the recipe; None keeps the recipe's value."""
 
     lr: Annotated[float | None, "The peak learning rate of every stage."] = None
     epochs: Annotated[float | None, "The epochs of every stage."] = None
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """Parameters of the views; None leaves one to the view's default."""
+    """Parameters of the views; None keeps the view's default."""
 
     valid_fraction: Annotated[float | None, "The share of queries kept for validation."] = None
     per_query: Annotated[int | None, "Negatives per list in the view (cl)."] = None
@@ -65,7 +65,7 @@ class ViewParameters:
 
 @dataclass(frozen=True)
 class Train:
-    """What `msft students train` takes."""
+    """The options of `msft students train`."""
 
     regime: Annotated[str | None, "cl, kd, cl,kd, kd,cl or longer; cl+kd trains both in one stage."] = None
     base: Annotated[str | None, "Hugging Face id, folder, minilm | electra | roberta …, or student:NAME."] = (

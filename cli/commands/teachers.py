@@ -1,4 +1,4 @@
-"""`msft teachers`: LLM rankings into and out of the store."""
+"""`msft teachers`: import, list and export LLM rankings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,7 @@ def reread_labels(
 
 @dataclass(frozen=True)
 class Import:
-    """What `msft teachers import` takes beside the file."""
+    """The options of `msft teachers import`, beside the file."""
 
     dataset: Annotated[str | None, "The dataset whose queries are labelled; by default the only one."] = None
     model: Annotated[str | None, "The teacher, if the file does not name it; it replaces a TREC tag."] = None

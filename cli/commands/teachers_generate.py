@@ -20,7 +20,7 @@ _EXAMPLE = "msft teachers generate --model rankzephyr --dataset dl19 --run bm25 
 
 @dataclass(frozen=True)
 class Options(Settings):
-    """The job's settings; the command line has words of its own for two of them."""
+    """The settings of the job. On the command line two of them have other names."""
 
     base_urls: Annotated[
         tuple[str, ...],
@@ -88,7 +88,7 @@ def _tell_of_padded_keys() -> None:
 
 
 def _shown(figures: "Figures", cost: float | None) -> dict[str, object]:
-    """The progress line's figures; those that are zero stay away, save for the calls."""
+    """Select the figures of the progress line. Zeros are left out, except the number of calls."""
     always: dict[str, object] = {"calls": figures.calls}
     sometimes: dict[str, object] = {
         "resumed": figures.resumed,
@@ -104,7 +104,7 @@ def _shown(figures: "Figures", cost: float | None) -> dict[str, object]:
 
 
 def summary(result: "Labelled") -> dict[str, Any]:
-    """The one row that a job prints."""
+    """Make the one row that a job prints."""
     figures = result.figures
     return {
         "labels": result.plan.name,
@@ -129,10 +129,10 @@ def summary(result: "Labelled") -> dict[str, Any]:
 
 
 def raise_if_left(result: "Labelled") -> None:
-    """End with code 6 where queries are left without labels.
+    """End with exit code 6 if queries are left without labels.
 
     Raises:
-        PartlyDone: then.
+        PartlyDone: queries are left without labels.
     """
     error = result.partly_done()
     if error is not None:

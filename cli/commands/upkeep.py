@@ -1,4 +1,4 @@
-"""`msft verify`, `merge`, `export-store`, `import-store`, `show lineage`: the store checked, united, archived, traced."""
+"""`msft verify`, `merge`, `export-store`, `import-store`, `show lineage`: check, merge, archive and trace a store."""
 
 import shlex
 from pathlib import Path
@@ -69,7 +69,7 @@ def verify(
 
 
 def _replies(store: "LabelStore") -> None:
-    """Say which labelings rest on replies that are read otherwise today: a change of this msft, not a fault of the store."""
+    """Name the labelings whose replies this version of msft parses differently. This is not a fault of the store."""
     from teachers.generate.stored_replies import read_otherwise
 
     found, unknown = read_otherwise(store)
@@ -85,7 +85,7 @@ def _replies(store: "LabelStore") -> None:
 
 
 def _journal(store: "LabelStore") -> "list[Finding]":
-    """Segments that wait to be merged, hold damage or were set aside; those that are being written are fine."""
+    """Find segments that wait to be merged, are damaged or were set aside. Segments still being written are fine."""
     from labelstore.upkeep.verify.findings import Finding
     from teachers.journal import segments as journal
 

@@ -1,4 +1,4 @@
-"""`msft negatives` and `msft views`: hard negatives and training views, with counts of what was left out."""
+"""`msft views`: build, list and export training views, with counts of the queries and passages left out."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def _count_rows(what: str, name: str, counts: Iterable["Filter"]) -> list[dict[s
 
 @dataclass(frozen=True)
 class Sources:
-    """What a view is made from."""
+    """The data that a view is made from."""
 
     datasets: DatasetsOption = ()
     runs: RunsOption = ()
@@ -66,7 +66,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of all kinds of views; None leaves one to its kind's default."""
+    """The parameters of all kinds of views; None keeps the default of the kind."""
 
     depth: Annotated[int | None, "The deepest rank to take [200 for contrastive views from a run]."] = None
     per_query: Annotated[int | None, "Negatives per list [99]; 0 takes all (contrastive)."] = None
@@ -98,7 +98,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Build:
-    """What `msft views build` takes."""
+    """The options of `msft views build`."""
 
     kind: Annotated[str, typer.Option("--kind", help="contrastive, distillation or rerank.")]
     sources: Sources = Sources()

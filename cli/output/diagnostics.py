@@ -1,6 +1,6 @@
-"""The only writer of stderr: progress, notes, warnings, errors; and the exit codes.
+"""Write progress, notes, warnings and errors to stderr, and choose the exit code. No other module writes to stderr.
 
-Errors say what and where, then ``hint:`` with the next command; a traceback needs ``--debug``.
+An error says what failed and where, then ``hint:`` with the next command. ``--debug`` adds the traceback.
 """
 
 import os
@@ -29,39 +29,39 @@ settings = _Settings()
 
 
 def note(message: str) -> None:
-    """What was done or chosen, with its reason; silent under ``-q``."""
+    """Print what was done or chosen, with the reason; silent under ``-q``."""
     if not settings.quiet:
         _say(message)
 
 
 def detail(message: str) -> None:
-    """What only ``-v`` shows."""
+    """Print a detail under ``-v`` only."""
     if settings.verbose:
         _say(message)
 
 
 def warn(message: str) -> None:
-    """What the user should know even under ``-q``."""
+    """Print a warning, also under ``-q``."""
     _say(f"warning: {message}")
 
 
 def _say(text: str) -> None:
-    """Write to stderr, keys and credentials masked."""
+    """Write to stderr with API keys and credentials masked."""
     print(masks.masked(text), file=sys.stderr, flush=True)
 
 
 def report(error: BaseException) -> int:
-    """Print an error as a user should see it and return the exit code that goes with it."""
+    """Print an error for a user and return its exit code."""
     if settings.debug:
         _say("".join(traceback.format_exception(error)).rstrip("\n"))
     if isinstance(error, KeyboardInterrupt):
         print("interrupted; what was completed is kept", file=sys.stderr)
         return int(ExitCode.INTERRUPTED)
-    if isinstance(error, BrokenPipeError):  # the reader (head, less) has seen enough
+    if isinstance(error, BrokenPipeError):  # the reader (head, less) closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     error = _named(error)
-    if hasattr(error, "format_message"):  # typer's own usage errors
+    if hasattr(error, "format_message"):  # a usage error raised by Typer
         _say(f"error: {error.format_message()}")
         context = getattr(error, "ctx", None)
         if context is not None:
@@ -82,14 +82,14 @@ def report(error: BaseException) -> int:
 
 
 def _named(error: BaseException) -> BaseException:
-    """An error of the machine (a full disk, no memory) as what it is; any other as it came."""
+    """Turn an error of the machine (a full disk, no memory) into a clear one; return any other unchanged."""
     if isinstance(error, MsftError) or hasattr(error, "format_message"):
         return error
     return refusals.explained(error) or error
 
 
 def fail(error: BaseException) -> NoReturn:
-    """Report an error and end the process with its code."""
+    """Report an error and end the process with its exit code."""
     if not isinstance(error, BrokenPipeError):
         sys.stdout.flush()
     raise SystemExit(report(error))
@@ -97,9 +97,9 @@ def fail(error: BaseException) -> NoReturn:
 
 @dataclass
 class Progress:
-    """One line of progress that long work updates: done of total, rate, time left, and named figures.
+    """A progress line for long work: items done, total, rate, time left, and named figures.
 
-    On a terminal the line is redrawn; in a pipe a line is written every 30 s. Silent under ``-q``.
+    On a terminal the line is redrawn. In a pipe a new line is written every 30 s. Silent under ``-q``.
     """
 
     label: str
@@ -112,8 +112,8 @@ class Progress:
     _drawn: bool = False
 
     def __call__(self, done: int, total: int | None = None, **figures: object) -> None:
-        """Set what is done (absolute), the total when it became known, and any figures to show."""
-        if done < self.done:  # the next stage or file: its rate is its own
+        """Set the number of items done so far, the total once it is known, and any figures to show."""
+        if done < self.done:  # a new stage or file began, so the rate starts again
             self._started = time.monotonic()
         self.done, self.total = done, total if total is not None else self.total
         self._figures.update(figures)
@@ -139,7 +139,7 @@ class Progress:
         return ", ".join(parts)
 
     def close(self) -> None:
-        """End the line with what was done."""
+        """End the line with the final count."""
         if not settings.quiet and self.done and (self._drawn or time.monotonic() - self._started > 2.0):
             self._draw(sys.stderr.isatty())
             if sys.stderr.isatty():
@@ -153,7 +153,7 @@ class Progress:
 
 @contextmanager
 def progress(label: str, total: int | None = None, unit: str = "it") -> Iterator[Progress]:
-    """``with progress("tokenising", n, "texts") as tick: tick(done)``."""
+    """Show progress: ``with progress("tokenising", n, "texts") as tick: tick(done)``."""
     bar = Progress(label, total, unit)
     try:
         yield bar

@@ -1,4 +1,4 @@
-"""LaTeX tables (booktabs): any list of rows, and systems with the usual superscripts."""
+"""Write LaTeX tables (booktabs): any list of rows, or systems with the usual superscripts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ _SPECIAL = {
 
 
 def escape(text: str) -> str:
-    """Text in which LaTeX sees no commands."""
+    """Escape a text so that LaTeX finds no commands in it."""
     return "".join(_SPECIAL.get(c, c) for c in text)
 
 
 def tabular(names: Sequence[str], cells: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
-    """A plain tabular: columns of numbers to the right, the others to the left."""
+    """Write a plain tabular with columns of numbers aligned right and other columns aligned left."""
     return _tabular("".join("r" if right else "l" for right in numeric), [names, *cells])
 
 
@@ -37,12 +37,12 @@ def _tabular(spec: str, lines: Sequence[Sequence[str]], escaped: bool = False) -
 
 
 def comparison(rows: Sequence[Mapping[str, Any]], p_column: str, correction: str) -> str:
-    """A table of systems: their values, superscripts for what they beat, subscripts for what they are equivalent to.
+    """Write a table of systems: values, superscripts for beaten systems, subscripts for equivalent systems.
 
     Args:
-        rows: those of :func:`labelstore.evaluation.comparison.compare`; only pairs that they hold are marked.
-        p_column: the corrected p-value that marks go by.
-        correction: its name, for the caption.
+        rows: rows of :func:`labelstore.evaluation.comparison.compare`; only the pairs in these rows are marked.
+        p_column: the column of the corrected p-value that decides the marks.
+        correction: the name of the correction, for the caption.
     """
     systems = list(dict.fromkeys(name for row in rows for name in (row["baseline"], row["system"])))
     marks = dict(zip(systems, _marks(len(systems)), strict=True))
@@ -66,14 +66,14 @@ def comparison(rows: Sequence[Mapping[str, Any]], p_column: str, correction: str
 
 @dataclass
 class _Column:
-    """One measure on one dataset: each system's value, and the systems that it beats or is equivalent to."""
+    """One measure on one dataset: each system's value, and the systems it beats or is equivalent to."""
 
     values: dict[str, float] = field(default_factory=dict)
     beaten: dict[str, set[str]] = field(default_factory=dict)
     equal: dict[str, set[str]] = field(default_factory=dict)
 
     def cell(self, name: str, marks: Mapping[str, str]) -> str:
-        """A system's value, the best one bold, with its marks."""
+        """Write a system's value with its marks; the best value is bold."""
         if name not in self.values:
             return "--"
         best = self.values[name] == max(self.values.values())
@@ -90,7 +90,7 @@ class _Column:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], p_column: str) -> dict[tuple[str, str], _Column]:
-    """(dataset, measure) -> its column."""
+    """Group rows into columns: (dataset, measure) -> column."""
     columns: dict[tuple[str, str], _Column] = {}
     for row in rows:
         column = columns.setdefault((row["dataset"], row["measure"]), _Column())
@@ -118,7 +118,7 @@ def _caption(rows: Sequence[Mapping[str, Any]], correction: str) -> str:
 
 
 def _marks(n: int) -> list[str]:
-    """a, b, c …; numbers where letters do not suffice."""
+    """Make n marks: a, b, c …; numbers if there are more marks than letters."""
     return list(ascii_lowercase[:n]) if n <= len(ascii_lowercase) else [str(k) for k in range(1, n + 1)]
 
 

@@ -1,4 +1,4 @@
-"""The only writer of stdout: rows as table, JSON, CSV, Markdown or LaTeX; the same bytes on a terminal and in a pipe."""
+"""Write rows to stdout as table, JSON, CSV, Markdown or LaTeX, with the same bytes on a terminal and in a pipe."""
 
 import csv
 import io
@@ -17,12 +17,12 @@ from labelstore.analyses.plain_values import csv_cell, plain
 
 Row = Mapping[str, Any]
 
-# what a terminal obeys, or shows in another order
+# characters that a terminal would obey or show in another order
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Format(StrEnum):
-    """What lists print: a table for people, one JSON list of flat objects, CSV, a Markdown or a LaTeX table."""
+    """Output formats of lists: a table for people, one JSON list of flat objects, CSV, Markdown or LaTeX."""
 
     table = "table"
     json = "json"
@@ -35,20 +35,20 @@ def rows(data: Iterable[Row], format: Format = Format.table, columns: Sequence[s
     """Print a list of flat rows.
 
     Args:
-        columns: their order, and the header where there is no row; default: the first row's keys.
+        columns: the columns in order; also the header of an empty list. By default the keys of the first row.
     """
     items = [dict(row) for row in data]
     names = list(columns) if columns else list(items[0]) if items else []
     streamed([[[item.get(n) for n in names] for item in items]], format, names)
 
 
-_WRITTEN = 500  # lines of one write
+_WRITTEN = 500  # lines per write
 
 
 def streamed(blocks: Iterable[Sequence[Sequence[Any]]], format: Format, names: Sequence[str]) -> None:
-    """Print blocks of rows while they come, in memory for one block (LaTeX: for all of them).
+    """Print blocks of rows as they arrive, with one block in memory (LaTeX: all blocks).
 
-    A table's columns are as wide as the widest cell so far, so they can widen from one block to the next.
+    A table's columns are as wide as the widest cell so far, so a later block can widen them.
     """
     lines = _LINES[format](blocks, names)
     while some := list(itertools.islice(lines, _WRITTEN)):
@@ -125,12 +125,12 @@ _LINES = {
 
 
 def text(value: str) -> None:
-    """Print data that is text already: a TREC run, a lineage tree."""
+    """Print data that is already text: a TREC run, a lineage tree."""
     write(value.rstrip("\n"))
 
 
 def stream() -> IO[str]:
-    """stdout itself, for text data too long to hold: a TREC run."""
+    """Return stdout, for text that is too long to hold in memory, such as a TREC run."""
     return sys.stdout
 
 
@@ -140,7 +140,7 @@ def write(value: str) -> None:
 
 
 def escaped(value: str) -> str:
-    """Control characters but tab and line end as ``\\u001b``: a terminal would obey them."""
+    """Escape control characters except tab and line end, as ``\\u001b``, because a terminal would obey them."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
@@ -167,7 +167,7 @@ def _md(cells: Sequence[str]) -> str:
 
 
 def _numeric(names: Sequence[str], block: Sequence[Sequence[Any]]) -> list[bool]:
-    """Which columns hold numbers alone."""
+    """Find the columns that hold only numbers."""
     return [
         bool(block) and all(isinstance(row[k], int | float | Decimal | None) for row in block)
         for k in range(len(names))

@@ -1,1 +1,1 @@
-"""Commands made of other commands: demo, reproduce."""
+"""Commands that run other commands: demo, reproduce."""

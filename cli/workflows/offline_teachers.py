@@ -1,8 +1,8 @@
-"""The teacher's own row in an evaluation: offline teachers of the students label the test queries, for nothing.
+"""Label the test queries with the students' offline teachers, so that an evaluation has a row for each teacher.
 
-A teacher that scores pairs on this machine (an embedding model, a cross-encoder) is asked for the candidates that the
-students re-rank, with the share that it had in the labels. An LLM costs money or hours and is asked only by
-`msft teachers generate`.
+An offline teacher scores pairs on this machine (an embedding model, a cross-encoder) without a price per call. It
+labels the candidates that the students re-rank, with the same share of the first stage as in the training labels. An
+LLM costs money or hours, so only `msft teachers generate` asks it.
 """
 
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ _TEACHERS = """
 
 @dataclass(frozen=True)
 class OfflineTeacher:
-    """A teacher that students learnt from, as `teachers generate` takes it."""
+    """A teacher that students learnt from, in the form that `teachers generate` takes."""
 
-    labels: str  # the labeling that they learnt from
+    labels: str  # the labeling that the students learnt from
     teacher: int
     teacher_key: str
     model: str
@@ -51,9 +51,9 @@ def label_tests(
     depth: int,
     talk: "Talk",
 ) -> None:
-    """Have the students' offline teachers label the judged datasets' queries, where they have not yet.
+    """Label the queries of the judged datasets with the students' offline teachers, unless already labelled.
 
-    A teacher that cannot be asked (its model is gone) is named in a warning, and its row is missing.
+    If a teacher is not available (its model is gone), a warning names it and its row is missing.
 
     Args:
         datasets, students, runs: names as `msft eval` takes them.
@@ -88,7 +88,7 @@ def label_tests(
 
 
 def teachers(con: "duckdb.DuckDBPyConnection", students: Sequence[str] | None) -> list[OfflineTeacher]:
-    """The offline teachers that the students (None: all) learnt from; one row for each teacher and share."""
+    """List the offline teachers that the students (None: all) learnt from, one for each teacher and share."""
     chosen = list(students) if students is not None else None
     return [OfflineTeacher(*row) for row in con.execute(_TEACHERS, [chosen, chosen]).fetchall()]
 
@@ -96,7 +96,7 @@ def teachers(con: "duckdb.DuckDBPyConnection", students: Sequence[str] | None) -
 def _labelled(
     con: "duckdb.DuckDBPyConnection", own: OfflineTeacher, of: "lookup.Dataset", run: "lookup.Run", depth: int
 ) -> bool:
-    """Whether all queries that the run ranks carry this teacher's labels, as deep as is asked."""
+    """Check whether all queries of the run have this teacher's labels, to the requested depth."""
     found = con.execute(
         """SELECT count(DISTINCT p.query) FROM labelings l JOIN permutations p USING (labeling)
            WHERE l.teacher = ? AND l.dataset = ? AND l.run = ? AND l.depth >= ?
@@ -123,10 +123,10 @@ def _settings(
 
 
 def _label(store: "LabelStore", own: OfflineTeacher, settings: "Settings") -> None:
-    """Label, unless the model is no longer the one that the students learnt from.
+    """Label, unless the model has changed since the students learnt from it.
 
     Raises:
-        UsageError: then.
+        UsageError: the model has changed.
         MsftError: as `teachers generate`.
     """
     from labelstore.errors import UsageError

@@ -16,9 +16,9 @@ from cli.output import diagnostics
 
 
 class Steps:
-    """Runs commands of msft in this process, as a user would type them, and shows each on stderr.
+    """A runner of msft commands in this process. It shows each command on stderr as a user would type it.
 
-    One process pays for importing torch once. A command that fails ends the demo with its own message and exit code.
+    In one process torch is imported only once. A failed command ends the demo with the command's message and exit code.
     """
 
     def __init__(self, store: Path) -> None:
@@ -26,7 +26,7 @@ class Steps:
 
     @contextlib.contextmanager
     def environment(self) -> Iterator[None]:
-        """MSFT_STORE for the commands, and the talk's settings restored between them."""
+        """Set MSFT_STORE for the commands of the context, and restore its old value afterwards."""
         before = os.environ.get("MSFT_STORE")
         os.environ["MSFT_STORE"] = str(self._store)
         diagnostics.note(f"$ export MSFT_STORE={self._store}")
@@ -39,13 +39,13 @@ class Steps:
                 os.environ["MSFT_STORE"] = before
 
     def __call__(self, *arguments: str) -> str:
-        """Run one command; what it prints to stdout is returned, and shown under -v."""
+        """Run one command and return its stdout, which is also shown under -v."""
         from cli.app import app
 
         settings = replace(diagnostics.settings)
         switches = ["-q"] * settings.quiet + ["-v"] * settings.verbose + ["--debug"] * settings.debug
         diagnostics.note(f"$ {shlex.join(['msft', *arguments])}")
-        typed, sys.argv = sys.argv, ["msft", *arguments]  # what provenance records
+        typed, sys.argv = sys.argv, ["msft", *arguments]  # provenance records this command line
         began = time.monotonic()
         try:
             with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -58,6 +58,6 @@ class Steps:
         return out.getvalue()
 
     def rows(self, *arguments: str) -> list[dict[str, Any]]:
-        """Run a command that lists, and return its rows."""
+        """Run a command that lists rows, and return the rows."""
         found: list[dict[str, Any]] = json.loads(self(*arguments, "--format", "json"))
         return found

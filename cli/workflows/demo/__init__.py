@@ -1,1 +1,1 @@
-"""`msft demo`: the whole path on real text, offline."""
+"""`msft demo`: run the whole path on real text, offline."""

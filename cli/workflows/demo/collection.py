@@ -1,8 +1,8 @@
-"""The demo's collection: docstrings of the Python packages installed beside msft.
+"""Build the demo's collection from docstrings of the Python packages installed beside msft.
 
-A docstring's summary line is a query, its body the passage that answers it: real text, written by people, with a
-judgment that its author gave. Sources are parsed, never imported, so nothing of them runs, and the same packages
-give the same collection on every machine.
+A docstring's summary line is a query, and its body is the relevant passage. So the text is real, people wrote it, and
+the docstring's author gave the judgment. Sources are parsed and never imported, so none of their code runs. The same
+packages give the same collection on every machine.
 """
 
 import ast
@@ -23,7 +23,7 @@ from labelstore.errors import BadInput
 from labelstore.store import keys
 
 STANDARD_LIBRARY = "python"
-# The standard library and msft's core dependencies with theirs; a fixed list, so that extras change nothing.
+# The standard library, msft's core dependencies and their dependencies. The list is fixed: extras change nothing.
 PACKAGES = (
     STANDARD_LIBRARY,
     "accelerate", "bm25s", "duckdb", "ftfy", "ir-datasets", "ir-measures", "jinja2", "numpy", "pandas", "polars",
@@ -40,13 +40,13 @@ _SKIPPED_FOLDERS = {
     "dist-packages",
     "__pycache__",
 }
-# Modules that are not for users: slow to parse, and full of docstrings that were copied from one another.
+# Internal modules: they are slow to parse and full of copied docstrings.
 _SKIPPED_MODULES = ("torch._", "torch.ao.", "torch.onnx.", "transformers.models.", "pandas.tests.")
 
 QUERY_WORDS = (4, 20)
-PASSAGE_WORDS = (15, 40)  # what a small student reads whole in 64 to 80 tokens
+PASSAGE_WORDS = (15, 40)  # lengths that fit a small student's 64 to 80 tokens
 DUPLICATE_SHINGLE = 4
-_HASHES, _BANDS = 32, 8  # 8 bands of 4 rows: pairs above a Jaccard of about .6 meet
+_HASHES, _BANDS = 32, 8  # 8 bands of 4 rows: pairs above a Jaccard similarity of about .6 share a band
 _ROWS = _HASHES // _BANDS
 _PRIME = (1 << 61) - 1
 
@@ -56,7 +56,7 @@ _RST = re.compile(r":\w+:`~?([^`]*)`|``([^`]*)``|`([^`]*)`_?|\*\*([^*]+)\*\*")
 
 @dataclass(frozen=True)
 class Docstring:
-    """One documented thing: `name` is its dotted path, `summary` its first sentence, `body` the rest."""
+    """A docstring: the dotted `name` of its object, its first sentence (`summary`) and the rest (`body`)."""
 
     name: str
     summary: str
@@ -65,7 +65,7 @@ class Docstring:
 
 @dataclass(frozen=True)
 class Collection:
-    """What :func:`build` made.
+    """The collection that :func:`build` made.
 
     `drops` maps a reason to (number, one example); ``n_read = len(docstrings) + the sum of its drops``.
     """
@@ -76,7 +76,7 @@ class Collection:
 
     @property
     def content_hash(self) -> str:
-        """Hash over names, summaries and bodies: equal packages give equal collections."""
+        """Hash the names, summaries and bodies; equal packages give equal collections."""
         return keys.rows_key("demo-collection", ([d.name, d.summary, d.body] for d in self.docstrings))
 
 
@@ -88,8 +88,8 @@ def build(
     """Read, filter and deduplicate the docstrings of installed packages.
 
     Args:
-        distributions: names of installed distributions; ``python`` is the standard library. Absent ones are counted.
-        limit: keep this many (a sample by hash, the same each time).
+        distributions: names of installed distributions; ``python`` is the standard library. Missing ones are counted.
+        limit: number of docstrings to keep, sampled by hash (the same sample each time).
         progress: called with (source files read, source files).
     """
     drops: dict[str, tuple[int, str]] = {}
@@ -130,7 +130,7 @@ def build(
 
 
 def _sources(distribution: str) -> Iterator[tuple[str, Path]]:
-    """(dotted module name, file) of a distribution's Python sources, sorted."""
+    """Yield (dotted module name, file) of a distribution's Python sources, sorted."""
     if distribution == STANDARD_LIBRARY:
         root = Path(sysconfig.get_path("stdlib"))
         paths = [(p.relative_to(root), p) for p in root.rglob("*.py")]
@@ -149,7 +149,7 @@ def _sources(distribution: str) -> Iterator[tuple[str, Path]]:
 
 
 def _parse(sources: list[tuple[str, Path]]) -> Iterator[list[tuple[str, str]]]:
-    """Docstrings of each source, in the sources' order; parsed by all cores, for parsing is the slow part."""
+    """Yield the docstrings of each source, in the sources' order. All cores parse, because parsing is the slow part."""
     if len(sources) < 200:
         yield from map(_docstrings, sources)
         return
@@ -158,7 +158,7 @@ def _parse(sources: list[tuple[str, Path]]) -> Iterator[list[tuple[str, str]]]:
 
 
 def _docstrings(source: tuple[str, Path]) -> list[tuple[str, str]]:
-    """(dotted name, docstring) of a file's public classes, functions and methods, in source order."""
+    """List (dotted name, docstring) of a file's public classes, functions and methods, in source order."""
     module, path = source
     try:
         with warnings.catch_warnings():
@@ -187,7 +187,7 @@ def _docstrings(source: tuple[str, Path]) -> list[tuple[str, str]]:
 
 
 def _split(name: str, docstring: str) -> Docstring | str:
-    """Summary and body, or why the docstring is not usable."""
+    """Split a docstring into summary and body, or return the reason why it is not usable."""
     head, _, rest = docstring.strip().partition("\n\n")
     summary, body = _plain(head), _plain(rest)
     if not QUERY_WORDS[0] <= len(_WORD.findall(summary)) <= QUERY_WORDS[1]:
@@ -202,14 +202,14 @@ def _split(name: str, docstring: str) -> Docstring | str:
 
 
 def _plain(text: str) -> str:
-    """One line of text without reST and Markdown marks."""
+    """Turn a text into one line without reST and Markdown marks."""
     text = _RST.sub(lambda m: next(g for g in m.groups() if g is not None), text)
     text = re.sub(r"[-=~^*#]{3,}|\.\. [\w-]+::|>>>", " ", text)
     return " ".join(text.split())
 
 
 def _near_duplicates(texts: list[str]) -> np.ndarray:
-    """Which texts resemble an earlier one, by MinHash over word shingles (Broder 1997): bool per text."""
+    """Find the texts that resemble an earlier text, by MinHash over word shingles (Broder 1997): bool per text."""
     generator = np.random.default_rng(7)
     a = generator.integers(1, 1 << 31, _HASHES, dtype=np.uint64)
     b = generator.integers(0, 1 << 31, _HASHES, dtype=np.uint64)
@@ -237,7 +237,7 @@ def _near_duplicates(texts: list[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Split:
-    """How many queries each dataset of the demo takes; what is left over stays a passage alone."""
+    """The number of queries in each dataset of the demo. The bodies of all other docstrings are passages only."""
 
     test: int
     dev: int
@@ -245,9 +245,9 @@ class Split:
 
 
 def write(collection: Collection, split: Split, folder: Path) -> None:
-    """The collection as `msft data add` reads it: docs.jsonl, queries.tsv and a file of judgments for each part.
+    """Write the collection for `msft data add`: docs.jsonl, queries.tsv and a file of judgments for each part.
 
-    Which query goes where is decided by a hash of its text.
+    A hash of a query's text decides its dataset.
 
     Raises:
         BadInput: if there are fewer docstrings than the split asks for.

@@ -1,4 +1,4 @@
-"""`msft demo`: the whole path, offline, on this machine, by the commands that every user has."""
+"""`msft demo`: run the whole path offline on this machine, by the commands that every user has."""
 
 import json
 import shutil
@@ -16,23 +16,23 @@ from cli.workflows.steps import Steps
 
 COLLECTION = "docstrings"
 TEST, DEV, TRAIN = (f"{COLLECTION}/{part}" for part in ("test", "dev", "train"))
-REGIMES = ("cl", "kd", "kd,cl")  # the last begins with the stage of the one before it
+REGIMES = ("cl", "kd", "kd,cl")  # "kd,cl" reuses the stage of "kd"
 _ANEW = "`msft demo --fresh` replaces it; `--folder OTHER` keeps it"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of everything: ``full`` takes some eight minutes of two cores, ``short`` about one."""
+    """The sizes of a demo: ``full`` takes about eight minutes on two cores, ``short`` about one."""
 
-    packages: tuple[str, ...]  # empty: all of them
+    packages: tuple[str, ...]  # empty: all packages
     passages: int | None
     test: int
     dev: int
     train: int
     depth: int  # candidates that students re-rank
     labelled: int  # candidates that the teacher orders
-    pairs: int  # per training stage; 0: the recipe says
-    settings: tuple[str, ...] = ()  # of the recipe, beside the pairs
+    pairs: int  # per training stage; 0: as many as the recipe sets
+    settings: tuple[str, ...] = ()  # other settings of the recipe
 
 
 PROFILES = {
@@ -90,7 +90,7 @@ def demo(
 
 
 def run(steps: "Steps", folder: Path, profile_name: str, teacher: str | None) -> list[dict[str, Any]]:
-    """Everything up to the evaluation's rows."""
+    """Run all steps and return the rows of the evaluation."""
     profile = PROFILES[profile_name]
     _collect(folder, profile_name)
     judged = folder / "judged"
@@ -121,12 +121,12 @@ def run(steps: "Steps", folder: Path, profile_name: str, teacher: str | None) ->
 
 
 def student(regime: str) -> str:
-    """The name that the demo gives the student of a regime."""
+    """Name the student of a regime."""
     return f"minilm-{regime.replace(',', '-')}"
 
 
 def _collect(folder: Path, profile_name: str) -> None:
-    """Make the collection, or check that the one in the folder is what would be made.
+    """Make the collection, or check that the folder already holds the same one.
 
     Raises:
         BadInput: if the folder holds the demo of another profile or of other package versions.
@@ -160,16 +160,16 @@ def _collect(folder: Path, profile_name: str) -> None:
 
 
 def _teacher(named: str | None) -> list[str]:
-    """The options of `teachers generate`: an LLM, or offline the cosine of MiniLM's embeddings fused with BM25."""
+    """Make the options of `teachers generate`: the named LLM, or offline the cosine of MiniLM's embeddings with BM25."""
     if named:
         return ["--model", named]
     return ["--model", "minilm", "--engine", "bi-encoder", "--fuse", "--fuse-weight", "0.7"]
 
 
 def _sources(regime: str) -> list[str]:
-    """The options of `students train` that say what it learns from.
+    """Make the options of `students train` that name its training data.
 
-    Three passages at the bottom of each list are random ones: near candidates alone teach little in minutes.
+    Three passages at the bottom of each list are random, because near candidates alone teach little in minutes.
     """
     negatives = ["--dataset", TRAIN, "--negatives", "hard"] if "cl" in regime else []
     labels = ["--labels", "labels", "--judged-first", "--stratified", "5"] if "kd" in regime else []

@@ -1,4 +1,4 @@
-"""What the demo shows at its end: the table, three questions answered in SQL, and what a real run needs instead."""
+"""Show the demo's results: the table, three questions answered in SQL, and the next steps for a real run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,12 +34,12 @@ REAL_RUN = """A real run needs, instead of these minutes on a CPU:
 
 
 def answers(steps: "Steps") -> dict[str, list[Row]]:
-    """Each question with the rows that `msft sql` gives."""
+    """Answer each question by `msft sql`: question -> rows."""
     return {question: steps.rows("sql", " ".join(sql.split())) for question, sql in QUESTIONS.items()}
 
 
 def table(rows: Sequence[Row]) -> list[Row]:
-    """A line per system: RR@10 with its p-value against the first stage, nDCG@10, queries, recall of the candidates."""
+    """Make a row per system: RR@10 and its p-value against the first stage, nDCG@10, queries, recall of candidates."""
     lines: dict[str, Row] = {}
     for row in rows:
         line = lines.setdefault(
@@ -64,7 +64,7 @@ def table(rows: Sequence[Row]) -> list[Row]:
 
 
 def show(rows: Sequence[Row], found: dict[str, list[Row]], format: Format) -> None:
-    """Print the table; in the formats for people the questions and their answers follow."""
+    """Print the table. In the formats for people, the questions and answers follow."""
     render.rows(table(rows), format)
     if format not in (Format.table, Format.md):
         return
@@ -74,7 +74,7 @@ def show(rows: Sequence[Row], found: dict[str, list[Row]], format: Format) -> No
 
 
 def conclude(rows: Sequence[Row], minutes: float, folder: Path) -> None:
-    """Say in words how the best system stands to the first stage, how each student alone does, and what comes next."""
+    """Print how the best system and each student alone compare with the first stage, and the next steps."""
     lines = table(rows)
     first = next(line for line in lines if line["kind"] == "first_stage")
     for line in lines:

@@ -1,1 +1,1 @@
-"""`msft reproduce`: the grid of a study and its table."""
+"""`msft reproduce`: run the grid of a study and show its table."""

@@ -1,6 +1,6 @@
-"""The steps of a reproduction: which are done, which can run, which lack something, and what to do about it.
+"""Plan the steps of a reproduction: done, ready to run, or blocked, with the fix.
 
-Every step is a command of msft. Whether it is done is read from the store, so a reproduction goes on where it ended.
+Every step is a command of msft. The store shows which steps are done, so a reproduction continues where it stopped.
 """
 
 import json
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from cli.workflows.steps import Steps
     from labelstore.store.label_store import LabelStore
 
-Missing = tuple[str, str]  # what, and how to get it
+Missing = tuple[str, str]  # (missing item, how to get it)
 
 _ENDS_ALL = (
     3,
     130,
-)  # a locked store and an interruption end the whole; other failures end what depends on them
+)  # a locked store or an interruption ends the reproduction; another failure ends the dependent steps
 
 
 @dataclass(frozen=True)
 class PlannedCommand:
-    """One command.
+    """A command of the plan.
 
     Attributes:
-        key: what it gives: ("data", dataset), ("run", dataset, run), ("negatives", name), ("labels", name),
-            ("student", name) or ("eval", dataset).
-        needs: keys of the steps that must be done before; an evaluation takes those of its needs that are.
-        missing: why it cannot run here, each as (what, how to get it); empty where nothing is in its way.
+        key: the result of the command: ("data", dataset), ("run", dataset, run), ("negatives", name),
+            ("labels", name), ("student", name) or ("eval", dataset).
+        needs: keys of the steps that must be done before. An evaluation uses those of them that are done.
+        missing: why the command cannot run here, as (missing item, how to get it); empty if it can.
     """
 
     key: tuple[str, ...]
@@ -59,7 +59,7 @@ class Plan:
         return {step.key: step for step in self.steps}
 
     def reachable(self) -> set[tuple[str, ...]]:
-        """Keys of what is done or can be done here."""
+        """Collect the keys of the steps that are done or can be done here."""
         found: set[tuple[str, ...]] = set()
         for step in self.steps:
             if step.done or (not step.missing and all(need in found for need in step.needs)):
@@ -67,7 +67,7 @@ class Plan:
         return found
 
     def missing(self) -> dict[Missing, list[tuple[str, ...]]]:
-        """What is in the way, as (what, how to get it), with the keys of the steps that lack it."""
+        """Collect the missing items as (missing item, how to get it), with the keys of the steps that need them."""
         found: dict[Missing, list[tuple[str, ...]]] = {}
         for step in self.steps:
             for what in step.missing:
@@ -75,7 +75,7 @@ class Plan:
         return found
 
     def why(self, key: tuple[str, ...]) -> str | None:
-        """The first thing that a step lacks, itself or through what it needs."""
+        """Name the first missing item of a step or of the steps that it needs."""
         steps = self.by_key
         step = steps.get(key)
         if step is None or step.done:
@@ -86,10 +86,10 @@ class Plan:
 
 
 def make(store: "LabelStore", spec: Spec, *, prepared: bool) -> Plan:
-    """The plan as the store stands.
+    """Make the plan from the store's present content.
 
     Args:
-        prepared: whether this very command puts data and labels there, so that none is missing.
+        prepared: whether this command makes the data and labels, so that none is missing.
     """
     held = StoreContents.read(store)
     return Plan(
@@ -104,13 +104,13 @@ def make(store: "LabelStore", spec: Spec, *, prepared: bool) -> Plan:
 
 @dataclass(frozen=True)
 class StoreContents:
-    """What the store has already."""
+    """The content of the store before the reproduction."""
 
-    datasets: dict[str, bool]  # name -> whether it has judgments
+    datasets: dict[str, bool]  # name -> whether the dataset has judgments
     runs: set[tuple[str, str]]
     minings: set[str]
     labelings: set[str]
-    students: dict[str, Any]  # name -> recipe as stored, or None
+    students: dict[str, Any]  # name -> stored recipe, or None
 
     @classmethod
     def read(cls, store: "LabelStore") -> "StoreContents":
@@ -167,7 +167,7 @@ def _runs(spec: Spec, held: StoreContents, prepared: bool) -> list[PlannedComman
 
 
 def _lacks_retriever(dataset: str, stage: FirstStage) -> tuple[Missing, ...]:
-    """What the machine lacks to retrieve; a published run is the way that always works."""
+    """List what this machine lacks for the retrieval. Importing a published run always works."""
     from labelstore.errors import MsftError
 
     way_out = (
@@ -252,7 +252,7 @@ def _students(spec: Spec, held: StoreContents) -> list[PlannedCommand]:
 
 
 def training_options(spec: Spec, training: Training) -> list[str]:
-    """``--base``, ``--regime``, ``--seed`` and ``--set`` that take a training out of the recipe."""
+    """Make ``--base``, ``--regime``, ``--seed`` and ``--set``, which select a training of the recipe."""
     settings = {**training.choice, **spec.settings}
     base = training.folder or settings.pop("base", None)
     settings.pop("base", None)
@@ -266,7 +266,7 @@ def training_options(spec: Spec, training: Training) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML writes it, inline."""
+    """Write a value as inline TOML."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {_toml(v)}" for key, v in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -275,7 +275,7 @@ def _toml(value: Any) -> str:
 
 
 def expected_recipe(spec: Spec, training: Training) -> dict[str, Any]:
-    """The recipe as the store keeps it when this training is done."""
+    """Make the recipe that the store holds after this training."""
     from students.recipes.read import load_recipe
 
     overrides = {**training.choice, **spec.settings}
@@ -306,7 +306,7 @@ def _lacks_for_training(spec: Spec, training: Training, name_taken: bool) -> tup
 
 
 def _lacks_base(base: str) -> str | None:
-    """The base model, where it is neither a folder nor cached and the hub is not to be asked."""
+    """Name the base model if it is neither a folder nor cached and the hub may not be asked; otherwise None."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -327,7 +327,7 @@ def _has_gpu() -> bool:
 
 # ------------------------------------------------------------------------------------------------------------ costs
 def training_pairs(spec: Spec) -> tuple[float, int]:
-    """Pairs that the grid trains on at most, and its stages; a first stage that several trainings share counts once."""
+    """Count the pairs that the grid trains on at most, and its stages. A shared first stage counts once."""
     stages: dict[str, float] = {}
     for training in spec.trainings:
         recipe, path = training.recipe, ""
@@ -353,7 +353,7 @@ def _bounds(stage: Any, objective: Any, source: Mapping[str, Any]) -> list[float
 
 
 def describe_cost(spec: Spec) -> str:
-    """GPU hours of all trainings, in words."""
+    """Describe the GPU hours of all trainings in words."""
     pairs, n_stages = training_pairs(spec)
     hours = pairs / spec.pairs_per_second / 3600
     return (
@@ -364,10 +364,10 @@ def describe_cost(spec: Spec) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- running
 def carry_out(plan: Plan, steps: "Steps") -> Plan:
-    """Run what is not done and can run, in order; the plan with what came of it.
+    """Run the steps that are not done and can run, in order. Return the plan with the results.
 
-    A command that fails is reported by itself, and what depends on it is left; a locked store or an interruption ends
-    the whole.
+    A failed command is reported, and the steps that depend on it are skipped. A locked store or an interruption ends
+    the reproduction.
     """
     done = list(plan.steps)
     for number, step in enumerate(done):
@@ -390,7 +390,7 @@ def carry_out(plan: Plan, steps: "Steps") -> Plan:
 
 
 def evaluations(spec: Spec, there: set[tuple[str, ...]]) -> list[PlannedCommand]:
-    """One `msft eval` for each test set that has a first stage: of the students and first stages that are there."""
+    """Make one `msft eval` for each test set that has a first stage, over the available students and first stages."""
     students = [t.name for t in spec.trainings if ("student", t.name) in there]
     found = []
     for test_set in spec.test_sets:
@@ -406,5 +406,5 @@ def evaluations(spec: Spec, there: set[tuple[str, ...]]) -> list[PlannedCommand]
 
 
 def with_evaluations(spec: Spec, plan: Plan) -> Plan:
-    """The plan and the evaluations of what it has done."""
+    """Add the evaluations of the finished steps to the plan."""
     return Plan((*plan.steps, *evaluations(spec, {step.key for step in plan.steps if step.done})))

@@ -1,4 +1,4 @@
-"""`msft reproduce`: the grid of a recipe, planned, run as far as it can be, and shown beside what was published."""
+"""`msft reproduce`: plan the grid of a recipe, run it as far as possible, and show published values beside it."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 class Scale(StrEnum):
-    """``full`` takes the recipe as it is; ``tiny`` runs all of it in minutes on a CPU with stand-ins."""
+    """``full`` runs the recipe unchanged; ``tiny`` runs all steps with stand-ins, in minutes on a CPU."""
 
     full = "full"
     tiny = "tiny"
@@ -80,10 +80,10 @@ def reproduce(
 
 
 def run(store: "LabelStore", spec: "Spec", folder: Path | None, size: "Size | None" = None) -> list[Row]:
-    """Everything that can be done here, and the rows of the table.
+    """Run every step that can run here and return the rows of the table.
 
     Args:
-        size: of the stand-ins at tiny scale, which are made in `folder`; None at full scale.
+        size: size of the stand-ins at tiny scale, which are made in `folder`; None at full scale.
     """
     from cli.workflows.reproduce import plan as plans
     from cli.workflows.reproduce import table, tiny
@@ -104,7 +104,7 @@ def run(store: "LabelStore", spec: "Spec", folder: Path | None, size: "Size | No
 
 
 def announce(spec: "Spec", plan: "Plan", *, dry: bool) -> None:
-    """What is done, what runs, what is missing and how to get it."""
+    """Print which steps are done, which will run, what is missing and how to get it."""
     from cli.workflows.reproduce import plan as plans
 
     if spec.note:
@@ -127,11 +127,11 @@ def announce(spec: "Spec", plan: "Plan", *, dry: bool) -> None:
 
 
 def end(rows: "list[Row]") -> None:
-    """Exit 0 if every cell has its value.
+    """Return (exit code 0) if every cell has its value.
 
     Raises:
-        DataMissing: if none has.
-        PartlyDone: if some have.
+        DataMissing: no cell has its value.
+        PartlyDone: some cells have no value.
     """
     from labelstore.errors import DataMissing, PartlyDone
 

@@ -1,4 +1,4 @@
-"""What `msft reproduce` is to run: a recipe's grid, its ``[evaluate]`` table and its ``[[published]]`` rows, typed."""
+"""Read a reproduction from a recipe: its grid, its ``[evaluate]`` table and its ``[[published]]`` rows, typed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ _KEYS = {
 
 @dataclass(frozen=True)
 class TestSet:
-    """A test set: its name in the recipe, the dataset that holds it, and its measures, the headline first."""
+    """A test set: its name in the recipe, its dataset in the store, and its measures, the headline measure first."""
 
     name: str
     dataset: str
@@ -28,7 +28,7 @@ class TestSet:
 
 @dataclass(frozen=True)
 class FirstStage:
-    """A first stage: its name in the recipe, the run that holds it, and how `msft retrieve` makes that run."""
+    """A first stage: its name in the recipe, its run in the store, and how `msft retrieve` makes the run."""
 
     name: str
     run: str
@@ -44,12 +44,12 @@ class FirstStage:
 
 @dataclass(frozen=True)
 class Training:
-    """One training of the grid.
+    """A training of the grid.
 
     Attributes:
-        base: the base model as the recipe names it; `folder` stands in for it at tiny scale.
-        choice: what takes this training out of the recipe's grid.
-        variant: what the recipe varies, as text (``stage-2.lr=1e-08``); empty where it varies nothing.
+        base: name of the base model in the recipe; at tiny scale `folder` stands in for it.
+        choice: the settings that select this training from the recipe's grid.
+        variant: the varied setting as text (``stage-2.lr=1e-08``); empty if the recipe varies nothing.
     """
 
     name: str
@@ -62,14 +62,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything that the plan and the table need.
+    """A reproduction: everything that the plan and the table need.
 
     Attributes:
-        sources: objective -> where its lists come from, as in the recipe.
-        published: (base, regime, first stage, test set, measure) -> the study's value; base and regime "" for a first
-            stage alone.
-        settings: overrides of every training, at tiny scale.
-        note: what stands in for what, said with every row; empty at full scale.
+        sources: objective -> the source of its lists, as in the recipe.
+        published: (base, regime, first stage, test set, measure) -> the study's value; base and regime are "" for a
+            first stage alone.
+        settings: settings that override those of every training at tiny scale.
+        note: a list of the stand-ins, shown with every row; empty at full scale.
     """
 
     recipe: str
@@ -93,11 +93,11 @@ class Spec:
 
 
 def read(recipe: str) -> Spec:
-    """The spec of a recipe file or a shipped recipe.
+    """Read the spec from a recipe file or a shipped recipe.
 
     Raises:
-        StudentError: no such recipe, or settings of it that cannot be.
-        UsageError: what is wrong with its ``[evaluate]`` table and ``[[published]]`` rows, all at once.
+        StudentError: the recipe is not found or has invalid settings.
+        UsageError: the ``[evaluate]`` table or the ``[[published]]`` rows are invalid; it lists all faults at once.
     """
     from students.recipes.read import load_grid
 
@@ -178,7 +178,7 @@ def _settings(evaluate: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
 def _tables(
     evaluate: Mapping[str, Any], key: str, wanted: set[str], errors: list[str]
 ) -> list[dict[str, Any]]:
-    """The ``[[evaluate.KEY]]`` tables that have a name and no unknown setting."""
+    """Return the ``[[evaluate.KEY]]`` tables that have a name and no unknown setting."""
     found = evaluate.get(key, [])
     if (
         not isinstance(found, list)
@@ -251,7 +251,10 @@ def _sources(evaluate: Mapping[str, Any], errors: list[str]) -> dict[str, dict[s
 def _published(
     rows: list[dict[str, Any]], bases: set[str], errors: list[str]
 ) -> dict[tuple[str, str, str, str, str], float]:
-    """Each row has first_stage, dataset, measure, perhaps `alone`, and a table of regimes for each base."""
+    """Read the ``[[published]]`` rows.
+
+    Each row has first_stage, dataset and measure, optionally `alone`, and a table of regimes for each base.
+    """
     from labelstore.errors import UsageError
     from labelstore.evaluation import measures as measuring
 

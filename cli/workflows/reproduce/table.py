@@ -1,4 +1,4 @@
-"""The study's table beside one's own: a row for each cell and measure, and whether one stage is on par with two."""
+"""Compare the study's table with the store's values, and test whether one stage is on par with two."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Value = dict[tuple[str, str, str, str], float]  # (student or "", run, dataset, measure) -> value
-Arm = tuple[str, str, str]  # (base, regime, variant): what its seeds have in common
+Arm = tuple[str, str, str]  # (base, regime, variant): the seeds of an arm share these
 Place = tuple[Arm, str]  # an arm over a first stage
 
 _OF_VERDICT = ("ci90_low", "ci90_high", "p_holm", "tost_p", "margin", "margin_showable", "verdict")
@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def values(store: "LabelStore", spec: Spec) -> Value:
-    """What the store holds of the grid's cells, measured on the rankings and judgments as they are now."""
+    """Read the values of the grid's cells that the store holds for the present rankings and judgments."""
     if not store.exists:
         return {}
     with store.read() as con:
@@ -42,7 +42,7 @@ def values(store: "LabelStore", spec: Spec) -> Value:
 
 
 def arms(spec: Spec) -> dict[Arm, list[Training]]:
-    """The trainings by base, regime and what is varied, one of each seed."""
+    """Group the trainings by base, regime and variant; a group has one training per seed."""
     found: dict[Arm, list[Training]] = {}
     for training in spec.trainings:
         found.setdefault((training.base, training.recipe.regime, training.variant), []).append(training)
@@ -50,7 +50,7 @@ def arms(spec: Spec) -> dict[Arm, list[Training]]:
 
 
 def rows(spec: Spec, plan: Plan, held: Value, verdicts: dict[tuple[Arm, str, str], Row]) -> list[Row]:
-    """First stages, then students, for each test set and measure."""
+    """Make a row for each test set and measure: first stages, then students."""
     made = []
     for test_set in spec.test_sets:
         for stage in spec.first_stages:
@@ -99,10 +99,10 @@ def _row(
 
 
 def verdicts(store: "LabelStore", spec: Spec, held: Value) -> dict[tuple[Arm, str, str], Row]:
-    """Each regime of several stages against the single contrastive stage, by the headline measure.
+    """Compare each regime of several stages with the single contrastive stage, by the headline measure.
 
-    The comparisons over one test set are one family. Beside a verdict stands how far the regime's least moved stage went,
-    over its seeds: two stages of which one learnt nothing are one.
+    The comparisons over one test set are one family. Each verdict has the distance of the regime's least moved stage
+    over its seeds, because a stage that learnt nothing leaves a regime of one stage.
     """
     from labelstore.evaluation import comparison
 
@@ -144,7 +144,7 @@ def verdicts(store: "LabelStore", spec: Spec, held: Value) -> dict[tuple[Arm, st
 
 
 def least_moved(store: "LabelStore") -> dict[str, float]:
-    """For each student the relative distance of the weights in the stage that moved them least."""
+    """Measure for each student the relative distance of the weights in the stage that moved them least."""
     if not store.exists:
         return {}
     with store.read() as con:
@@ -155,18 +155,18 @@ def least_moved(store: "LabelStore") -> dict[str, float]:
 
 
 def _single_stage(place: Place, there: Mapping[Place, list[str]]) -> Place | None:
-    """The contrastive training of the same base over the same first stage, varied alike or not at all."""
+    """Find the contrastive training of the same base and first stage, with the same variant or none."""
     (base, _, variant), stage = place
     singles: list[Place] = [((base, "cl", v), stage) for v in (variant, "")]
     return next((single for single in singles if single in there), None)
 
 
 # -------------------------------------------------------------------------------------------------------- for people
-_COMMENT = {Format.md: "### ", Format.latex: "% "}  # how a line between tables begins
+_COMMENT = {Format.md: "### ", Format.latex: "% "}  # the start of a line between tables
 
 
 def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
-    """All rows for machines; for people the study's table beside one's own, then the verdicts."""
+    """Print all rows for machines; for people, print the study's table beside the store's, then the verdicts."""
     if format in (Format.json, Format.csv):
         render.rows(found, format, COLUMNS)
         return
@@ -184,7 +184,7 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
 
 
 def hardly_trained(judged: Sequence[Row]) -> list[str]:
-    """Of which comparisons the second regime had a stage that learnt nothing, so that they say nothing about it."""
+    """Name the comparisons whose second regime has a stage that learnt nothing, so they say nothing about it."""
     from students.train.diagnostics import MOVED_LITTLE
 
     arms = {
@@ -200,9 +200,9 @@ def hardly_trained(judged: Sequence[Row]) -> list[str]:
 
 
 def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
-    """A line for each student, regime and first stage: for each test set's headline one's own value and the study's.
+    """Make a row for each student, regime and first stage, with its value and the study's on each test set's headline.
 
-    Its status is `run` or `missing`, and `partly` where some test sets have their value.
+    The status is `run`, `missing`, or `partly` if only some test sets have their value.
     """
     headline = {test_set.name: test_set.measures[0] for test_set in spec.test_sets}
     runs = {s.name: s.name if s.run == s.name else f"{s.name} ({s.run})" for s in spec.first_stages}
@@ -234,7 +234,7 @@ def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
 
 
 def on_par(spec: Spec, found: Sequence[Row]) -> list[Row]:
-    """A line for each verdict, the study's own difference beside it."""
+    """Make a row for each verdict, with the study's difference beside it."""
     published = {
         (row["student"], row["first_stage"], row["dataset"], row["measure"], row["regime"]): row["published"]
         for row in found
@@ -269,7 +269,7 @@ def on_par(spec: Spec, found: Sequence[Row]) -> list[Row]:
 
 
 def conclude(found: Sequence[Row]) -> None:
-    """Say how much ran."""
+    """Print how much of the grid ran."""
     students = [row for row in found if row["student"]]
     alone = [row for row in found if not row["student"]]
     counts = [f"{sum(row['status'] == 'run' for row in part)} of {len(part)}" for part in (students, alone)]

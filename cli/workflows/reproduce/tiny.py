@@ -1,8 +1,8 @@
-"""`msft reproduce --scale tiny`: the whole grid with stand-ins for what is large, by the same commands.
+"""`msft reproduce --scale tiny`: run the whole grid by the same commands, with small stand-ins for data and models.
 
-Docstrings of the standard library stand in for MS MARCO's passages, random models of a few thousand weights for the
-base models, another BM25 for a first stage that needs a GPU, an ordering by word overlap for the LLM. The numbers say
-that every step works; they say nothing about the study.
+Docstrings of the standard library stand in for MS MARCO's passages, and random models of a few thousand weights for the
+base models. Another BM25 stands in for a first stage that needs a GPU, and an ordering by word overlap for the LLM. The
+numbers show that every step works; they say nothing about the study.
 """
 
 import json
@@ -31,11 +31,11 @@ ARCHITECTURES = ("electra", "roberta", "bert")
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; the test sets are as large as TREC's, dev is cut down."""
+    """The sizes of the stand-ins. The test sets are as large as TREC's; dev is smaller."""
 
     packages: tuple[str, ...] = ("python",)
     passages: int | None = None
-    queries: int = 50  # of a test set that is not named here
+    queries: int = 50  # queries of a test set that is not named here
     dl19: int = 43
     dl20: int = 54
     dev: int = 100
@@ -50,10 +50,10 @@ class Size:
 
 
 def stand_ins(spec: Spec, folder: Path, size: Size = Size()) -> Spec:
-    """The spec with what :func:`prepare` makes in `folder` in the place of what is large, under the study's names.
+    """Replace the spec's large data and models by those that :func:`prepare` makes in `folder`, under the same names.
 
     Raises:
-        UsageError: if there is no stand-in for a base model.
+        UsageError: a base model has no stand-in.
     """
     _check_bases(spec)
     names = {name: f"tiny-{name}" for name in [t.name for t in spec.test_sets]}
@@ -87,10 +87,10 @@ def stand_ins(spec: Spec, folder: Path, size: Size = Size()) -> Spec:
 
 
 def prepare(store: "LabelStore", steps: "Steps", spec: Spec, folder: Path, size: Size = Size()) -> None:
-    """Make data, labels and base models in `folder`, and put the datasets into its store; what is there stays.
+    """Make data, labels and base models in `folder` and add the datasets to its store. Existing files stay.
 
     Args:
-        spec: :func:`stand_ins`'s.
+        spec: the spec of :func:`stand_ins`.
 
     Raises:
         BadInput: if the folder holds a reproduction of another recipe, size or Python.
@@ -122,14 +122,14 @@ def prepare(store: "LabelStore", steps: "Steps", spec: Spec, folder: Path, size:
 
 
 def _stage(stage: FirstStage, number: int, size: Size) -> FirstStage:
-    """The embedded BM25; further first stages take other parameters, so that their candidates differ."""
+    """Make a first stage with the embedded BM25. Each has other parameters, so that the candidates differ."""
     options = {} if number == 0 else {"k1": round(0.9 + 0.9 * number, 1), "b": 0.9}
     name = "bm25s" if number == 0 else f"bm25s-k1-{options['k1']:g}"
     return FirstStage(stage.name, name, "bm25s", size.depth, options)
 
 
 def _settings(spec: Spec, size: Size) -> dict[str, Any]:
-    """Overrides of every training; learning rates of second stages, what the study is about, stay the recipe's."""
+    """Make the settings that override every training's. The study is about second stages' learning rates: they stay."""
     objectives = {o.name: o for t in spec.trainings for s in t.recipe.stages for o in s.objectives}
     tables = {name: {"loss": o.loss, "lr": 1e-3} for name, o in objectives.items()}
     return {
@@ -140,10 +140,10 @@ def _settings(spec: Spec, size: Size) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------------- collection
 def _check_record(spec: Spec, folder: Path, size: Size) -> bool:
-    """Whether the folder is this reproduction's already; a new one gets its record.
+    """Check whether the folder already belongs to this reproduction. A new folder gets a record.
 
     Raises:
-        BadInput: if it is another's.
+        BadInput: the folder belongs to another reproduction.
     """
     from labelstore.errors import BadInput
 
@@ -161,10 +161,10 @@ def _check_record(spec: Spec, folder: Path, size: Size) -> bool:
 
 
 def _collection(spec: Spec, size: Size) -> "list[Docstring]":
-    """Docstrings in an order by a hash of their summaries: their numbers are the queries' ids.
+    """Collect docstrings, ordered by a hash of their summaries. A docstring's number is its query's id.
 
     Raises:
-        BadInput: if there are too few.
+        BadInput: there are too few docstrings.
     """
     from cli.workflows.demo import collection as demo_collection
     from labelstore.errors import BadInput
@@ -181,7 +181,7 @@ def _collection(spec: Spec, size: Size) -> "list[Docstring]":
 
 
 def _write_data(docstrings: "Sequence[Docstring]", spec: Spec, data: Path, size: Size) -> None:
-    """docs.jsonl, queries.tsv and the judgments of each dataset: graded ones for DL's sets, one passage for others."""
+    """Write docs.jsonl, queries.tsv and each dataset's judgments: graded for DL's sets, one passage for others."""
     data.mkdir(parents=True, exist_ok=True)
     _jsonl(data / "docs.jsonl", ({"doc_id": d.name, "text": d.body} for d in docstrings))
     (data / "queries.tsv").write_text(
@@ -196,7 +196,7 @@ def _write_data(docstrings: "Sequence[Docstring]", spec: Spec, data: Path, size:
         n = size.of(test_set.name)
         shared = (
             graded[: n // 2] if test_set.name == "dlhard" else []
-        )  # as DL-Hard takes topics of DL 2019 and 2020
+        )  # because DL-Hard takes topics of DL 2019 and 2020
         chosen = [*shared, *range(start, start + n - len(shared))]
         start += n - len(shared)
         binary = test_set.name == "dev"
@@ -214,10 +214,10 @@ def _write_data(docstrings: "Sequence[Docstring]", spec: Spec, data: Path, size:
 
 
 def _write_labels(run: str, docstrings: "Sequence[Docstring]", folder: Path) -> None:
-    """RankGPT's pair of files over a first stage's lists, ordered by the words shared with the query's answer.
+    """Write RankGPT's pair of files for a first stage's lists, ordered by the words shared with the query's answer.
 
     Args:
-        run: the first stage as a TREC run.
+        run: the first stage's run in TREC format.
     """
     body = {d.name: d.body for d in docstrings}
     answer = {f"q{n}": d for n, d in enumerate(docstrings)}
@@ -293,7 +293,7 @@ def _make_model(architecture: str, folder: Path, texts: list[str], size: Size) -
     model = AutoModelForSequenceClassification.from_config(
         _config(architecture, tokenizer), dtype=torch.float32
     )
-    with torch.no_grad():  # the usual initialisation is so small at this size that all scores look alike
+    with torch.no_grad():  # at this size the usual initial weights are too small: all scores look alike
         for name, weights in model.named_parameters():
             if weights.ndim == 2 and "embeddings" not in name:
                 weights.mul_(4.0)
@@ -321,7 +321,7 @@ def _config(architecture: str, tokenizer: "PreTrainedTokenizerFast") -> "Pretrai
 
 
 def _tokenizer(byte_level: bool, texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
-    """RoBERTa's byte-level BPE, or the WordPiece of BERT and ELECTRA."""
+    """Train RoBERTa's byte-level BPE, or the WordPiece of BERT and ELECTRA."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
