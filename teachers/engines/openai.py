@@ -401,8 +401,10 @@ class OpenAIEngine:
 
 
 def _by_identifier(logprobs: Mapping[str, float], identifiers: Sequence[str]) -> dict[str, float]:
-    """Return log-probabilities by identifier. A number that begins another number is left out: its token may be a first
-    digit."""
+    """Return log-probabilities by identifier.
+
+    A number that begins another number is left out, because its token may be only a first digit.
+    """
     plain: dict[str, float] = {}
     for token, value in logprobs.items():
         name = token.replace("▁", " ").replace("Ġ", " ").strip()

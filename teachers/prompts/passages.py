@@ -35,7 +35,7 @@ TEMPLATE_TOKENS = frozenset(_MARKERS.split())
 # Turn markers in plain text: in `{system} USER: {user} ASSISTANT:` only their spelling sets them apart.
 _ROLE = re.compile(r"\b(USER|ASSISTANT|SYSTEM)(?=\s*:)")
 
-# Markers of chat templates by their shape, because a list becomes outdated. The module replies defines identifiers.
+# Markers of chat templates by their shape, because a list becomes outdated. The forms of identifiers are in replies.py.
 _SHAPES = re.compile(
     r"""<(?=[^<>\s]{1,40}>)/?(?:[a-z]{1,12}_of_(?:turn|image|text|sentence|audio|video)|reserved_\d{1,6}|unused_?\d{1,6}
           |extra_id_\d{1,6}|(?:user|assistant|system|bot|human|sop|eop|eod)_?(?:token)?)>

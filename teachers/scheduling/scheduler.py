@@ -360,7 +360,7 @@ class Scheduler(Generic[TaskT]):
         return False
 
     def _unrenderable(self, ask: _Ask[TaskT], error: TeacherError) -> None:
-        """Quarantine a query whose prompt cannot be made. Fail if no prompt at all can be made: the settings are wrong.
+        """Quarantine a query whose prompt cannot be made; raise if none can be made, since the settings are then wrong.
 
         Raises:
             TeacherError: `error`, if it is the tenth and no prompt has been made yet.

@@ -11,7 +11,7 @@ from teachers.strategies.tournament import Tournament
 
 @dataclass(frozen=True)
 class TopDown:
-    """Rank the first w; the k-th is the pivot. Rank the others in parallel, in groups of w - 1 together with the pivot.
+    """Rank the first w and take the k-th as the pivot; rank the others in groups of w - 1 with the pivot, in parallel.
 
     Passages that beat the pivot join the first k - 1. If any joined, these are ranked once more: in one call if they
     fit a window (the paper's budget), otherwise as a tournament that keeps k. So the first k are always settled. With
