@@ -1,4 +1,4 @@
-"""`msft students serve` under clients of every kind: no wrong score, no end, bounded memory, and requests/s.
+"""Test `msft students serve` under valid, invalid and cancelled requests: scores, codes, memory and requests/s.
 
     python -m benchmarks.serve [--student FOLDER] [--data ../shared/data] [--clients 50] [--precision fp32] [--turns 2]
 
@@ -11,9 +11,9 @@ others huge (too many texts, too long a text, too large a body, announced or not
 HTTP) or cancelled (hung up while sending or while waiting). It runs in two fresh servers, short and five times as long:
 `memory_ratio` is the long one's peak resident memory over the short one's.
 
-wrong_scores     good answers with a score further than 1e-4 (bf16: 0.25) from what it must be, or with another code
-wrong_codes      bad requests that got another code than theirs, or none
-left_over        pairs and bytes that the server still held for requests that were over
+wrong_scores     good requests with a score further than 1e-4 (bf16: 0.25) from the expected one, or with a wrong code
+wrong_codes      bad requests answered with a wrong code or not at all
+left_over        pairs and bytes that the server still held for finished requests
 """
 
 import argparse
@@ -55,7 +55,7 @@ SCRIPTED = [  # body, and the code that it must get
 
 @dataclass(frozen=True)
 class Good:
-    """A request and what it must be answered."""
+    """A request and its expected answer."""
 
     query: str
     texts: list[str]
@@ -68,7 +68,7 @@ class Good:
 
 @dataclass
 class Seen:
-    """What the clients saw."""
+    """The answers that the clients got."""
 
     near: float
     sent: Counter[str] = field(default_factory=Counter)
@@ -78,7 +78,7 @@ class Seen:
     difference: float = 0.0
 
     def answered(self, request: Good, answer: httpx.Response, seconds: float) -> None:
-        """Compare a good answer with what it must be."""
+        """Compare the answer to a good request with the expected one."""
         self.seconds.append(seconds)
         if answer.status_code != 200:
             self.wrong.append(f"{answer.status_code}: {answer.text[:100]}")
@@ -97,7 +97,7 @@ class Seen:
 
 # ----------------------------------------------------------------------------------------------- the server
 class Server:
-    """A started server: its address and what the system says of its process."""
+    """A started server: its address and its process's figures from the system."""
 
     def __init__(self, process: "subprocess.Popen[str]", url: str) -> None:
         self.process, self.url = process, url

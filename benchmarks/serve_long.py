@@ -1,12 +1,12 @@
-"""`msft students serve` over 5,000 requests, beside connections that never ask, and ended by SIGTERM.
+"""Measure `msft students serve` over 5,000 requests, with idle connections, until SIGTERM.
 
     python -m benchmarks.serve_long [--student minilm] [--requests 5000] [--clients 8] [--connections 1000]
 
 memory_mb             resident memory after each tenth of the requests; memory_growth is the last over the second
 health_ms             slowest of ten /health while `connections` of them send nothing, as many half a header
-log_bytes             what the server wrote to stderr in all
+log_bytes             all bytes that the server wrote to stderr
 sigterm_s             from SIGTERM, with requests in flight, to the end of the process
-answered_in_flight    of these requests, those that got their scores
+answered_in_flight    how many of the requests in flight got their scores
 """
 
 import argparse

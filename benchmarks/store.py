@@ -1,9 +1,9 @@
-"""The store at MS MARCO's size: import of a TREC run, bytes on disk, views, mining, memory; pandas, polars and others beside.
+"""Measure the store at MS MARCO's size: import, bytes on disk, views, mining and memory, beside pandas, polars and others.
 
     python -m benchmarks.store --queries 100000 --depth 500 [--passages 8841823] [--folder FOLDER] [--texts]
 
-A synthetic collection (`benchmarks.synthetic`) is written, added and measured; each phase is a process of its own, so
-that its peak memory is its own. With --folder the files stay, and a second run uses them again.
+A synthetic collection (`benchmarks.synthetic`) is written, added and measured. Each phase runs in a separate process, so
+that its peak memory can be measured. With --folder the files stay, and a second run reuses them.
 
 Keys, seconds of wall time unless they say otherwise:
 
@@ -114,7 +114,7 @@ def _used_bytes(folder: Path) -> int:
 
 
 def naive(folder: Path, shape: Shape) -> Row:
-    """What a script would do: read, join ids, insert; nothing checked, nothing hashed."""
+    """Import as a simple script would: read, join ids, insert, without checks and hashes."""
     with duckdb.connect(str(folder / "naive.duckdb")) as con:
         con.execute("SET enable_progress_bar = false")
         con.execute(f"ATTACH '{folder / 'store.duckdb'}' AS store (READ_ONLY)")
@@ -327,7 +327,7 @@ def _peak_gb() -> float:
 
 
 def run(folder: Path, shape: Shape, texts: bool, phases: list[str]) -> Row:
-    """All phases over one collection."""
+    """Run all phases over one collection."""
     described = json.dumps({**asdict(shape), "texts": texts})
     mark = folder / "shape.json"
     if not mark.is_file() or mark.read_text() != described:

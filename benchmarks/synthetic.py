@@ -25,7 +25,7 @@ BLOCK = 2_000  # queries at a time
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a collection is made."""
+    """The size of a synthetic collection."""
 
     queries: int = 100_000
     depth: int = 500
@@ -143,7 +143,7 @@ def write_documents(shape: Shape, path: Path, texts: bool = True) -> None:
 
 
 def _vocabulary(seed: int, size: int = 60_000) -> np.ndarray:
-    """Made-up words, common ones short."""
+    """Make synthetic words; common words are short."""
     rng = np.random.default_rng([seed, 6])
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
     weights = 1 / np.arange(2, len(letters) + 2)
@@ -166,7 +166,7 @@ def _prime_below(n: int) -> int:
 
 
 def write_all(shape: Shape, folder: Path, texts: bool) -> None:
-    """The four files of a collection."""
+    """Write the four files of a collection."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, write in (
         ("queries.tsv", write_queries),

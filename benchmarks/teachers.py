@@ -1,4 +1,4 @@
-"""Labelling: the scheduler against one query at a time and against lockstep, its overhead, its memory; RankLLM beside.
+"""Measure labelling: the scheduler against sequential queries, lockstep and RankLLM, its overhead and its memory.
 
     python -m benchmarks.teachers [--queries 96] [--rounds 12] [--only vllm,scripted,memory,server]
         [--rankllm-python PATH]

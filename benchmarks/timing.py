@@ -1,4 +1,4 @@
-"""Several ways to do the same work, timed in turns, so that what else the machine does hits all of them alike."""
+"""Time several ways to do the same work in turns, so that other load on the machine affects all of them alike."""
 
 import statistics
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class Timed:
-    """Median seconds, and what the last run gave."""
+    """Median seconds, and the result of the last run."""
 
     seconds: float
     result: Any
@@ -32,7 +32,7 @@ def in_turns(ways: Mapping[str, Callable[[Any], Any]], work: Any, repeats: int) 
 
 
 def matmul_peak(device: str, precision: str) -> float:
-    """FLOP/s of a large square matrix product: the best of six."""
+    """Measure the FLOP/s of a large square matrix product: the best of six."""
     import torch
 
     n = 8192 if device == "cuda" else 1024

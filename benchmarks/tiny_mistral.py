@@ -1,4 +1,4 @@
-"""A tiny random Mistral with a tokenizer trained on the spot: a real model for vLLM where no hub can be reached."""
+"""Make a tiny random Mistral and train its tokenizer: a real model for vLLM without access to the hub."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,8 +28,8 @@ def make(
     """Write model and tokenizer to a folder and return it.
 
     Args:
-        texts: what the byte-level BPE is trained on, beside a prompt.
-        hidden: width; heads of 32, as vLLM's CPU attention wants.
+        texts: training texts of the byte-level BPE, beside a prompt.
+        hidden: width; heads have size 32, as vLLM's CPU attention requires.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

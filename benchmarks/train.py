@@ -1,4 +1,4 @@
-"""Training beside sentence-transformers' CrossEncoderTrainer and lightning-ir: pairs/s and the loss after equal pairs.
+"""Measure training beside sentence-transformers and lightning-ir: pairs/s, and the loss after equal pairs.
 
     python -m benchmarks.train [--data ../shared/data] [--collections dl19-passage,nfcorpus] [--pairs 480] [--repeats 3]
     python -m benchmarks.train --device cuda --shape electra-base --per-list 100 --pairs 9600 [--utilisation]

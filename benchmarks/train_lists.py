@@ -1,4 +1,4 @@
-"""What `benchmarks.train` trains: models that all contenders start from, lists, and the model FLOPs that they take."""
+"""Make the starting models and lists of `benchmarks.train`, and count the model FLOPs of a training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ PASSAGE_TOKENS, QUERY_TOKENS = 75, 8  # MS MARCO's means in WordPiece tokens; he
 
 @dataclass(frozen=True)
 class Work:
-    """One collection's training, the same for all.
+    """The training on one collection, the same for all contenders.
 
     Attributes:
-        base: folder of the model that all start from, its head included.
-        lists: in the order of the training, ``per_step`` of them an optimiser step; all of one length.
+        base: folder of the model that all start from, head included.
+        lists: training lists in order, ``per_step`` in each optimiser step; all of one length.
         view: the same lists as a view folder, in another order.
         held_out: lists to measure the loss on.
-        dropout: of hidden states and attention probabilities, in every contender.
+        dropout: dropout of hidden states and attention probabilities, in every contender.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The contenders of `benchmarks.train`: each trains one `Work` from its folder to its folder, as its users would."""
+"""Define the contenders of `benchmarks.train`; each trains a `Work` from folder to folder, as its users would."""
 
 import contextlib
 import time
@@ -18,11 +18,11 @@ SEED = 42
 
 @dataclass(frozen=True)
 class Trained:
-    """What a contender left.
+    """The result of a contender's training.
 
     Attributes:
-        loop_seconds: of the optimiser steps alone, without loading and saving.
-        loss: measures it on the held-out lists.
+        loop_seconds: seconds of the optimiser steps alone, without loading and saving.
+        loss: a function that measures the loss on the held-out lists.
     """
 
     loop_seconds: float
@@ -101,7 +101,7 @@ def sentence_transformers(precision: str, mini_batch: int | None = None) -> Cont
 
 
 def lightning_ir(precision: str) -> Contender:
-    """Its module's training step in a plain loop, which is less than its trainer does around it."""
+    """Train by lightning-ir's training step in a plain loop, which costs less than its trainer."""
 
     def run(work: Work) -> Trained:
         from lightning_ir import TrainBatch
@@ -143,7 +143,7 @@ def lightning_ir(precision: str) -> Contender:
 
 
 def _fresh(work: Work, name: str) -> Path:
-    """An empty folder for one training."""
+    """Make an empty folder for one training."""
     folder = work.scratch / work.name / f"{name}-{time.monotonic_ns()}"
     folder.mkdir(parents=True)
     return folder

@@ -1,4 +1,4 @@
-"""vLLM's own server over a tiny random Mistral on loopback, and what makes a random model rank for any client."""
+"""Run vLLM's server on loopback with a tiny random Mistral that ranks for any client."""
 
 import os
 import socket
@@ -22,11 +22,11 @@ def served(
     folder: Path, *, processor: str = PROCESSOR, texts: Iterable[str] = (), context: int = 2048, batch: int = 16,
     seconds: float = 240.0,
 ) -> Iterator[tuple[str, Path]]:  # fmt: skip
-    """(base URL, model folder) of a server that has answered its health check.
+    """Start a server and yield (base URL, model folder) once its health check answers.
 
     Args:
-        processor: the logits processor that it loads.
-        texts: what the model's tokenizer is trained on, beside a prompt.
+        processor: the logits processor that the server loads.
+        texts: training texts of the model's tokenizer, beside a prompt.
         batch: requests in one batch.
     """
     model = make(folder / "tiny", texts, context=context)

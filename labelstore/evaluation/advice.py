@@ -24,7 +24,7 @@ class Standing:
     """A student, alone or fused, against its first stage."""
 
     name: str
-    kind: str  # student or fused
+    kind: str  # "student" or "fused"
     value: float
     p_value: float  # after Holm's correction
     difference: float

@@ -18,7 +18,7 @@ import zstandard
 
 from labelstore.errors import BadInput, DataMissing, UsageError
 
-MAX_LINE = 64 * 2**20  # bytes; a longer line is not text that anybody ranks
+MAX_LINE = 64 * 2**20  # bytes; no text for ranking is longer
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)

@@ -27,7 +27,7 @@ from labelstore.store.label_store import LabelStore, Undo, next_id
 UNKNOWN_QUERY = "unknown query"
 OTHER_TEXT = "query has another text"
 SECOND_LIST = "second list for the query"
-# What to do about a file of which no list can be taken, by the reason; any other reason speaks of the layout.
+# Hints for a file without a usable list, by the reason; any other reason concerns the layout.
 _HINTS = {
     "wrong_format": "ask the teacher again for these queries: a reply must rank at least half of its passages, as in [2] > [1] > [3]",
     "truncated": "let the teacher write more tokens and ask it again for these queries",

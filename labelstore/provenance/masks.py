@@ -3,7 +3,7 @@
 import os
 import re
 
-SHORTEST = 6  # what is shorter (EMPTY, none) is a placeholder
+SHORTEST = 6  # a shorter value (EMPTY, none) is a placeholder
 _NAME = re.compile(r"(MSFT|OPENAI|HF|HUGGING_?FACE)_.*(KEY|TOKEN)$")
 _NAMED = re.compile(r"(?i)((?:key|token|secret|password)[=\s:]+)([^\s@]+)")
 _URL = re.compile(r"(?i)\b(https?://)([^\s'\"<>]*)")

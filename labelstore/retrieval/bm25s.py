@@ -31,7 +31,7 @@ LUCENE_STOP_WORDS = frozenset(
     ]
 )  # fmt: skip
 
-# What Lucene's StandardTokenizer keeps together (Unicode UAX 29): runs of letters, digits and _, joined by
+# The tokens of Lucene's StandardTokenizer (Unicode UAX 29): runs of letters, digits and _, joined by
 # . ' ’ : between letters and by . , ; ' ’ between digits.
 _TOKEN = re.compile(r"\w+(?:(?:(?<=[^\W\d_])[.'’:](?=[^\W\d_])|(?<=\d)[.,;'’](?=\d))\w+)*")
 _POSSESSIVE = re.compile(r"['’]s$")

@@ -31,7 +31,7 @@ ANYWHERE: Sequence[Path] = (Path("/"),)
 _HOLDER = re.compile(r"held in (?P<program>.*?) \(PID (?P<pid>\d+)\)")
 _CONFIG: dict[str, Any] = {
     "storage_compatibility_version": "v1.5.0",  # DuckDB 1.5 can open what 2 wrote
-    "autoinstall_known_extensions": "false",  # nothing is fetched behind the user's back
+    "autoinstall_known_extensions": "false",  # no download without a request
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",  # a table's name never means a variable of this program
 }

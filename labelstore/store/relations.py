@@ -112,7 +112,7 @@ UNIQUE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("query_scores", ("evaluation", "query")),
 )
 
-# How a row of a large table is called for people: SQL for the name, over `t` joined by the clause.
+# Names of a large table's rows in messages: SQL for the name, over `t` joined by the clause.
 OWNERS: dict[str, tuple[str, str]] = {
     "documents": ("o.name", "LEFT JOIN collections o ON o.collection = t.collection"),
     "queries": ("o.name", "LEFT JOIN collections o ON o.collection = t.collection"),

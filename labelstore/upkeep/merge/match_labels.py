@@ -93,7 +93,7 @@ def _described(labeling: tuple[Any, ...]) -> str:
     return f"{teacher} over {dataset}/{run or '-'}, {strategy} {parameters}"
 
 
-# What an alike permutation's row says besides, as one text: its calls by step (none comes last), then its figures.
+# The other values of an equal permutation's row as one text: its calls by step (none comes last), then its figures.
 _FIGURES = """concat_ws(' ', coalesce((SELECT string_agg(c.call_key, ' ' ORDER BY u.step, c.call_key)
         FROM {0}labeling_calls u JOIN {0}calls c USING (call) WHERE u.labeling = {1}.labeling AND u.query = {1}.query), '~'),
     {1}.repairs, {1}.n_calls, {1}.tokens_in, {1}.tokens_out, {1}.disagreement, {1}.settled)"""

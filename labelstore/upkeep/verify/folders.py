@@ -218,7 +218,7 @@ def _in_use(path: Path) -> bool:
         return _alive(int(named[1] or named[2]))
     try:
         newest = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
-    except FileNotFoundError:  # it goes while it is looked at
+    except FileNotFoundError:  # removed during the check
         return True
     return time.time() - newest < _QUIET or _open_somewhere(path)
 
