@@ -192,7 +192,7 @@ async def _huge(http: httpx.AsyncClient, rng: random.Random, seen: Seen) -> None
 
 
 async def _endless() -> Any:
-    """A body that does not say how long it is: twice what is taken."""
+    """Send a body of unannounced length, twice the limit."""
     for _ in range(2 * MAX_BODY * 20):
         yield b" " * 50_000
 
@@ -248,7 +248,7 @@ async def _each(
 
 
 def good_load(url: str, requests: Sequence[Good], clients: int, near: float) -> tuple[Seen, float]:
-    """Each request once, by so many clients; what they saw, and seconds."""
+    """Send each request once, by `clients` clients. Return their answers and the seconds."""
     seen, waiting = Seen(near), list(requests)
 
     async def work(http: httpx.AsyncClient, number: int, turn: int) -> None:
@@ -262,7 +262,7 @@ def good_load(url: str, requests: Sequence[Good], clients: int, near: float) -> 
 
 
 def mixed_load(url: str, requests: Sequence[Good], clients: int, turns: int, near: float) -> Seen:
-    """Clients that each send `turns` requests of all kinds."""
+    """Run clients that each send `turns` requests of all kinds."""
     seen = Seen(near)
 
     async def work(http: httpx.AsyncClient, number: int, turn: int) -> None:
@@ -285,7 +285,7 @@ def mixed_load(url: str, requests: Sequence[Good], clients: int, turns: int, nea
 
 # ------------------------------------------------------------------------------------------------- measuring
 def good_requests(student: Path, data: Path, n: int, precision: str) -> list[Good]:
-    """Requests of uneven sizes from real candidates, with the scores that `Reranker` gives."""
+    """Make requests of uneven sizes from real candidates, with the expected scores from `Reranker`."""
     from students.rerank.reranker import Reranker
 
     lists = [
@@ -306,7 +306,7 @@ def latencies(seen: Seen, prefix: str) -> dict[str, float]:
 
 
 def speeds(student: Path, requests: Sequence[Good], clients: int, precision: str) -> dict[str, Any]:
-    """The same requests one by one and by all clients at once."""
+    """Measure the same requests one by one and by all clients at once."""
     near = NEAR[precision]
     with serving(str(student), precision) as server:
         good_load(server.url, requests[:10], 2, near)  # warm

@@ -59,7 +59,7 @@ def _store(folder: Path) -> Any:
 
 
 def add(folder: Path, shape: Shape) -> Row:
-    """Documents, queries and judgments into an empty store."""
+    """Add documents, queries and judgments to an empty store."""
     from labelstore.datasets.add import NewDataset
     from labelstore.datasets.from_folder import add_folder
 
@@ -70,7 +70,7 @@ def add(folder: Path, shape: Shape) -> Row:
 
 
 def load(folder: Path, shape: Shape) -> Row:
-    """The TREC run into the store."""
+    """Import the TREC run into the store."""
     from labelstore.runs.import_run import import_run
 
     store = _store(folder)
@@ -135,7 +135,7 @@ def naive(folder: Path, shape: Shape) -> Row:
 
 
 def label(folder: Path, shape: Shape) -> Row:
-    """A labeling of the top 20 of every query, straight into the tables: what the distillation view reads."""
+    """Write a labeling of every query's top 20 directly into the tables, for the distillation view."""
     with _store(folder).write() as con:
         con.execute(
             """INSERT INTO teachers (teacher, teacher_key, name, engine) VALUES (1, 'made', 'made', 'imported');
@@ -158,7 +158,7 @@ def label(folder: Path, shape: Shape) -> Row:
 
 
 def mine(folder: Path, shape: Shape) -> Row:
-    """99 of the top 200 for every query, stored."""
+    """Mine and store 99 negatives of the top 200 for every query."""
     from labelstore.negatives.mine import mine
 
     started = time.perf_counter()
@@ -309,7 +309,7 @@ OWN = ("add", "import", "contrastive", "rerank", "mine", "distillation")
 
 
 def _phase(name: str, folder: Path, shape: Shape) -> Row:
-    """Run a phase in a process of its own."""
+    """Run a phase in a separate process."""
     print(f"{name} …", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "benchmarks.store", "--phase", name, "--folder", str(folder)]
     for key, value in asdict(shape).items():

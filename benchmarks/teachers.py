@@ -107,7 +107,7 @@ def vllm(folder: Path, options: argparse.Namespace) -> Row:
 
 
 def count_steps(engine: Any) -> Callable[[], int]:
-    """How many steps the engine has taken since this call."""
+    """Return a function that counts the engine's steps since this call."""
     step, number = engine._engine.step, 0
 
     def counted() -> Any:
@@ -138,7 +138,7 @@ def overhead(folder: Path, options: argparse.Namespace) -> Row:
 
 
 def tiny_engine(folder: Path) -> tuple[Path, Any]:
-    """The model's folder, and a vLLM with it that has labelled a few queries."""
+    """Make the model's folder, and a vLLM with this model that has labelled a few queries."""
     from benchmarks.tiny_mistral import make as make_model
     from teachers.engines.base import Sampling
     from teachers.engines.vllm import VllmEngine
@@ -150,7 +150,7 @@ def tiny_engine(folder: Path) -> tuple[Path, Any]:
 
 
 def label(store: Any, model: Path, engine: Any, queries: int, **scheduling: Any) -> Any:
-    """A whole job; ``scheduling`` are the scheduler's arguments."""
+    """Run a whole job; ``scheduling`` are the scheduler's arguments."""
     from teachers.generate import job
     from teachers.generate.settings import Settings
     from teachers.scheduling.scheduler import Scheduler
@@ -164,7 +164,7 @@ def label(store: Any, model: Path, engine: Any, queries: int, **scheduling: Any)
 
 # ------------------------------------------------------------------------------------------------ without model
 def scripted(folder: Path, options: argparse.Namespace, queries: int | None = None) -> Row:
-    """A job whose engine answers at once: what everything but the model takes."""
+    """Run a job whose engine answers at once, to time everything except the model."""
     from teachers.generate.job import generate
     from teachers.generate.settings import Settings
     from tests.helpers.scripted_engine import ScriptedEngine
@@ -219,7 +219,7 @@ def peak_gb() -> float:
 
 # ------------------------------------------------------------------------------------------------ over a server
 def server(folder: Path, options: argparse.Namespace) -> Row:
-    """Clients of one vLLM server on loopback, on the same lists one after the other."""
+    """Run the clients of one vLLM server on loopback one after the other, on the same lists."""
     from benchmarks.vllm_server import served
     from teachers.generate.job import generate
     from teachers.generate.settings import Settings

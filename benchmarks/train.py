@@ -48,7 +48,7 @@ from benchmarks.train_peers import SEED, Contender, Trained, lightning_ir, ours,
 
 
 def contenders(device: str, mini_batch: int | None, *, compiled: bool = False) -> dict[str, Contender]:
-    """Everyone that can run here; bf16 only where the machine multiplies it."""
+    """List the contenders that can run here; bf16 only if the hardware supports it."""
     from students.rerank.reranker import resolve_precision
 
     has_bf16 = resolve_precision("auto", device) == "bf16"
@@ -63,7 +63,7 @@ def contenders(device: str, mini_batch: int | None, *, compiled: bool = False) -
 
 
 def make_work(name: str, base: Path, arguments: argparse.Namespace, scratch: Path) -> Work:
-    """A collection's lists, and the same as a view."""
+    """Make a collection's lists, and a view with the same lists."""
     n_lists = max(1, arguments.pairs // arguments.per_list)
     lists, held_out = make_lists(
         name, data=arguments.data, base=base, per_list=arguments.per_list, n_lists=n_lists, n_held=arguments.held_out
@@ -77,7 +77,7 @@ def make_work(name: str, base: Path, arguments: argparse.Namespace, scratch: Pat
 
 
 def without_dropout(work: Work, scratch: Path, shape: str, steps: int) -> Work:
-    """The first steps of a work, from the same weights with dropout 0."""
+    """Make a work of the first steps, from the same weights with dropout 0."""
     lists = work.lists[: steps * work.per_step]
     view = make_view(scratch / f"view-{work.name}-exact", lists)
     base = make_base(shape, scratch / "base-exact", 0.0)
@@ -87,7 +87,7 @@ def without_dropout(work: Work, scratch: Path, shape: str, steps: int) -> Work:
 
 
 def measure(work: Work, ways: dict[str, Contender], repeats: int) -> dict[str, Any]:
-    """Median seconds, loop seconds and CPU seconds of each contender, and its loss on held-out lists."""
+    """Measure each contender: median seconds, loop seconds and CPU seconds, and the loss on held-out lists."""
     loops: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
 
@@ -114,7 +114,7 @@ def measure(work: Work, ways: dict[str, Contender], repeats: int) -> dict[str, A
 
 
 def token_cache_seconds(work: Work) -> float:
-    """What tokenising the view's texts into a fresh cache takes, part of ours."""
+    """Measure the seconds of tokenising the view's texts into a new cache, a part of msft's time."""
     from transformers import AutoTokenizer
 
     from students.text.token_cache import TokenCache
@@ -129,7 +129,7 @@ def token_cache_seconds(work: Work) -> float:
 
 
 def summary(found: dict[str, dict[str, Any]], n_pairs: dict[str, int], tolerance: float) -> dict[str, Any]:
-    """The ratios over all collections.
+    """Compute the ratios over all collections.
 
     Args:
         found: by collection, then contender: seconds, loop, cpu, loss.
@@ -170,7 +170,7 @@ def summary(found: dict[str, dict[str, Any]], n_pairs: dict[str, int], tolerance
 
 
 def largest_difference(found: dict[str, dict[str, Any]], ours_too: str = "ours") -> float:
-    """The largest difference between a loss of ours and one of a peer's that started from the same head."""
+    """Find the largest difference between msft's loss and that of a peer that started from the same head."""
     return max(
         abs(mine["loss"] - theirs["loss"])
         for one in found.values()
@@ -181,7 +181,7 @@ def largest_difference(found: dict[str, dict[str, Any]], ours_too: str = "ours")
 
 
 def utilisation(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How much of the machine's measured peak our optimiser steps use, after a training of a few that warms up."""
+    """Measure the share of the machine's measured peak that msft's optimiser steps use, after a short warm-up training."""
     from students.rerank.reranker import resolve_precision
 
     precision, device = resolve_precision("auto", arguments.device), arguments.device
@@ -291,7 +291,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _from_one_head(found: dict[str, Any], shape: str) -> dict[str, Any]:
-    """lightning-ir starts from the same head where that is BERT's; an ELECTRA it gives a head of its own."""
+    """Keep the contenders with the same head: lightning-ir has BERT's, but gives an ELECTRA another head."""
     return {name: one for name, one in found.items() if shape == "minilm" or not name.startswith("lir")}
 
 

@@ -45,12 +45,12 @@ class Work:
 
     @property
     def steps(self) -> list[list[Ranked]]:
-        """The lists of each optimiser step."""
+        """Return the lists of each optimiser step."""
         return [self.lists[i : i + self.per_step] for i in range(0, len(self.lists), self.per_step)]
 
 
 def in_training_order(view: Path, lists: Sequence[Ranked], seed: int) -> list[Ranked]:
-    """A view's lists in the order in which the first epoch of a recipe with this seed takes them."""
+    """Order a view's lists as the first epoch of a recipe with this seed takes them."""
     from students.train.lists import epoch_order, stream_key
     from students.train.view_folder import read_view
 
@@ -81,7 +81,7 @@ def make_lists(
 
 
 def _sampled(ranked: list[Ranked], per_list: int, n: int, rng: np.random.Generator) -> list[Ranked]:
-    """n rankings, each of passages sampled from a longer one; a query comes again with another sample."""
+    """Make n rankings of passages sampled from longer ones; a query can come again with another sample."""
     long_enough = [one for one in ranked if len(one.passages) >= per_list]
     made = []
     for i in rng.permutation(-(-n // len(long_enough)) * len(long_enough))[:n] % len(long_enough):
@@ -101,13 +101,13 @@ def _made_up(base: Path, per_list: int, n: int) -> list[Ranked]:
 
 
 def make_view(folder: Path, lists: list[Ranked]) -> Path:
-    """The lists as a view without validation lists: nobody validates here."""
+    """Write the lists as a view without validation lists, because no contender validates."""
     return write_view(folder, lists)
 
 
 # ------------------------------------------------------------------------------------------------- the models
 def make_base(shape: str, folder: Path, dropout: float) -> Path:
-    """A model's folder: MiniLM with a new head, or random weights in a shape, with a tokenizer of made-up words."""
+    """Make a model's folder: MiniLM with a new head, or random weights in a shape and a tokenizer of synthetic words."""
     if shape == "minilm":
         from students.model.encoder import CrossEncoder
 
@@ -138,7 +138,7 @@ def make_base(shape: str, folder: Path, dropout: float) -> Path:
 
 
 def _tokenizer(size: int) -> Any:
-    """BERT's tokenizer over made-up words, each of them one token."""
+    """Make BERT's tokenizer over synthetic words of one token each."""
     from transformers import BertTokenizerFast
 
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -150,7 +150,7 @@ def _tokenizer(size: int) -> Any:
 
 # ---------------------------------------------------------------------------------------------------- figures
 def pair_lengths(work: Work) -> np.ndarray:
-    """Real tokens of every pair, special tokens counted, after the cut."""
+    """Count the real tokens of every pair after truncation, special tokens included."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(work.base)
@@ -166,7 +166,7 @@ def pair_lengths(work: Work) -> np.ndarray:
 
 
 def model_flops(config: Any, lengths: np.ndarray) -> float:
-    """FLOPs of the matrix products of a forward and a backward pass over pairs of these lengths.
+    """Count the FLOPs of the matrix products of a forward and a backward pass over pairs of these lengths.
 
     A product of (a, b) and (b, c) is 2abc; the backward pass is two such for each of the forward's. Per layer and token
     that are 2 (4h² + 2hi) for the projections and the feed-forward, and 4hL for a token's attention to L others.
@@ -205,7 +205,7 @@ def first_token_flops(config: Any, lengths: Sequence[int]) -> float:
 def held_out_loss(folder: Path, work: Work) -> float:
     """RankNet (natural logarithm, mean over pairs of passages) of a saved model on the held-out lists.
 
-    By transformers alone, in fp32, so that it is the same measure for whoever trained it.
+    It uses transformers alone, in fp32, so that the measure is the same for every contender.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
