@@ -1,4 +1,4 @@
-"""Students: cross-encoders that learn from the store's judgments and labels, and re-rank.
+"""Train cross-encoders (students) on the store's judgments and labels, and re-rank with them.
 
 Import the public names from here. They load on first use, so `import students` needs neither torch nor a store:
 
@@ -62,5 +62,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the public names; those not yet loaded too."""
+    """List all public names, loaded or not."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The error of this package, below the one root in `msft.errors`."""
+"""The package's error class, derived from the root class in `msft.errors`."""
 
 from msft.errors import ExitCode, MsftError
 
@@ -6,4 +6,4 @@ __all__ = ["ExitCode", "MsftError", "StudentError"]
 
 
 class StudentError(MsftError):
-    """A failure of training, re-ranking or serving that a user can act on."""
+    """Training, re-ranking or serving failed, and the user can act on it."""

@@ -1,12 +1,13 @@
-"""Ranking losses as small pure functions on ragged, masked lists.
+"""Ranking losses as small pure functions on padded, masked lists.
 
-A batch is (L, n): L lists, padded to the longest. Every loss returns, per list, the sum of its terms and their count
-(or total weight); `reduce` makes one number of them. Counts follow from the targets alone, never from the scores, so a
-batch cut into pieces gives exactly the loss and the gradient of the whole. Scores are raw logits, computed with in fp32
-(fp64 stays fp64). A list without a valid term has count 0: it adds nothing, and the trainer counts it as skipped.
+A batch has shape (L, n): L lists, padded to the longest. Every loss returns, per list, the sum of its terms and their
+count (or total weight). `reduce` turns them into one number. Counts depend on the targets only, never on the scores, so
+a batch that is cut into pieces gives exactly the loss and the gradient of the whole batch. Scores are raw logits. The
+losses compute in fp32 (fp64 stays fp64). A list without a valid term has count 0. It adds nothing to the loss, and the
+trainer counts it as skipped.
 
-Words: s student scores, y graded target (higher is better, equal is a tie), π rank by y (1 best, ties share their mean
-rank), t teacher scores, σ the logistic function.
+Symbols: s is the student's scores; y is the graded target (higher is better, equal values are ties); π is the rank by y
+(1 is the best, ties share their mean rank); t is the teacher's scores; σ is the logistic function.
 """
 
 import math
@@ -22,19 +23,19 @@ from students.errors import ExitCode, StudentError
 Reduction = Literal["list", "pair", "batch"]
 REDUCTIONS: tuple[Reduction, ...] = ("list", "pair", "batch")
 
-_FAR = -1e9  # in place of -inf: the same in a softmax, and its gradient is 0 instead of NaN
+_FAR = -1e9  # replaces -inf: a softmax gives the same result, and the gradient is 0 instead of NaN
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the lists of a batch are trained towards; all tensors are (L, n).
+    """Training targets of a batch of lists; all tensors are (L, n).
 
     Attributes:
         mask: True at passages, False at padding.
         labels: y. A contrastive list has 1 for positives and 0 for negatives.
-        scores: t, NaN where the teacher gave none.
-        weights: how much a passage counts, 1 or less (denoised negatives).
-        places: 1..n by y with ties broken at random by the trainer's seed: the order that ListMLE reads.
+        scores: t. NaN where the teacher gave no score.
+        weights: the weight of each passage, 1 or less (denoised negatives).
+        places: 1..n by y. The trainer's seed breaks ties at random. ListMLE reads this order.
     """
 
     mask: torch.Tensor
@@ -52,7 +53,10 @@ class Targets:
         weights: torch.Tensor | None = None,
         tiebreak: torch.Tensor | None = None,
     ) -> "Targets":
-        """Fill in what is not given; ``tiebreak`` (L, n) orders equal labels, smaller first (default: as listed)."""
+        """Make targets with defaults for what is not given.
+
+        ``tiebreak`` (L, n) orders equal labels, smaller first; by default they keep the list's order.
+        """
         mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
         if tiebreak is None:
             tiebreak = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
@@ -73,7 +77,7 @@ class Targets:
         )
 
     def ranks(self) -> torch.Tensor:
-        """π: mean rank by label within the list, (L, n) float; 1 at padding."""
+        """Compute π, the mean rank by label within the list: (L, n) float, 1 at padding."""
         other = self.mask.unsqueeze(1)
         higher = ((self.labels.unsqueeze(1) > self.labels.unsqueeze(2)) & other).sum(2)
         equal = ((self.labels.unsqueeze(1) == self.labels.unsqueeze(2)) & other).sum(2)
@@ -81,25 +85,25 @@ class Targets:
         return torch.where(self.mask, ranks, torch.ones_like(ranks))
 
     def positives(self) -> torch.Tensor:
-        """Passages with a label above 0, (L, n) bool."""
+        """Mark passages with a label above 0: (L, n) bool."""
         return self.mask & (self.labels > 0)
 
     def pairs(self) -> torch.Tensor:
-        """(L, n, n) bool: entry [l, i, j] is True where y_i > y_j."""
+        """Mark ordered pairs: (L, n, n) bool, where entry [l, i, j] is True if y_i > y_j."""
         both = self.mask.unsqueeze(2) & self.mask.unsqueeze(1)
         return both & (self.labels.unsqueeze(2) > self.labels.unsqueeze(1))
 
     def pair_weights(self) -> torch.Tensor:
-        """(L, n, n): the product of the two passages' weights."""
+        """Multiply the weights of each pair's two passages: (L, n, n)."""
         return self.weights.unsqueeze(2) * self.weights.unsqueeze(1)
 
     def to(self, device: torch.device | str) -> "Targets":
-        """The same targets on a device."""
+        """Copy the targets to a device."""
         return Targets(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 class ListLoss(NamedTuple):
-    """Per list, (L,): the sum of its terms, and their number or total weight (0: no valid term)."""
+    """The sum of each list's terms, and their number or total weight (0 without a valid term); both are (L,)."""
 
     sums: torch.Tensor
     counts: torch.Tensor
@@ -109,21 +113,22 @@ LossFunction = Callable[..., ListLoss]
 
 
 def total(loss: ListLoss, reduction: Reduction) -> torch.Tensor:
-    """The numerator of a reduction: additive over any split of a batch into lists."""
+    """Compute the numerator of a reduction. It is additive over any split of a batch into lists."""
     if reduction == "list":
         return (loss.sums / loss.counts.clamp(min=1e-12)).where(loss.counts > 0, 0.0).sum()
     return loss.sums.where(loss.counts > 0, 0.0).sum()
 
 
 def normaliser(counts: torch.Tensor, reduction: Reduction) -> torch.Tensor:
-    """The denominator of a reduction, likewise additive: lists (list, batch) or terms (pair)."""
+    """Compute the denominator of a reduction: the number of lists (list, batch) or of terms (pair). It is additive."""
     return counts.sum() if reduction == "pair" else (counts > 0).sum().to(counts.dtype)
 
 
 def reduce(loss: ListLoss, reduction: Reduction) -> torch.Tensor:
-    """One number: ``list`` the mean of lists' means, ``pair`` the mean of all terms, ``batch`` lists' sums, averaged.
+    """Reduce the lists' losses to one number.
 
-    0 (not NaN) where no list has a valid term.
+    ``list`` is the mean of the lists' means, ``pair`` the mean of all terms, ``batch`` the mean of the lists' sums. The
+    result is 0 (not NaN) if no list has a valid term.
     """
     return total(loss, reduction) / normaliser(loss.counts, reduction).clamp(min=1e-12)
 
@@ -133,7 +138,7 @@ def lce(scores: torch.Tensor, targets: Targets, *, temperature: float = 1.0) -> 
     """Localized contrastive estimation (InfoNCE): mean over positives of −s₊ + logsumexp over the group.
 
     Several positives share the target uniformly. A group without a positive, or without a negative, has no term. A
-    negative of weight w counts w times in the sum.
+    negative with weight w counts w times in the sum.
     """
     s = _exact(scores) / temperature
     positive = targets.positives()
@@ -147,7 +152,7 @@ def lce(scores: torch.Tensor, targets: Targets, *, temperature: float = 1.0) -> 
 
 
 def ranknet(scores: torch.Tensor, targets: Targets) -> ListLoss:
-    """RankNet (Burges et al. 2005): softplus(−(s_i − s_j)) over pairs with y_i > y_j; ties are no pairs."""
+    """RankNet (Burges et al. 2005): softplus(−(s_i − s_j)) over pairs with y_i > y_j; ties are skipped."""
     s = _exact(scores)
     weights = targets.pair_weights().to(s.dtype).where(targets.pairs(), 0.0)
     terms = functional.softplus(-_differences(s, targets)) * weights
@@ -165,13 +170,13 @@ def weighted_ranknet(scores: torch.Tensor, targets: Targets) -> ListLoss:
 
 
 def listmle(scores: torch.Tensor, targets: Targets) -> ListLoss:
-    """ListMLE (Xia et al. 2008): −Σ_i [s_o(i) − logsumexp_{k≥i} s_o(k)], o(i) the passage at place i."""
+    """ListMLE (Xia et al. 2008): −Σ_i [s_o(i) − logsumexp_{k≥i} s_o(k)], where o(i) is the passage at place i."""
     terms, present = _plackett_luce(_exact(scores), targets)
     return _where_ordered(terms, present.to(terms.dtype), targets)
 
 
 def p_listmle(scores: torch.Tensor, targets: Targets) -> ListLoss:
-    """Position-aware ListMLE (Lan et al. 2014) with weights 1/log2(i + 1): bounded, where 2^(n−i) overflows."""
+    """Position-aware ListMLE (Lan et al. 2014) with weights 1/log2(i + 1), because 2^(n−i) overflows."""
     terms, present = _plackett_luce(_exact(scores), targets)
     place = torch.arange(1, terms.shape[1] + 1, device=terms.device, dtype=terms.dtype)
     weights = present / torch.log2(place + 1)
@@ -183,7 +188,7 @@ def kl(
 ) -> ListLoss:
     """KL(softmax(t/τ_t) ‖ softmax(s/τ_s)): ListNet's top-one distribution.
 
-    Lists without teacher scores use t = −log2(1 + π): log-discounts, as raw ranks would make it very peaked.
+    Lists without teacher scores use t = −log2(1 + π). Raw ranks would make the distribution very peaked.
     """
     s = _exact(scores)
     known = (torch.isfinite(targets.scores) | ~targets.mask).all(1, keepdim=True)
@@ -225,8 +230,9 @@ def adr_mse(scores: torch.Tensor, targets: Targets, *, alpha: float = 1.0) -> Li
 def lambda_loss(scores: torch.Tensor, targets: Targets, *, mu: float = 10.0) -> ListLoss:
     """NDCG-Loss2++ (Wang et al. 2018): pairs y_i > y_j weighted by μ·|1/D_d − 1/D_{d+1}| + |1/D_i − 1/D_j|, times |G_i − G_j|.
 
-    Ranks are the student's, detached; d is their distance, D_k = log2(1 + k). Gains are (2^y − 1)/maxDCG; for grades
-    above 8, such as list positions, where 2^y would overflow and leave the first passage alone, they are y/maxDCG.
+    Ranks are the student's, without gradient; d is their distance, D_k = log2(1 + k). Gains are (2^y − 1)/maxDCG. For
+    grades above 8, such as list positions, gains are y/maxDCG, because 2^y would overflow and only the first passage
+    would count.
     """
     s = _exact(scores)
     pairs = targets.pairs()
@@ -249,7 +255,7 @@ def lambda_loss(scores: torch.Tensor, targets: Targets, *, mu: float = 10.0) -> 
 
 
 def hinge(scores: torch.Tensor, targets: Targets, *, margin: float = 1.0) -> ListLoss:
-    """max(0, m − (s_i − s_j)) over pairs with y_i > y_j."""
+    """Hinge loss: max(0, m − (s_i − s_j)) over pairs with y_i > y_j."""
     s = _exact(scores)
     weights = targets.pair_weights().to(s.dtype).where(targets.pairs(), 0.0)
     terms = functional.relu(margin - _differences(s, targets)) * weights
@@ -272,7 +278,7 @@ def _exact(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _differences(s: torch.Tensor, targets: Targets) -> torch.Tensor:
-    """(L, n, n): s_i − s_j, 0 where i or j is padding (whatever the padding holds)."""
+    """Compute s_i − s_j, (L, n, n); 0 if i or j is padding, whatever value the padding holds."""
     clean = s.where(targets.mask, 0.0)
     return (clean.unsqueeze(2) - clean.unsqueeze(1)).where(
         targets.mask.unsqueeze(2) & targets.mask.unsqueeze(1), 0.0
@@ -280,7 +286,7 @@ def _differences(s: torch.Tensor, targets: Targets) -> torch.Tensor:
 
 
 def _plackett_luce(s: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
-    """Terms of ListMLE by place, (L, n), and which places hold a passage."""
+    """Compute ListMLE's terms by place, (L, n), and mark the places that hold a passage."""
     by_place = targets.places.argsort(dim=1)
     present = targets.mask.gather(1, by_place)
     ordered = s.gather(1, by_place).masked_fill(~present, _FAR)
@@ -289,7 +295,7 @@ def _plackett_luce(s: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, tor
 
 
 def _where_ordered(terms: torch.Tensor, counts: torch.Tensor, targets: Targets) -> ListLoss:
-    """Sum over lists that have an order at all: a single passage, or ties throughout, teach nothing."""
+    """Sum over lists that have an order. A list of one passage, or of ties only, teaches nothing."""
     valid = targets.pairs().any(2).any(1)
     return ListLoss(terms.sum(1).where(valid, 0.0), counts.sum(1).where(valid, 0.0))
 
@@ -306,9 +312,9 @@ Need = Literal["order", "scores", "binary"]
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss by name: what its targets must hold, and its parameters with their defaults.
+    """A named loss, the targets that it needs, and its parameters with their defaults.
 
-    ``weighted``: whether it honours passages' weights.
+    ``weighted`` is True if the loss uses passages' weights.
     """
 
     name: str
@@ -346,10 +352,10 @@ _WHY: dict[Need, str] = {
 
 
 def get(name: str) -> Loss:
-    """A loss by name.
+    """Find a loss by its name.
 
     Raises:
-        StudentError: no such loss (exit code 2).
+        StudentError: the loss is not found (exit code 2).
     """
     if name not in LOSSES:
         raise StudentError(
@@ -359,14 +365,15 @@ def get(name: str) -> Loss:
 
 
 def check_pairing(loss: Loss, *, kind: str, has_scores: bool, where: str) -> None:
-    """Refuse a loss whose targets the view does not hold.
+    """Check that a view holds the targets that a loss needs.
 
     Args:
         kind: the view's kind, contrastive or distillation. has_scores: whether every passage has a teacher score.
-        where: how to name the view in the message.
+        where: the view's name in the message.
 
     Raises:
-        StudentError: with what the loss needs, what the view holds, and losses that fit (exit code 2).
+        StudentError: the view lacks targets; the message lists what the loss needs, what the view holds, and losses
+            that fit (exit code 2).
     """
     holds: set[Any] = {"order"}
     if kind == "contrastive":

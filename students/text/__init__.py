@@ -1,1 +1,1 @@
-"""Tokens, token cache and batches."""
+"""Turn texts into tokens, cache them, and form batches."""

@@ -1,7 +1,7 @@
-"""Pairs to batches: joined ids as tensors, padded or packed, in batches bounded by tokens.
+"""Form batches of pairs: joined ids as tensors, padded or packed, within a token budget.
 
-Sorted by length and cut by a token budget, batches hold hardly any padding; packed, they hold none. The order of
-`budget_batches` depends on lengths alone, so it is the same on every machine.
+Batches are sorted by length and cut by the token budget, so padded batches hold hardly any padding. Packed batches hold
+none. The order of `budget_batches` depends on the lengths only, so it is the same on every machine.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ Layout = Literal["padded", "packed"]
 
 @dataclass(frozen=True)
 class PairBatch:
-    """n pairs as a model takes them.
+    """n pairs in the form that a model takes.
 
-    Padded: ids, types and mask are (n, longest). Packed: ids, types and positions are (1, T), all pairs in one row,
-    ``boundaries`` (n + 1,) int32 holds where each begins and ends, and there is no mask.
+    Padded: ids, types and mask are (n, longest). Packed: all pairs lie in one row, and ids, types and positions are
+    (1, T). ``boundaries`` (n + 1,) int32 holds where each pair begins and ends. A packed batch has no mask.
     """
 
     ids: torch.Tensor
@@ -37,11 +37,11 @@ class PairBatch:
 
     @property
     def packed(self) -> bool:
-        """Whether the pairs lie in one row."""
+        """Return True if all pairs lie in one row."""
         return self.boundaries is not None
 
     def to(self, device: torch.device | str) -> "PairBatch":
-        """The same batch on a device; copies from pinned memory do not wait."""
+        """Copy the batch to a device; copies from pinned memory do not block."""
         moved = {
             name: value.to(device, non_blocking=True)
             for name in ("ids", "types", "mask", "positions", "boundaries")
@@ -50,7 +50,7 @@ class PairBatch:
         return replace(self, **moved)
 
     def pin(self) -> "PairBatch":
-        """The same batch in page-locked memory, for copies that overlap with computation."""
+        """Copy the batch to page-locked memory, so that copies to the device overlap with computation."""
         pinned = {
             name: value.pin_memory()
             for name in ("ids", "types", "mask", "positions", "boundaries")
@@ -67,12 +67,12 @@ def budget_batches(
     multiple: int = 1,
     padded: bool = True,
 ) -> list[NDArray[np.intp]]:
-    """Indices of pairs in batches: longest first, each batch within ``max_tokens`` (at least one pair).
+    """Divide pairs into batches of at most ``max_tokens`` (at least one pair), longest first; gives their indices.
 
     Args:
         lengths: tokens of each pair.
         max_tokens: budget of a batch; counted with padding (rows × longest, rounded up to ``multiple``) if ``padded``.
-        max_pairs: bound on rows, for what grows with rows alone.
+        max_pairs: bound on rows, for memory that grows with rows only.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-lengths, kind="stable")
@@ -102,11 +102,12 @@ def collate(
     multiple: int = 1,
     position_start: int = 0,
 ) -> PairBatch:
-    """The pairs (query[i], passage[i]) as one batch.
+    """Make one batch of the pairs (query[i], passage[i]).
 
     Args:
-        multiple: pad the length (packed: the row, by one pair of padding whose score is not returned) to a multiple.
-        position_start: first position id of each packed pair: RoBERTa counts from ``padding_idx + 1``.
+        multiple: pad the length to a multiple of this number. In a packed batch, one pair of padding extends the row,
+            and its score is not returned.
+        position_start: first position id of each packed pair; RoBERTa counts from ``padding_idx + 1``.
     """
     joined = form.join(queries, passages, np.asarray(query), np.asarray(passage))
     if layout == "packed":

@@ -1,9 +1,9 @@
-"""The token cache: every text tokenised once per tokenizer, on disk, memory-mapped, shared by all views.
+"""Cache token ids on disk. Each text is tokenised once per tokenizer, and all views share the cache.
 
-A cache folder holds one folder per tokenizer (`tokens.tokenizer_key`), and in it segments: ``keys.npy`` (sorted 64-bit
-hashes of texts), ``starts.npy``, ``lengths.npy`` and ``ids.npy``. A segment is written beside, in memory that does not
-grow with it, and renamed into place, so a killed or concurrent build leaves only whole segments; the same text in two
-segments does no harm.
+A cache folder holds one folder per tokenizer (`tokens.tokenizer_key`). That folder holds memory-mapped segments, each
+with ``keys.npy`` (sorted 64-bit hashes of texts), ``starts.npy``, ``lengths.npy`` and ``ids.npy``. A segment is written
+under a temporary name, in bounded memory, and then renamed. So a killed or concurrent build leaves only whole segments.
+The same text in two segments does no harm.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from students.text.tokens import Ints, Progress, Tokens, id_type, text_key, tokenise, tokenizer_key
 
 _CHUNK = 1 << 16  # texts held as Python strings at once
-_SEGMENT = 1 << 22  # texts of a segment at most: what a killed build loses
+_SEGMENT = 1 << 22  # largest number of texts in a segment, and the most that a killed build loses
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Segment:
 
 
 class SegmentedIds:
-    """The ids of several segments under one numbering; takes what `tokens.Tokens` asks of an array."""
+    """The ids of several segments under one numbering, with the array operations that `tokens.Tokens` uses."""
 
     def __init__(self, parts: Sequence[NDArray[Any]]) -> None:
         self._parts = list(parts)
@@ -45,7 +45,7 @@ class SegmentedIds:
 
     @property
     def starts(self) -> Ints:
-        """Where each segment's ids begin in the common numbering."""
+        """Compute where each segment's ids begin in the common numbering."""
         return self._bounds[:-1]
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
@@ -60,10 +60,10 @@ class SegmentedIds:
 
 
 class TokenCache:
-    """Token ids of texts by content.
+    """A cache of token ids, looked up by text.
 
     Args:
-        folder: of the cache, e.g. ``<store>.files/tokens``; made when first written to.
+        folder: the cache's folder, e.g. ``<store>.files/tokens``; it is made at the first write.
     """
 
     def __init__(self, folder: str | Path, tokenizer: Any) -> None:
@@ -72,7 +72,7 @@ class TokenCache:
         self.n_tokenised = 0  # texts that this object had to tokenise
 
     def tokens(self, texts: Iterable[str], progress: Progress | None = None) -> Tokens:
-        """Ids of the texts, in their order; what the cache lacks is tokenised and added to it.
+        """Return the ids of the texts, in their order. Texts that the cache lacks are tokenised and added.
 
         Args:
             texts: a sequence, or an Arrow column of strings.
@@ -90,7 +90,7 @@ class TokenCache:
             loaded = [
                 np.load(path / f"{name}.npy", mmap_mode="r") for name in ("keys", "starts", "lengths", "ids")
             ]
-            # plain arrays over the mapped memory: np.memmap's own indexing is several times slower
+            # plain arrays over the mapped memory, because indexing np.memmap is several times slower
             segments.append(_Segment(*(np.asarray(array) for array in loaded)))
         return segments
 
@@ -126,7 +126,7 @@ class TokenCache:
         missing: NDArray[np.uint64],
         progress: Progress | None,
     ) -> None:
-        """Tokenise the texts whose keys are missing, each once, into a new segment."""
+        """Tokenise each text whose key is missing, once, into a new segment."""
         wanted = np.zeros(len(keys), dtype=bool)
         wanted[np.unique(keys, return_index=True)[1]] = True
         wanted &= np.isin(keys, missing)
@@ -170,7 +170,7 @@ class TokenCache:
 
 
 class _Growing:
-    """A .npy file of one dimension that is appended to, and on disk when it is closed."""
+    """A one-dimensional .npy file to append to; closing it flushes it to disk."""
 
     def __init__(self, path: Path, dtype: "np.dtype[Any]") -> None:
         self._path, self._dtype, self._n = path, dtype, 0
@@ -187,7 +187,7 @@ class _Growing:
 
     def __exit__(self, *_: object) -> None:
         self._file.seek(0)
-        self._header()  # numpy leaves room for its length to grow
+        self._header()  # numpy leaves room in the header for a longer length
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -206,7 +206,7 @@ def _empty() -> Ints:
 
 
 def _found(sorted_keys: NDArray[np.uint64], keys: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], Ints]:
-    """Which keys are there, and where."""
+    """Mark the keys that are found, and give their places."""
     if not len(sorted_keys):
         return np.zeros(len(keys), dtype=bool), np.zeros(len(keys), dtype=np.int64)
     at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
@@ -214,7 +214,7 @@ def _found(sorted_keys: NDArray[np.uint64], keys: NDArray[np.uint64]) -> tuple[N
 
 
 def _strings(texts: Any) -> Iterator[str]:
-    """Python strings of a sequence or an Arrow column, chunk by chunk."""
+    """Yield a sequence or an Arrow column as Python strings, chunk by chunk."""
     if hasattr(texts, "iterchunks"):
         for chunk in texts.iterchunks():
             for first in range(0, len(chunk), _CHUNK):

@@ -1,8 +1,8 @@
-"""Token ids of many texts in a temporary file: written block by block, read back batch by batch.
+"""Keep token ids of many texts in a temporary file, written block by block and read back batch by batch.
 
-Re-ranking sorts all pairs of a run by length, so a batch holds texts from anywhere. Their ids lie in a file without a
-name, which is gone with the process however that ends; in memory stay two numbers a text. It is read with calls and not
-memory-mapped, so that what was read once does not count as memory of the process.
+Re-ranking sorts all pairs of a run by length, so a batch holds texts from anywhere in the run. Their ids lie in a file
+without a name, so the file disappears with the process, however the process ends. Memory holds two numbers per text.
+The file is read with calls instead of a memory map, because mapped pages would count as memory of the process.
 """
 
 import os
@@ -16,18 +16,20 @@ from numpy.typing import NDArray
 
 from students.text.tokens import Ints, Tokens, id_type, tokenise
 
-_AT_ONCE = 1 << 20  # characters given to the tokenizer at once: what it makes of one takes up to 100 bytes
+_AT_ONCE = (
+    1 << 20
+)  # characters given to the tokenizer at once; its output takes up to 100 bytes per character
 
 
 class TokenSpool:
-    """Ids of up to n texts; a context that ends with the file gone.
+    """Ids of up to n texts in a temporary file; a context manager that removes the file at its end.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        n: texts at most.
-        keep: ids of a text that are kept. A pair never takes more than its room of one text, while how it is cut
-            depends on the whole lengths, which are all kept.
-        folder: where the file is to lie; it should be on a disk.
+        n: largest number of texts.
+        keep: how many ids of each text are kept. A pair never takes more of one text than it has room for. The cut
+            depends on the full lengths, so these are always kept.
+        folder: the file's folder; it should be on a disk.
     """
 
     def __init__(self, tokenizer: Any, n: int, *, keep: int, folder: Path) -> None:
@@ -50,11 +52,11 @@ class TokenSpool:
 
     @property
     def lengths(self) -> Ints:
-        """Tokens of each text added so far, whole."""
+        """Return the full length in tokens of each text added so far."""
         return self._lengths[: self._n]
 
     def add(self, texts: Iterable[str]) -> None:
-        """Tokenise texts and number them on from the last."""
+        """Tokenise texts; their numbers continue from the last text."""
         for part in _by_characters(texts):
             tokens = tokenise(self._tokenizer, part)
             kept = np.minimum(tokens.lengths, self._keep)
@@ -68,10 +70,12 @@ class TokenSpool:
         self._file.flush()
 
     def take(self, numbers: NDArray[Any]) -> Tokens:
-        """The ids of these texts, in this order, in memory; safe to call from several threads once all are added.
+        """Read the ids of these texts, in this order, into memory.
+
+        Several threads may call this at once, after all texts are added.
 
         Raises:
-            IndexError: a text that was not added. OSError: the file cannot be read.
+            IndexError: a text was not added. OSError: the file cannot be read.
         """
         if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < self._n:
             raise IndexError(f"texts {numbers.min()} to {numbers.max()} of {self._n}")
@@ -88,7 +92,7 @@ class TokenSpool:
 
 
 def _by_characters(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in parts that the tokenizer takes in bounded memory, unless a single text is larger."""
+    """Yield the texts in parts that bound the tokenizer's memory, unless a single text is larger."""
     part: list[str] = []
     characters = 0
     for text in texts:
@@ -96,6 +100,6 @@ def _by_characters(texts: Iterable[str]) -> Iterator[list[str]]:
             yield part
             part, characters = [], 0
         part.append(text)
-        characters += len(text) + 64  # what a text takes however short it is
+        characters += len(text) + 64  # the memory that even an empty text takes
     if part:
         yield part

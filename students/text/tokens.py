@@ -1,9 +1,9 @@
-"""Texts to token ids, once; pairs by joining them, exactly as the tokenizer would.
+"""Tokenise each text once, and join pairs exactly as the tokenizer would.
 
-A cross-encoder reads ``[CLS] query [SEP] passage [SEP]``. Tokenising that text anew for every pair and every epoch is
-what starves a GPU: here each text is tokenised once, alone, and a pair is two slices of integers in a frame of
-special tokens. `PairFormat` reproduces the tokenizer's own pair truncation (``longest_first``), so ids, token types
-and lengths equal ``tokenizer(query, passage, truncation=True, max_length=…)``; it checks that when it is made.
+A cross-encoder reads ``[CLS] query [SEP] passage [SEP]``. Tokenising that text again for every pair and every epoch
+would leave a GPU waiting. So each text is tokenised once, alone, and a pair is two slices of integers between special
+tokens. `PairFormat` reproduces the tokenizer's pair truncation (``longest_first``), so ids, token types and lengths
+equal ``tokenizer(query, passage, truncation=True, max_length=…)``. `PairFormat.of` checks this on samples.
 """
 
 import hashlib
@@ -40,14 +40,14 @@ class Tokens:
 
 
 def id_type(tokenizer: Any) -> type[np.uint16] | type[np.uint32]:
-    """The smallest unsigned integer that holds every id of the tokenizer."""
+    """Choose the smallest unsigned integer type that holds every id of the tokenizer."""
     return np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], progress: Progress | None = None) -> Tokens:
-    """Token ids of each text alone, complete: no special tokens, no truncation.
+    """Tokenise each text alone, without special tokens and without truncation.
 
-    Fast tokenizers use all cores (their own threads; ``TOKENIZERS_PARALLELISM=false`` turns that off).
+    Fast tokenizers use all cores with their own threads; ``TOKENIZERS_PARALLELISM=false`` turns that off.
     """
     parts: list[NDArray[Any]] = []
     lengths = np.zeros(len(texts), dtype=np.int64)
@@ -87,15 +87,16 @@ class Joined:
 
     ids: Ints  # (T,) token ids with special tokens
     types: Ints  # (T,) token types
-    lengths: Ints  # (n,) tokens of each pair, their sum is T
-    n_truncated: int  # pairs that the limit cut
+    lengths: Ints  # (n,) tokens of each pair; their sum is T
+    n_truncated: int  # pairs that were cut to the limit
 
 
 @dataclass(frozen=True)
 class PairFormat:
-    """How a tokenizer frames a pair, and where it cuts.
+    """The special tokens that a tokenizer puts around a pair, and its length limit.
 
-    ``before query between passage after`` with the token types of the five parts; ``max_length`` counts them all.
+    A pair is ``before query between passage after``, with the token types of the five parts. ``max_length`` counts all
+    five.
     """
 
     before: tuple[int, ...]
@@ -109,11 +110,11 @@ class PairFormat:
 
     @classmethod
     def of(cls, tokenizer: Any, max_length: int) -> "PairFormat":
-        """Read the frame off the tokenizer and prove on samples that joining equals tokenising the pair.
+        """Read the special tokens from the tokenizer, and check on samples that joining equals tokenising the pair.
 
         Raises:
             StudentError: the limit leaves no room for text, or the tokenizer does not tokenise the two texts
-                independently, so that ids could not be reused.
+                independently, so their ids cannot be reused.
         """
         frame = _frame(tokenizer)
         made = cls(
@@ -135,19 +136,19 @@ class PairFormat:
 
     @property
     def n_special(self) -> int:
-        """Special tokens in a pair."""
+        """Count the special tokens in a pair."""
         return len(self.before) + len(self.between) + len(self.after)
 
     @property
     def room(self) -> int:
-        """Tokens left for query and passage together."""
+        """Count the tokens left for query and passage together."""
         return self.max_length - self.n_special
 
     def truncated(self, query_lengths: Ints, passage_lengths: Ints) -> tuple[Ints, Ints]:
-        """Tokens kept of each query and passage, given their full lengths: the tokenizers' ``longest_first``.
+        """Compute how many tokens of each query and passage are kept, from their full lengths (``longest_first``).
 
-        The longer text gives way until both are equal; then both get half, the odd token going to the longer
-        (of equals, to the passage).
+        The longer text is cut until both are equally long. Then each gets half of the room. An odd token goes to the
+        longer text, or to the passage if both were equally long.
         """
         short, long = np.minimum(query_lengths, passage_lengths), np.maximum(query_lengths, passage_lengths)
         kept_long = np.maximum(short, self.room - short)
@@ -160,11 +161,11 @@ class PairFormat:
         return np.where(swapped, kept_long, kept_short), np.where(swapped, kept_short, kept_long)
 
     def lengths(self, query_lengths: Ints, passage_lengths: Ints) -> Ints:
-        """Tokens of each pair as the model will see it, special tokens included."""
+        """Count the tokens of each pair after truncation, special tokens included."""
         return np.minimum(query_lengths + passage_lengths, self.room) + self.n_special
 
     def join(self, queries: Tokens, passages: Tokens, query: Ints, passage: Ints) -> Joined:
-        """Ids of the pairs (query[i], passage[i]), one after the other. No Python loop over pairs."""
+        """Join the ids of the pairs (query[i], passage[i]), one pair after the other, without a Python loop over pairs."""
         full_q, full_p = queries.lengths[query], passages.lengths[passage]
         n_q, n_p = self.truncated(full_q, full_p)
         lengths = n_q + n_p + self.n_special
@@ -224,7 +225,7 @@ def _copy(ids: Ints, types: Ints, at: Ints, source: Tokens, text: Ints, n: Ints,
 def _frame(
     tokenizer: Any,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, int, int, int, int]]:
-    """The special tokens around and between two texts, and the token types of the five parts."""
+    """Find the special tokens around and between two texts, and the token types of the five parts."""
     query, passage = (_encode(tokenizer, [text])[0] for text in ("one two", "three four five"))
     encoded = tokenizer("one two", "three four five", return_token_type_ids=True, verbose=False)
     ids, kinds = list(encoded["input_ids"]), list(encoded["token_type_ids"])
@@ -254,14 +255,14 @@ def _find(ids: list[int], part: list[int], start: int) -> int:
 
 
 def tokenizer_key(tokenizer: Any) -> str:
-    """128-bit hex key of all that decides a text's ids: the serialised fast tokenizer, or its vocabulary."""
+    """Compute a 128-bit hex key of everything that determines a text's ids: the serialised fast tokenizer, or its vocabulary."""
     if getattr(tokenizer, "is_fast", False):
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         for frame in (
             "truncation",
             "padding",
             "post_processor",
-        ):  # left by earlier calls; do not change a text's own ids
+        ):  # settings left by earlier calls, which do not change a text's ids
             state.pop(frame, None)
         content = json.dumps(state, sort_keys=True)
     else:
@@ -272,7 +273,7 @@ def tokenizer_key(tokenizer: Any) -> str:
 
 
 def text_key(text: str) -> int:
-    """Unsigned 64-bit hash of a text as the tokenizer sees it."""
+    """Compute the unsigned 64-bit hash of a text as the tokenizer sees it."""
     return int.from_bytes(
         hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
     )

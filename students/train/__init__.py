@@ -1,1 +1,1 @@
-"""Training: `python -m students.train`."""
+"""Train students (`python -m students.train`)."""

@@ -1,4 +1,4 @@
-"""``python -m students.train``: training on a node that has view folders and no store."""
+"""Train on a machine that has view folders but no store (``python -m students.train``)."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from students.recipes.read import load_recipe, make_recipe, shipped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, train, print the stages as JSON; returns the exit code."""
+    """Parse the arguments, train, and print the stages as JSON; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m students.train", description=__doc__)
     parser.add_argument(
         "--view",
@@ -70,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    if int(os.environ.get("RANK", "0")) == 0:  # torchrun's and accelerate's number of this process
+    if int(os.environ.get("RANK", "0")) == 0:  # torchrun and accelerate number the processes
         sys.stdout.write(json.dumps(result.stages, indent=1) + "\n")
     return 0
 
 
 @contextmanager
 def _stdout_kept() -> Iterator[None]:
-    """What libraries print meanwhile goes to stderr, from below Python too: torch 2.9's Gloo says who is connected."""
+    """Send what libraries print to stderr, native code included: torch 2.9's Gloo prints its connections to stdout."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -89,7 +89,7 @@ def _stdout_kept() -> Iterator[None]:
 
 
 def _views(given: list[str]) -> Any:
-    """Folders by the stage or objective that is named before ``=``, or told apart by kind."""
+    """Read view folders, each with its stage or objective before ``=``; without names, their kinds tell them apart."""
     if not any("=" in view for view in given):
         return [Path(view) for view in given]
     from students.recipes.recipe import KINDS
@@ -108,7 +108,7 @@ def _note(sentence: str) -> None:
 
 
 class _Progress:
-    """A line every ten seconds: pairs done, pairs/s, time left, the last figures."""
+    """Print a line every ten seconds: pairs done, pairs/s, time left, the last figures."""
 
     def __init__(self) -> None:
         self._began = self._shown = time.monotonic()
@@ -133,5 +133,5 @@ class _Progress:
 
 
 if __name__ == "__main__":
-    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]  # transformers would import it, for 3 seconds
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]  # transformers would import it, which takes 3 seconds
     raise SystemExit(main())

@@ -1,8 +1,8 @@
-"""Checkpoints: everything that a stage needs to go on as if it had not stopped, replaced atomically.
+"""Save and read checkpoints, which hold everything that an interrupted stage needs to continue.
 
 A checkpoint is a folder ``checkpoint-STAGE-STEP`` with ``weights.safetensors``, ``state.pt`` (read back as plain tensors
-and values only) and one ``random-RANK.pt`` per process. It is written beside, flushed to disk and renamed; only then is
-the one before it removed.
+and values only) and one ``random-RANK.pt`` per process. It is written under a temporary name, flushed to disk and
+renamed. The previous checkpoint is removed only after that.
 """
 
 import os
@@ -20,7 +20,7 @@ _NAME = re.compile(r"checkpoint-(\d+)-(\d+)$")
 
 @dataclass
 class StageState:
-    """How far a stage is."""
+    """The progress of a stage."""
 
     stage: int  # from 1
     step: int = 0  # optimiser steps taken
@@ -31,17 +31,17 @@ class StageState:
     first_value: float | None = None  # validation before the first step
     best_value: float | None = None
     best_step: int | None = None
-    worse: int = 0  # validations since the best one
+    worse: int = 0  # validations since the best validation
     warm: float = 0.0  # progress when a warm-up counted in steps ended
     half: float | None = None  # progress when half of a time guard was over
-    looked: float = 0.0  # seconds when the stage was last validated
+    looked: float = 0.0  # seconds at the last validation
     saved: float = 0.0  # seconds at the last checkpoint
     stopped_by: str | None = None  # set when the stage has ended
     log_bytes: int = 0  # length of training_log.jsonl
-    sums: dict[str, float] = field(default_factory=dict)  # of the log interval that is open
-    first_spread: float | None = None  # of the scores within a validation list, before the first step
+    sums: dict[str, float] = field(default_factory=dict)  # sums of the current log interval
+    first_spread: float | None = None  # spread of the scores within a validation list, before the first step
     last_loss: float | None = None  # mean training loss of the newest log interval
-    warned: list[str] = field(default_factory=list)  # diagnostics given already
+    warned: list[str] = field(default_factory=list)  # diagnostics that were already reported
 
 
 def save(
@@ -53,7 +53,7 @@ def save(
     rank: int,
     wait: Any,
 ) -> Path:
-    """Write a checkpoint into ``folder`` and remove the ones before it; every process calls this.
+    """Write a checkpoint into ``folder`` and remove the earlier ones; every process calls this.
 
     Args:
         wait: a barrier between processes.
@@ -77,7 +77,7 @@ def save(
         for path in _all(folder):
             if path.name != name:
                 shutil.rmtree(path)
-        for path in folder.glob("best-*.safetensors"):  # no checkpoint goes back to these
+        for path in folder.glob("best-*.safetensors"):  # no remaining checkpoint uses these
             if path != best_path(folder, state):
                 path.unlink()
     wait()
@@ -85,24 +85,24 @@ def save(
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint to go on from."""
+    """Find the newest checkpoint, from which training continues."""
     found = _all(folder)
     return found[-1] if found else None
 
 
 def stage_of(checkpoint: Path) -> int:
-    """The stage that a checkpoint is of."""
+    """Return the number of a checkpoint's stage."""
     return int(checkpoint.name.split("-")[1])
 
 
 def read_state(checkpoint: Path) -> tuple[StageState, dict[str, Any]]:
-    """The stage's state and the optimiser's."""
+    """Read the stage's state and the optimiser's state."""
     held = torch.load(checkpoint / "state.pt", weights_only=True)
     return StageState(**held["state"]), held["optimiser"]
 
 
 def restore_random(checkpoint: Path, rank: int) -> bool:
-    """Put the generators back; False where the checkpoint knows no such process."""
+    """Restore the random generators; returns False if the checkpoint has no state for this process."""
     path = checkpoint / f"random-{rank}.pt"
     if not path.exists():
         return False
@@ -114,7 +114,7 @@ def restore_random(checkpoint: Path, rank: int) -> bool:
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """The state of torch's generators in this process."""
+    """Collect the state of torch's random generators in this process."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -122,9 +122,9 @@ def random_state() -> dict[str, torch.Tensor]:
 
 
 def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Write a model's weights, whole or not at all: the same bytes as transformers' ``save_pretrained``."""
+    """Write a model's weights atomically, with the same bytes as transformers' ``save_pretrained``."""
     beside = path.with_name(f".{path.name}")
-    save_model(model, str(beside), metadata={"format": "pt"})  # what two names share is written once
+    save_model(model, str(beside), metadata={"format": "pt"})  # a tensor that two names share is written once
     _flush(beside)
     beside.rename(path)
 
@@ -135,18 +135,18 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
 
 
 def best_path(folder: Path, state: StageState) -> Path:
-    """Where the weights of the best validation are. Named by step: a stage that resumes finds its checkpoint's own."""
+    """Return the path of the best validation's weights. Its name has the step, so a resumed stage finds the right file."""
     return folder / f"best-{state.stage}-{state.best_step}.safetensors"
 
 
 def clear(folder: Path) -> None:
-    """Remove all checkpoints, begun ones too."""
+    """Remove all checkpoints, incomplete ones too."""
     for path in (*_all(folder), *folder.glob(".checkpoint-*")):
         shutil.rmtree(path)
 
 
 def clear_weights(folder: Path) -> None:
-    """Remove the weights that stages began with and the best ones, begun files too."""
+    """Remove the stages' starting weights and best weights, incomplete files too."""
     for kind in ("start", "best"):
         for path in (*folder.glob(f"{kind}-*.safetensors"), *folder.glob(f".{kind}-*.safetensors")):
             path.unlink()

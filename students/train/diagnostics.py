@@ -1,4 +1,4 @@
-"""Diagnostics that speak: a training that did nothing, or went wrong, says so, and says which setting to look at."""
+"""Detect training that did nothing or went wrong, and name the setting to look at."""
 
 import math
 from collections.abc import Mapping
@@ -13,19 +13,21 @@ from students.recipes.recipe import Stage
 from students.train.checkpoints import StageState
 from students.train.validation import HIGHER_IS_BETTER
 
-MOVED_LITTLE = 1e-5  # relative L2 distance: one AdamW step at 1e-6 moves a base model about this far
-ABSURD = 10.0  # times the length that the weights had: no training that learns comes near
+MOVED_LITTLE = 1e-5  # relative L2 distance; one AdamW step at 1e-6 moves a base model about this far
+ABSURD = 10.0  # ratio of the weights' new length to the old; training that learns stays far below
 COLLAPSED = 1e-3  # spread of the scores within a list, in logits
-COIN = math.log(2)  # RankNet's loss, for each pair, of a model that orders at random
-PLATEAU = 0.02  # a loss nearer to that than this has not left it
-USUAL_PAIRS = 7_000  # the fewest pairs of a stage after which a small model was seen to rank: benchmarks/results/students.md
+COIN = math.log(2)  # RankNet's loss per pair for a model that orders at random
+PLATEAU = 0.02  # a loss closer to COIN than this still orders at random
+USUAL_PAIRS = (
+    7_000  # the fewest pairs after which a small model began to rank: benchmarks/results/students.md
+)
 
 
 def weights_moved(model: nn.Module, start: Path) -> float:
-    """Relative L2 distance ‖w − w₀‖ / ‖w₀‖ of all weights from those in the safetensors file ``start``."""
+    """Compute the relative L2 distance ‖w − w₀‖ / ‖w₀‖ of all weights from those in the safetensors file ``start``."""
     distance = norm = 0.0
     with safe_open(start, framework="pt") as before:
-        written = set(before.keys())  # what two names share stands under one of them
+        written = set(before.keys())  # a tensor that two names share is stored under one of them
         for name, value in model.state_dict().items():
             if name not in written or not value.is_floating_point():
                 continue
@@ -36,7 +38,7 @@ def weights_moved(model: nn.Module, start: Path) -> float:
 
 
 def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> list[str]:
-    """What a user should know about a stage that has ended, one sentence each."""
+    """List what a user should know about a finished stage, one sentence each."""
     told = []
     if moved < MOVED_LITTLE:
         told.append(
@@ -72,15 +74,15 @@ def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> lis
 
 
 def collapsed(spread: float) -> bool:
-    """Whether a model gives all passages of a list the same score."""
+    """Return True if a model gives all passages of a list the same score."""
     return spread < COLLAPSED
 
 
 def of_collapse(stage: Stage, state: StageState, spread: float) -> str:
-    """Say that a model scores all passages of a list alike, and the likely cause.
+    """Report that a model gives all passages of a list the same score, and name the likely cause.
 
-    Scores that were apart before the stage were brought together by it: the steps are too large. Scores that never
-    were apart come from too few or too small steps.
+    If the scores differed before the stage, its steps are too large. If they never differed, the steps are too few or
+    too small.
     """
     told = (
         f"stage {stage.number} ({stage.objective}): scores within a list differ by {spread:.1e} at step {state.step:,}, "
@@ -92,7 +94,7 @@ def of_collapse(stage: Stage, state: StageState, spread: float) -> str:
 
 
 def _more(stage: Stage, state: StageState) -> str:
-    """What a stage lacks that has not begun to rank."""
+    """Suggest what to change if a stage has not begun to rank."""
     if state.pairs < USUAL_PAIRS:
         return f"{state.pairs:,} pairs are few, {USUAL_PAIRS:,} and more are usual: raise max_pairs or epochs"
     if stage.lr < 1e-6:
@@ -101,16 +103,16 @@ def _more(stage: Stage, state: StageState) -> str:
 
 
 def length(model: nn.Module) -> float:
-    """‖w‖ of all weights; not finite where one of them is not, or where they are that large."""
+    """Compute ‖w‖ over all weights; not finite if a weight is not finite or the sum overflows."""
     weights = [p.detach() for p in model.parameters()]
     return float(torch.nn.utils.get_total_norm(weights))
 
 
 def check_step(loss: float, norm: float, stage: Stage, step: int) -> None:
-    """Stop at a loss or a gradient that is no number, before it reaches the weights.
+    """Stop at a loss or a gradient that is not finite, before it reaches the weights.
 
     Raises:
-        StudentError: naming stage and step.
+        StudentError: the loss or the gradient is not finite; the message names the stage and the step.
     """
     for what, value in (("loss", loss), ("gradient's norm", norm)):
         if not math.isfinite(value):
@@ -118,26 +120,26 @@ def check_step(loss: float, norm: float, stage: Stage, step: int) -> None:
 
 
 def check_weights(model: nn.Module, before: float, stage: Stage, step: int) -> None:
-    """Stop at weights that no training could have made, before a checkpoint or a student is made of them.
+    """Stop at weights that are too large to result from training, before they are saved.
 
     Args:
-        before: their length when the stage began.
+        before: the weights' length when the stage began.
 
     Raises:
-        StudentError: naming stage and step.
+        StudentError: the weights are too large or not finite; the message names the stage and the step.
     """
     now = length(model)
-    if not now <= ABSURD * before:  # nan too
+    if not now <= ABSURD * before:  # true for nan too
         raise _went_wrong(
             stage, "the weights of", f"have length {now:.3g} at step {step:,}, and had {before:.3g} before it"
         )
 
 
 def check_validation(values: Mapping[str, float], stage: Stage, step: int) -> None:
-    """Stop at a validation that gave no number.
+    """Stop at a validation value that is not finite.
 
     Raises:
-        StudentError: naming the measure, stage and step.
+        StudentError: a value is not finite; the message names the measure, the stage and the step.
     """
     for name, value in values.items():
         if not math.isfinite(value):

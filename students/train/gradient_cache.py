@@ -1,8 +1,9 @@
-"""Scores to gradients in pieces: the backward pass of a batch whose activations need not fit in memory at once.
+"""Compute a batch's gradients in pieces, so its activations need not fit in memory at once.
 
 *Direct*: all pieces' graphs are kept until the loss is known. *Cached* (Gao et al. 2021, here on scores): the pieces are
-scored without a graph, the loss gives each score its gradient, and each piece is run again, with the same dropout, to
-carry its scores' gradients on. Any loss works, memory is that of one piece, and the price is one more forward.
+first scored without a graph. The loss then gives each score its gradient. Each piece is run again, with the same
+dropout, to pass its scores' gradients to the parameters. Any loss works, and memory is that of one piece. The cost is one
+more forward pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +22,9 @@ def backward(
     """Add the gradient of ``loss_of(scores of all pieces, in order)`` to the parameters; returns the detached loss.
 
     Args:
-        score: a batch -> (n_pairs,) scores; the model.
+        score: the model, a function from a batch to (n_pairs,) scores.
         loss_of: (total pairs,) scores -> a scalar.
-        cached: trade one forward for memory.
+        cached: save memory at the cost of one more forward pass.
     """
     if not cached:
         loss = loss_of(torch.cat([score(piece.to(device)) for piece in pieces]))
@@ -49,7 +50,7 @@ def backward(
 
 
 def _random_state(device: torch.device) -> torch.Tensor:
-    """The generator that dropout on this device draws from."""
+    """Return the state of the generator that dropout on this device draws from."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 

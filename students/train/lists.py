@@ -1,8 +1,8 @@
-"""A view folder as arrays, and the passages that an epoch draws from its lists.
+"""Hold a view folder's lists as arrays, and draw an epoch's passages from them.
 
-Draws are vectorised and counter-based: the random number of a passage depends on (view, seed, epoch, list, place) alone,
-not on the batch it comes in, the process that draws it or what was drawn before. So a training resumes at the exact
-list, and N processes draw what one would.
+Draws are vectorised and counter-based. The random number of a passage depends only on (view, seed, epoch, list, place).
+It does not depend on the batch, on the process, or on earlier draws. So a training resumes at the exact list, and N
+processes draw the same passages as one process.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ class ViewLists:
 
     Attributes:
         query: (L,) row of the query table. passage: (P,) row of the passage table.
-        labels: (P,) graded target, higher is better. scores: (P,) teacher's, NaN if the teacher gave no score.
-        weights: (P,). relevances: (P,) human judgments, -1 unjudged.
+        labels: (P,) graded target, higher is better. scores: (P,) teacher scores, NaN if the teacher gave none.
+        weights: (P,) weights of the passages. relevances: (P,) human judgments, -1 if unjudged.
     """
 
     query: Ints
@@ -40,15 +40,15 @@ class ViewLists:
 
     @property
     def sizes(self) -> Ints:
-        """(L,) passages per list."""
+        """Count the passages of each list, (L,)."""
         return np.diff(self.starts)
 
     def query_of(self, rows: NDArray[Any]) -> Ints:
-        """The query of each row."""
+        """Return the query of each row."""
         return self.query[np.searchsorted(self.starts, rows, side="right") - 1]
 
     def take(self, chosen: NDArray[Any]) -> "ViewLists":
-        """The chosen lists, in that order."""
+        """Return the chosen lists, in the given order."""
         rows, sizes = self.rows(chosen)
         return ViewLists(
             self.query[chosen],
@@ -61,7 +61,7 @@ class ViewLists:
         )
 
     def rows(self, chosen: NDArray[Any]) -> tuple[Ints, Ints]:
-        """Rows of the chosen lists one after the other, and how many each has."""
+        """Return the rows of the chosen lists, one list after the other, and the number of rows of each list."""
         sizes = self.sizes[chosen]
         within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return np.repeat(self.starts[:-1][chosen], sizes) + within, sizes
@@ -78,18 +78,18 @@ class Draw:
 
 
 def stream_key(view_hash: str, seed: int, epoch: int, purpose: str) -> int:
-    """64-bit key of one random stream."""
+    """Compute the 64-bit key of one random stream."""
     data = f"{view_hash}:{seed}:{epoch}:{purpose}".encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def epoch_order(n: int, key: int) -> Ints:
-    """The order in which an epoch takes n lists."""
+    """Compute the order in which an epoch takes n lists."""
     return np.argsort(_random(key, np.arange(n), np.zeros(n, dtype=np.int64)), kind="stable")
 
 
 def _random(key: int, lists: NDArray[Any], places: NDArray[Any]) -> NDArray[np.uint64]:
-    """A 64-bit random number for each (key, list, place): SplitMix64's finaliser over a Weyl sequence."""
+    """Compute a 64-bit random number for each (key, list, place), by SplitMix64's finaliser over a Weyl sequence."""
     mask = (1 << 64) - 1
     with np.errstate(over="ignore"):
         x = lists.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key & mask)
@@ -104,10 +104,10 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def draw(lists: ViewLists, chosen: Ints, objective: Objective, key: int) -> Draw:
-    """The passages that an epoch shows of the chosen lists.
+    """Draw an epoch's passages from the chosen lists.
 
-    ``cl``: one positive and ``group_size - 1`` negatives, at random. ``kd``: the teacher's top ``depth``, or of these
-    ``group_size`` at random. Passages keep the view's order.
+    ``cl`` draws one positive and ``group_size - 1`` negatives at random. ``kd`` takes the teacher's top ``depth``, or
+    ``group_size`` of them at random. Passages keep the view's order.
     """
     rows, sizes = lists.rows(chosen)
     local = np.repeat(np.arange(len(chosen)), sizes)
@@ -126,7 +126,7 @@ def draw(lists: ViewLists, chosen: Ints, objective: Objective, key: int) -> Draw
 
 
 def _rank_within(group: NDArray[Any], *keys: NDArray[Any]) -> Ints:
-    """0-based rank of each row inside its group by the keys, the last of them first. Groups need not be adjacent."""
+    """Rank each row within its group by the keys, from 0; the last key counts first. Groups need not be adjacent."""
     order = np.lexsort((*keys, group))
     sorted_group = group[order]
     first = np.flatnonzero(np.r_[True, sorted_group[1:] != sorted_group[:-1]]) if len(order) else order
@@ -137,7 +137,7 @@ def _rank_within(group: NDArray[Any], *keys: NDArray[Any]) -> Ints:
 
 
 def usable(lists: ViewLists, objective: Objective, loss: Loss) -> NDArray[np.bool_]:
-    """(L,) which lists can have a term of the loss at all; the others are skipped, and counted."""
+    """Mark the lists that can have a term of the loss, (L,) bool. The other lists are skipped and counted."""
     every = np.arange(len(lists))
     rows, sizes = lists.rows(every)
     group = np.repeat(every, sizes)

@@ -1,4 +1,4 @@
-"""What a stage optimises and how fast: parameter groups, frozen parts, and the learning rate as a function of progress."""
+"""Set up a stage's optimiser: parameter groups, frozen parts, bounds, and the learning rate."""
 
 import math
 import re
@@ -16,13 +16,13 @@ _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
-    """Let only what no part names learn; returns the frozen parameters' names.
+    """Freeze the parameters that the parts name; returns the frozen parameters' names.
 
     A part is ``position_embeddings``, ``embeddings``, ``layers:0-5``, or any piece of parameters' names. A model with
-    rotary positions has no position embeddings, and nothing to freeze there: one recipe serves several bases.
+    rotary positions has no position embeddings. Freezing them there does nothing, so one recipe serves several bases.
 
     Raises:
-        StudentError: a part that names no parameter, or parts that leave none to learn (exit code 2).
+        StudentError: a part names no parameter, or no parameter is left to learn (exit code 2).
     """
     frozen = set()
     names = [name for name, _ in model.named_parameters()]
@@ -58,7 +58,7 @@ def _names(part: str, name: str) -> bool:
 
 
 def make(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
-    """AdamW over what learns; no weight decay on biases and norms."""
+    """Make an AdamW optimiser of the parameters that learn, without weight decay on biases and norms."""
     learning = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in learning if p.ndim > 1], "weight_decay": stage.weight_decay},
@@ -66,13 +66,13 @@ def make(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
     ]
     fused = (
         all(p.device.type in ("cpu", "cuda") for p in learning) or None
-    )  # on a CPU in a seventh of the time
+    )  # takes a seventh of the time on a CPU
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=stage.lr, fused=fused)
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """When a stage ends: whichever comes first. 0 is no bound."""
+    """The bounds of a stage. The bound that is reached first ends it; 0 sets no bound."""
 
     steps: int
     pairs: int
@@ -80,19 +80,19 @@ class Bounds:
 
     @classmethod
     def of(cls, stage: Stage, steps_per_epoch: int) -> "Bounds":
-        """The stage's bounds with epochs counted in steps."""
+        """Make the stage's bounds, with epochs counted in steps."""
         by_epochs = math.ceil(stage.epochs * steps_per_epoch) if stage.epochs else 0
         steps = [s for s in (by_epochs, stage.max_steps) if s]
         return cls(min(steps, default=0), stage.max_pairs, 60 * stage.max_minutes)
 
     def progress(self, steps: int, pairs: int, seconds: float, half: float | None = None) -> float:
-        """How much of the stage is done, 0 to 1, by the nearest bound.
+        """Compute how much of the stage is done, 0 to 1, by the nearest bound.
 
-        A time guard beside other bounds counts from its half on: a learning rate must not follow the machine's moods,
-        and must be at its end where the guard ends the stage.
+        A time guard (a bound in minutes beside other bounds) counts only after half of its time. The learning rate
+        should not depend on the machine's speed, but it must reach its end if the guard ends the stage.
 
         Args:
-            half: progress when half of the guard was over (`half_over`), None before.
+            half: progress when half of the guard's time was over (`half_over`); None before that.
         """
         parts: list[tuple[float, float]] = [(steps, self.steps), (pairs, self.pairs)]
         if not self.steps and not self.pairs:
@@ -103,11 +103,11 @@ class Bounds:
         return min(1.0, done)
 
     def half_over(self, seconds: float) -> bool:
-        """Whether half of a time guard beside other bounds is over."""
+        """Return True if the stage has a time guard and half of its time is over."""
         return bool(self.seconds and (self.steps or self.pairs)) and 2 * seconds >= self.seconds
 
     def reached(self, steps: int, pairs: int, seconds: float, stage: Stage) -> str | None:
-        """What ended the stage, in the words of the `stages` table, or None."""
+        """Return the bound that ended the stage, as the `stages` table names it, or None."""
         if self.seconds and seconds >= self.seconds:
             return "max_minutes"
         if self.pairs and pairs >= self.pairs:
@@ -118,7 +118,9 @@ class Bounds:
 
 
 def learning_rate(stage: Stage, progress: float, step: int, warm_until: float = 0.0) -> float:
-    """The rate of step ``step`` (from 0) when ``progress`` of the stage is done: linear warm-up, then the schedule.
+    """Compute the learning rate of step ``step`` (from 0) when ``progress`` of the stage is done.
+
+    A linear warm-up comes first, then the schedule.
 
     Args:
         warm_until: the progress at which a warm-up counted in steps ended; the schedule runs over the rest.
@@ -128,7 +130,7 @@ def learning_rate(stage: Stage, progress: float, step: int, warm_until: float = 
         begin = warm_until
     else:
         warm = progress / stage.warmup if stage.warmup else 1.0
-        warm = max(warm, 0.01)  # the first step is not for nothing
+        warm = max(warm, 0.01)  # the first step needs a rate above 0
         begin = stage.warmup
     rest = min(max((progress - begin) / (1 - begin), 0.0), 1.0) if begin < 1 else 1.0
     shape = {"linear": 1 - rest, "cosine": 0.5 * (1 + math.cos(math.pi * rest)), "constant": 1.0}[

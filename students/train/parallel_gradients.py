@@ -1,8 +1,9 @@
-"""A step's gradients on CPU threads side by side, a share of the pieces and of the cores each.
+"""Compute a step's gradients on parallel CPU threads, each with a share of the pieces and of the cores.
 
-What torch does in one thread anyway (random numbers, Python between the operations) then runs as often as there are
-threads, and a layer's values stay in one core's cache. Nothing depends on which thread is first: shares follow from the
-pieces' sizes, every piece draws its dropout from a generator of its own, and shares are added up in order.
+Torch does some work in one thread only (random numbers, Python between the operations). Here this work runs in all
+threads at once, and a layer's values stay in one core's cache. The result does not depend on which thread is first:
+the pieces' sizes determine the shares, every piece draws its dropout from its own generator, and the shares are added up
+in order.
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,13 @@ Gradients = list[torch.Tensor | None]
 
 
 class SideBySide:
-    """Adds gradients to parameters, as `students.train.gradient_cache.backward` does.
+    """Adds gradients to parameters, as `students.train.gradient_cache.backward` does, but on several threads.
 
     Args:
-        score: a batch -> (n_pairs,) scores, safe to call from several threads; it drops by `students.cpu.operations.drop` alone.
-        parameters: those that may learn.
-        workers: threads; 2 at least.
+        score: a function from a batch to (n_pairs,) scores, safe to call from several threads. Its only dropout is
+            `students.cpu.operations.drop`.
+        parameters: the parameters that learn.
+        workers: number of threads, at least 2.
     """
 
     def __init__(self, score: Score, parameters: Sequence[torch.nn.Parameter], workers: int) -> None:
@@ -34,7 +36,8 @@ class SideBySide:
         """Add the gradient of ``loss_of(scores of all pieces, in order)``; returns the detached loss.
 
         Args:
-            cached: score without graphs first and again for the gradients: a thread then holds one piece's.
+            cached: score without graphs first, then again for the gradients, so that a thread holds only one piece's
+                activations.
         """
         seeds = torch.randint(1 << 62, (len(pieces),)).tolist()
         shares = even_shares([piece.ids.numel() for piece in pieces], self._workers)
@@ -80,7 +83,10 @@ class SideBySide:
 
 
 def even_shares(sizes: Sequence[int], workers: int) -> list[list[int]]:
-    """Indices of pieces for each worker: the largest first, each to who has least so far. No share is empty."""
+    """Divide pieces among workers; gives the indices of each worker's pieces.
+
+    The largest piece goes first, each to the worker with the least so far. No share is empty.
+    """
     shares: list[list[int]] = [[] for _ in range(min(workers, len(sizes)))]
     loads = [0] * len(shares)
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

@@ -1,4 +1,4 @@
-"""What a training writes down: stages with the columns of the ``stages`` table, figures with those of ``training_log``."""
+"""Record a training's stages and figures, with the columns of the ``stages`` and ``training_log`` tables."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ _IDENTITY = "training.json"
 
 @dataclass
 class Records:
-    """``training.json`` (what this training is), ``stages.json`` and ``training_log.jsonl`` in the output folder."""
+    """The records in the output folder: ``training.json`` (recipe and views), ``stages.json``, ``training_log.jsonl``."""
 
     out: Path
     identity: dict[str, Any]
 
     @classmethod
     def open(cls, out: Path, recipe: Recipe, view_hashes: list[dict[str, str]], *, main: bool) -> "Records":
-        """Begin a training in ``out``, or find the one that is there.
+        """Begin a training in ``out``, or find the existing one.
 
         Raises:
             StudentError: ``out`` holds another training.
@@ -50,7 +50,7 @@ class Records:
 
     @property
     def complete(self) -> bool:
-        """Whether all stages are done and the model is written."""
+        """Return True if all stages are done and the model is written."""
         path = self.out / _IDENTITY
         return path.exists() and bool(json.loads(path.read_text(encoding="utf-8")).get("complete"))
 
@@ -59,16 +59,16 @@ class Records:
         _write(self.out / _IDENTITY, {**self.identity, "complete": True})
 
     def stages(self) -> list[dict[str, Any]]:
-        """The stages done so far."""
+        """Read the stages that are done so far."""
         path = self.out / "stages.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
     def add_stage(self, row: dict[str, Any]) -> None:
-        """Note a stage that is done."""
+        """Record a finished stage."""
         _write(self.out / "stages.json", [*self.stages(), row])
 
     def log(self) -> list[dict[str, Any]]:
-        """The figures so far."""
+        """Read the figures so far."""
         path = self.out / "training_log.jsonl"
         return (
             [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -85,7 +85,7 @@ def begin_after(
     log: list[dict[str, Any]],
     weights: Path,
 ) -> None:
-    """Begin a training in ``out`` whose first stages were done elsewhere: with their rows and the weights they ended with."""
+    """Begin a training in ``out`` whose first stages were done elsewhere, with their rows and final weights."""
     Records.open(out, recipe, view_hashes, main=True)
     (out / "training_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
     shutil.copyfile(weights, out / f"start-{len(stages) + 1}.safetensors")
@@ -93,7 +93,7 @@ def begin_after(
 
 
 class Log:
-    """Appends rows to ``training_log.jsonl``; on resume the file is cut back to where the checkpoint saw it."""
+    """Appends rows to ``training_log.jsonl``. On resume the file is cut back to its length at the checkpoint."""
 
     def __init__(self, out: Path, state: StageState, *, main: bool) -> None:
         self.last: dict[str, float] = {}
@@ -107,7 +107,7 @@ class Log:
             self._file = path.open("a", encoding="utf-8")
 
     def write(self, state: StageState, values: dict[str, float]) -> None:
-        """A row for each value, at the state's step."""
+        """Write a row for each value, at the state's step."""
         if self._file is None:
             return
         for measure, value in values.items():
@@ -126,7 +126,7 @@ class Log:
         state.log_bytes = self._file.tell()
 
     def flush(self, state: StageState) -> None:
-        """Bring all rows to disk, before a checkpoint that counts on them."""
+        """Flush all rows to disk; call it before a checkpoint that records the file's length."""
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -138,7 +138,7 @@ class Log:
 
 
 def _end_of_earlier_stages(path: Path, stage: int) -> int:
-    """Bytes of the rows before this stage's: those of a stage that died before its first checkpoint are dropped."""
+    """Count the bytes of earlier stages' rows, to drop the rows of a stage that died before its first checkpoint."""
     end = 0
     if path.exists():
         with path.open("rb") as file:
@@ -160,7 +160,7 @@ def stage_record(
     start: Path,
     end: Path,
 ) -> dict[str, Any]:
-    """A row of the ``stages`` table; ``view_hash`` joins a joint stage's two with ``+``."""
+    """Make a row of the ``stages`` table; in a joint stage, ``view_hash`` holds both views' hashes, joined with ``+``."""
     hyperparameters = asdict(stage)
     for name in ("number", "batch_tokens", "memory_tokens"):
         hyperparameters.pop(name)
@@ -193,7 +193,7 @@ def stage_record(
 
 
 def file_hash(path: Path) -> str:
-    """128-bit hex hash of a file's bytes, as the store computes it."""
+    """Compute the 128-bit hex hash of a file's bytes, as the store does."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,11 +1,12 @@
-"""Training: one plain loop over the stages of a recipe.
+"""Run a training: one plain loop over the stages of a recipe.
 
     python -m students.train --view FOLDER [--view FOLDER] --recipe FILE --out FOLDER
 
-needs view folders, torch, transformers, accelerate, numpy and pyarrow, and nothing else of the project's dependencies.
-``accelerate launch -m students.train …`` or torchrun run it in several processes: the same lists per step, split by
-tokens. ``out`` gets ``model/`` (an ordinary Hugging Face folder), ``stages.json``, ``training_log.jsonl`` and
-``training.json``; while it runs, a checkpoint from which the same command goes on.
+This command needs view folders, torch, transformers, accelerate, numpy and pyarrow, and no other dependency of the
+project. ``accelerate launch -m students.train …`` or torchrun run it in several processes. Each step then takes the same
+lists, split over the processes by tokens. ``out`` gets ``model/`` (an ordinary Hugging Face folder), ``stages.json``,
+``training_log.jsonl`` and ``training.json``. During training it also holds a checkpoint, from which the same command
+continues.
 """
 
 import json
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training left.
+    """The results of a training.
 
     Attributes:
         folder: the student, an ordinary Hugging Face folder.
@@ -64,21 +65,22 @@ def train(
     trackers: Sequence[str] = (),
     device: str | None = None,
 ) -> TrainingResult:
-    """Train a student; the same call again goes on from the last checkpoint, or returns what is complete.
+    """Train a student. The same call again continues from the last checkpoint, or returns the finished training.
 
     Args:
-        views: folders by objective (``cl``, ``kd``) or stage (``2``, ``2:kd``), or a sequence, told apart by their kind.
-        tokens: folder of the token cache; default ``out/tokens``.
+        views: folders by objective (``cl``, ``kd``) or stage (``2``, ``2:kd``), or a sequence of folders, which their
+            kinds tell apart.
+        tokens: folder of the token cache; by default ``out/tokens``.
         progress: called with (pairs trained, pairs in the stage or None) and figures.
-        note: called with what was chosen, and with diagnostics.
+        note: called with messages about choices, and with diagnostics.
         trackers: names of Accelerate's trackers (``tensorboard`` …); they write to ``out/trackers``.
-        device: ``cpu`` to leave a GPU alone.
+        device: ``cpu`` trains on the CPU even if there is a GPU.
 
     Raises:
-        StudentError: a view that is not there or does not fit its loss, a base model that is not there, another
-            training in ``out``, a loss that is no number.
-        MsftError: another process trains in ``out`` (exit code 3), or the machine refuses something there: a full
-            disk, a read-only file system, too little memory.
+        StudentError: a view is not found or does not fit its loss, the base model is not found, ``out`` holds another
+            training, or a loss is not finite.
+        MsftError: another process trains in ``out`` (exit code 3), the disk is full, the file system is read-only, or
+            memory is too small.
     """
     from accelerate import Accelerator
 
@@ -108,7 +110,7 @@ def _train(
     say: Note,
     trackers: Sequence[str],
 ) -> TrainingResult:
-    """Train the stages that ``out`` lacks; its folder is held."""
+    """Train the stages that ``out`` lacks; the caller holds the folder's lock."""
     hashes = [{name: held[folder].view_hash for name, folder in of_stage.items()} for of_stage in folders]
     records = Records.open(out, recipe, hashes, main=accelerator.is_main_process)
     accelerator.wait_for_everyone()
@@ -119,11 +121,13 @@ def _train(
     if trackers:
         accelerator.init_trackers("msft", config={"recipe": json.dumps(recipe.flat())})
     cache = TokenCache(tokens or out / "tokens", encoder.tokenizer)
-    with accelerator.main_process_first():  # one process tokenises, the others find it done
+    with accelerator.main_process_first():  # one process tokenises, and the others read the cache
         texts = {folder: _tokenised(cache, view, progress, say) for folder, view in held.items()}
     resume = checkpoints.newest(out)
     begun = len(records.stages()) + 1
-    if resume is not None and checkpoints.stage_of(resume) != begun:  # of a stage that was just completed
+    if (
+        resume is not None and checkpoints.stage_of(resume) != begun
+    ):  # the checkpoint belongs to a stage that was just completed
         resume = None
     for stage, of_stage in zip(recipe.stages, folders, strict=True):
         start = out / f"start-{stage.number}.safetensors"
@@ -159,7 +163,7 @@ def _train(
 
 
 def _record_stage(run: StageRun, state: StageState, hashes: dict[str, str], records: Records) -> None:
-    """Keep the weights that a stage ends with and its row; then its checkpoints go."""
+    """Save a stage's final weights and its row, then remove its checkpoints."""
     number, model = run.stage.number, run.encoder.model
     start, following = (run.out / f"start-{n}.safetensors" for n in (number, number + 1))
     moved = diagnostics.weights_moved(model, start)
@@ -173,19 +177,20 @@ def _record_stage(run: StageRun, state: StageState, hashes: dict[str, str], reco
 
 
 def _alone(out: Path, main: bool) -> AbstractContextManager[None]:
-    """Keep other trainings out of ``out``; of several processes of one training only the main one locks."""
+    """Keep other trainings out of ``out``. If a training has several processes, only the main process locks."""
     return alone(out / ".lock", f"a student is being trained in {out}") if main else nullcontext()
 
 
 def choose_layout(
     recipe: Recipe, architecture: str, device: str, precision: str
 ) -> tuple[bool, float | None]:
-    """Whether to pack, and the attention dropout then, None for the base's own.
+    """Choose whether to pack, and the attention dropout; None keeps the base model's dropout.
 
-    On a GPU PyTorch's kernel has no such dropout: what the recipe does not say is 0 there, unless flash-attn is installed.
+    PyTorch's kernel for GPUs has no attention dropout. So if the recipe sets none, packed training on a GPU uses 0,
+    unless flash-attn is installed.
 
     Raises:
-        StudentError: packed is asked for and cannot be (exit code 2).
+        StudentError: the recipe requests packed, which is not possible here (exit code 2).
     """
     wanted, on_gpu = recipe.attention_dropout, device == "cuda"
     able = attention.supports(architecture)
@@ -206,7 +211,7 @@ def choose_layout(
 
 
 def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
-    """The base model as the recipe wants it."""
+    """Load the base model with the recipe's settings."""
     options: dict[str, Any] = {
         "max_length": recipe.max_length,
         "precision": recipe.precision,
@@ -227,7 +232,7 @@ def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
     if device.type == "cpu" and not fused and not packed and encoder.precision == "bf16":
         encoder.model.set_attn_implementation(
             "eager"
-        )  # on a CPU the backward pass of SDPA in bf16 is far slower
+        )  # the backward pass of SDPA in bf16 is far slower on a CPU
     if recipe.compile:
         encoder.compile_layers()
     how = ", compiled" if recipe.compile else ""

@@ -1,4 +1,4 @@
-"""One stage of a training: its optimiser, its loop, its validations. Made anew for each stage, so nothing carries over."""
+"""Run one stage of a training: its optimiser, its loop, its validations. No state carries over between stages."""
 
 import time
 from collections.abc import Callable
@@ -27,10 +27,10 @@ from students.train.steps import Step, Task, collate_rows, plan
 Tick = Callable[..., None]  # progress(done, total or None, **figures such as loss)
 Note = Callable[[str], None]
 
-CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2_048, 32_768  # of one forward
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2_048, 32_768  # tokens of one forward pass
 CPU_VALID_PAIRS, CUDA_VALID_PAIRS = 1_000, 20_000
-CPU_ACTIVATIONS = 4 << 30  # bytes of activations held at once, where a recipe does not say
-_LOOK_SECONDS = 600  # at most between validations, and between checkpoints
+CPU_ACTIVATIONS = 4 << 30  # bytes of activations held at once, if the recipe does not set a limit
+_LOOK_SECONDS = 600  # longest time between validations, and between checkpoints
 _BUCKET = 16 << 20  # numbers exchanged between processes at once
 
 
@@ -40,10 +40,10 @@ class StageRun:
     Args:
         out: the training's folder.
         offset: steps of the stages before, for the trackers' axis.
-        trackers: whether Accelerate's trackers want the figures.
+        trackers: send the figures to Accelerate's trackers.
 
     Raises:
-        StudentError: a view without a single list that has what the loss needs; parts to freeze that are not there.
+        StudentError: no list of a view has the targets that the loss needs, or a part to freeze is not found.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class StageRun:
         }
 
     def train(self, resume: Path | None) -> StageState:
-        """The loop. Ends with the best (or last) weights in the encoder."""
+        """Run the loop. At its end the encoder has the best (or last) weights."""
         stage, accelerator = self.stage, self.accelerator
         state = StageState(stage.number, lists_skipped=sum(task.n_skipped for task in self.tasks))
         torch.manual_seed(self.recipe.seed * 1000 + stage.number + 100_000 * accelerator.process_index)
@@ -160,7 +160,7 @@ class StageRun:
         return state
 
     def _resumed(self, checkpoint: Path) -> StageState:
-        """Weights, optimiser and generators as the checkpoint holds them."""
+        """Restore weights, optimiser and random generators from the checkpoint."""
         state, of_optimiser = checkpoints.read_state(checkpoint)
         checkpoints.load_weights(self.encoder.model, checkpoint / "weights.safetensors")
         self.optimiser.load_state_dict(of_optimiser)
@@ -184,7 +184,7 @@ class StageRun:
         )  # fmt: skip
 
     def _update(self, step: Step, state: StageState) -> dict[str, float]:
-        """One optimiser step; the loss over all processes, and the gradient's norm before clipping."""
+        """Take one optimiser step; returns the loss over all processes and the gradient's norm before clipping."""
         stage, device = self.stage, self.accelerator.device
         self.encoder.train()
         loss = torch.zeros((), device=device)
@@ -212,7 +212,7 @@ class StageRun:
         return {"loss": found_loss, "grad_norm": found_norm}
 
     def _agreed(self, seconds: float) -> float:
-        """The main process's clock, so that all stop at the same step."""
+        """Return the main process's time, so that all processes stop at the same step."""
         if self.accelerator.num_processes == 1:
             return seconds
         told = torch.tensor(
@@ -221,7 +221,7 @@ class StageRun:
         return float(self.accelerator.reduce(told, "sum"))
 
     def _validate(self, state: StageState, log: Log) -> None:
-        """Measure, keep the best weights, and end the stage when they have not got better for long."""
+        """Measure, save the best weights, and end the stage after too many validations without a better value."""
         if not self.held:
             return
         stage = self.stage
@@ -241,7 +241,7 @@ class StageRun:
                 hint="stop_on = 'loss'; nDCG@10 needs human judgments, tau a distillation view",
                 exit_code=ExitCode.USAGE,
             )
-        if state.step == 0:  # to compare with; a stage ends with weights that it trained
+        if state.step == 0:  # only for comparison: a stage ends with weights that it trained
             state.first_value, state.first_spread = value, spread
             return
         higher = validation.HIGHER_IS_BETTER[stage.stop_on]
@@ -255,7 +255,7 @@ class StageRun:
             state.stopped_by = "early_stopping"
 
     def _warm(self, state: StageState) -> bool:
-        """Whether the warm-up is over: before, steps are so small that a model may well rank nothing."""
+        """Return True if the warm-up is over. Its steps are so small that a model may not rank yet."""
         if state.stopped_by is not None:
             return True
         done = state.step if self.stage.warmup >= 1 else self._progress(state)
@@ -263,7 +263,7 @@ class StageRun:
 
     @torch.inference_mode()
     def _scores(self, task: Task, lists: ViewLists, drawn: Draw) -> NDArray[np.float32]:
-        """Scores of drawn rows; processes share the work."""
+        """Score the drawn rows; the processes share the work."""
         accelerator, encoder = self.accelerator, self.encoder
         lengths = encoder.form.lengths(*task.lengths(lists, drawn.rows))
         scores = torch.zeros(len(drawn.rows), device=accelerator.device)
@@ -300,14 +300,14 @@ class StageRun:
 
 
 def _due(every: int, state: StageState, tenth: bool, last: float) -> bool:
-    """Whether it is time: every so many steps, or at each tenth of the stage and after ten minutes at the latest."""
+    """Return True if it is time: after every ``every`` steps, or at each tenth of the stage and after ten minutes."""
     if every:
         return state.step % every == 0
     return tenth or state.seconds - last >= _LOOK_SECONDS
 
 
 class _Steps:
-    """Plans of steps in order; ``ahead`` makes the next one, in page-locked memory, while the device computes."""
+    """Plans the steps in order. With ``ahead``, it plans the next step in page-locked memory while the device computes."""
 
     def __init__(self, make: Callable[[int], Step], *, ahead: bool) -> None:
         self._make = make
@@ -315,7 +315,7 @@ class _Steps:
         self._next: tuple[int, Future[Step]] | None = None
 
     def take(self, number: int) -> Step:
-        """The plan of a step."""
+        """Return the plan of a step."""
         if self._thread is None:
             return self._make(number)
         planned, future = self._next or (number, self._thread.submit(self._pinned, number))
@@ -326,7 +326,7 @@ class _Steps:
         return step
 
     def close(self) -> None:
-        """Let go of what was planned ahead."""
+        """Drop the step that was planned ahead."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
 
@@ -337,10 +337,10 @@ class _Steps:
 
 
 def _memory_tokens(encoder: CrossEncoder, batch_tokens: int) -> int:
-    """Tokens whose activations may be held at once: half of a GPU's memory, `CPU_ACTIVATIONS` bytes elsewhere.
+    """Compute how many tokens' activations fit into half of a GPU's memory, or into `CPU_ACTIVATIONS` bytes elsewhere.
 
-    A token takes about ``42 hidden + 6 heads × length`` bytes in a layer in bf16 (without padding no square of the
-    length, but fp32 residuals); the same card or kind of device always gives the same number.
+    A token takes about ``42 hidden + 6 heads × length`` bytes per layer in bf16. Packed batches have no term in the
+    square of the length, but fp32 residuals. The same GPU model or kind of device always gives the same number.
     """
     config = encoder.model.config
     hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
@@ -353,7 +353,7 @@ def _memory_tokens(encoder: CrossEncoder, batch_tokens: int) -> int:
 
 
 def _sum_gradients(parameters: list[torch.nn.Parameter], accelerator: Any) -> None:
-    """Add up gradients over processes; one that had no lists gives zeros."""
+    """Add up gradients over processes; a process without lists adds zeros."""
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     first = 0
     while first < len(gradients):

@@ -1,8 +1,8 @@
-"""One optimiser step as data: the lists it takes, split over processes by tokens and into pieces that fit in memory.
+"""Plan an optimiser step: divide its lists over processes by tokens, and into pieces that fit in memory.
 
-The loss's denominator is known from the targets before anything is scored, so pieces, gradient accumulation and
-processes all add up to exactly the loss of the whole step. A step depends on (views, seed, stage, step) alone, so it can
-be made ahead of time, and again after a restart.
+The targets determine the loss's denominator before anything is scored. So pieces, gradient accumulation and processes
+add up to exactly the loss of the whole step. A step depends only on (views, seed, stage, step), so it can be planned
+ahead of time, and again after a restart.
 """
 
 import math
@@ -25,28 +25,28 @@ from students.train.view_folder import View
 
 @dataclass(frozen=True)
 class Task:
-    """An objective with the view it learns from, tokenised."""
+    """An objective with its tokenised view."""
 
     objective: Objective
     view: View
     queries: Tokens
     passages: Tokens
-    train: Ints  # training lists with something to learn
-    n_skipped: int  # training lists without
+    train: Ints  # training lists that have a term of the loss
+    n_skipped: int  # number of training lists without a term
 
     @classmethod
     def of(cls, objective: Objective, view: View, queries: Tokens, passages: Tokens) -> "Task":
-        """Set the lists aside that have no term of the loss."""
+        """Make a task; lists without a term of the loss are set aside."""
         good = usable(view.train, objective, get(objective.loss))
         return cls(objective, view, queries, passages, np.flatnonzero(good), int(np.count_nonzero(~good)))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in which every list is seen once."""
+        """Count the optimiser steps in which every list is seen once."""
         return -(-len(self.train) // self.objective.lists)
 
     def drawn(self, seed: int, stage: int, step: int) -> tuple[Ints, Draw]:
-        """The lists of a step (from 0), and the passages drawn from them."""
+        """Choose the lists of a step (from 0), and draw passages from them."""
         epoch, at = divmod(step, self.steps_per_epoch)
         key = stream_key(self.view.view_hash, seed, epoch, f"{stage}:{self.objective.name}")
         order = _order(len(self.train), key)
@@ -54,58 +54,58 @@ class Task:
         return chosen, draw(self.view.train, chosen, self.objective, key)
 
     def lengths(self, lists: ViewLists, rows: Ints) -> tuple[Ints, Ints]:
-        """Tokens of the pairs in some rows of the lists, before any cut: of the queries, and of the passages."""
+        """Return the tokens of the queries and of the passages in some rows of the lists, before truncation."""
         return self.queries.lengths[lists.query_of(rows)], self.passages.lengths[lists.passage[rows]]
 
 
 @lru_cache(maxsize=4)
 def _order(n: int, key: int) -> Ints:
-    """An epoch's order, kept for its steps."""
+    """Compute an epoch's order; the cache keeps it for the epoch's steps."""
     return epoch_order(n, key)
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Where drawn pairs stand in a (lists, longest list) matrix."""
+    """The places of drawn pairs in a (lists, longest list) matrix."""
 
     index: torch.Tensor  # (n,) flat, int64
     shape: tuple[int, int]
 
     def matrix(self, scores: torch.Tensor) -> torch.Tensor:
-        """The pairs' scores as that matrix, 0 elsewhere."""
+        """Arrange the pairs' scores as a (lists, longest list) matrix, 0 elsewhere."""
         flat = scores.new_zeros(self.shape[0] * self.shape[1])
         return flat.index_put((self.index,), scores).view(self.shape)
 
     def to(self, device: torch.device) -> "Cells":
-        """The same on a device."""
+        """Copy the places to a device."""
         return Cells(self.index.to(device, non_blocking=True), self.shape)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a micro-batch holds of one objective: some of the step's lists."""
+    """The lists of one objective in a micro-batch."""
 
     objective: Objective
-    number: int  # of the objective in the stage
-    cells: Cells  # of the pairs in the pieces' order
+    number: int  # number of the objective in the stage
+    cells: Cells  # places of the pairs, in the pieces' order
     targets: Targets
 
     @property
     def n_pairs(self) -> int:
-        """Pairs of this part; they follow the parts before in the micro-batch."""
+        """Count this part's pairs; in the micro-batch they follow the pairs of the parts before it."""
         return len(self.cells.index)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Whole lists whose pairs are scored together, in pieces that are one forward each, longest pairs first."""
+    """Whole lists whose pairs are scored together. Each piece is one forward pass; the longest pairs come first."""
 
     parts: list[Part]
     pieces: list[PairBatch]
     n_tokens: int
 
     def loss(self, scores: torch.Tensor, denominators: list[float]) -> torch.Tensor:
-        """This micro-batch's share of the step's loss, given scores in the pieces' order.
+        """Compute this micro-batch's share of the step's loss from scores in the pieces' order.
 
         Args:
             denominators: per objective, the loss's denominator over the whole step.
@@ -122,17 +122,17 @@ class MicroBatch:
         return value
 
     def pin(self) -> "MicroBatch":
-        """The same with its pieces in page-locked memory."""
+        """Copy the pieces to page-locked memory."""
         return MicroBatch(self.parts, [piece.pin() for piece in self.pieces], self.n_tokens)
 
 
 def collate_rows(encoder: CrossEncoder, task: Task, lists: ViewLists, rows: Ints) -> PairBatch:
-    """The pairs in some rows of the lists as a batch."""
+    """Make a batch of the pairs in some rows of the lists."""
     return encoder.collate(task.queries, task.passages, lists.query_of(rows), lists.passage[rows])
 
 
 def targets_of(lists: ViewLists, drawn: Draw, n_lists: int) -> tuple[Cells, Targets]:
-    """Where drawn rows stand in a (lists, longest) matrix, and their targets in that form."""
+    """Compute the places of drawn rows in a (lists, longest) matrix, and their targets in that form."""
     sizes = np.bincount(drawn.local, minlength=n_lists)
     column = np.arange(len(drawn.local)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     shape = (n_lists, int(sizes.max(initial=1)))
@@ -155,7 +155,7 @@ def targets_of(lists: ViewLists, drawn: Draw, n_lists: int) -> tuple[Cells, Targ
 
 @dataclass(frozen=True)
 class Step:
-    """One process's share of one optimiser step; the figures are those of all processes together."""
+    """One process's share of an optimiser step; the figures count all processes together."""
 
     micro_batches: list[MicroBatch]
     denominators: list[float]  # per objective
@@ -166,18 +166,18 @@ class Step:
 
     @property
     def empty(self) -> bool:
-        """Whether no list of the step has a term of its loss."""
+        """Return True if no list of the step has a term of its loss."""
         return all(d <= 0 for d in self.denominators)
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What a step draws for one objective."""
+    """The lists and passages that a step draws for one objective."""
 
     task: Task
     draw: Draw
-    lengths: Ints  # tokens of each pair, as the model sees it
-    tokens: Ints  # of each list; 0 where it has no term
+    lengths: Ints  # tokens of each pair after truncation
+    tokens: Ints  # tokens of each list; 0 if it has no term
 
 
 def plan(
@@ -193,14 +193,15 @@ def plan(
     processes: int = 1,
     workers: int = 1,
 ) -> Step:
-    """What this process does in a step: the same plan, split, on every process.
+    """Plan this process's share of a step. Every process computes the same division.
 
-    Lists go to the process with the fewest tokens so far, longest first; within a process whole lists are joined to
-    micro-batches of at most ``memory_tokens``.
+    The longest list goes first, each to the process with the fewest tokens so far. Within a process, whole lists are
+    grouped into micro-batches of at most ``memory_tokens``.
 
     Args:
-        batch_tokens: of a piece, padding counted.
-        workers: threads that share a micro-batch's pieces: these are then as many for each, of about one size.
+        batch_tokens: tokens of a piece, padding counted.
+        workers: threads that share a micro-batch's pieces. Each thread gets the same number of pieces, of about one
+            size.
     """
     drawn, denominators = [], []
     n_pairs = n_tokens = n_truncated = n_skipped = 0
@@ -228,7 +229,7 @@ def plan(
 
 
 def _share(units: list[tuple[int, int, int]], rank: int, processes: int) -> list[tuple[int, int, int]]:
-    """The (tokens, objective, list) that are one process's."""
+    """Select one process's (tokens, objective, list) triples."""
     loads = [0] * processes
     mine = []
     for unit in sorted(units, key=lambda u: (-u[0], u[1], u[2])):
@@ -240,7 +241,7 @@ def _share(units: list[tuple[int, int, int]], rank: int, processes: int) -> list
 
 
 def _grouped(units: list[tuple[int, int, int]], memory_tokens: int) -> list[list[tuple[int, int, int]]]:
-    """Lists, longest first, in groups of at most ``memory_tokens``; a list that alone is more stands alone."""
+    """Group lists, longest first, up to ``memory_tokens`` per group; a longer list is a group by itself."""
     groups: list[list[tuple[int, int, int]]] = []
     held = 0
     for unit in units:
@@ -253,7 +254,10 @@ def _grouped(units: list[tuple[int, int, int]], memory_tokens: int) -> list[list
 
 
 def _even(lengths: Ints, batch_tokens: int, workers: int) -> int:
-    """The largest budget within ``batch_tokens`` that gives every worker as many pieces, with a little room for padding."""
+    """Find the largest budget within ``batch_tokens`` that gives every worker the same number of pieces.
+
+    The budget leaves a little room for padding.
+    """
     if workers == 1:
         return batch_tokens
     total = 1.05 * float(lengths.sum())

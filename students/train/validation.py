@@ -1,4 +1,4 @@
-"""Validation: loss, nDCG@10 against human judgments and Kendall's τ against the teacher, on lists that never train."""
+"""Validate on held-out lists: loss, nDCG@10 against human judgments, Kendall's τ against the teacher."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ HIGHER_IS_BETTER = {"loss": False, "nDCG@10": True, "tau": True}
 
 @dataclass(frozen=True)
 class ValidationLists:
-    """Validation lists of one objective: always the same passages."""
+    """Validation lists of one objective, always with the same passages."""
 
     task: Task
     lists: ViewLists
@@ -53,7 +53,7 @@ def _shuffled(n: int, key: int) -> Ints:
 
 
 def _width(objective: Objective) -> int:
-    """Validation lists are wider than training groups: ten passages rank no worse than two would."""
+    """Choose the passages per validation list: at least 20 for ``cl``, because a short list hardly tests a ranking."""
     return max(objective.group_size, 20) if objective.name == "cl" else objective.group_size
 
 
@@ -61,10 +61,12 @@ def measure(
     held: list[ValidationLists],
     score: Callable[[Task, ViewLists, Draw], NDArray[np.float32]],
 ) -> dict[str, float]:
-    """``valid_loss``, and where the lists allow ``valid_nDCG@10``, ``valid_tau``; ``valid_spread`` of scores in a list.
+    """Compute ``valid_loss`` and ``valid_spread`` (of scores in a list).
+
+    ``valid_nDCG@10`` and ``valid_tau`` are added if the lists have judgments or teacher scores.
 
     Args:
-        score: (task, lists, drawn passages) -> their scores.
+        score: a function from (task, lists, drawn passages) to their scores.
     """
     values: dict[str, list[float]] = {"nDCG@10": [], "tau": [], "spread": []}
     loss = 0.0
@@ -88,9 +90,9 @@ def measure(
 
 
 def ndcg(scores: NDArray[Any], relevances: NDArray[Any], cutoff: int = 10) -> float:
-    """nDCG of one list with linear gains, as trec_eval has it; unjudged (-1) counts 0, tied scores average.
+    """Compute nDCG of one list with trec_eval's linear gains; unjudged (-1) counts 0, and tied scores average.
 
-    Only the list's own passages make the ideal ranking.
+    The ideal ranking contains only the list's passages.
     """
     gains = np.maximum(relevances, 0).astype(float)
     discounts = np.where(np.arange(len(gains)) < cutoff, 1 / np.log2(np.arange(len(gains)) + 2), 0.0)

@@ -21,7 +21,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class View:
-    """A view folder: its manifest, its texts (as Arrow columns) and its lists by split."""
+    """The content of a view folder: its manifest, its texts (as Arrow columns) and its lists by split."""
 
     folder: Path
     name: str
@@ -35,7 +35,7 @@ class View:
 
     @property
     def has_scores(self) -> bool:
-        """Whether the teacher scored every passage of the training lists."""
+        """Return True if the teacher scored every passage of the training lists."""
         return bool(len(self.train.scores)) and bool(np.isfinite(self.train.scores).all())
 
 
@@ -43,8 +43,8 @@ def read_view(folder: str | Path) -> View:
     """Read a view folder and check its files against the manifest.
 
     Raises:
-        StudentError: it is no view folder, of a newer format, its files are not those of the manifest, or it cannot be
-            trained from.
+        StudentError: the folder is not a view folder, has a newer format, has files that differ from the manifest, or
+            cannot be used for training.
     """
     folder = Path(folder)
     try:
@@ -138,7 +138,7 @@ def _lists(table: pa.Table) -> ViewLists:
 
 
 def _scores(table: pa.Table, starts: Ints) -> NDArray[np.float32]:
-    """Teacher scores by row, NaN for lists (or passages) that have none."""
+    """Read teacher scores by row; NaN for lists (or passages) without scores."""
     scores = np.full(int(starts[-1]), np.nan, dtype=np.float32)
     column = table["scores"]
     if pa.types.is_null(column.type) or column.null_count == len(column):
@@ -153,14 +153,14 @@ def _scores(table: pa.Table, starts: Ints) -> NDArray[np.float32]:
 
 
 def assign_views(stages: Sequence[Any], given: Any) -> list[dict[str, Path]]:
-    """For each stage, the view folder of each objective.
+    """Assign a view folder to each objective of each stage.
 
     Args:
-        given: folders by objective (``cl``), by stage (``2``) or both (``2:kd``); the more exact name wins. Or a
-            sequence of folders, each taken for the objective that its kind is for.
+        given: folders by objective (``cl``), by stage (``2``) or both (``2:kd``); the more exact name wins. It may also
+            be a sequence of folders, each used for the objective that matches its kind.
 
     Raises:
-        StudentError: an objective without a view (exit code 2).
+        StudentError: an objective has no view (exit code 2).
     """
     from students.recipes.recipe import KINDS
 
@@ -203,7 +203,7 @@ def assign_views(stages: Sequence[Any], given: Any) -> list[dict[str, Path]]:
 
 
 def read_kind(folder: str | Path) -> str:
-    """The kind that a view folder's manifest names."""
+    """Read the kind of a view folder from its manifest."""
     try:
         return str(json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))["kind"])
     except (FileNotFoundError, NotADirectoryError) as error:
