@@ -1,1 +1,1 @@
-"""The one part of students that knows the store: views exported, students trained, runs re-ranked, rows merged back."""
+"""Connect students to the store: export views, train, re-rank runs, merge rows back."""

@@ -1,1 +1,1 @@
-"""Typed recipes and those that come with msft."""
+"""Read typed recipes; some come with msft."""

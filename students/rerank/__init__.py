@@ -1,1 +1,1 @@
-"""Lists to scores: torch and ONNX."""
+"""Score lists of passages, with torch or ONNX."""

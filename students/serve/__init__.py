@@ -1,1 +1,1 @@
-"""Re-ranking over HTTP; knows no store."""
+"""Re-rank over HTTP, without a store."""

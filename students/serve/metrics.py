@@ -1,4 +1,4 @@
-"""Counters of the server as Prometheus reads them."""
+"""Count the server's work in the format of Prometheus."""
 
 import time
 from bisect import bisect_left
