@@ -38,7 +38,7 @@ def add_ir_dataset(
     """
     ir_id = request.ir_datasets_id or request.name
     request = replace(request, ir_datasets_id=ir_id, source=request.source or f"ir_datasets:{ir_id}")
-    os.environ.setdefault("IR_DATASETS_DL_TRIES", "2")  # without a network say so soon
+    os.environ.setdefault("IR_DATASETS_DL_TRIES", "2")  # without a network fail soon
     import ir_datasets
 
     ir_datasets.log.easy().logger().setLevel(logging.ERROR)
@@ -118,7 +118,7 @@ def _checked_id(value: str, number: int, what: str) -> str:
 def _documents(source: Any) -> Iterator[Document]:
     for number, doc in enumerate(source.docs_iter(), 1):
         title = _text(getattr(doc, "title", None))
-        # Where title and text are apart (BEIR, classics) both are kept; other records know their own text.
+        # If title and text are separate (BEIR, classics), both are kept; other records build their text.
         text = doc.text if title and isinstance(getattr(doc, "text", None), str) else doc.default_text()
         yield Document(number, _checked_id(doc.doc_id, number, "document"), title or None, text)
 

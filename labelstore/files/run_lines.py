@@ -15,7 +15,7 @@ from labelstore.errors import BadInput
 from labelstore.files import trec
 from labelstore.files.lines import BYTE_ORDER_MARK, DAMAGED, compression, open_bytes
 
-_BLOCK = 1 << 18  # bytes: what is looked through fits the processor's cache
+_BLOCK = 1 << 18  # bytes: a block fits the processor's cache
 _WHITE = b" \t\r\x0b\x0c"  # what separates fields, beside the end of a line
 _PATTERN = set("*?[\\")  # DuckDB would read the files that fit the pattern
 

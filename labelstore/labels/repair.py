@@ -13,7 +13,7 @@ from labelstore.labels.label_list import LabelList, Malformed
 
 OK, REPAIRED = "ok", "repaired"
 LACKS_MOST = "lacks most of its passages"
-MAX_PASSAGES = 65_535  # what a rank column holds
+MAX_PASSAGES = 65_535  # the highest value of a rank column
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 from labelstore.store.row_hashes import id_hash, whole_number
 
-BATCH = 1 << 16  # rows at a time: what is made of them fits the processor's cache
+BATCH = 1 << 16  # rows at a time, so that the arrays fit the processor's cache
 UNKNOWN = -1
 _MOST_NUMBERS = 1 << 26  # keys of whole-number ids below this always fit an array (256 MiB)
 

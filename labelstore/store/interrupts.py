@@ -15,7 +15,7 @@ import duckdb
 
 _open: list[duckdb.DuckDBPyConnection] = []
 _pressed = threading.Event()  # the signal came while someone listened
-_handled = threading.Event()  # and Python knows of it
+_handled = threading.Event()  # Python's handler has run
 
 
 @contextmanager

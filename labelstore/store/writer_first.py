@@ -38,7 +38,7 @@ class Turn:
     def __init__(self, store: Path) -> None:
         try:
             self._handle: int | None = os.open(_gate(store), os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:  # the folder is not ours: opening the store will say so
+        except OSError:  # the folder is not ours: opening the store reports it
             self._handle = None
 
     def ask(self) -> None:

@@ -292,7 +292,7 @@ def _record(
             return lookup.view(con, view_hash)
     if not place.is_dir():
         staging.rename(place)
-    if known:  # its folder was lost and is back
+    if known:  # the view's folder was lost and is restored
         with store.read() as con:
             return lookup.view(con, view_hash)
     with store.write() as con, provenance.recorded_in(con, "views.build", clock) as job:

@@ -112,7 +112,7 @@ def _write_lists(
             ranks = table["rank"].to_numpy()
             if (
                 kind == "distillation"
-            ):  # what was left out leaves no gap: losses compare ranks with list lengths
+            ):  # left-out passages leave no gap in the ranks: losses compare ranks with list lengths
                 starts = np.repeat(offsets.to_numpy()[:-1], sizes[done:stop])
                 ranks = (np.arange(table.num_rows) - starts + 1).astype(np.int16)
             flat = {
@@ -162,7 +162,7 @@ def _passage_numbers(con: duckdb.DuckDBPyConnection) -> Any:
 def _whole_lists(reader: pa.RecordBatchReader, ends: Any) -> Iterator[pa.Table]:
     """Batches cut where lists end: the tail of an unfinished list waits for the next batch."""
     held: list[pa.RecordBatch] = []
-    start = 0  # pairs given out
+    start = 0  # pairs yielded so far
     waiting = 0
     for batch in reader:
         held.append(batch)

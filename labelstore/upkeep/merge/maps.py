@@ -13,7 +13,7 @@ import duckdb
 from labelstore.store.label_store import next_id
 from labelstore.store.relations import TARGETS
 
-SHOWN = 3  # contradictions of one kind that are shown; the rest is counted
+SHOWN = 3  # contradictions of one kind that are shown; the others are counted
 RENAME = "--rename-suffix @other takes it in under another name"
 
 

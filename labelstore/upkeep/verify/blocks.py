@@ -11,7 +11,7 @@ import numpy as np
 
 HEADERS = 3 * 4096
 _SEED, _FACTOR = np.uint64(5381), np.uint64(0xBF58476D1CE4E5B9)
-_AT_ONCE = 64  # blocks read together
+_AT_ONCE = 64  # blocks per read
 
 
 def mismatches(path: Path, block_size: int, n_blocks: int) -> list[int] | None:

@@ -78,7 +78,7 @@ def _blocks(store: LabelStore) -> list[Finding]:
         with store.read():
             pass
     except StoreDamaged:
-        pass  # the blocks say more
+        pass  # the check of the blocks reports more
     try:
         return [block.finding() for block in damaged_blocks(store)]
     except StoreDamaged as damaged:
