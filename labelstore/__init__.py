@@ -12,8 +12,9 @@ Import the public names from here. They load on first use, so `import labelstore
 `docs/guides/python.md` goes through them. Errors that a user can act on carry `message`, `hint` and `exit_code`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msft import on_first_use
 
 if TYPE_CHECKING:
     from labelstore.analyses.ask import sql, table
@@ -69,15 +70,4 @@ _HOMES = {
     "write_report": "report.page:write",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name on its first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), attribute)
-
-
-def __dir__() -> list[str]:
-    """List the public names; those not yet loaded too."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(__name__, _HOMES)

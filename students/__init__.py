@@ -14,8 +14,9 @@ Import the public names from here. They load on first use, so `import students` 
 `docs/guides/python.md` goes through them. `python -m students.train` trains from view folders alone, without a store.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msft import on_first_use
 
 if TYPE_CHECKING:
     from students.jobs.evaluate import Talk, evaluate
@@ -52,15 +53,4 @@ _HOMES = {
     "train_student": "jobs.train:train_student",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name on its first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), attribute)
-
-
-def __dir__() -> list[str]:
-    """List all public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(__name__, _HOMES)

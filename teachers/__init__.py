@@ -12,8 +12,9 @@ Import the public names from here. They load on first use, so `import teachers` 
 `docs/guides/python.md` shows how to use them; `docs/guides/teachers.md` explains every setting.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msft import on_first_use
 
 if TYPE_CHECKING:
     from teachers.generate.dry_run import forecast
@@ -31,15 +32,4 @@ _HOMES = {
     "label_run": "generate.job:generate",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name on its first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    return getattr(import_module(f"{__name__}.{module}"), attribute)
-
-
-def __dir__() -> list[str]:
-    """List the public names, including those not loaded yet."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = on_first_use(__name__, _HOMES)

@@ -52,7 +52,9 @@ def add_folder(
         BadInput: a line is wrong, and the message has file:line; the store is not changed.
     """
     if folder is not None and not folder.is_dir():
-        raise DataMissing(f"no folder {folder}", hint="--from names a folder with docs.jsonl and queries.tsv")
+        raise DataMissing(
+            f"folder not found: {folder}", hint="name a folder with docs.jsonl and queries.tsv: --from FOLDER"
+        )
     documents = find_file(folder, _DOCUMENTS) if folder else None
     queries = find_file(folder, _QUERIES) if folder else None
     if qrels is not None:
@@ -61,8 +63,8 @@ def add_folder(
         judgments = find_file(folder, _QRELS) if folder else None
     if documents is None and queries is None and judgments is None:
         raise DataMissing(
-            f"{folder} has none of docs.jsonl, queries.tsv, qrels.txt (.gz, .zst)",
-            hint="is this the right folder?",
+            f"{folder} has none of the files of a dataset: docs.jsonl, queries.tsv, qrels.txt (.gz, .zst)",
+            hint="name the folder that holds them: --from FOLDER",
         )
     with staging(store) as stage:
         if judgments is not None:

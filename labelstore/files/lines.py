@@ -107,7 +107,7 @@ def lines(path: Path, longest: int | None = None) -> Iterator[tuple[int, bytes]]
                 if len(line) > longest:
                     raise BadInput(
                         f"{path}:{number}: the line is longer than {longest >> 20} MiB",
-                        hint="lines end with \\n; is this the right file?",
+                        hint="check that this is the right file; its lines must end with \\n",
                     )
                 line = line.rstrip(b"\r\n")
                 if number == 1:

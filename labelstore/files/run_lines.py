@@ -83,7 +83,10 @@ def run_lines(path: Path, folder: Path) -> RunLines:
     with file.open("rb") as opened:
         fields = opened.readline().rstrip(b"\n").split(separator)
     if fields == [b""]:
-        raise BadInput(f"{path}: the file has no candidate", hint="is this the right file?")
+        raise BadInput(
+            f"{path}: the file has no candidate",
+            hint="check that this is the right file; a line of a run is: query Q0 passage rank score tag",
+        )
     tag = fields[5].decode() if len(fields) == 6 else trec.RANKING_TAG
     return RunLines(path, file, separator.decode(), trec.number_of_fields(fields), tag, odd_numbers)
 

@@ -302,7 +302,9 @@ def _none_taken(
 ) -> BadInput:
     """Make the error that says why no list can be used, by the most frequent reason."""
     if not drops:
-        return BadInput(f"{path}: no list of labels in it", hint="is this the right file and --layout?")
+        return BadInput(
+            f"{path}: no list of labels in it", hint="check the file, and name its layout with --layout"
+        )
     reason, (n, example) = max(drops.items(), key=lambda drop: drop[1][0])
     hint = _HINTS.get(reason, f"name its layout with --layout; it was read as {layout}")
     if reason == UNKNOWN_QUERY:

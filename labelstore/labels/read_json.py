@@ -71,7 +71,10 @@ def detect(path: Path) -> str:
         return "parquet"
     number, first = next(((n, line) for n, line in formats.lines(path) if line.strip()), (0, b""))
     if not first:
-        raise BadInput(f"{path}: the file holds no list of labels", hint="is this the right file?")
+        raise BadInput(
+            f"{path}: the file holds no list of labels",
+            hint="check that this is the right file, and name its layout with --layout",
+        )
     if first.lstrip()[:1] in (b"{", b"["):
         place, row = next(_rows(path), ("", None))
         if isinstance(row, Exception):

@@ -6,27 +6,9 @@ import random
 import shutil
 from pathlib import Path
 
+from made_words import FILLER, TOPICS
+
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-TOPICS = ("otter", "walnut", "glacier", "violin", "harbor", "comet", "meadow", "copper", "falcon", "lantern")
-FILLER = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "that",
-    "is",
-    "was",
-    "for",
-    "on",
-    "with",
-    "as",
-    "it",
-    "be",
-    "at",
-    "by",
-    "this",
-]
 
 
 def small(folder: Path) -> None:

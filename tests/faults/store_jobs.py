@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from made_words import WORDS
+
 from labelstore.datasets import add as ingest
 from labelstore.datasets.from_folder import add_folder
 from labelstore.negatives import mine as negatives
@@ -27,22 +29,6 @@ from labelstore.upkeep.verify.verify import verify
 from labelstore.views import build as views
 
 DOCUMENTS, QUERIES, DEPTH = 1_500, 80, 50
-WORDS = [
-    "river",
-    "stone",
-    "cloud",
-    "maple",
-    "copper",
-    "violet",
-    "harbor",
-    "lantern",
-    "meadow",
-    "falcon",
-    "ember",
-    "willow",
-    "canyon",
-    "orchid",
-]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__])

@@ -7,6 +7,7 @@ derived from the arguments, so that two stores made alike are alike but for surr
 from pathlib import Path
 
 import pyarrow as pa
+from made_words import WORDS
 
 from labelstore.labels.write import Teacher, permutation_hashes
 from labelstore.provenance import record as provenance
@@ -15,23 +16,6 @@ from labelstore.store.label_store import LabelStore
 from labelstore.store.row_hashes import qrels_hash, run_hash
 
 TEST = 100_000  # test queries' numbers begin here
-WORDS = [
-    "river",
-    "stone",
-    "cloud",
-    "maple",
-    "copper",
-    "violet",
-    "harbor",
-    "lantern",
-    "meadow",
-    "falcon",
-    "ember",
-    "willow",
-    "canyon",
-    "orchid",
-    "thunder",
-]
 
 
 def text_of(n: int, version: int = 1) -> str:

@@ -142,7 +142,7 @@ def complete(names: list[str], n: int, letters: bool, wanted: int) -> bool:
 
 
 def whole(text: str, begin: int, end: int) -> bool:
-    """Whether a list is no part of a longer one."""
+    """Tell whether a list stands alone: a longer list does not contain it."""
     before = text[max(begin - 2, 0) : begin]
     if before.rstrip(" \n")[-1:] in tuple(">],;") and len(before) - len(before.rstrip(" \n")) <= 1:
         return False

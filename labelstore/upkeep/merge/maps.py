@@ -6,6 +6,7 @@ is its key here, or the next free key if it is new (`fresh`). Only temporary tab
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import duckdb
@@ -101,6 +102,28 @@ class Maps:
                 name = other_name
         self.contradictions += found
         return name, own
+
+    def match_by_name(
+        self,
+        what: str,
+        table: str,
+        problems: Callable[["Maps", int, str, int], list[Contradiction]],
+        then: Callable[["Maps", int, int | None], None] | None = None,
+    ) -> None:
+        """Match every row of the other store's `table` with the row that has its name here; make ``m_TABLE``.
+
+        Args:
+            what: how messages call a row.
+            problems: (maps, other key, name, own key) -> how the two rows contradict each other.
+            then: called after each row, with the other key and the own one.
+        """
+        key, settled = TARGETS[table], []
+        for other, name in self.rows(f"SELECT {key}, name FROM msft_theirs.{table} ORDER BY {key}"):
+            name, own = self.settle(what, name, self.find(table), partial(problems, self, other, name))
+            if then is not None:
+                then(self, other, own)
+            settled.append((other, name, own))
+        self.settled(table, settled)
 
     def find(self, table: str) -> Callable[[str], int | None]:
         """Look up a key by a name that is unique in its table."""

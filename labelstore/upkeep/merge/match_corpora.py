@@ -1,7 +1,5 @@
 """Match collections with their passages and queries, and datasets, of another store with this one's."""
 
-from functools import partial
-
 from labelstore.upkeep.merge.maps import RENAME, SHOWN, Contradiction, Maps, shown
 
 
@@ -11,20 +9,16 @@ def match_collections(maps: Maps) -> None:
         """CREATE OR REPLACE TEMP TABLE p_documents (other INTEGER, own INTEGER, newer BOOLEAN);
            CREATE OR REPLACE TEMP TABLE p_queries (other INTEGER, own INTEGER)"""
     )
-    settled = []
-    for other, name in maps.rows("SELECT collection, name FROM msft_theirs.collections ORDER BY collection"):
-        name, own = maps.settle(
-            "collection", name, maps.find("collections"), partial(_of_collection, maps, other, name)
-        )
-        _pair(maps, other, own)
-        maps.con.execute(
-            "INSERT INTO p_documents SELECT other, own, verdict = 'theirs' FROM paired_documents"
-        )
-        maps.con.execute("INSERT INTO p_queries SELECT other, own FROM paired_queries")
-        settled.append((other, name, own))
-    maps.settled("collections", settled)
+    maps.match_by_name("collection", "collections", _of_collection, _keep_pairs)
     maps.map("documents", "SELECT * FROM p_documents", ", newer")
     maps.map("queries", "SELECT * FROM p_queries")
+
+
+def _keep_pairs(maps: Maps, other: int, own: int | None) -> None:
+    """Add the passages and queries of two collections to p_documents and p_queries."""
+    _pair(maps, other, own)
+    maps.con.execute("INSERT INTO p_documents SELECT other, own, verdict = 'theirs' FROM paired_documents")
+    maps.con.execute("INSERT INTO p_queries SELECT other, own FROM paired_queries")
 
 
 def _pair(maps: Maps, other: int, own: int | None) -> None:
@@ -84,13 +78,7 @@ def _of_collection(maps: Maps, other: int, name: str, own: int) -> list[Contradi
 
 def match_datasets(maps: Maps) -> None:
     """m_datasets."""
-    settled = []
-    for other, name in maps.rows("SELECT dataset, name FROM msft_theirs.datasets ORDER BY dataset"):
-        name, own = maps.settle(
-            "dataset", name, maps.find("datasets"), partial(_of_dataset, maps, other, name)
-        )
-        settled.append((other, name, own))
-    maps.settled("datasets", settled)
+    maps.match_by_name("dataset", "datasets", _of_dataset)
 
 
 def _of_dataset(maps: Maps, other: int, name: str, own: int) -> list[Contradiction]:

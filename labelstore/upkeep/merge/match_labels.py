@@ -6,7 +6,6 @@ Different orders for a query are a contradiction.
 """
 
 import json
-from functools import partial
 from typing import Any
 
 from labelstore.store.keys import canonical_json
@@ -21,16 +20,7 @@ def match_labels(maps: Maps) -> None:
     maps.con.execute(
         "CREATE OR REPLACE TEMP TABLE p_permutations (other BIGINT, own BIGINT, take BOOLEAN, differs BOOLEAN)"
     )
-    settled = []
-    for other, name in maps.rows("SELECT labeling, name FROM msft_theirs.labelings ORDER BY labeling"):
-        name, own = maps.settle(
-            "labels", name, maps.find("labelings"), partial(_of_labeling, maps, other, name)
-        )
-        if own is not None:
-            _pair(maps, other, own)
-            maps.con.execute("INSERT INTO p_permutations FROM paired_permutations")
-        settled.append((other, name, own))
-    maps.settled("labelings", settled)
+    maps.match_by_name("labels", "labelings", _of_labeling, _keep_pairs)
     maps.map(
         "permutations",
         """SELECT o.permutation AS other, p.own, coalesce(p.take, false) AS take
@@ -49,6 +39,13 @@ def match_labels(maps: Maps) -> None:
     maps.contradictions += shown(
         "call", "call", replies, "one of them was edited: `msft verify` both, put back a copy of that one"
     )
+
+
+def _keep_pairs(maps: Maps, other: int, own: int | None) -> None:
+    """Add the lists of two labelings to p_permutations."""
+    if own is not None:
+        _pair(maps, other, own)
+        maps.con.execute("INSERT INTO p_permutations FROM paired_permutations")
 
 
 def _of_labeling(maps: Maps, other: int, name: str, own: int) -> list[Contradiction]:

@@ -7,13 +7,7 @@ from labelstore.upkeep.merge.maps import Contradiction, Maps
 
 def match_students(maps: Maps) -> None:
     """m_students: the same name with the same weights is the same student."""
-    settled = []
-    for other, name in maps.rows("SELECT student, name FROM msft_theirs.students ORDER BY student"):
-        name, own = maps.settle(
-            "student", name, maps.find("students"), partial(_of_student, maps, other, name)
-        )
-        settled.append((other, name, own))
-    maps.settled("students", settled)
+    maps.match_by_name("student", "students", _of_student)
 
 
 def _of_student(maps: Maps, other: int, name: str, own: int) -> list[Contradiction]:
@@ -58,13 +52,7 @@ def _of_run(maps: Maps, other: int, name: str, own: int) -> list[Contradiction]:
 
 def match_minings(maps: Maps) -> None:
     """m_minings: the same name over the same dataset with the same content is the same mining."""
-    settled = []
-    for other, name in maps.rows("SELECT mining, name FROM msft_theirs.minings ORDER BY mining"):
-        name, own = maps.settle(
-            "negatives", name, maps.find("minings"), partial(_of_mining, maps, other, name)
-        )
-        settled.append((other, name, own))
-    maps.settled("minings", settled)
+    maps.match_by_name("negatives", "minings", _of_mining)
 
 
 def _of_mining(maps: Maps, other: int, name: str, own: int) -> list[Contradiction]:

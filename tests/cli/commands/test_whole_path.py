@@ -10,30 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_words import FILLER, TOPICS
 from runner import Done, commands
 
 pytestmark = pytest.mark.test_all
-
-TOPICS = ["otter", "walnut", "glacier", "violin", "harbor", "comet", "meadow", "copper", "falcon", "lantern"]
-FILLER = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "that",
-    "is",
-    "was",
-    "for",
-    "on",
-    "with",
-    "as",
-    "it",
-    "be",
-    "at",
-    "by",
-    "this",
-]
 
 
 def msft(store: Path, *arguments: str, code: int = 0) -> Done:

@@ -220,7 +220,7 @@ def test_other_judgments_need_update(store: LabelStore, tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_there(store: LabelStore, tmp_path: Path) -> None:
-    with pytest.raises(DataMissing, match="no folder"):
+    with pytest.raises(DataMissing, match="folder not found"):
         add_folder(store, tmp_path / "none", NewDataset("mine"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataMissing, match="has none of"):
