@@ -1,17 +1,15 @@
-"""Read the energy of CPU packages and GPUs, if the machine provides it, without a dependency.
+"""Read the energy of CPU packages and GPUs, if the machine provides it.
 
 CPUs: Linux' powercap counters (Intel RAPL, AMD too), which run over at a stated range. GPUs: NVML's counter since the
 driver was loaded (Volta and later). The counters are for the whole machine, with everything that ran on it.
 """
 
-import ctypes
 import threading
 import weakref
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
 EVERY = 60.0  # seconds between looks at counters that run over (a quarter of an hour at 300 W)
-_NVML = "libnvidia-ml.so.1"
 
 
 class Meter:
@@ -94,27 +92,27 @@ def gpu_names() -> list[str]:
 
 def _nvml() -> list[tuple[int | None, str]]:
     """Return (millijoules since the driver was loaded, name) of each GPU; empty without a GPU."""
+    import pynvml
+
     try:
-        library = ctypes.CDLL(_NVML)
-    except OSError:
-        return []
-    if library.nvmlInit_v2() != 0:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no driver
         return []
     try:
-        count = ctypes.c_uint()
-        if library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-            return []
-        return [_gpu(library, index) for index in range(count.value)]
+        return [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
     finally:
-        library.nvmlShutdown()
+        pynvml.nvmlShutdown()
 
 
-def _gpu(library: ctypes.CDLL, index: int) -> tuple[int | None, str]:
-    device = ctypes.c_void_p()
-    name = ctypes.create_string_buffer(96)
-    energy = ctypes.c_ulonglong()
-    if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device)) != 0:
+def _gpu(index: int) -> tuple[int | None, str]:
+    import pynvml
+
+    try:
+        device = pynvml.nvmlDeviceGetHandleByIndex(index)
+        name = pynvml.nvmlDeviceGetName(device)
+    except pynvml.NVMLError:  # lost, or not to be seen from here
         return None, "unknown"
-    library.nvmlDeviceGetName(device, name, ctypes.c_uint(len(name)))
-    told = library.nvmlDeviceGetTotalEnergyConsumption(device, ctypes.byref(energy)) == 0
-    return (energy.value if told else None), name.value.decode("utf-8", "replace")
+    try:
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(device), name
+    except pynvml.NVMLError:  # before Volta
+        return None, name

@@ -18,9 +18,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
@@ -95,6 +96,8 @@ class _Server:
         self._bytes = 0
         self._metrics = Metrics()
         self._batcher = Batcher(scorer, limits.waiting, self._metrics, round_seconds)
+        self._metrics.gauge("waiting_pairs", "Pairs that wait for a scoring", lambda: self._batcher.waiting)
+        self._metrics.gauge("bytes_in_flight", "Bytes of bodies that are read or scored", lambda: self._bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -111,8 +114,7 @@ class _Server:
         )
 
     async def metrics_page(self, request: Request) -> Response:
-        gauges = {"waiting_pairs": self._batcher.waiting, "bytes_in_flight": self._bytes}
-        return PlainTextResponse(self._metrics.page(gauges), media_type="text/plain; version=0.0.4")
+        return Response(self._metrics.page(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def rerank(self, request: Request) -> Response:
         with self._metrics.request() as outcome:

@@ -1,13 +1,15 @@
-"""Count the server's work in the format of Prometheus."""
+"""Count the server's work for Prometheus."""
 
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import prometheus_client
 
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+prometheus_client.disable_created_metrics()  # one more series for each counter, with the time of its first count
 
 
 @dataclass
@@ -17,17 +19,28 @@ class Outcome:
     code: int = 500
 
 
-@dataclass
 class Metrics:
-    """Totals since the start; `page` writes them out."""
+    """Totals since the start, in a registry for each server."""
 
-    requests: Counter[int] = field(default_factory=Counter)
-    latency: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
-    latency_sum: float = 0.0
-    rounds: int = 0
-    round_requests: int = 0
-    pairs: int = 0
-    scoring_seconds: float = 0.0
+    def __init__(self) -> None:
+        self._registry = prometheus_client.CollectorRegistry()
+        self._requests = prometheus_client.Counter(
+            "msft_requests", "Answered requests, by status code", ["code"], registry=self._registry
+        )
+        self._seconds = prometheus_client.Histogram(
+            "msft_request_seconds", "Seconds from request to answer", buckets=BUCKETS, registry=self._registry
+        )
+        self._pairs = self._counter("pairs", "Scored pairs")
+        self._rounds = self._counter("rounds", "Joint scorings")
+        self._round_requests = self._counter("round_requests", "Requests in joint scorings")
+        self._scoring_seconds = self._counter("scoring_seconds", "Seconds of joint scorings")
+
+    def _counter(self, name: str, text: str) -> prometheus_client.Counter:
+        return prometheus_client.Counter(f"msft_{name}", text, registry=self._registry)
+
+    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Show what `value` returns whenever the page is read."""
+        prometheus_client.Gauge(f"msft_{name}", text, registry=self._registry).set_function(value)
 
     @contextmanager
     def request(self) -> Iterator[Outcome]:
@@ -37,35 +50,16 @@ class Metrics:
         try:
             yield outcome
         finally:
-            seconds = time.monotonic() - started
-            self.requests[outcome.code] += 1
-            self.latency[bisect_left(BUCKETS, seconds)] += 1
-            self.latency_sum += seconds
+            self._requests.labels(outcome.code).inc()
+            self._seconds.observe(time.monotonic() - started)
 
     def round(self, requests: int, pairs: int, seconds: float) -> None:
         """Count one joint scoring."""
-        self.rounds += 1
-        self.round_requests += requests
-        self.pairs += pairs
-        self.scoring_seconds += seconds
+        self._rounds.inc()
+        self._round_requests.inc(requests)
+        self._pairs.inc(pairs)
+        self._scoring_seconds.inc(seconds)
 
-    def page(self, gauges: Mapping[str, float]) -> str:
-        """The text format of Prometheus, version 0.0.4."""
-        lines = ["# TYPE msft_requests_total counter"]
-        lines += [f'msft_requests_total{{code="{code}"}} {n}' for code, n in sorted(self.requests.items())]
-        lines.append("# TYPE msft_request_seconds histogram")
-        seen = 0
-        for edge, n in zip((*BUCKETS, "+Inf"), self.latency, strict=True):
-            seen += n
-            lines.append(f'msft_request_seconds_bucket{{le="{edge}"}} {seen}')
-        lines += [f"msft_request_seconds_sum {self.latency_sum:.6f}", f"msft_request_seconds_count {seen}"]
-        for name, value in (
-            ("pairs_total", self.pairs),
-            ("rounds_total", self.rounds),
-            ("round_requests_total", self.round_requests),
-            ("scoring_seconds_total", round(self.scoring_seconds, 6)),
-        ):
-            lines += [f"# TYPE msft_{name} counter", f"msft_{name} {value}"]
-        for name, value in gauges.items():
-            lines += [f"# TYPE msft_{name} gauge", f"msft_{name} {value}"]
-        return "\n".join(lines) + "\n"
+    def page(self) -> bytes:
+        """Write the totals in Prometheus' text format."""
+        return prometheus_client.generate_latest(self._registry)

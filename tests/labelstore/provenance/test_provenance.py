@@ -1,6 +1,5 @@
 """Job rows: complete, honest about energy and memory, without secrets."""
 
-import ctypes
 import gc
 import json
 import resource
@@ -8,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from labelstore.errors import PartlyDone
@@ -75,8 +75,13 @@ def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / name / "max_energy_range_uj").write_text("1000000000\n")
         count(root / name, value)
     monkeypatch.setattr(energy, "POWERCAP", root)
-    monkeypatch.setattr(energy, "_NVML", "no such library")
+    monkeypatch.setattr(pynvml, "CDLL", no_library)
+    monkeypatch.setattr(pynvml, "nvmlLib", None)
     return root
+
+
+def no_library(name: str) -> None:
+    raise OSError(f"{name}: cannot open shared object file")
 
 
 def count(package: Path, joules: float) -> None:
@@ -135,46 +140,33 @@ def test_a_machine_that_does_not_tell_has_no_energy(powercap: Path, store: Label
     assert job(store)["energy_joules"] is None
 
 
-class Nvml:
-    """NVML as ctypes finds it: results through pointers, 0 is success."""
+def gpus(monkeypatch: pytest.MonkeyPatch, millijoules: list[int | None]) -> None:
+    """NVML of a machine with these counters; None is a GPU without one."""
 
-    def __init__(self, millijoules: list[int | None]) -> None:
-        self.millijoules = millijoules
+    def energy_of(device: int) -> int:
+        if (told := millijoules[device]) is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return told
 
-    def nvmlInit_v2(self) -> int:
-        return 0
-
-    def nvmlShutdown(self) -> int:
-        return 0
-
-    def nvmlDeviceGetCount_v2(self, count) -> int:
-        count._obj.value = len(self.millijoules)
-        return 0
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index, device) -> int:
-        device._obj.value = index.value + 1
-        return 0
-
-    def nvmlDeviceGetName(self, device, name, size) -> int:
-        name.value = f"GPU {device.value - 1}".encode()
-        return 0
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, device, joules) -> int:
-        told = self.millijoules[device.value - 1]
-        if told is None:
-            return 3  # not supported
-        joules._obj.value = told
-        return 0
+    for name, answer in (
+        ("nvmlInit", lambda: None),
+        ("nvmlShutdown", lambda: None),
+        ("nvmlDeviceGetCount", lambda: len(millijoules)),
+        ("nvmlDeviceGetHandleByIndex", lambda index: index),
+        ("nvmlDeviceGetName", lambda device: f"GPU {device}"),
+        ("nvmlDeviceGetTotalEnergyConsumption", energy_of),
+    ):
+        monkeypatch.setattr(pynvml, name, answer)
 
 
 def test_gpus_count_too(powercap: Path, monkeypatch: pytest.MonkeyPatch, store: LabelStore) -> None:
-    nvml = Nvml([5_000, 7_000])
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: nvml)
+    millijoules: list[int | None] = [5_000, 7_000]
+    gpus(monkeypatch, millijoules)
     assert energy.gpu_names() == ["GPU 0", "GPU 1"]
     assert energy.gpu_joules() == 12.0
     with provenance.recorded(store, "test"):
-        nvml.millijoules = [65_000, 8_000]
+        millijoules[:] = [65_000, 8_000]
         count(powercap / "intel-rapl:0", 910)
     assert job(store)["energy_joules"] == pytest.approx(61 + 10)
-    nvml.millijoules = [5_000, None]
+    millijoules[:] = [5_000, None]
     assert energy.gpu_joules() is None, "half of it is not told as the whole"

@@ -189,6 +189,35 @@ def test_health_info_metrics_and_other_routes(url):
     assert httpx.get(f"{url}/nothing").status_code == 404
 
 
+SERIES = (
+    ["msft_requests_total"],
+    [f"msft_request_seconds_{part}" for part in ("bucket", "count", "sum")],
+    ["msft_pairs_total", "msft_rounds_total", "msft_round_requests_total", "msft_scoring_seconds_total"],
+    ["msft_waiting_pairs", "msft_bytes_in_flight"],
+)
+
+
+@pytest.mark.parametrize("names", SERIES)
+def test_dashboards_find_every_metric_under_its_name(url, names):
+    ask(url, query="q", texts=["a", "b"])
+    answer = httpx.get(f"{url}/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    found = {line.split("{")[0].split(" ")[0] for line in answer.text.splitlines() if line[0] != "#"}
+    assert set(names) <= found
+    assert found == {name for group in SERIES for name in group}, "no other series, such as _created"
+    assert all(f"# TYPE {name} " in answer.text for name in names if "request_seconds" not in name)
+    edges = [line for line in answer.text.splitlines() if line.startswith("msft_request_seconds_bucket")]
+    assert [float(edge.split('"')[1]) for edge in edges][-3:] == [10.0, 30.0, float("inf")]
+
+
+def test_two_servers_of_a_process_count_apart(reranker, url):
+    with serving(reranker) as other:
+        ask(url, query="q", texts=["a"])
+        assert _metric(other, "msft_rounds_total") == 0
+        ask(other, query="q", texts=["a", "b", "c"])
+        assert _metric(other, "msft_pairs_total") == 3
+
+
 def _metric(url: str, name: str) -> float:
     for line in httpx.get(f"{url}/metrics").text.splitlines():
         if line.startswith(name + " "):
