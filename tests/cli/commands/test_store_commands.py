@@ -173,12 +173,15 @@ def test_all_rows_of_a_large_table_take_bounded_memory(path: Path, target: str) 
         )
     assert done.returncode == 0, done.stderr
     peak = int(done.stderr.split()[-1])
-    assert peak < 300_000, f"{peak:,} KB"
+    # The process alone takes 150 MB, with all rows 630 MB; DuckDB's chunks of 2,048 rows take 120 to 150 MB here.
+    assert peak < 400_000, f"{peak:,} KB"
     if target == "o.parquet":
         assert pq.read_metadata(file).num_rows == 60_000
         return
-    with (file if "." in target else path.parent / "stdout").open() as lines:
+    written = file if "." in target else path.parent / "stdout"
+    with written.open() as lines:
         assert sum("xxxx" in line for line in lines) == 60_000
+    written.unlink()  # half a gigabyte
 
 
 @pytest.mark.parametrize("wide", [1, 300, 1500, 2500])
