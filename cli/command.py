@@ -44,6 +44,7 @@ class Context:
         """Make the store object. The import stands here so that ``--help`` does not import DuckDB."""
         from labelstore.store.label_store import LabelStore
 
+        LabelStore.tell = staticmethod(diagnostics.note)
         return LabelStore(self.store_path)
 
 

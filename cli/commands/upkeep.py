@@ -1,6 +1,7 @@
-"""`msft verify`, `merge`, `export-store`, `import-store`, `show lineage`: check, merge, archive and trace a store."""
+"""`msft verify`, `merge`, `export-store`, `import-store`, `show lineage`, `… remove`: the upkeep of a store."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +14,14 @@ from labelstore.errors import ExitCode
 
 if TYPE_CHECKING:
     from labelstore.store.label_store import LabelStore
+    from labelstore.upkeep.remove import Plan
     from labelstore.upkeep.verify.findings import Finding
 
 FINDINGS = ("what", "name", "problem", "hint")
 CONTRADICTIONS = ("what", "name", "here", "there", "hint")
 MERGED = ("table", "there", "new", "known", "changed", "left_out")
+
+YesOption = Annotated[bool, typer.Option("--yes", help="Also remove what depends on it.")]
 
 show_app = group("Trace what is in the store.")
 
@@ -31,6 +35,27 @@ def add_to(app: typer.Typer) -> None:
         import_store
     )
     app.add_typer(show_app, name="show")
+    _add_remove()
+
+
+def _add_remove() -> None:
+    """Add `remove` to the groups."""
+    from cli.commands.data import data_app
+    from cli.commands.negatives import negatives_app
+    from cli.commands.runs import runs_app
+    from cli.commands.students import students_app
+    from cli.commands.teachers import teachers_app
+    from cli.commands.views import views_app
+
+    for app, kind, noun, example in (
+        (data_app, "dataset", "dataset", "msft data remove scifact/dev --yes"),
+        (negatives_app, "negatives", "mined negatives", "msft negatives remove hard"),
+        (teachers_app, "labels", "labels", "msft teachers remove rankzephyr@bm25"),
+        (views_app, "view", "view", "msft views remove cl"),
+        (students_app, "student", "student", "msft students remove minilm-cl --yes"),
+    ):
+        command(app, "remove", example=example, lists=True)(_removing(kind, noun))
+    command(runs_app, "remove", example="msft runs remove bm25 --dataset dl19", lists=True)(remove_run)
 
 
 def verify(
@@ -206,3 +231,60 @@ def show_lineage(
         render.text(lineage.text(root))
     else:
         render.rows(lineage.rows(root), context.format, lineage.COLUMNS)
+
+
+def _removing(kind: str, noun: str) -> Callable[..., None]:
+    """Make the command that removes things of a kind."""
+
+    def remove(
+        context: Context,
+        name: Annotated[str, typer.Argument(help=f"The name of the {noun}.")],
+        yes: YesOption = False,
+    ) -> None:
+        _remove(context, kind, name, yes)
+
+    remove.__doc__ = (
+        f"Remove {'a ' if noun[-1] != 's' else ''}{noun}; without --yes only if nothing depends on "
+        f"{'it' if noun[-1] != 's' else 'them'}."
+    )
+    return remove
+
+
+def remove_run(
+    context: Context,
+    name: Annotated[str, typer.Argument(help="The name of the run.")],
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="The run's dataset; by default the only one with such a run."),
+    ] = None,
+    yes: YesOption = False,
+) -> None:
+    """Remove a run; without --yes only if nothing depends on it."""
+    _remove(context, "run", name, yes, dataset)
+
+
+def _remove(context: Context, kind: str, name: str, yes: bool, dataset: str | None = None) -> None:
+    from labelstore.errors import UsageError
+    from labelstore.upkeep import remove as removing
+    from teachers.journal import segments as journal
+
+    planned = removing.plan(context.store, kind, name, dataset)
+    _warn_of_folders(planned)
+    if planned.dependents and not yes:
+        render.rows([row._asdict() for row in planned.affected], context.format, removing.COLUMNS)
+        raise UsageError(
+            f"{kind} {name}: {len(planned.dependents)} other things depend on it; nothing was removed",
+            hint="read the rows above, then give the command with --yes",
+        )
+    waiting = {row["labels"] for row in journal.summary(context.store.files / "journal")}
+    done = removing.remove(context.store, kind, name, planned, dataset, waiting)
+    render.rows([row._asdict() for row in done.affected], context.format, removing.COLUMNS)
+    if done.labelings:
+        diagnostics.note("calls that stay are used again if the same labels are generated")
+    for removed in done.folders:
+        diagnostics.detail(f"folder {context.store.files / removed.folder} removed")
+
+
+def _warn_of_folders(planned: "Plan") -> None:
+    for reason in planned.left:
+        diagnostics.warn(f"{reason}; the folder is left as it is")

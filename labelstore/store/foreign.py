@@ -4,9 +4,6 @@ A file from elsewhere can hold a view in a table's place, a column that computes
 of the store. This module checks it before anything else reads it, with access to other files off.
 """
 
-import os
-import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -15,30 +12,32 @@ import duckdb
 from labelstore.errors import BadInput, UsageError
 from labelstore.store import migrations
 from labelstore.store.label_store import LabelStore
+from labelstore.store.own_folders import (
+    CONTROL,
+    check_name,
+    check_plain,
+    odd_files,
+    own_folder,
+    student_inside,
+    view_inside,
+)
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+__all__ = [
+    "check_name",
+    "check_plain",
+    "check_rows",
+    "check_store",
+    "lock",
+    "odd_files",
+    "own_folder",
+    "student_inside",
+    "view_inside",
+]
+
 _NAMED = ("collections", "datasets", "runs", "minings", "teachers", "labelings", "views")
 _SHAPE = """SELECT table_name, column_name, data_type, coalesce(column_default, '') FROM duckdb_columns()
             WHERE NOT internal AND schema_name = 'main' AND table_name IN
                   (SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main' AND NOT temporary)"""
-
-
-def check_name(name: str, what: str = "student") -> str:
-    """Check a student's name, which is also a folder's name.
-
-    Raises:
-        UsageError: it cannot be a folder's name.
-    """
-    if (
-        not name
-        or name != Path(name).name
-        or name.startswith(".")
-        or "\\" in name
-        or ":" in name
-        or _CONTROL.search(name)
-    ):
-        raise UsageError(f"{name!r} cannot be a {what}'s name", hint="letters, digits, '-', '_', '.' and ','")
-    return name
 
 
 def lock(con: duckdb.DuckDBPyConnection) -> None:
@@ -105,7 +104,7 @@ def check_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
     hint = f"take nothing from {path}, or correct the row in a copy of it"
     for table in _NAMED:
         for (name,) in con.execute(f"SELECT name FROM {table}").fetchall():
-            if not name or _CONTROL.search(name):
+            if not name or CONTROL.search(name):
                 raise BadInput(f"{path}: {name!r} in {table} cannot be a name", hint=hint)
     for name, folder in con.execute("SELECT name, folder FROM students").fetchall():
         try:
@@ -119,61 +118,3 @@ def check_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
             raise BadInput(
                 f"{path}: the folder {folder!r} of view {name} is not views/{view_hash}", hint=hint
             )
-
-
-def student_inside(folder: str) -> bool:
-    """Whether a student's folder is ``students/NAME``."""
-    kind, _, name = folder.partition("/")
-    try:
-        return kind == "students" and check_name(name) == name
-    except UsageError:
-        return False
-
-
-def view_inside(folder: str, view_hash: str) -> bool:
-    """Whether a view's folder is ``views/HASH``."""
-    return re.fullmatch(r"\w+", view_hash, re.ASCII) is not None and folder == f"views/{view_hash}"
-
-
-def own_folder(files: Path, what: str, name: str, folder: str, view_hash: str | None = None) -> Path:
-    """Where the folder of a student's or view's row lies; links are not followed.
-
-    Args:
-        files: the store's companion folder.
-        view_hash: of a view; None for a student.
-
-    Raises:
-        BadInput: if it leads out of the store's own folder.
-    """
-    inside = student_inside(folder) if view_hash is None else view_inside(folder, view_hash)
-    where = files / folder
-    if not inside or where.is_symlink() or where.parent.is_symlink():
-        wanted = "students/NAME" if view_hash is None else f"views/{view_hash}"
-        raise BadInput(
-            f"{what} {name}: its folder {folder!r} leads out of the store, expected {wanted}, a folder and no link",
-            hint="put back a copy of the store; use nothing of this row",
-        )
-    return where
-
-
-def check_plain(folder: Path) -> None:
-    """Check that a folder to be copied holds files and folders alone: a copy would follow its links.
-
-    Raises:
-        BadInput: naming the first link, pipe or device.
-    """
-    for odd in odd_files(folder):
-        raise BadInput(
-            f"{odd} is a link, or neither file nor folder", hint=f"rm {odd}, or put a copy in its place"
-        )
-
-
-def odd_files(folder: Path) -> Iterator[Path]:
-    """List links and special files at or below a folder; they are neither copied nor read."""
-    if folder.is_symlink():
-        yield folder
-        return
-    for where, folders, files in os.walk(folder):
-        for path in (Path(where, name) for name in sorted(folders + files)):
-            if path.is_symlink() or not (path.is_dir() or path.is_file()):
-                yield path

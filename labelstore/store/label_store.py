@@ -8,20 +8,21 @@ need it. Each ``write`` is one transaction.
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import duckdb
 
 from labelstore.errors import DataMissing, MsftError, StoreDamaged, StoreError, UsageError
-from labelstore.store import migrations
+from labelstore.store import migrations, removed_folders
 from labelstore.store import writer_first as turns
 from labelstore.store.interrupts import interruptible
 from msft import refusals
 
 DEFAULT_LOCK_WAIT = 60.0
+QUIET_WAIT = 2.0  # seconds after which a wait for another process's lock is told
 DEFAULT_MEMORY = "3GB"
 
 _DAMAGE = re.compile(
@@ -54,6 +55,9 @@ class LabelStore:
         path: the DuckDB file, or a link to it. Its companion folder ``<name>.files/`` lies beside it.
         lock_wait: seconds to wait for another process's lock; by default ``MSFT_LOCK_WAIT``, or 60.
     """
+
+    tell: ClassVar[Callable[[str], None]] = staticmethod(lambda message: None)
+    """Called with one line when a wait for the lock lasts more than two seconds; the command line prints it."""
 
     def __init__(self, path: str | Path, lock_wait: float | None = None) -> None:
         self.path = _checked(Path(path))
@@ -124,6 +128,7 @@ class LabelStore:
                 version = migrations.CURRENT_VERSION
             migrations.check_not_newer(version, self.path)
             with interruptible(con):
+                removed_folders.finish(con, self.files)
                 yield con
         except duckdb.Error as error:
             if damaged_at(error) is None and not isinstance(error, duckdb.PermissionException):
@@ -183,6 +188,7 @@ class LabelStore:
                 migrations.check_not_newer(version, self.path)
             with interruptible(con):
                 migrations.migrate(con)
+                removed_folders.finish(con, self.files)
                 yield con
         except duckdb.Error as error:
             if damaged_at(error) is None and not isinstance(error, duckdb.PermissionException):
@@ -192,31 +198,28 @@ class LabelStore:
             con.close()
 
     def _connect(self, read_only: bool, turn: turns.Turn | None = None) -> duckdb.DuckDBPyConnection:
-        deadline = time.monotonic() + self.lock_wait
-        pause = 0.02
+        wait = _Wait(self.path, self.lock_wait)
         while True:
             if turn is not None:
                 turn.ask()
-            elif turns.writer_waits(self.path) and time.monotonic() < deadline:
-                time.sleep(pause)
-                pause = min(pause * 1.5, 0.5)
+            elif turns.writer_waits(self.path) and not wait.over:
+                wait.on("a process that is about to write")
                 continue
             try:
                 con = duckdb.connect(str(self.path), read_only=read_only, config=_CONFIG)
                 configure(con)
                 return con
             except duckdb.Error as error:
-                holder = _HOLDER.search(str(error))
-                if holder is None:
+                found = _HOLDER.search(str(error))
+                if found is None:
                     raise self._explain(error) from error
-                if time.monotonic() >= deadline:
+                holder = f"{Path(found['program']).name} (PID {found['pid']})"
+                if wait.over:
                     raise StoreError(
-                        f"{self.path} is held by {Path(holder['program']).name} (PID {holder['pid']})"
-                        f" and was not released in {self.lock_wait:.0f} s",
-                        hint=f"wait for it or end it (ps {holder['pid']}); MSFT_LOCK_WAIT sets the seconds to wait",
+                        f"{self.path} is held by {holder} and was not released in {self.lock_wait:.0f} s",
+                        hint=f"wait for it or end it (ps {found['pid']}); MSFT_LOCK_WAIT sets the seconds to wait",
                     ) from error
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.5)
+            wait.on(holder)
 
     def _explain(self, error: duckdb.Error) -> MsftError:
         text = str(error).splitlines()[0]
@@ -245,6 +248,28 @@ class LabelStore:
             f"{self.path} cannot be opened: {text}",
             hint="`msft verify` tells what is damaged; restore a copy if it is",
         )
+
+
+class _Wait:
+    """A wait for another process's lock, with growing pauses; after two seconds it is told once who holds the store."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self._path, self._seconds = path, seconds
+        self._began = time.monotonic()
+        self._pause = 0.02
+        self._told = False
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self._began + self._seconds
+
+    def on(self, holder: str) -> None:
+        """Pause once more for the holder."""
+        if not self._told and time.monotonic() >= self._began + QUIET_WAIT:
+            self._told = True
+            LabelStore.tell(f"waiting for {self._path}: held by {holder}, for {self._seconds:.0f} s at most")
+        time.sleep(self._pause)
+        self._pause = min(self._pause * 1.5, 0.5)
 
 
 def _checked(path: Path) -> Path:

@@ -56,6 +56,12 @@ export-store archive
 import-store archive --store copy.duckdb
 merge copy.duckdb
 queries generate --model sentences --collection mini --n 5
+views remove cl --yes
+negatives remove hard --yes
+teachers remove others --yes
+students remove s --yes
+runs remove imported --dataset mini/test --yes
+data remove mini/test --yes
 """
 ENDS = """
 sql "SELECT 1"
