@@ -84,13 +84,24 @@ def sql(
     else:
         with queries.asked(context.store, query, files=files, limit=limit, parameters=parameters) as answer:
             render.streamed(answer.blocks, context.format, answer.names)
-    cut = answer.cut
-    if cut:
+    if query.startswith("@") and not answer.n_rows:
+        from labelstore.analyses import no_rows
+
+        diagnostics.warn(no_rows.why(context.store, query, parameters))
+    if answer.cut:
         diagnostics.warn(f"only the first {limit:,} rows are shown; --limit 0 prints all")
 
 
-def status(context: Context) -> None:
+def status(
+    context: Context,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="List only what interrupted trainings, builds and imports left.")
+    ] = False,
+) -> None:
     """Show what is in the store, and which jobs are under way (calls in journals, trainings)."""
+    if stale:
+        _stale(context)
+        return
     from labelstore.errors import StoreError
     from labelstore.store.label_store import LabelStore
     from labelstore.upkeep import status as overview
@@ -136,6 +147,14 @@ def status(context: Context) -> None:
         size = store.path.stat().st_size / 2**20
         diagnostics.note(f"{store.path}: {size:,.1f} MiB, files in {store.files}")
     render.rows(rows, context.format, overview.COLUMNS)
+
+
+def _stale(context: Context) -> None:
+    from labelstore.upkeep import stale
+
+    rows = [left.row() for left in stale.stale(context.store)]
+    render.rows(rows, context.format, stale.COLUMNS)
+    diagnostics.note("msft clean removes it" if rows else "nothing was left")
 
 
 def _trainings(store: "LabelStore") -> list[dict[str, Any]]:

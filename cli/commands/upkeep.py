@@ -34,6 +34,7 @@ def add_to(app: typer.Typer) -> None:
     command(app, "import-store", example="msft import-store archive --store copy.duckdb", lists=True)(
         import_store
     )
+    command(app, "clean", example="msft clean --yes", lists=True)(clean)
     app.add_typer(show_app, name="show")
     _add_remove()
 
@@ -231,6 +232,29 @@ def show_lineage(
         render.text(lineage.text(root))
     else:
         render.rows(lineage.rows(root), context.format, lineage.COLUMNS)
+
+
+def clean(
+    context: Context,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="Also remove interrupted trainings, and views that a killed build left."),
+    ] = False,
+) -> None:
+    """Remove what killed and interrupted work left beside the store; `msft status --stale` lists it."""
+    from labelstore.upkeep import stale
+
+    found = stale.stale(context.store)
+    rows = []
+    for left in found:
+        row = left.row()
+        if yes or not left.careful:
+            stale.remove(left)
+            row["becomes"] = "removed"
+        rows.append(row)
+    render.rows(rows, context.format, stale.COLUMNS)
+    if not found:
+        diagnostics.note("nothing was left")
 
 
 def _removing(kind: str, noun: str) -> Callable[..., None]:

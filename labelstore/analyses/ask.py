@@ -58,11 +58,13 @@ class Answer:
 
     Attributes:
         cut: after the last block, whether rows were left out.
+        n_rows: rows read so far.
     """
 
     names: list[str]
     blocks: Iterable[list[tuple[Any, ...]]] = ()
     cut: bool = False
+    n_rows: int = 0
 
 
 @contextmanager
@@ -237,6 +239,7 @@ def _answer(
 def _blocks(cursor: duckdb.DuckDBPyConnection, limit: int, answer: Answer) -> Iterator[list[tuple[Any, ...]]]:
     left = limit
     while block := cursor.fetchmany(_BLOCK):
+        answer.n_rows += len(block)
         if limit and len(block) > left:
             answer.cut = True
             yield block[:left]

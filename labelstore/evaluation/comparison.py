@@ -261,7 +261,10 @@ def _baseline(board: Board, names: Sequence[str] | None, baseline: str | None) -
         exact = [c for c, own in names_of.items() if baseline in own]
         if len(exact or found) != 1:
             raise lookup.missing(
-                f"single system over {board.name}", baseline, list(board.values), "msft eval"
+                f"single system over {board.name}",
+                baseline,
+                list(board.values),
+                f"msft runs list --dataset {board.name}",
             )
         return (exact or found)[0]
     first_stages = [c.name for c in board.contenders if c.systems[0].kind == "first_stage"]

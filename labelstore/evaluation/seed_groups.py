@@ -101,7 +101,11 @@ def _named(of: lookup.Dataset, name: str, known: Sequence[System], shown: dict[S
     ):
         return several
     raise lookup.missing(
-        f"system over {of.name}", name, list(shown.values()), f"msft eval --dataset {of.name}"
+        f"system over {of.name}",
+        name,
+        list(shown.values()),
+        f"msft runs list --dataset {of.name}",
+        f"msft eval --dataset {of.name}",
     )
 
 

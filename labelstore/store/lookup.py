@@ -91,15 +91,20 @@ class View:
     licence: str | None
 
 
-def missing(what: str, name: str, known: list[str], command: str) -> DataMissing:
-    """Make the error for an unknown name, with the nearest known names."""
+def missing(what: str, name: str, known: list[str], lists: str, makes: str | None = None) -> DataMissing:
+    """Make the error for an unknown name, with the nearest known names.
+
+    Args:
+        lists: the command that lists the known names. makes: the command that makes the first one.
+    """
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
-        hint = f"did you mean {', '.join(near)}? `{command}` lists them"
+        hint = f"did you mean {', '.join(near)}? `{lists}` lists them"
     elif known:
-        hint = f"known: {', '.join(sorted(known)[:8])}{' …' if len(known) > 8 else ''}"
+        hint = f"known: {', '.join(sorted(known)[:8])}"
+        hint += f" …; `{lists}` lists them" if len(known) > 8 else ""
     else:
-        hint = f"the store has none yet: `{command}`"
+        hint = f"the store has none yet: `{makes or lists}`"
     return DataMissing(f"no {what} named {name!r}", hint=hint)
 
 
@@ -117,7 +122,7 @@ def dataset(con: duckdb.DuckDBPyConnection, name: str) -> Dataset:
     ).fetchall()
     if not found:
         known = [n for (n,) in con.execute("SELECT name FROM datasets").fetchall()]
-        raise missing("dataset", name, known, f"msft data add {name}")
+        raise missing("dataset", name, known, "msft data list", f"msft data add {name}")
     return Dataset(*found[0])
 
 
@@ -156,7 +161,11 @@ def run(con: duckdb.DuckDBPyConnection, of: Dataset, name: str) -> Run:
     if not found:
         known = [r.name for r in runs(con, of)]
         raise missing(
-            f"run over {of.name}", name, known, f"msft retrieve --dataset {of.name} --retriever bm25s"
+            f"run over {of.name}",
+            name,
+            known,
+            f"msft runs list --dataset {of.name}",
+            f"msft retrieve --dataset {of.name} --retriever bm25s",
         )
     return _as_run(found[0])
 
@@ -204,7 +213,13 @@ def labeling(con: duckdb.DuckDBPyConnection, name: str) -> Labeling:
     ).fetchall()
     if not found:
         known = [n for (n,) in con.execute("SELECT name FROM labelings").fetchall()]
-        raise missing("labeling", name, known, "msft teachers generate --model MODEL --dataset DATASET")
+        raise missing(
+            "labeling",
+            name,
+            known,
+            "msft teachers list",
+            "msft teachers generate --model MODEL --dataset DATASET",
+        )
     return Labeling(*found[0])
 
 
@@ -220,7 +235,9 @@ def mining(con: duckdb.DuckDBPyConnection, name: str) -> Mining:
     ).fetchall()
     if not found:
         known = [n for (n,) in con.execute("SELECT name FROM minings").fetchall()]
-        raise missing("negatives", name, known, "msft negatives mine --dataset DATASET --run RUN")
+        raise missing(
+            "negatives", name, known, "msft negatives list", "msft negatives mine --dataset DATASET --run RUN"
+        )
     key, own_name, of, parameters, *rest = found[0]
     return Mining(key, own_name, of, json.loads(parameters), *rest)
 
@@ -238,7 +255,9 @@ def student(con: duckdb.DuckDBPyConnection, name: str) -> Student:
     ).fetchall()
     if not found:
         known = [n for (n,) in con.execute("SELECT name FROM students").fetchall()]
-        raise missing("student", name, known, "msft students train --regime cl --dataset DATASET")
+        raise missing(
+            "student", name, known, "msft students list", "msft students train --regime cl --dataset DATASET"
+        )
     return Student(*found[0])
 
 
@@ -255,5 +274,7 @@ def view(con: duckdb.DuckDBPyConnection, name: str) -> View:
     ).fetchall()
     if not found:
         known = [n for (n,) in con.execute("SELECT DISTINCT name FROM views").fetchall()]
-        raise missing("view", name, known, "msft views build --kind contrastive --dataset DATASET")
+        raise missing(
+            "view", name, known, "msft views list", "msft views build --kind contrastive --dataset DATASET"
+        )
     return View(*found[0])

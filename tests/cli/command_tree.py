@@ -62,6 +62,7 @@ teachers remove others --yes
 students remove s --yes
 runs remove imported --dataset mini/test --yes
 data remove mini/test --yes
+clean --yes
 """
 ENDS = """
 sql "SELECT 1"

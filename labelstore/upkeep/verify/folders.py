@@ -193,6 +193,17 @@ def _visible(folder: Path) -> list[Path]:
 # ------------------------------------------------------------------------------------------------------ leftovers
 def leftovers(store: LabelStore) -> Iterator[Finding]:
     """Find working files of ended processes; an interrupted training is not one, since its command continues it."""
+    for path in leftover_files(store):
+        yield Finding(
+            "leftover",
+            path.name,
+            f"{path} was left by a process that has ended",
+            f"rm -rf {shlex.quote(str(path))}, or `msft clean`; nothing of it is needed",
+        )
+
+
+def leftover_files(store: LabelStore) -> Iterator[Path]:
+    """List working files of ended processes."""
     places = [
         (store.path.parent, ".msft-*"),
         (store.path.parent, f".{store.path.name}-*"),
@@ -202,13 +213,13 @@ def leftovers(store: LabelStore) -> Iterator[Finding]:
     places += [(store.files / "journal", "*.work")]
     for folder, pattern in places:
         for path in sorted(folder.glob(pattern)):
-            if not (_TRAINING.search(path.name) and path.is_dir()) and not _in_use(path):
-                yield Finding(
-                    "leftover",
-                    path.name,
-                    f"{path} was left by a process that has ended",
-                    f"rm -rf {shlex.quote(str(path))}; nothing of it is needed",
-                )
+            if not is_training(path) and not _in_use(path):
+                yield path
+
+
+def is_training(path: Path) -> bool:
+    """Tell whether a path is the working folder of a training."""
+    return _TRAINING.search(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def _in_use(path: Path) -> bool:
