@@ -1,7 +1,7 @@
-"""What this CPU and this torch can do: the one module that calls private functions of torch.
+"""What this CPU and this torch can do. Only this module calls private functions of torch.
 
-`has_onednn` tries the private operators once and compares their result with the public one. Where they are missing, have
-another signature or give other numbers, `students.cpu.operations` takes torch's public functions.
+`has_onednn` tries the private operators once and compares their result with the public one. `students.cpu.operations`
+uses torch's public functions if the private ones are missing, have another signature, or give other numbers.
 """
 
 import functools
@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch.nn import functional as F
 
-# torch before 2.12 tells these by private functions.
+# In torch before 2.12 these functions are private.
 _PROBES = {
     "avx512_bf16": "_is_avx512_bf16_supported",
     "amx_bf16": "_is_amx_tile_supported",
@@ -19,23 +19,23 @@ _PROBES = {
 
 
 def cpu_capabilities() -> dict[str, bool]:
-    """Instruction sets that this CPU has or lacks, by torch's names; a name that is missing is not known."""
+    """Return which instruction sets this CPU has, by torch's names. A name that torch does not know is missing."""
     if hasattr(torch.cpu, "get_capabilities"):
         return {name: has for name, has in torch.cpu.get_capabilities().items() if isinstance(has, bool)}
     return {name: getattr(torch.cpu, probe)() for name, probe in _PROBES.items() if hasattr(torch.cpu, probe)}
 
 
 def multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for bf16; without them bf16 is emulated, which is slower than fp32."""
+    """Return True if this CPU has instructions for bf16. Without them bf16 is emulated, which is slower than fp32."""
     has = cpu_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 @functools.cache
 def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether `onednn_linear` works here and gives what ``F.linear`` gives.
+    """Return True if `onednn_linear` works on this machine and agrees with ``F.linear``.
 
-    oneDNN refuses bf16 on a CPU without AVX-512, where ``F.linear`` emulates it.
+    oneDNN does not support bf16 on a CPU without AVX-512; ``F.linear`` emulates it.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -51,13 +51,13 @@ def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
 
 
 def onednn_weight(weight: torch.Tensor, rows: int) -> torch.Tensor:
-    """A weight in the layout that oneDNN prefers for inputs of about `rows` rows."""
+    """Put a weight into the layout that oneDNN prefers for inputs of about `rows` rows."""
     return cast(torch.Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, rows))
 
 
 def onednn_linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False
 ) -> torch.Tensor:
-    """x · weightᵀ + bias by oneDNN, followed by the (exact) GELU only if requested."""
+    """Compute x · weightᵀ + bias with oneDNN, followed by the (exact) GELU if requested."""
     after = ("gelu", "none") if gelu else ("none", "")
     return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, after[0], [], after[1]))

@@ -1,8 +1,8 @@
-"""The few operations that a cross-encoder spends its time in, as a CPU does them fastest.
+"""The operations that take most of a cross-encoder's time, in their fastest form for a CPU.
 
-Measured on a Zen 5 core with torch 2.13: oneDNN's fp32 products run at twice the speed of the BLAS that ``F.linear``
-takes there; the backward pass of bf16 SDPA takes five to nine times as long as that of the two products and the softmax
-it consists of; ``F.dropout`` draws one random number per element where a 64-bit one is enough for four.
+Measured on a Zen 5 core with torch 2.13. oneDNN's fp32 products are twice as fast as the BLAS behind ``F.linear``. The
+backward pass of bf16 SDPA takes five to nine times as long as two products and a softmax. ``F.dropout`` draws a random
+number per element, while 64 random bits are enough for four elements.
 """
 
 import functools
@@ -27,12 +27,12 @@ ACTIVATIONS: dict[str, Product] = {"gelu": F.gelu, "relu": F.relu}  # by transfo
 def frozen_product(
     linears: Sequence[nn.Linear], dtype: torch.dtype, *, gelu: bool = False, rows: int = 2048
 ) -> Product:
-    """The linear maps of one input as one product with fixed weights, their outputs side by side; no gradients.
+    """Join the linear maps of one input into one product with fixed weights and no gradients. Outputs are side by side.
 
     Args:
-        dtype: that it computes and gives out, whatever comes in.
+        dtype: type of the computation and of the outputs; inputs are converted.
         gelu: apply the (exact) GELU to the outputs.
-        rows: about as many as it will be called with; decides the weights' layout in memory alone.
+        rows: expected number of input rows. It only decides the weights' layout in memory.
     """
     weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)
     bias = torch.cat([linear.bias.detach() for linear in linears]).to(dtype)
@@ -45,10 +45,10 @@ def frozen_product(
 
 
 def of_few_sizes(product: Product) -> Product:
-    """The product, asked for few different numbers of rows: zeros are appended, and what comes of them is cut off.
+    """Call a product with few different numbers of rows: pad the input with zeros and cut off their outputs.
 
-    oneDNN compiles for each number of rows and keeps that for good: batches of every size, as a server meets them, took
-    500 MB. Large batches pay for the copy (a quarter of the time where all are full), which is for the caller to weigh.
+    oneDNN compiles once for each number of rows and keeps the result. A server meets every size, which took 500 MB. The
+    copy costs large batches time (a quarter if all are full), so the caller decides.
     """
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -65,10 +65,10 @@ def of_few_sizes(product: Product) -> Product:
 
 
 class LiveProduct:
-    """The linear maps of one input as one product that learns; computed and given out in ``dtype``, whatever comes in.
+    """Join the linear maps of one input into one product that learns. It computes and returns ``dtype``.
 
-    The weights are brought into ``dtype`` by `refresh`, not at every call, and their gradients come back in fp32. After
-    each change of the linear maps the caller must call `refresh`; until then the product is that of the old weights.
+    `refresh` converts the weights to ``dtype``; calls do not. Gradients come back in fp32. Call `refresh` after each
+    change of the linear maps; until then the product uses the old weights.
     """
 
     def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype) -> None:
@@ -78,7 +78,7 @@ class LiveProduct:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take weights and biases as they are now."""
+        """Copy the current weights and biases."""
         self.weight, self.bias = (
             torch.cat([p.detach().to(self._dtype) for p in self._parameters[kind::2]]) for kind in (0, 1)
         )
@@ -116,20 +116,23 @@ class _Linear(torch.autograd.Function):
 
 @functools.cache
 def _onednn_learns_faster() -> bool:
-    """Whether oneDNN's fp32 products beat the BLAS in training: with AVX-512, not with AVX2, where both reach the peak
-    and oneDNN, which wants its matrices transposed for a weight's gradient, takes a third more time in all."""
+    """Return True if oneDNN's fp32 products beat the BLAS in training.
+
+    They do with AVX-512. With AVX2 both reach the peak, and oneDNN needs a transposed copy for a weight's gradient,
+    which costs a third more time.
+    """
     return has_onednn() and cpu_capabilities().get("avx512_f", True)
 
 
 def _times(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x · weightᵀ + bias."""
+    """Compute x · weightᵀ + bias."""
     if x.dtype == torch.float32 and _onednn_learns_faster():
         return onednn_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a · b of two matrices."""
+    """Multiply two matrices."""
     if a.dtype == torch.float32 and _onednn_learns_faster():
         return _times(a.contiguous(), b.t().contiguous())
     return a @ b
@@ -139,8 +142,8 @@ def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float = 0.0
 ) -> torch.Tensor:
-    """Attention of (n, heads, length, dim); mask (n, 1, 1, length) is True where there is a token."""
-    # in inference mode alone, so that gradient caching scores a piece as its backward pass will
+    """Compute attention of (n, heads, length, dim); mask (n, 1, 1, length) is True at tokens."""
+    # only in inference mode: gradient caching must score a piece as its backward pass will
     scoring = not dropout and torch.is_inference_mode_enabled()
     if not dropout and (q.dtype == torch.float32 or (scoring and _sdpa_is_fast())):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -154,7 +157,7 @@ def attention(
 def _by_softmax(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, away: torch.Tensor | None, dropout: float = 0.0
 ) -> torch.Tensor:
-    """Attention of (n · heads, length, dim); away (n, 1, length) is True where there is no token."""
+    """Compute attention of (n · heads, length, dim); away (n, 1, length) is True at padding."""
     scale = 1 / math.sqrt(q.shape[-1])
     if away is None:
         scores = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scale)
@@ -166,30 +169,32 @@ def _by_softmax(
 
 
 def _sdpa_is_fast() -> bool:
-    """Whether bf16 attention without gradients is SDPA's: with AMX, a third of the time at 256 tokens, .8 to 1 at 48 to 96.
+    """Return True if SDPA is the fastest bf16 attention without gradients. It is with AMX.
 
-    By the instructions alone, so that scores do not depend on what a measurement says that day.
+    It takes a third of the time at 256 tokens, .8 to 1 at 48 to 96. The CPU's instructions decide, not a measurement,
+    so that scores do not change from day to day.
     """
     return cpu_capabilities().get("amx_bf16", False)
 
 
-# What a row's exponentials may sum up to: between these no weight that counts is rounded to 0 or infinite.
+# Bounds of a row's sum of exponentials. Between them no weight that matters is rounded to 0 or to infinity.
 _LEAST_SUM, _LARGEST_SUM = 2.0**-60, 2.0**100
-_SCORES_AT_ONCE = 1 << 20  # 2 MB: a fifth less time at 256 tokens than all of a batch at once
+_SCORES_AT_ONCE = 1 << 20  # 2 MB: takes a fifth less time at 256 tokens than a whole batch at once
 
 
 def _by_exponentials(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, away: torch.Tensor | None
 ) -> torch.Tensor:
-    """`_by_softmax` in half the time; no gradients.
+    """Compute `_by_softmax` in half the time, without gradients.
 
-    softmax(s) v = (2^t v) / Σ 2^t with t = s log₂e: the exponentials in place, without a row's largest score taken off
-    first, and divided after the product, which is of dim columns and not of length; some pairs at a time. Where a head's
-    sums are not moderate it takes the softmax's way, on its own, so that no pair's score depends on what is beside it.
+    softmax(s) v = (2^t v) / Σ 2^t with t = s log₂e. The exponentials are computed in place, without subtracting a row's
+    largest score, for some pairs at a time. The division follows the product, which has dim columns instead of length.
+    A head whose sums are out of bounds goes through the softmax alone, so that no pair's score depends on its
+    neighbours.
     """
     n_pairs = len(q) if away is None else len(away)
     heads, (rows, columns) = len(q) // n_pairs, (q.shape[1], k.shape[1])
-    # tokens come first, so what is padded lies beyond
+    # padding comes after the tokens
     first = columns if away is None else int(away.any(0).int().argmax())
     scale = math.log2(math.e) / math.sqrt(q.shape[-1])
     step = max(1, _SCORES_AT_ONCE // (heads * rows * columns))
@@ -205,7 +210,7 @@ def _by_exponentials(
         torch.sum(scores.exp2_(), -1, keepdim=True, out=sums[part])
         torch.bmm(scores, v[part], out=mixed[part])
     mixed.div_(sums)
-    moderate = ((sums >= _LEAST_SUM) & (sums <= _LARGEST_SUM)).flatten(1).all(1)  # what is no number is not
+    moderate = ((sums >= _LEAST_SUM) & (sums <= _LARGEST_SUM)).flatten(1).all(1)  # False for NaN
     if not moderate.all():
         (again,) = (~moderate).nonzero(as_tuple=True)
         theirs = None if away is None else away[again // heads]
@@ -214,16 +219,16 @@ def _by_exponentials(
 
 
 class FirstTokenAttention:
-    """Self-attention of each pair's first token alone, in fp32, from states without their keys and values; no gradients.
+    """Self-attention of each pair's first token alone, in fp32, straight from the states; no gradients.
 
-    q · (W_k x) = (W_kᵀ q) · x, so the query asks the states themselves, and Σ p (W_v x) = W_v Σ p x, so it is they that
-    are mixed; a head costs 2 hidden operations of a token then instead of 2 hidden · dim. Keys' bias adds the same to
-    all of a row's scores, which the softmax takes off again.
+    Keys and values are not computed: q · (W_k x) = (W_kᵀ q) · x, and Σ p (W_v x) = W_v Σ p x. A head then costs 2 ·
+    hidden operations per token instead of 2 · hidden · dim. The keys' bias adds the same number to all scores of a row,
+    so the softmax cancels it.
     """
 
     def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> None:
         dim = query.out_features // heads
-        # copies, as `frozen_product` makes them: a later change of the model changes no score
+        # copies, as in `frozen_product`: later changes of the model do not change scores
         self._query, self._query_bias = (
             p.detach().float() / math.sqrt(dim) for p in (query.weight, query.bias)
         )
@@ -233,7 +238,7 @@ class FirstTokenAttention:
         self._value_bias = value.bias.detach().float().clone().view(heads, 1, dim)
 
     def __call__(self, x: torch.Tensor, mask: torch.Tensor | None, _dropout: float = 0.0) -> torch.Tensor:
-        """(n, 1, hidden) of states (n, length, hidden) fp32; mask (n, 1, 1, length) is True where there is a token."""
+        """Map states (n, length, hidden) fp32 to (n, 1, hidden); mask (n, 1, 1, length) is True at tokens."""
         n, heads = len(x), len(self._key)
         q = F.linear(x[:, 0], self._query, self._query_bias).view(n, heads, -1).transpose(0, 1)
         scores = torch.bmm(q, self._key).transpose(0, 1) @ x.transpose(1, 2)  # (n, heads, length)
@@ -262,12 +267,12 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
 
 
 def drop(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Dropout with probability p (to 1/65,536); 0 leaves x as it is. Draws from torch's own generator (`drawing_from`)."""
+    """Apply dropout with probability p (to 1/65,536); 0 returns x itself. `drawing_from` chooses the generator."""
     return cast(torch.Tensor, _Drop.apply(x, p)) if p else x
 
 
 class ModelsDropout(nn.Module):
-    """`drop` in the place of a model's nn.Dropout: active while that model trains."""
+    """Replace a model's nn.Dropout by `drop`; active while the model is in training mode."""
 
     def __init__(self, p: float, model: nn.Module) -> None:
         super().__init__()
@@ -275,7 +280,7 @@ class ModelsDropout(nn.Module):
         self._trains = lambda: model.training
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x, or x with some of it dropped."""
+        """Apply the dropout."""
         return drop(x, self._p if self._trains() else 0.0)
 
 
@@ -283,7 +288,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class _Drop(torch.autograd.Function):
-    """Sixteen random bits an element, and the mask laid over the number's own bits: 0 clears it, -1 leaves it."""
+    """Dropout with sixteen random bits per element. An integer mask clears (0) or keeps (-1) the element's bits."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """CPU threads that work on batches side by side, each with its share of the cores.
 
-Two small batches on a core each take less time than one after the other on all cores: what a layer makes of a small
-batch stays in one core's cache, and nobody waits for the slowest part of a product.
+Two small batches on one core each take less time than one after the other on all cores: a layer's results stay in one
+core's cache, and no core waits for the slowest part of a product.
 """
 
 import threading
@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-MAX_WORKERS = 16  # beyond that Python's own lock is what they wait for; they get several cores each instead
+MAX_WORKERS = 16  # more would wait for Python's lock; fewer threads get several cores each
 _AHEAD = 4 * MAX_WORKERS  # items handed to the threads before their turn
 
 
 def worker_pool(number: int, name: str) -> ThreadPoolExecutor:
-    """`number` threads, each with its share of the cores; the caller's own thread count stays as it was."""
+    """Start `number` threads, each with its share of the cores. The caller's thread count does not change."""
     cores = torch.get_num_threads()
     gate = threading.Barrier(number)
     made = ThreadPoolExecutor(
@@ -33,15 +33,15 @@ def worker_pool(number: int, name: str) -> ThreadPoolExecutor:
 
 
 def _take(cores: int) -> None:
-    # a thread's first operation takes torch's count of that moment, the caller's: it must lie before the setting
+    # a thread's first operation resets its count to torch's global one, so it must run before the setting
     torch.get_num_threads()
     torch.set_num_threads(cores)
 
 
 def each_done(threads: ThreadPoolExecutor, work: Callable[[Any], int], items: Iterable[Any]) -> Iterator[int]:
-    """Results of work(item) as they come, a few items ahead of the workers, so that millions of items cost no memory.
+    """Yield results of work(item) in order. Items are taken a few at a time, so millions of them need little memory.
 
-    On an error or an interrupt what has not begun is not begun.
+    After an error or an interrupt no further item begins.
     """
     left = iter(items)
     futures = {threads.submit(work, item) for item in islice(left, _AHEAD)}

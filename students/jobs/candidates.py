@@ -1,7 +1,7 @@
-"""The candidates of a run: as keys for all of it, as texts block by block, never all texts at once.
+"""Read the candidates of a run: keys for the whole run, texts block by block.
 
-A run of many queries is read as numbers: some twenty bytes a pair, some thirty a passage. Texts are read in blocks, with
-the store closed while a block is worked on. A text that was changed in between is noticed by its hash.
+A pair takes about twenty bytes, a passage about thirty. The store is closed while a block of texts is worked on. A
+text's hash shows whether it was changed in the meantime.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +21,11 @@ from msft import refusals
 if TYPE_CHECKING:
     from students.rerank.reranker import Reranker, Scores
 
-BLOCK_BYTES = 8 << 20  # of the texts that are in memory at once
+BLOCK_BYTES = 8 << 20  # of texts in memory at once
 
 Tick = Callable[[int, int | None], None]
 
-# What is read of a text, by table; d and q are the tables' names in the statements below.
+# SQL by table: the text that a student reads, its size, and its key column.
 _TEXT = {"documents": lookup.FULL_TEXT, "queries": "text"}
 _SIZE = {
     "documents": "coalesce(strlen(title), 0) + coalesce(strlen(text), 0)",
@@ -36,7 +36,7 @@ _KEY = {"documents": "document", "queries": "query"}
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of the store that are to be read: n keys, and what each was like when the work began."""
+    """Texts of the store to be read: n keys, with the hash and size of each text at the start of the work."""
 
     table: str  # documents or queries
     key: NDArray[np.int32]  # (n,)
@@ -44,7 +44,7 @@ class Texts:
     size: NDArray[np.int64]  # (n,) bytes
 
     def blocks(self, store: LabelStore, block_bytes: int) -> Iterator[list[str]]:
-        """All texts in the order of their keys here, some at a time; the store is held for each reading alone.
+        """Yield all texts in the order of their keys, block by block. The store is open only during each reading.
 
         Raises:
             BadInput: a text was changed or removed since the keys were read.
@@ -60,7 +60,7 @@ class Texts:
             first = last
 
     def read(self, con: duckdb.DuckDBPyConnection, first: int, last: int) -> list[str]:
-        """The texts of ``key[first:last]``.
+        """Read the texts of ``key[first:last]``.
 
         Raises:
             BadInput: one of them was changed or removed since the keys were read.
@@ -78,8 +78,8 @@ class Texts:
         ).fetchall()
         if len(found) < last - first:
             raise BadInput(
-                f"{last - first - len(found):,} texts of the {self.table} were changed while they were re-ranked",
-                hint="run it again",
+                f"{last - first - len(found):,} texts of {self.table} were changed during re-ranking",
+                hint="run the command again",
             )
         return [text for (text,) in found]
 
@@ -89,8 +89,8 @@ class Candidates:
     """The candidates of a run that a student is to score, in (query_id, rank) order.
 
     Attributes:
-        queries: the queries, one a list. sizes: (n_lists,) candidates of each.
-        passages: each passage once, whatever lists it is in. passage: (n_pairs,) its number there.
+        queries: the query of each list. sizes: (n_lists,) number of candidates of each list.
+        passages: the distinct passages. passage: (n_pairs,) index of each pair's passage among them.
     """
 
     queries: Texts
@@ -104,22 +104,22 @@ class Candidates:
 
     @property
     def query(self) -> NDArray[np.int32]:
-        """Query key of each pair, (n_pairs,)."""
+        """The query key of each pair, (n_pairs,)."""
         return np.repeat(self.queries.key, self.sizes)
 
     @property
     def document(self) -> NDArray[np.int32]:
-        """Document key of each pair, (n_pairs,)."""
+        """The document key of each pair, (n_pairs,)."""
         return self.passages.key[self.passage]
 
 
 @dataclass(frozen=True)
 class CandidateLists:
-    """Some lists with their texts.
+    """A sample of a run's lists with their texts.
 
     Attributes:
-        query: query key of each list. texts: (query text, passage texts) of each list.
-        documents: document keys of each list, aligned with its texts.
+        query: the query key of each list. texts: (query text, passage texts) of each list.
+        documents: the document keys of each list, aligned with its texts.
     """
 
     query: list[int]
@@ -134,18 +134,18 @@ class CandidateLists:
 def candidates(
     con: duckdb.DuckDBPyConnection, source: lookup.Run, depth: int, queries: Sequence[int] | None = None
 ) -> Candidates:
-    """The keys of the top `depth` candidates of a run.
+    """Read the keys of the top `depth` candidates of a run.
 
     Args:
-        queries: keys of the queries that are wanted; all where None.
+        queries: keys of the queries to read; None reads all.
 
     Raises:
-        DataMissing: naming the first candidate whose text the store does not hold.
+        DataMissing: the store lacks the text of a candidate; the message names the first one.
     """
     only = "" if queries is None else "AND query IN (SELECT unnest(?::INTEGER[]))"
     parameters = [source.run, depth, *([] if queries is None else [list(queries)])]
     chosen = f"(SELECT query, rank, document FROM candidates WHERE run = ? AND rank <= ? {only}) c"
-    _all_held(con, source, chosen, parameters)
+    _check_texts(con, source, chosen, parameters)
     rows = con.execute(
         f"""SELECT c.query, c.document FROM {chosen} JOIN queries q USING (query)
             ORDER BY q.query_id, c.rank""",
@@ -170,31 +170,31 @@ def score(
     progress: Tick | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> "Scores":
-    """Raw logits of all pairs, (n_pairs,), as `Reranker.scores` gives them for the lists in one call.
+    """Compute the raw logits of all pairs, (n_pairs,), as one call of `Reranker.scores` would.
 
-    Each text is read and tokenised once, in blocks, into a temporary file beside the store; batches are then formed
-    over all pairs. So memory does not grow with texts, and the block's size changes nothing in the scores.
+    Each text is read and tokenised once, in blocks, into a temporary file beside the store. Batches are then formed
+    over all pairs. So memory does not grow with the texts, and the scores do not depend on the block's size.
 
     Args:
         progress: called with (pairs scored, pairs).
 
     Raises:
-        BadInput: a text was changed meanwhile. NoRoom: the disk is full.
+        BadInput: a text was changed in the meantime. NoRoom: the disk is full.
     """
     from students.rerank.reranker import Pairs
-    from students.text.token_file import TokenSpool
+    from students.text.token_file import TokenFile
 
     encoder, folder = reranker.encoder, store.path.parent
 
-    def spool(texts: Texts) -> TokenSpool:
-        return TokenSpool(encoder.tokenizer, len(texts.key), keep=encoder.form.room, folder=folder)
+    def token_file(texts: Texts) -> TokenFile:
+        return TokenFile(encoder.tokenizer, len(texts.key), keep=encoder.form.room, folder=folder)
 
     if progress is not None:
         progress(0, found.n_pairs)
     with (
         refusals.named(folder, duckdb.Error),
-        spool(found.queries) as queries,
-        spool(found.passages) as passages,
+        token_file(found.queries) as queries,
+        token_file(found.passages) as passages,
     ):
         for texts, into in ((found.queries, queries), (found.passages, passages)):
             for block in texts.blocks(store, block_bytes):
@@ -204,7 +204,7 @@ def score(
 
 
 def lists(con: duckdb.DuckDBPyConnection, found: Candidates) -> CandidateLists:
-    """The lists with their texts, all in memory: for a sample of a run."""
+    """Read the lists with all their texts into memory. Use it for a sample of a run."""
     queries, passages = (part.read(con, 0, len(part.key)) for part in (found.queries, found.passages))
     parts = np.split(found.passage, np.cumsum(found.sizes)[:-1])
     return CandidateLists(
@@ -224,7 +224,9 @@ def _texts(con: duckdb.DuckDBPyConnection, table: str, keys: NDArray[Any]) -> Te
     return Texts(table, keys.astype(np.int32), np.asarray(rows["text_hash"]), np.asarray(rows["size"]))
 
 
-def _all_held(con: duckdb.DuckDBPyConnection, source: lookup.Run, chosen: str, parameters: list[Any]) -> None:
+def _check_texts(
+    con: duckdb.DuckDBPyConnection, source: lookup.Run, chosen: str, parameters: list[Any]
+) -> None:
     ((absent, pairs),) = con.execute(
         f"SELECT count(*) FILTER (d.text IS NULL), count(*) FROM {chosen} JOIN documents d USING (document)",
         parameters,
@@ -237,7 +239,7 @@ def _all_held(con: duckdb.DuckDBPyConnection, source: lookup.Run, chosen: str, p
         parameters,
     ).fetchall()
     raise DataMissing(
-        f"run {source.name}: the store has no text of {absent:,} of {pairs:,} candidates,"
-        f" first {doc_id} of query {query_id}",
+        f"run {source.name}: {absent:,} of {pairs:,} candidates have no text in the store;"
+        f" the first is {doc_id} of query {query_id}",
         hint="add the collection with its passages: msft data add DATASET --from FOLDER",
     )

@@ -1,4 +1,4 @@
-"""The model card: what a student is, what it was made from and how it measures, in the hub's metadata form."""
+"""The model card: what a student is, how it was made and how it measures, in the Hub's metadata format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageFacts:
-    """One stage as the card tells it."""
+    """The card's facts about one stage."""
 
     objective: str
     loss: str
@@ -28,7 +28,7 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class Measured:
-    """One value of one measure: of which system, over which first stage's candidates."""
+    """The value of one measure of one system over the candidates of a first stage."""
 
     dataset: str
     first_stage: str | None
@@ -41,7 +41,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that the card says."""
+    """All facts on the card."""
 
     name: str
     base: str
@@ -54,9 +54,8 @@ class CardFacts:
     weights_hash: str
     stages: list[StageFacts] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
-    warnings: list[str] = field(
-        default_factory=list
-    )  # where it is worse than its first stage, and what is better
+    # where the student is worse than its first stage, and what to use instead
+    warnings: list[str] = field(default_factory=list)
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
@@ -73,12 +72,12 @@ def card(facts: CardFacts) -> str:
 
 
 def is_hub_id(base: str) -> bool:
-    """Whether a base's name is one that the hub could have: the card's metadata may name no local folder."""
+    """Return True if a base's name can be an id of the Hub. The card's metadata must not name a local folder."""
     return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
 
 
 def _metadata(facts: CardFacts) -> "ModelCardData":
-    """Say what the hub shows and searches."""
+    """Collect the metadata that the Hub shows and searches."""
     from huggingface_hub import EvalResult, ModelCardData
 
     own = [

@@ -1,6 +1,6 @@
-"""Measure first stages, teachers and students side by side: what `msft eval` does.
+"""Measure first stages, teachers and students side by side (`msft eval`).
 
-Whatever is missing is made first: the dataset from ir_datasets, a first stage, students' rankings, fused rankings.
+Missing parts are made first: the dataset from ir_datasets, a first stage, students' rankings, fused rankings.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def _silent(message: str) -> None:
     """Ignore a message."""
 
 
-def _unseen(label: str, total: int | None, unit: str) -> AbstractContextManager[Tick]:
+def _no_progress(label: str, total: int | None, unit: str) -> AbstractContextManager[Tick]:
     """Show no progress."""
     return nullcontext(lambda done, total=None: None)
 
@@ -42,25 +42,26 @@ class Talk:
 
     Attributes:
         note: called with what was chosen or done.
-        warn: called with what the user should know, such as values that cannot be kept; an error if None.
-        progress: called with a label, the total (None: unknown) and a unit; gives what is called with (done, total).
+                warn: called with warnings, such as values that cannot be kept. None: such a case is an error.
+            progress: called with a label, the total (None if unknown) and a unit. Returns a context manager, whose
+                value is called with (done, total).
     """
 
     note: Callable[[str], None] = _silent
     warn: Callable[[str], None] | None = None
-    progress: Callable[[str, int | None, str], AbstractContextManager[Tick]] = _unseen
+    progress: Callable[[str, int | None, str], AbstractContextManager[Tick]] = _no_progress
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was measured.
+    """The results of an evaluation.
 
     Attributes:
         rows: a flat row for each dataset, system and measure: dataset, system, kind (first_stage, teacher, student,
             fused), first_stage, measure, value, n_queries, p_value (two-sided paired t-test against the first stage),
             regime, judged (Judged@10), depth, recall (at that depth).
         missing: datasets of the suite that are neither in the store nor in ir_datasets.
-        n_datasets: how many datasets were asked for.
+        n_datasets: number of datasets requested.
     """
 
     rows: list[Row]
@@ -88,23 +89,23 @@ def evaluate(
     Args:
         datasets: names; by default the only one.
         runs: first stages; by default every one. A dataset without a run is retrieved with bm25s.
-        students: by default every one; they re-rank what they have not yet.
+        students: by default every one. Missing rankings are made first.
         labels: labelings; by default every one.
-        measures: names of ir-measures; by default the literature's for the dataset.
+        measures: names of ir-measures; by default those that the literature uses for the dataset.
         depth: candidates per query that students re-rank, at least 1.
-        fuse: measure each student interpolated with its first stage too. The weight is fixed on the queries of a dev
-            set, or of the dataset that is named here.
-        suite: dl, beir, or a file of datasets; adds the macro mean. Instead of `datasets`.
-        rerank: False measures only what is re-ranked already.
+        fuse: also measure each student interpolated with its first stage. The weight is chosen on the queries of a
+            dev set, or of the dataset named here.
+        suite: dl, beir, or a file of datasets; adds the macro mean. It replaces `datasets`.
+        rerank: False measures only existing rankings.
         exclude_self: leave out passages with their query's id; such values are not kept.
         talk: where messages and progress go, e.g. ``Talk(note=print)``.
 
     Raises:
-        DataMissing: a name that is not found, a dataset without judgments.
-        UsageError: `suite` together with `datasets`, a depth below 1, an unknown measure.
+        DataMissing: a name is not found, or a dataset has no judgments.
+        UsageError: both `suite` and `datasets` are given, the depth is below 1, or a measure is unknown.
     """
     if suite and datasets:
-        raise UsageError("--suite names the datasets", hint="leave --dataset out")
+        raise UsageError("--suite and --dataset exclude each other", hint="leave --dataset out")
     if depth < 1:
         raise UsageError(f"depth is {depth}: expected at least 1", hint="--depth 100")
     names = _names(store, datasets, suite, talk)
@@ -151,7 +152,7 @@ def _measures(store: LabelStore, dataset: str, measures: Sequence[str]) -> list[
 
     Raises:
         DataMissing: the dataset has no judgments.
-        UsageError: a measure that is unknown or does not fit the grades.
+        UsageError: a measure is unknown or does not fit the grades.
     """
     with store.read() as con:
         of = lookup.dataset(con, dataset)
@@ -175,7 +176,7 @@ def ensure_dataset(store: LabelStore, name: str, talk: Talk = Talk()) -> str:
     """Return the dataset's name in the store; add it from ir_datasets if the store lacks it.
 
     Raises:
-        DataMissing: ir_datasets has it neither on disk nor within reach.
+        DataMissing: ir_datasets does not have it, or cannot download it.
     """
     if store.exists:
         with store.read() as con:
@@ -183,7 +184,7 @@ def ensure_dataset(store: LabelStore, name: str, talk: Talk = Talk()) -> str:
                 return lookup.dataset(con, name).name
             except DataMissing:
                 if catalog.find(name) is None and not knows(name):
-                    raise  # a name of the user's own, perhaps misspelt: the nearest names help more
+                    raise  # the error lists similar names, which helps if the user's own name was misspelt
     entry = catalog.find(name)
     ir_id = entry.ir_datasets_id if entry else name
     if ir_id is None:
@@ -223,7 +224,7 @@ def pending(
     runs: Sequence[lookup.Run],
     depth: int,
 ) -> Pending:
-    """Find which student has not re-ranked which first stage to `depth` yet."""
+    """Find the (student, first stage) pairs without a ranking to `depth`."""
     with store.read() as con:
         of = lookup.dataset(con, dataset)
         names = students or [
@@ -246,13 +247,13 @@ def rerank_pending(
     depth: int,
     talk: Talk = Talk(),
 ) -> None:
-    """Announce what is to be re-ranked in pairs and minutes, then do it, one run at a time."""
+    """Announce the missing rankings with their pairs and minutes, then make them, one run at a time."""
     if not todo:
         return
     sizes = [_pairs(store, run, depth) for _, run in todo]
     talk.note(
         f"{dataset}: re-ranking {sum(sizes):,} pairs in {len(todo)} run{'s' if len(todo) > 1 else ''}"
-        f" ({_minutes(store, sum(sizes))}); what is re-ranked already is reused"
+        f" ({_minutes(store, sum(sizes))}); existing rankings are reused"
     )
     for (student, run), size in zip(todo, sizes, strict=True):
         with talk.progress(f"{student} over {run.name}", size, "pairs") as tick:
@@ -267,14 +268,14 @@ def _pairs(store: LabelStore, run: lookup.Run, depth: int) -> int:
 
 
 def _minutes(store: LabelStore, pairs: int) -> str:
-    """Estimate the time from what re-ranking took in this store before, loading included."""
+    """Estimate the time from earlier re-rankings in this store, loading included."""
     with store.read() as con:
         ((done, seconds),) = con.execute(
             """SELECT sum(r.n_candidates), sum(p.seconds) FROM runs r JOIN provenance p USING (job)
                WHERE r.kind = 'student' AND p.kind = 'students.rerank' AND p.seconds > 0"""
         ).fetchall()
     if not done:
-        return "the first one shows how long it takes"
+        return "time unknown until the first one is done"
     minutes = pairs / (done / seconds) / 60
     return f"about {minutes:.0f} min" if minutes >= 1.5 else f"about {minutes * 60:.0f} s"
 
@@ -305,7 +306,7 @@ def fuse_students(
 def _scorer(
     store: LabelStore, student_run: lookup.Run, talk: Talk
 ) -> Callable[[lookup.Run, Sequence[int], int], pl.DataFrame]:
-    """Return how fusion gets scores for validation queries that no stored run holds."""
+    """Return a function that scores validation queries without a stored run, for fusion."""
 
     def scored(run: lookup.Run, queries: Sequence[int], depth: int) -> pl.DataFrame:
         with store.read() as con:

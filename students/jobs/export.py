@@ -1,4 +1,4 @@
-"""A student out of the store: as a Hugging Face folder, as ONNX, or as int8 ONNX with its measured loss of quality."""
+"""Export a student as a Hugging Face folder, as ONNX, or as int8 ONNX with its measured loss of quality."""
 
 import shutil
 from pathlib import Path
@@ -31,24 +31,24 @@ def export_student(
     note: Note | None = None,
     warn: Note | None = None,
 ) -> list[dict[str, Any]]:
-    """Write a student as a folder of its own, with a card that carries the measures recorded so far.
+    """Write a student as a separate folder, with a card that holds the measures recorded so far.
 
     Args:
         form: ``hf``, ``onnx`` (model.onnx, fp32) or ``int8`` (model.onnx, dynamically quantised).
-        check: score candidates of the store with both and report the difference; nDCG@10 too where judged.
-        dataset, run: what the check scores; the only ones where not given; no check where nothing fits.
-        replace: take the place of an earlier export in that folder.
-        warn: told where the store says that the student is worse than its first stage.
+        check: score candidates of the store with both and report the difference, and nDCG@10 if they are judged.
+        dataset, run: what the check scores; by default the only ones. Without a fitting run the check is left out.
+        replace: replace an earlier export in that folder.
+        warn: called with evaluations in which the student is worse than its first stage.
 
     Returns:
-        One row: what was written, and what the check measured.
+        One row: the files written, and the results of the check.
 
     Raises:
-        UsageError: an unknown form. BadInput: the folder is not empty. DataMissing: no such student.
+        UsageError: the form is unknown. BadInput: the folder is not empty. DataMissing: the student is not found.
     """
     folder = Path(folder)
     if form not in FORMS:
-        raise UsageError(f"no format {form!r}", hint=f"--format {' | '.join(FORMS)}")
+        raise UsageError(f"format {form!r} is not known", hint=f"--format {' | '.join(FORMS)}")
     _check_place(folder, replace)
     with store.read() as con:
         student = lookup.student(con, name)
@@ -85,18 +85,18 @@ def export_student(
 
 
 def _check_place(folder: Path, replace: bool) -> None:
-    """Refuse a folder that holds anything but, with `replace`, an earlier export.
+    """Refuse a folder that is not empty; with `replace` it may hold an earlier export.
 
     Raises:
-        BadInput: then.
+        BadInput: the folder holds something else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not any((folder / name).is_file() for name in _EXPORTED):
         what = "is not a folder" if not folder.is_dir() else "holds something other than an exported student"
-        raise BadInput(f"{folder} {what}", hint="-o names a folder to make")
+        raise BadInput(f"{folder} {what}", hint="give a new folder with -o")
     if not replace:
         raise BadInput(
             f"{folder} holds an exported student",
-            hint="--replace puts the new one in its place; or another -o",
+            hint="give --replace to replace it, or another folder with -o",
         )

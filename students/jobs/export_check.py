@@ -1,4 +1,4 @@
-"""How much an export differs from its student: both score the same candidates of the store."""
+"""Compare an export with its student: both score the same candidates of the store."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ DEPTH = 100
 
 @dataclass(frozen=True)
 class Sample:
-    """Candidates with their judgments, if there are any."""
+    """Candidates, and their judgments if the store has them."""
 
     dataset: str
     run: str
@@ -34,10 +34,10 @@ class Sample:
 def sample(
     con: "duckdb.DuckDBPyConnection", dataset: str | None, run: str | None, note: Note | None
 ) -> Sample | None:
-    """The first queries of a run to check with: the named one, or the first run over judged queries.
+    """Choose the first queries of a run for the check: the named run, or the first run over judged queries.
 
     Raises:
-        MsftError: a dataset or run was named and is not there.
+        MsftError: a named dataset or run is not found.
     """
     from labelstore.evaluation.systems import qrels
 
@@ -49,7 +49,7 @@ def sample(
         ).fetchall()
         if not found:
             if note is not None:
-                note("no run in the store: the export's scores are not compared with the student's")
+                note("the store has no run: the export's scores are not compared with the student's")
             return None
         dataset, run = found[0]
     of = lookup.pick_dataset(con, dataset)
@@ -66,7 +66,7 @@ def sample(
 def _queries(
     con: "duckdb.DuckDBPyConnection", source: lookup.Run, judged: measuring.Qrels | None
 ) -> list[int]:
-    """Keys of the run's first queries, judged ones where there are judgments."""
+    """Choose the keys of the run's first queries; only judged ones if the dataset has judgments."""
     found = con.execute(
         "SELECT DISTINCT query, query_id FROM candidates JOIN queries USING (query) WHERE run = ? ORDER BY query_id",
         [source.run],
@@ -77,7 +77,7 @@ def _queries(
 def compare(
     source: Path, exported: Path, max_length: int, on: Sample, progress: Tick | None = None
 ) -> dict[str, Any]:
-    """Differences of the export's scores from the student's fp32 scores, and nDCG@10 of both where judged."""
+    """Measure how the export's scores differ from the student's fp32 scores, and nDCG@10 of both if judged."""
     from students.rerank.onnx import OnnxScorer
     from students.rerank.reranker import Reranker
 
@@ -104,12 +104,12 @@ def compare(
 
 
 def differences(ours: list[Any], theirs: list[Any]) -> dict[str, float]:
-    """Largest and mean absolute difference, the spread of the scores to judge them by, and Kendall's tau."""
+    """Compute the largest and mean absolute difference, the scores' spread for comparison, and Kendall's tau."""
     a, b = np.concatenate(ours), np.concatenate(theirs)
     taus = [
         kendall_tau(np.asarray(x).tolist(), np.asarray(y).tolist())
         for x, y in zip(ours, theirs, strict=True)
-        if len(np.unique(x)) > 1  # an export cannot change an order that the student does not give
+        if len(np.unique(x)) > 1  # if all scores are equal, the student gives no order to compare
     ]
     return {
         "max_difference": float(np.abs(a - b).max()),
@@ -120,7 +120,7 @@ def differences(ours: list[Any], theirs: list[Any]) -> dict[str, float]:
 
 
 def _measure(on: Sample, qrels: measuring.Qrels, scores: list[Any]) -> float:
-    """nDCG@10 over the sample's judged queries alone."""
+    """Compute nDCG@10 over the sample's judged queries."""
     orders = [np.argsort(-np.asarray(row), kind="stable") for row in scores]
     ranking = measuring.Ranking(
         np.repeat(on.lists.query, [len(o) for o in orders]),

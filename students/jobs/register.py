@@ -1,4 +1,4 @@
-"""Students in the store: registering a model, the rows that list and show print, and the card's facts from the store."""
+"""Register students in the store, list and show them, and collect the facts of their cards."""
 
 import json
 import shutil
@@ -30,19 +30,19 @@ def add_student(
     seed: int = 42,
     licence: str | None = None,
 ) -> lookup.Student:
-    """Register a model as a student: its weights are copied beside the store, so that later they are what they were.
+    """Register a model as a student. Its weights are copied beside the store, so later changes do not affect them.
 
-    An untrained base (regime none) gets a new head from `seed`: what training would start from, so that `eval` can
-    show it. The same weights under the same name again are a no-op.
+    An untrained base (regime none) gets a new head from `seed`, as at the start of training, so that `eval` can show
+    it. Adding the same weights under the same name again changes nothing.
 
     Args:
         model: a folder, a Hugging Face id, or an alias such as ``minilm``.
-        name: default the model's last path component.
-        regime: how it was trained elsewhere, if it was.
+        name: by default the model's last path component.
+        regime: how it was trained elsewhere; by default not at all.
 
     Raises:
-        StudentError: no such model (exit code 4).
-        UsageError: the name is taken by another model.
+        StudentError: the model is not found (exit code 4).
+        UsageError: another model has the name.
     """
     from students.model.encoder import CrossEncoder
 
@@ -58,7 +58,9 @@ def add_student(
         if store.exists and (taken := _named(store, name)) is not None:
             if taken.weights_hash == hash_:
                 return taken
-            raise UsageError(f"there is a student {name!r} with other weights", hint="--name NAME")
+            raise UsageError(
+                f"student {name!r} exists with other weights", hint="choose another name with --name"
+            )
         with store.write() as con, provenance.recorded_in(con, "students.add", clock) as job:
             student = insert_student(
                 con,
@@ -82,7 +84,7 @@ def add_student(
 
 
 def clear(folder: Path, weights_hash: str) -> None:
-    """Make room for a student's folder: what an earlier job left before it reached the store goes, all else is set aside."""
+    """Make room for a student's folder. Remains of an interrupted job are removed; anything else is moved aside."""
     weights = folder / "model.safetensors"
     if weights.is_file() and not folder.is_symlink() and keys.file_hash(weights) == weights_hash:
         shutil.rmtree(folder)
@@ -104,7 +106,7 @@ def insert_student(
     recipe: dict[str, Any] | None,
     licence: str | None,
 ) -> lookup.Student:
-    """One row of `students`, its folder ``students/NAME``, inside the caller's transaction."""
+    """Insert a row of `students` with the folder ``students/NAME``, inside the caller's transaction."""
     con.execute(
         """INSERT INTO students (student, name, base, base_revision, architecture, regime, folder, weights_hash,
                                  max_length, seed, recipe, licence, job)
@@ -129,7 +131,7 @@ def insert_student(
 
 
 def base_revision(model: str, encoder: "CrossEncoder | None" = None) -> str | None:
-    """A hub model's commit, or the hash of a folder's weights; None where neither is known."""
+    """Return a Hub model's commit, or the hash of a folder's weights; None if neither is known."""
     from students.model.encoder import resolve_base
 
     weights = Path(resolve_base(model)) / "model.safetensors"
@@ -148,7 +150,7 @@ def _named(store: LabelStore, name: str) -> lookup.Student | None:
 
 
 def student_rows(store: LabelStore) -> list[dict[str, Any]]:
-    """One flat row per student, oldest first."""
+    """List one flat row per student, oldest first."""
     return _query(
         store,
         """SELECT s.name AS student, s.base, s.architecture, s.regime, s.max_length, s.seed,
@@ -162,10 +164,10 @@ def student_rows(store: LabelStore) -> list[dict[str, Any]]:
 
 
 def stage_rows(store: LabelStore, name: str) -> list[dict[str, Any]]:
-    """One flat row per stage of a student; one row with stage NULL for an untrained model.
+    """List one flat row per stage of a student; one row with stage NULL for an untrained model.
 
     Raises:
-        DataMissing: no such student.
+        DataMissing: the student is not found.
     """
     with store.read() as con:
         key = lookup.student(con, name).student
@@ -183,10 +185,10 @@ def stage_rows(store: LabelStore, name: str) -> list[dict[str, Any]]:
 
 
 def log_rows(store: LabelStore, name: str) -> list[dict[str, Any]]:
-    """What training measured, in the order it did.
+    """List the figures logged during training, in their order.
 
     Raises:
-        DataMissing: no such student.
+        DataMissing: the student is not found.
     """
     with store.read() as con:
         key = lookup.student(con, name).student
@@ -199,7 +201,7 @@ def log_rows(store: LabelStore, name: str) -> list[dict[str, Any]]:
 
 
 def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> CardFacts:
-    """All that the card says, from the store."""
+    """Collect the card's facts from the store."""
     (revision, seed) = con.execute(
         "SELECT base_revision, seed FROM students WHERE student = ?", [student.student]
     ).fetchall()[0]
@@ -239,8 +241,8 @@ def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> Car
 
 
 def warnings_of(con: "duckdb.DuckDBPyConnection", name: str) -> list[str]:
-    """Where the store's evaluations say that a student alone is worse than its first stage, and what is better."""
-    from labelstore.evaluation import advice  # scipy comes with it
+    """List evaluations in which a student alone is worse than its first stage, and the better alternative."""
+    from labelstore.evaluation import advice  # imports scipy
 
     found = (own.warning() for own in advice.of_student(con, name))
     return [warning for warning in found if warning is not None]

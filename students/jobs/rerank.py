@@ -1,7 +1,6 @@
-"""A run re-ranked into a run: candidates out, scores back, the store closed while a student works.
+"""Re-rank a run into a run: read candidates, score them with the store closed, and write the scores back.
 
-How candidates are read in bounded memory is in :mod:`students.jobs.candidates`; registered students and their rows are
-in :mod:`students.jobs.register`.
+:mod:`students.jobs.candidates` reads candidates in bounded memory. :mod:`students.jobs.register` registers students.
 """
 
 from collections.abc import Callable
@@ -30,17 +29,17 @@ Note = Callable[[str], None]
 
 
 def student_folder(store: LabelStore, student: lookup.Student) -> Path:
-    """Where a student's weights lie.
+    """Return the folder of a student's weights.
 
     Raises:
-        DataMissing: if the folder is gone.
-        BadInput: if its row leads out of the store.
+        DataMissing: the folder is missing.
+        BadInput: the folder's path in the store leads outside of it.
     """
     folder = foreign.own_folder(store.files, "student", student.name, student.folder)
     if not (folder / "config.json").is_file():
         raise DataMissing(
             f"the folder of student {student.name!r} is not at {folder}",
-            hint=f"{store.missing_hint(student.folder)}; or register a copy: `msft students add FOLDER --name NAME`",
+            hint=f"{store.missing_hint(student.folder)}, or register a copy: `msft students add FOLDER --name NAME`",
         )
     return folder
 
@@ -58,12 +57,12 @@ def load_reranker(
     Args:
         student: its name.
         precision: auto (bf16 if the hardware supports it, otherwise fp32), bf16 or fp32.
-        batch_tokens: tokens of a batch, padding counted; by default the device's.
+        batch_tokens: tokens of a batch, with padding; by default chosen by the device.
         device: cpu, cuda or cuda:N; by default CUDA if it is available.
 
     Raises:
         DataMissing: the student or its folder is not found.
-        StudentError: an unknown precision (exit code 2).
+        StudentError: the precision is not known (exit code 2).
     """
     from students.rerank.reranker import Reranker
 
@@ -95,26 +94,26 @@ def rerank_run(
 ) -> lookup.Run:
     """Re-rank the top `depth` of a run with a student and store the result as a run (kind student).
 
-    Nothing is stored before all is scored, and then in one transaction; memory is that of some numbers a pair
-    (`students.jobs.candidates`). A run over a run is a cascade: `run` may itself be a student's. The same student,
-    weights, source, depth and precision again returns the run that is there without scoring anything.
+    The result is stored in one transaction after everything is scored. Memory is a few numbers per pair
+    (`students.jobs.candidates`). `run` may itself be a student's run, which makes a cascade. If a run with the same
+    student, weights, source, depth and precision exists, it is returned without scoring.
 
     Args:
-        dataset, run: by name; the only one that fits where they are None.
-        name: of the new run; default STUDENT@RUN, with ``-topN`` when `depth` cuts deeper than the default does.
-        reranker: one that is loaded already, to save loading it for each of many runs.
+        dataset, run: names; None takes the only one that fits.
+        name: name of the new run; by default STUDENT@RUN, with ``-topN`` if `depth` is below the default.
+        reranker: a loaded reranker, to avoid loading it again for each of many runs.
         progress: called with (pairs scored, pairs).
 
     Raises:
-        DataMissing: a name that is not there, or a candidate whose text the store does not hold.
-        UsageError: if `depth` is below 1, or the name is another run's.
-        StudentError: if the model gives a score that is not finite.
-        BadInput: if a text, the source or the student was changed meanwhile.
+                DataMissing: a name is not found, or a candidate has no text in the store.
+            UsageError: `depth` is below 1, or another run has the name.
+            StudentError: the model gives a score that is not finite.
+            BadInput: a text, the source or the student was changed in the meantime.
     """
     from students.rerank.reranker import resolve_precision
 
     if depth < 1:
-        raise UsageError(f"depth is {depth}", hint="--depth 100")
+        raise UsageError(f"depth is {depth}: expected at least 1", hint="--depth 100")
     with store.read() as con:
         of_student = lookup.student(con, student)
         of = lookup.pick_dataset(con, dataset)
@@ -135,11 +134,14 @@ def rerank_run(
                 and other.parameters == parameters
                 and name in (None, other.name)
             ):
-                _say(note, f"{other.name} is that already: nothing to score")
+                _say(note, f"run {other.name} exists with the same settings: nothing to score")
                 return other
         name = name or _run_name(of_student, source, depth, runs)
         if not replace and any(other.name == name for other in runs):
-            raise UsageError(f"{of.name} has a run {name!r} already", hint="--name NAME, or --replace")
+            raise UsageError(
+                f"{of.name} has a run {name!r} already",
+                hint="choose another name with --name, or give --replace",
+            )
         found = candidates(con, source, depth)
     clock = provenance.Clock()
     if reranker is None:
@@ -166,12 +168,12 @@ def rerank_run(
 
 
 def _frame(found: Candidates, scores: "Scores") -> pl.DataFrame:
-    """Rows (query, document, score, rank) with ranks by score, ties in the source's order."""
+    """Make rows (query, document, score, rank), ranked by score; ties keep the source's order."""
     if not np.isfinite(scores).all():
         bad = int((~np.isfinite(scores)).sum())
         raise StudentError(
             f"the model gave {bad:,} scores that are not finite",
-            hint="its training diverged, or --precision bf16 overflows: try --precision fp32",
+            hint="try --precision fp32; if the scores are still not finite, train the student again",
         )
     rank = np.empty(len(scores), dtype=np.int32)
     for last, n in zip(np.cumsum(found.sizes).tolist(), found.sizes.tolist(), strict=True):
@@ -181,15 +183,15 @@ def _frame(found: Candidates, scores: "Scores") -> pl.DataFrame:
 
 
 def _check_unchanged(con: "duckdb.DuckDBPyConnection", source: lookup.Run, student: lookup.Student) -> None:
-    """Refuse to store what was made of a run or a student that is another one by now."""
+    """Refuse to store the result if the source run or the student was replaced in the meantime."""
     held = con.execute(
         """SELECT (SELECT content_hash FROM runs WHERE run = ?), (SELECT weights_hash FROM students WHERE student = ?)""",
         [source.run, student.student],
     ).fetchall()
     if held != [(source.content_hash, student.weights_hash)]:
         raise BadInput(
-            f"{source.name} or {student.name} was replaced or removed while it was re-ranked",
-            hint="run it again",
+            f"{source.name} or {student.name} was replaced or removed during re-ranking",
+            hint="run the command again",
         )
 
 
@@ -205,6 +207,6 @@ def _run_name(student: lookup.Student, source: lookup.Run, depth: int, runs: lis
 
 
 def _say(note: Note | None, message: str, *given: str | None) -> None:
-    """Tell what was chosen; with `given`, only when one of the choices was not the caller's."""
+    """Report a choice; with `given`, only if the caller left one of the choices open."""
     if note is not None and (not given or None in given):
         note(message)

@@ -1,7 +1,7 @@
-"""Stages that another student has been through already: the same base, settings, seed and views give the same weights.
+"""Reuse the stages of another student: equal base, settings, seed and views give equal weights.
 
-A grid of regimes trains ``cl`` for ``cl`` and again for ``cl,kd``. Each stage is a function of the weights before it,
-its settings, its view and the seed, so the second training begins where the first one ended.
+A grid of regimes trains ``cl`` for ``cl`` and again for ``cl,kd``. A stage depends only on the weights before it, its
+settings, its view and the seed. So the second training begins where the first one ended.
 """
 
 import json
@@ -18,21 +18,21 @@ from students.train.records import begin_after
 if TYPE_CHECKING:
     import duckdb
 
-_WHOLE = ("name", "description", "regime", "stages")  # what does not bear on a single stage
+_WHOLE = ("name", "description", "regime", "stages")  # settings that do not affect a single stage
 
 
 def begin_where_another_ended(
     store: LabelStore, work: Path, recipe: Recipe, identity: dict[str, Any], views: Mapping[str, lookup.View]
 ) -> tuple[str, int] | None:
-    """Fill the working folder with the stages of the student that shares most of this training's first ones.
+    """Fill the working folder with the stages of the student that shares the most first stages with this training.
 
-    Nothing happens where the folder holds something already (a training that goes on), or no student fits.
+    A folder that is not empty stays as it is: its training continues.
 
     Args:
-        identity: recipe, views and base of this training, as `students.recipe` keeps them.
+        identity: recipe, views and base of this training, in the format of `students.recipe`.
 
     Returns:
-        The student's name and the number of its stages; None if no student fits.
+        The student's name and the number of its stages; None if no student fits or the folder is not empty.
     """
     if len(recipe.stages) < 2 or (work / "training.json").exists():
         return None
@@ -54,7 +54,7 @@ def begin_where_another_ended(
 
 
 def _shared(wanted: dict[str, Any], other: dict[str, Any]) -> int:
-    """How many stages a finished training has, if all of them are the first ones of the wanted; else 0."""
+    """Count a finished training's stages if they equal the first stages of the wanted training; otherwise 0."""
     mine, theirs = wanted["recipe"], other["recipe"]
     n = len(theirs["stages"])
     same = (

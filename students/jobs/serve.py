@@ -1,4 +1,4 @@
-"""A student of the store, or any model, behind HTTP: what `msft students serve` does."""
+"""Serve a student of the store, or any model, over HTTP (`msft students serve`)."""
 
 import ipaddress
 import os
@@ -28,15 +28,15 @@ def serve_student(
     note: Note | None = None,
     warn: Note | None = None,
 ) -> None:
-    """Serve until interrupted; the store is closed before the first request.
+    """Serve until interrupted. The store is closed before the first request.
 
     Args:
         name: a student's name, a model's folder, or a Hugging Face id.
-        warn: called if the store's evaluations say that the student is worse than its first stage.
+        warn: called with evaluations in which the student is worse than its first stage.
 
     Raises:
-        StudentError: the extra is not installed, or there is no such model (exit code 4); the port is taken.
-        DataMissing: no such student.
+        StudentError: the extra is not installed or the model is not found (exit code 4), or the port is taken.
+        DataMissing: the student is not found.
     """
     try:
         from students.serve.app import Limits, create_app
@@ -74,7 +74,7 @@ def serve_student(
     if note is not None:
         shown = f"[{host}]" if ":" in host else host
         note(
-            f"serving {name} ({reranker.precision}) at http://{shown}:{listening.getsockname()[1]}/rerank; Ctrl-C ends it"
+            f"serving {name} ({reranker.precision}) at http://{shown}:{listening.getsockname()[1]}/rerank; stop with Ctrl-C"
         )
         if not key and not ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback:
             note(
@@ -84,19 +84,19 @@ def serve_student(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket: before the model is loaded, so that a port that is taken is said at once."""
+    """Bind a socket. This happens before the model is loaded, so that a taken port is reported at once."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise StudentError(
             f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
-            hint="--port 0 picks a free one; --host must be an address of this machine",
+            hint="give --port 0 for a free port; --host must be an address of this machine",
         ) from error
 
 
 def _find(store: LabelStore, name: str) -> tuple[str | Path, int | None, dict[str, Any]]:
-    """A model's folder or id, tokens per pair, and what the store knows of it."""
+    """Return a model's folder or id, its tokens per pair, and its facts from the store."""
     if store.exists:
         with store.read() as con:
             try:

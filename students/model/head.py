@@ -1,6 +1,7 @@
-"""A classifier's head in fp32, whatever the products before it compute in.
+"""Keep a classifier's head in fp32 in every precision.
 
-In bf16 a logit has eight bits: a third of a list's scores would tie. The head runs once a pair, so fp32 costs nothing.
+A bf16 logit has eight significant bits, so a third of a list's scores would tie. The head runs once per pair, so fp32
+costs nothing.
 """
 
 from functools import cache
@@ -11,10 +12,10 @@ from torch import nn
 
 
 def keep_fp32(model: Any) -> None:
-    """Have all that comes after the encoder, and a pooler within it, leave autocast; weights keep their names."""
+    """Exclude all modules after the encoder, and a pooler within it, from autocast. Weights keep their names."""
     base = model.base_model
     after = [child for child in model.children() if child is not base]
-    if base is model:  # no encoder of its own: the last part is the head
+    if base is model:  # the encoder is not a separate module: the last part is the head
         after = after[-1:]
     pooler = getattr(base, "pooler", None)
     for module in (*after, *([pooler] if isinstance(pooler, nn.Module) else [])):

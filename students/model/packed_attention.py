@@ -1,11 +1,12 @@
-"""Attention without padding: all pairs of a batch in one row, each attending to itself alone.
+"""Attention without padding: all pairs of a batch in one row, and each pair attends only to itself.
 
-Stock transformers layers run so unchanged: an attention function is registered with transformers' own interface, and the
-boundaries between pairs travel to it as forward arguments. A score needs the last layer's first token of every pair
-alone, so BERT and its kin run that layer for those: keys and values of all tokens, everything else of one in a pair. On
-CUDA attention is PyTorch's variable-length kernel, or flash-attn's where that is installed and PyTorch's is missing or
-lacks what is asked for; elsewhere a loop over runs of equally long pairs with SDPA, which is exact and is what tests
-compare against the padded forward.
+Stock transformers layers run unchanged. The attention function is registered through transformers' interface, and the
+boundaries between pairs are forward arguments. A score needs only the first token of the last layer. BERT, ELECTRA and
+RoBERTa therefore compute keys and values of all tokens there, and everything else for one token per pair.
+
+On CUDA, attention uses PyTorch's variable-length kernel. flash-attn replaces it if PyTorch's is missing or lacks a
+feature (such as dropout). On other devices a loop calls SDPA for each group of equally long pairs. The loop is exact,
+and tests compare it with the padded forward.
 """
 
 import inspect
@@ -25,9 +26,9 @@ SUPPORTED = ("electra", "roberta", "xlm-roberta", "camembert", "bert", "modernbe
 
 @dataclass(frozen=True)
 class _Segments:
-    """Where the pairs lie in the rows of queries and of keys.
+    """The positions of the pairs in the rows of queries and keys.
 
-    ``queries`` and ``keys`` are (segments + 1,) int32 boundaries; ``longest_query`` and ``longest_key`` the longest segments.
+    ``queries`` and ``keys`` are (segments + 1,) int32 boundaries. ``longest_query`` and ``longest_key`` are lengths.
     """
 
     queries: torch.Tensor
@@ -37,40 +38,40 @@ class _Segments:
 
 
 def register() -> None:
-    """Make ``attn_implementation="packed_varlen"`` known to transformers; repeatable."""
+    """Register ``attn_implementation="packed_varlen"`` with transformers. Repeated calls are safe."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)
 
 
 def supports(architecture: str) -> bool:
-    """Whether a model type runs packed."""
+    """Return True if a model type runs packed."""
     return architecture in SUPPORTED
 
 
 def has_kernel(*, dropout: bool = False) -> bool:
-    """Whether there is a kernel for CUDA, one with attention dropout if that is asked for."""
+    """Return True if a CUDA kernel is installed; with `dropout`, one that supports attention dropout."""
     return _FLASH_ATTN is not None or (not dropout and _TORCH_VARLEN is not None)
 
 
 def check_kernel(dropout: float) -> None:
-    """Raise a StudentError (exit code 2) where CUDA has no kernel with that attention dropout."""
+    """Raise a StudentError (exit code 2) if no CUDA kernel supports the attention dropout."""
     if not has_kernel(dropout=dropout > 0):
         raise _no_kernel(dropout)
 
 
 def _no_kernel(dropout: float) -> StudentError:
-    with_dropout = f" that has attention dropout, and {dropout} is asked for" if dropout else ""
-    other = "attention_dropout = 0.0" if dropout else "torch 2.11 or later"
+    with_dropout = f" that supports attention dropout ({dropout} is set)" if dropout else ""
+    other = "set attention_dropout = 0.0" if dropout else "install torch 2.11 or later"
     return StudentError(
         f"no kernel for packed attention is installed{with_dropout}",
-        hint=f"{other}, pip install flash-attn, or layout = 'padded'",
+        hint=f"{other}, pip install flash-attn, or set layout = 'padded'",
         exit_code=ExitCode.USAGE,
     )
 
 
 def _torch_varlen() -> Any | None:
-    """PyTorch's kernel, which has no dropout; None before 2.11, where it is missing or knows neither scale nor window."""
+    """Return PyTorch's kernel (without dropout); None before 2.11, where it is missing or lacks scale and window."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -80,7 +81,7 @@ def _torch_varlen() -> Any | None:
 
 
 def _flash_attn() -> Any | None:
-    """flash-attn's kernel; None where it is not installed, or was built for another PyTorch."""
+    """Return flash-attn's kernel; None if it is not installed or was built for another PyTorch."""
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
@@ -88,7 +89,10 @@ def _flash_attn() -> Any | None:
     return flash_attn_varlen_func
 
 
-_TORCH_VARLEN, _FLASH_ATTN = _torch_varlen(), _flash_attn()  # once, where torch.compile need not follow
+_TORCH_VARLEN, _FLASH_ATTN = (
+    _torch_varlen(),
+    _flash_attn(),
+)  # found once, outside the code that torch.compile traces
 
 
 def packed_attention(
@@ -104,14 +108,14 @@ def packed_attention(
     max_length_q: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of each segment over itself. query, key, value: (1, heads, T, dim); gives (1, T, heads, dim).
+    """Compute attention of each segment over itself. (1, heads, T, dim) inputs give (1, T, heads, dim).
 
     Args:
-        sliding_window: ModernBERT's, one more than the tokens seen on either side.
+        sliding_window: ModernBERT's value, one more than the tokens seen on either side.
         cu_seq_lens_q: (segments + 1,) int32 boundaries in the row.
 
     Raises:
-        RuntimeError: without boundaries all pairs would attend to each other.
+        RuntimeError: the boundaries are missing, so all pairs would attend to each other.
     """
     if cu_seq_lens_q is None or max_length_q is None:
         raise RuntimeError("packed attention was called without the boundaries of its segments")
@@ -130,7 +134,7 @@ def _attend(
     scaling: float | None = None,
     window: int = -1,
 ) -> torch.Tensor:
-    """Attention of each segment's queries over its keys. (tokens, heads, dim) each; gives the queries' form."""
+    """Compute attention of each segment's queries over its keys, (tokens, heads, dim) each, in the queries' shape."""
     way = _kernel if query.device.type == "cuda" else _loop
     return cast(torch.Tensor, way(query, key, value, segments, dropout, scaling, window))
 
@@ -144,7 +148,7 @@ def _kernel(
     scaling: float | None,
     window: int,
 ) -> torch.Tensor:
-    """A variable-length kernel for fp16 and bf16: PyTorch's, or flash-attn's for dropout and where PyTorch has none."""
+    """Call a variable-length kernel for fp16 and bf16: PyTorch's, or flash-attn's for dropout or if PyTorch has none."""
     q, k, v = (x.contiguous() for x in (query, key, value))
     at = (segments.queries, segments.keys, segments.longest_query, segments.longest_key)
     options: dict[str, Any] = {"window_size": (window, window)} if window >= 0 else {}
@@ -155,7 +159,7 @@ def _kernel(
     return cast(torch.Tensor, _FLASH_ATTN(q, k, v, *at, dropout_p=dropout, softmax_scale=scaling, **options))
 
 
-@torch.compiler.disable  # type: ignore[misc]  # which segments are equally long is another program for each batch
+@torch.compiler.disable  # type: ignore[misc]  # each batch's lengths would compile to another program
 def _loop(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -165,7 +169,7 @@ def _loop(
     scaling: float | None,
     window: int,
 ) -> torch.Tensor:
-    """One SDPA call per run of segments of one form (batches are sorted by length, so runs are few)."""
+    """Call SDPA once per run of segments of one shape. Batches are sorted by length, so there are few runs."""
     ends = list(zip(segments.queries.tolist(), segments.keys.tolist(), strict=True))
     forms = [(q - p, k - j) for (p, j), (q, k) in pairwise(ends)]
     heads, dim = query.shape[1:]
@@ -190,7 +194,7 @@ def _loop(
 
 
 def forward(model: Any, batch: PairBatch) -> torch.Tensor:
-    """Raw logits (n_pairs,) of a packed batch from a stock sequence classifier with one output."""
+    """Compute raw logits (n_pairs,) of a packed batch with a stock sequence classifier with one output."""
     if batch.boundaries is None or batch.positions is None:
         raise StudentError("a packed forward needs a packed batch")
     architecture = str(model.config.model_type)
@@ -212,7 +216,7 @@ def forward(model: Any, batch: PairBatch) -> torch.Tensor:
 
 
 def _boundaries(batch: PairBatch) -> dict[str, Any]:
-    """What `packed_attention` is told, as forward arguments."""
+    """Return the boundaries as forward arguments for `packed_attention`."""
     return {
         "cu_seq_lens_q": batch.boundaries,
         "cu_seq_lens_k": batch.boundaries,
@@ -222,7 +226,7 @@ def _boundaries(batch: PairBatch) -> dict[str, Any]:
 
 
 def _first_tokens(base: Any, batch: PairBatch, boundaries: torch.Tensor) -> torch.Tensor:
-    """The last states of each pair's first token, (n, width), from BERT, ELECTRA or RoBERTa without a head."""
+    """Compute the last states of each pair's first token, (n, width), with BERT, ELECTRA or RoBERTa without its head."""
     types = {} if batch.types is None else {"token_type_ids": batch.types}
     x = base.embeddings(input_ids=batch.ids, position_ids=batch.positions, **types)
     if hasattr(base, "embeddings_project"):
@@ -245,7 +249,7 @@ def _first_tokens(base: Any, batch: PairBatch, boundaries: torch.Tensor) -> torc
 
 
 def _modernbert(model: Any, batch: PairBatch, boundaries: torch.Tensor) -> torch.Tensor:
-    """ModernBERT's logits, (n, 1)."""
+    """Compute ModernBERT's logits, (n, 1)."""
     hidden = model.model(input_ids=batch.ids, position_ids=batch.positions, **_boundaries(batch))[0][0]
     if model.config.classifier_pooling == "mean":
         pooled = _segment_mean(hidden, boundaries)

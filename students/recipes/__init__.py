@@ -1,1 +1,1 @@
-"""Read typed recipes; some come with msft."""
+"""Typed recipes, and the recipes that come with msft."""

@@ -1,4 +1,4 @@
-"""Read recipes and grids from TOML, with all errors at once."""
+"""Read recipes and grids from TOML. All errors are reported together."""
 
 import difflib
 import math
@@ -24,27 +24,27 @@ from students.recipes.recipe import (
 
 
 def make_recipe(settings: Mapping[str, Any] | None = None, *, where: str = "recipe") -> Recipe:
-    """A recipe from plain settings, as a TOML file would hold them.
+    """Make a recipe from plain settings, as a TOML file would hold them.
 
     Raises:
-        StudentError: every unknown key, wrong type and impossible value, one per line (exit code 2).
+        StudentError: lists every unknown key, wrong type and impossible value, one per line (exit code 2).
     """
     return _single(_build(dict(settings or {}), where, {}), where)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """A recipe by shipped name (``small``) or path.
+    """Load a recipe by shipped name (``small``) or path.
 
     Args:
-        overrides: settings that win over all of the file's, those of its tables too; one base, regime or seed among
-            them takes that training out of a grid.
+        overrides: settings that replace the file's, including those of its tables. A base, regime or seed among them
+            selects that training from a grid.
     """
     path, settings = _read(name_or_path)
     return _single(_build(settings, str(path), overrides or {}), str(path))
 
 
 def load_grid(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Grid:
-    """All trainings of a recipe file, and how they are to be evaluated; ``overrides`` as in `load_recipe`."""
+    """Load all trainings of a recipe file, and the settings of their evaluation; ``overrides`` as in `load_recipe`."""
     path, settings = _read(name_or_path)
     return _build(settings, str(path), overrides or {})
 
@@ -53,14 +53,14 @@ def _single(grid: Grid, where: str) -> Recipe:
     if len(grid.recipes) != 1:
         raise StudentError(
             f"{where} is a grid of {len(grid.recipes)} trainings",
-            hint="msft reproduce runs a grid; for one training give a single base, regime and seed",
+            hint="run a grid with msft reproduce, or choose one training by base, regime and seed",
             exit_code=ExitCode.USAGE,
         )
     return grid.recipes[0]
 
 
 def shipped() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """List the names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
@@ -71,7 +71,7 @@ def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
     if not path.is_file():
         raise StudentError(
             f"recipe not found: {name_or_path}",
-            hint=f"a TOML file, or one of {', '.join(shipped())}",
+            hint=f"give a TOML file, or one of {', '.join(shipped())}",
             exit_code=ExitCode.DATA_MISSING,
         )
     try:
@@ -135,7 +135,7 @@ def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -
 def _varied(
     vary: Any, settings: dict[str, Any], overrides: Mapping[str, Any], errors: list[str]
 ) -> list[dict[str, Any]]:
-    """The combinations of the ``[vary]`` table that bear on one training, as settings; [{}] where none does."""
+    """Combine the values of the ``[vary]`` table that affect one training, as settings; [{}] if none does."""
     if not isinstance(vary, dict):
         errors.append("vary must be a table")
         return []
@@ -161,7 +161,7 @@ def _varied(
 
 
 def _stage_names(regimes: Any) -> set[str]:
-    """The names that tables of these regimes' stages may have; a regime that is none has none, and its own error."""
+    """List the names that tables of these regimes' stages may have. An invalid regime is reported elsewhere."""
     names = set()
     for text in regimes if isinstance(regimes, list) else []:
         try:
@@ -174,11 +174,11 @@ def _stage_names(regimes: Any) -> set[str]:
 
 
 def _one(settings: dict[str, Any], last: dict[str, Any], errors: list[str]) -> Recipe | None:
-    """One training of the file.
+    """Make one training of the file.
 
     Args:
-        last: settings of every stage that win over the tables'; they are among ``settings``, where their types are
-            checked.
+        last: settings that replace those of every stage and table. ``settings`` holds them too, and their types are
+            checked there.
     """
     own, stage_wide, tables = _split(settings, errors)
     last = {key: stage_wide[key] for key in last if key in stage_wide}
@@ -197,7 +197,7 @@ def _one(settings: dict[str, Any], last: dict[str, Any], errors: list[str]) -> R
 def _split(
     settings: dict[str, Any], errors: list[str]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
-    """The recipe's own settings, those of every stage, and the tables; types checked."""
+    """Split settings into the recipe's, those of every stage, and the tables; check their types."""
     own: dict[str, Any] = {}
     stage_wide: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
@@ -222,7 +222,10 @@ def _stage(
     last: dict[str, Any],
     errors: list[str],
 ) -> Stage:
-    """Defaults, the file's top, [cl] or [kd], ["cl+kd"], [stage-N], ["stage-N:kd"], then what a command overrides."""
+    """Make a stage. Later settings replace earlier ones.
+
+    The order: defaults, the file's top, [cl] or [kd], ["cl+kd"], [stage-N], ["stage-N:kd"], the command's overrides.
+    """
     joint = "+".join(names)
     last = {
         **(tables.get(joint, {}) if len(names) > 1 else {}),
@@ -257,7 +260,7 @@ def _check_objective(objective: Objective, errors: list[str]) -> None:
     for name in objective.parameters:
         if name not in takes:
             takers = ", ".join(loss for loss in LOSSES if name in LOSSES[loss].parameters)
-            errors.append(f"{where} {name} is not a parameter of {objective.loss} (of: {takers})")
+            errors.append(f"{where} {name} is a parameter of {takers}, not of {objective.loss}")
     for name in ("temperature", "teacher_temperature", "alpha", "positive_weight"):
         value = getattr(objective, name)
         if value is not None and value <= 0:
@@ -274,7 +277,9 @@ def _check_stage(stage: Stage, errors: list[str]) -> None:
     where = f"stage {stage.number}:"
     bounds = (stage.epochs, stage.max_steps, stage.max_pairs, stage.max_minutes)
     if any(bound < 0 for bound in bounds) or not any(bounds):
-        errors.append(f"{where} one of epochs, max_steps, max_pairs, max_minutes must be above 0, none below")
+        errors.append(
+            f"{where} one of epochs, max_steps, max_pairs, max_minutes must be above 0, and none may be negative"
+        )
     if not 0 < stage.lr <= 1e30:  # more does not fit the optimiser's 32 bits
         errors.append(f"{where} lr must be above 0 and at most 1e30, not {stage.lr}")
     for name in (
@@ -315,7 +320,7 @@ _RECIPE_TYPES = _types(Recipe, ("stages",))
 
 
 def _typed(known: Mapping[str, Any], key: str, value: Any, where: str, errors: list[str]) -> dict[str, Any]:
-    """{key: value}, numbers widened, if the key is known and the type fits; else an error is noted, and {} returned."""
+    """Return {key: value} with numbers widened if the key and type are right; otherwise note an error and return {}."""
     if key not in known:
         near = difflib.get_close_matches(key, [*known, *_RECIPE_TYPES, *_GRID_KEYS], 1)
         errors.append(f"{where}unknown setting {key!r}" + (f" (did you mean {near[0]}?)" if near else ""))

@@ -1,9 +1,9 @@
-"""Regimes and recipes: what a training consists of, as typed values.
+"""Regimes and recipes as typed values.
 
-A regime is an ordered list of stages, ``cl``, ``kd``, ``cl,kd``, ``kd,cl`` or longer; ``cl+kd`` is one stage with both
-objectives. A recipe is a flat TOML file: settings for every stage at the top, then tables ``[cl]``, ``[kd]``,
-``["cl+kd"]`` for an objective's stages, ``[stage-2]`` for one stage and ``["stage-2:kd"]`` for it where its objective is
-that (a grid has several regimes). Unknown keys fail, and all errors come at once.
+A regime is an ordered list of stages: ``cl``, ``kd``, ``cl,kd``, ``kd,cl`` or longer; ``cl+kd`` is one stage with both
+objectives. A recipe is a flat TOML file. Settings for every stage stand at the top. Tables follow: ``[cl]``, ``[kd]``
+and ``["cl+kd"]`` for the stages of an objective, ``[stage-2]`` for one stage, and ``["stage-2:kd"]`` for a stage with
+that objective (a grid has several regimes). Unknown keys fail, and all errors are reported together.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ from students.errors import ExitCode, StudentError
 from students.losses import REDUCTIONS
 
 OBJECTIVES = ("cl", "kd")
-KINDS = {"cl": "contrastive", "kd": "distillation"}  # the kind of view that an objective learns from
+KINDS = {"cl": "contrastive", "kd": "distillation"}  # the kind of view for each objective
 DEFAULT_LOSS = {"cl": "lce", "kd": "ranknet"}
 RECIPES = Path(__file__).parent
 
@@ -24,7 +24,7 @@ Measure = Literal["loss", "nDCG@10", "tau"]
 
 @dataclass(frozen=True)
 class Objective:
-    """One objective of a stage: what it learns from which lists."""
+    """One objective of a stage: its loss and its lists."""
 
     name: str  # cl or kd
     loss: str = ""
@@ -55,7 +55,7 @@ class Objective:
 
     @property
     def parameters(self) -> dict[str, float]:
-        """The loss's parameters that are set."""
+        """The parameters of the loss that are set."""
         values = {name: getattr(self, name) for name in _PARAMETERS}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -65,7 +65,7 @@ _PARAMETERS = ("temperature", "teacher_temperature", "alpha", "mu", "margin", "p
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its objectives, and how it optimises."""
+    """One stage: its objectives, and the settings of its optimisation."""
 
     number: int  # place in the regime, from 1
     objectives: tuple[Objective, ...]
@@ -122,7 +122,7 @@ class Stage:
 
     @property
     def loss(self) -> str:
-        """The losses' names."""
+        """The names of the losses."""
         return "+".join(o.loss for o in self.objectives)
 
 
@@ -161,7 +161,7 @@ class Recipe:
     stages: tuple[Stage, ...] = ()
 
     def flat(self) -> dict[str, Any]:
-        """Plain values, for JSON; ``compile``, which came later, only where it is set: older trainings stay known."""
+        """Return plain values for JSON. ``compile`` is left out unless set, so that older trainings are recognised."""
         values = asdict(self)
         if not self.compile:
             del values["compile"]
@@ -170,15 +170,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Grid:
-    """A recipe file that may name several bases, regimes and seeds, and how its students are to be evaluated.
+    """A recipe file with several bases, regimes or seeds, and the settings of its evaluation.
 
-    Its ``[vary]`` table adds axes of any setting: ``"stage-2.lr" = [1e-8, 1e-5]``; a regime without that stage is
-    trained once.
+    Its ``[vary]`` table varies any setting: ``"stage-2.lr" = [1e-8, 1e-5]``. A regime without that stage is trained
+    once.
 
     Attributes:
         recipes: every combination, in the file's order.
-        choices: for each of them the overrides that take it out of the file: base, regime, seed, what is varied.
-        evaluate: the file's ``[evaluate]`` table: first_stages, datasets, measures, depth; what `msft reproduce` runs.
+        choices: for each recipe, the overrides that select it: base, regime, seed and varied settings.
+        evaluate: the file's ``[evaluate]`` table for `msft reproduce`: first_stages, datasets, measures, depth.
         published: the file's ``[[published]]`` rows: base, regime, first_stage, dataset, measure, value.
     """
 
@@ -189,10 +189,10 @@ class Grid:
 
 
 def parse_regime(text: str) -> tuple[tuple[str, ...], ...]:
-    """``"cl,kd"`` -> (("cl",), ("kd",)); ``"cl+kd"`` -> (("cl", "kd"),).
+    """Parse a regime: ``"cl,kd"`` -> (("cl",), ("kd",)); ``"cl+kd"`` -> (("cl", "kd"),).
 
     Raises:
-        StudentError: an unknown or repeated objective (exit code 2).
+        StudentError: an objective is unknown or repeated (exit code 2).
     """
     stages = []
     for part in text.replace("->", ",").replace("→", ",").split(","):
@@ -202,7 +202,7 @@ def parse_regime(text: str) -> tuple[tuple[str, ...], ...]:
             what = f"{wrong[0]!r} is not an objective" if wrong else f"{part.strip()!r} repeats an objective"
             raise StudentError(
                 f"regime {text!r}: {what}",
-                hint="cl, kd, cl,kd, kd,cl, longer ones, or cl+kd for both in one stage",
+                hint="give cl, kd, cl,kd, kd,cl or longer, or cl+kd for both in one stage",
                 exit_code=ExitCode.USAGE,
             )
         stages.append(tuple(sorted(names, key=OBJECTIVES.index)))

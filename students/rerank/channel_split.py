@@ -1,9 +1,9 @@
 """Prepare a student's linear maps for int8 products in onnxruntime.
 
-A few channels of a transformer's states are ten times as large as the others, whatever the text (Dettmers et al. 2022,
+A few channels of a transformer's states are ten times as large as the others in every text (Dettmers et al. 2022,
 LLM.int8(), arXiv 2208.07339). One scale for all channels leaves the others a tenth of the 256 steps. So a large input
-channel is split into several, each with an equal part of it (Zhao et al. 2019, outlier channel splitting, arXiv
-1901.09504), and each token has a scale of its own. Pairs of random tokens tell which channels are large.
+channel is split into several equal parts (Zhao et al. 2019, outlier channel splitting, arXiv 1901.09504), and each
+token has its own scale. Pairs of random tokens show which channels are large.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -19,24 +19,24 @@ from students.text.tokens import Tokens, id_type
 if TYPE_CHECKING:
     from students.model.encoder import CrossEncoder
 
-EXTRA_CHANNELS = 32  # copies of large channels beside a product's own; instructions take 32 at once
-LEAST = 1e-9  # what counts as the largest value where all are 0
+EXTRA_CHANNELS = 32  # additional copies of large channels; CPU instructions process 32 at once
+LEAST = 1e-9  # replaces a largest value of 0
 CALIBRATION_PAIRS, QUERY_TOKENS, PASSAGE_TOKENS = 32, 8, 112
 
 
 # ---------------------------------------------------------------------------------------------- calibration
 @torch.inference_mode()
 def largest_inputs(encoder: "CrossEncoder") -> dict[nn.Linear, torch.Tensor]:
-    """What goes into each linear map of a student when it scores pairs of random tokens, always the same ones.
+    """Measure the inputs of each linear map while a student scores pairs of random tokens (always the same ones).
 
     Args:
-        encoder: in eval mode; its own forward is run, so that every architecture will do.
+        encoder: a student in eval mode. Its own forward runs, so every architecture works.
 
     Returns:
-        For each map that was called, the largest absolute value of each input channel, (in_features,) fp32.
+        The largest absolute value of each input channel, (in_features,) fp32, for each map that was called.
 
     Raises:
-        StudentError: the model computes what is no number.
+        StudentError: the model computes infinite values or NaN.
     """
     largest: dict[nn.Linear, torch.Tensor] = {}
 
@@ -56,7 +56,7 @@ def largest_inputs(encoder: "CrossEncoder") -> dict[nn.Linear, torch.Tensor]:
             hook.remove()
     if not all(bool(seen.isfinite().all()) for seen in largest.values()):
         raise StudentError(
-            "the student computes infinite values or NaN", hint="look at its weights; train it again"
+            "the student computes infinite values or NaN", hint="check its weights, or train it again"
         )
     return largest
 
@@ -71,10 +71,11 @@ def _random_texts(encoder: "CrossEncoder", length: int, seed: int) -> Tokens:
 
 
 class Split(nn.Module):
-    """Input channels as a product takes them: a large one several times, with an equal part of it each time.
+    """Split large input channels of a product into several equal parts.
 
     Args:
-        largest: (in_features,) of `largest_inputs`. The channel whose part is the largest is given one more, ``extra`` times.
+        largest: (in_features,) of `largest_inputs`. The channel with the largest part is split once more, ``extra``
+            times.
     """
 
     source: torch.Tensor  # (in_features + extra,) int64
@@ -92,17 +93,17 @@ class Split(nn.Module):
         self._n = len(largest)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, in_features) as (…, in_features + extra): all channels, then the further copies."""
+        """Map (…, in_features) to (…, in_features + extra): all channels, then the additional copies."""
         again = x.index_select(-1, self.source[self._n :])
         return torch.cat([x * self.part[: self._n], again * self.part[self._n :]], -1)
 
     def weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """(out, in_features) as the (out, in_features + extra) that give the same with what `forward` gives."""
+        """Expand a weight (out, in_features) to (out, in_features + extra), with the same product after `forward`."""
         return weight[:, self.source]
 
 
 class SplitLinear(nn.Module):
-    """A linear map whose product int8 can take well: its inputs split, their scale per token taken off and put back."""
+    """A linear map that suits int8: its inputs are split, and each token's scale is removed before and restored after."""
 
     def __init__(self, linear: nn.Linear, largest: torch.Tensor) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class SplitLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the linear map gives."""
+        """Compute the linear map."""
         parts = self.split(x)
         scale = parts.abs().amax(-1, keepdim=True).clamp_min(LEAST)
         y = F.linear(parts / scale, self.weight) * scale
@@ -119,7 +120,7 @@ class SplitLinear(nn.Module):
 
 
 def split_maps(encoder: "CrossEncoder") -> None:
-    """Put a `SplitLinear` for each linear map that scoring calls; scores stay what they are but for rounding."""
+    """Replace each linear map that scoring calls by a `SplitLinear`. Scores change by rounding only."""
     largest = largest_inputs(encoder)
     for module in list(encoder.model.modules()):
         for name, linear in list(module.named_children()):

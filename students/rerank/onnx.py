@@ -1,7 +1,7 @@
 """ONNX: a student as one graph for onnxruntime, in fp32 or with int8 matrix products.
 
-The graph takes ``input_ids``, ``attention_mask`` (and ``token_type_ids`` where the model has them), each (batch,
-sequence) int64, and gives ``logits`` (batch,) float32, raw. `OnnxScorer` scores lists with it as `Reranker` does.
+Inputs are ``input_ids``, ``attention_mask`` and, if the model has them, ``token_type_ids``, each (batch, sequence)
+int64. The output is ``logits`` (batch,) float32, without an activation. `OnnxScorer` scores lists as `Reranker` does.
 """
 
 import warnings
@@ -27,7 +27,7 @@ Progress = Callable[[int, int | None], None]
 
 
 class _Logits(nn.Module):
-    """The model as a function of tensors to raw logits, as an exporter wants it."""
+    """The model as a function from tensors to raw logits, which the exporter needs."""
 
     def __init__(self, model: Any, names: Sequence[str]) -> None:
         super().__init__()
@@ -44,26 +44,26 @@ def export_onnx(source: Path, folder: Path, *, max_length: int, int8: bool = Fal
 
     Args:
         source: the student's Hugging Face folder.
-        int8: quantise weights to int8 per channel; activations are quantised as they come (dynamic), after
-            `students.rerank.channel_split.split_maps`.
+        int8: quantise weights to int8 per channel, after `students.rerank.channel_split.split_maps`. Activations are
+            quantised dynamically.
 
     Returns:
         The graph's path.
 
     Raises:
-        StudentError: the extra is not installed, or the exporter cannot take the model.
+        StudentError: the extra is not installed, or the exporter does not support the model.
     """
     _require()
-    # 2.9 writes its guards against sizes into the graph, in words that its exporter cannot read
+    # torch 2.9 writes guards on sizes into the graph that its own exporter cannot read
     if torch.__version__ < "2.10":  # compared as versions
         raise StudentError(
-            f"torch {torch.__version__} exports no such model",
+            f"torch {torch.__version__} cannot export this model: expected 2.10 or later",
             hint="pip install 'msft[onnx]'",
             exit_code=ExitCode.DATA_MISSING,
         )
     encoder = CrossEncoder.load(source, max_length=max_length, precision="fp32", device="cpu").eval()
     encoder.model.config._attn_implementation = (
-        "eager"  # spelled out in matrix products, which can be quantised
+        "eager"  # attention as separate matrix products, which can be quantised
     )
     if int8:
         split_maps(encoder)
@@ -122,8 +122,8 @@ def _quantise(plain: Path, path: Path) -> None:
         str(path),
         per_channel=True,
         weight_type=QuantType.QInt8,
-        # Seven bits: with eight, two products overflow the 16 bits in which CPUs without VNNI add them. Scores were then off
-        # by nine times what they should be, and where the export will run is not known here.
+        # Seven bits, because the export may run on a CPU without VNNI. It adds two products in 16 bits, which
+        # overflow with eight-bit weights: the error of the scores was then nine times as large.
         reduce_range=True,
         op_types_to_quantize=["MatMul", "Gemm"],
         extra_options={"MatMulConstBOnly": True},
@@ -143,7 +143,7 @@ def _require() -> None:
 
 
 class OnnxScorer:
-    """An exported folder, ready to score lists as `Reranker` does."""
+    """Score lists with an exported folder, as `Reranker` does."""
 
     def __init__(self, folder: Path, *, max_length: int, threads: int | None = None) -> None:
         _require()
@@ -162,7 +162,7 @@ class OnnxScorer:
     def scores(
         self, lists: Sequence[tuple[str, Sequence[str]]], progress: Progress | None = None
     ) -> list[NDArray[np.float32]]:
-        """Raw logits of each list's passages, in the order given."""
+        """Compute the raw logits of each list's passages, in the order given."""
         sizes = [len(passages) for _, passages in lists]
         queries = tokenise(self.tokenizer, [query for query, _ in lists])
         passages = tokenise(self.tokenizer, [passage for _, texts in lists for passage in texts])

@@ -1,10 +1,10 @@
-"""Lists of passages to scores: each text tokenised once, length-sorted batches across queries, one copy to the host.
+"""Score lists of passages. Texts are tokenised once, and batches are sorted by length across queries.
 
     reranker = Reranker.load("students/kd", precision="auto")
     reranker.scores([("query", ["a passage", "another"])])  # -> [array([…, …], dtype=float32)]
 
-A score is the model's raw logit. Which batch a pair falls into changes it by rounding alone (1e-6 in fp32), and the
-batches depend on the lengths alone, so that the same call gives the same scores.
+A score is the model's raw logit. The batch that a pair falls into changes its score only by rounding (1e-6 in fp32).
+Batches depend only on the lengths, so the same call gives the same scores.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,14 +23,14 @@ from students.cpu.workers import MAX_WORKERS, each_done, worker_pool
 from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder, choose_precision
 from students.text.batches import PairBatch, budget_batches
-from students.text.token_file import TokenSpool
+from students.text.token_file import TokenFile
 from students.text.tokens import Ints, Tokens
 
 Scores = NDArray[np.float32]
 TextLists = Sequence[tuple[str, Sequence[str]]]
 Progress = Callable[[int, int | None], None]
 
-CPU_BATCH_TOKENS = 2048  # of one core's batch: what a layer makes of it stays in its cache
+CPU_BATCH_TOKENS = 2048  # a batch whose results of a layer fit into one core's cache
 AMX_BATCH_TOKENS = 3072  # in bf16 with AMX: a twelfth faster than 2048, and than 6144
 CUDA_BATCH_TOKENS = 65536
 
@@ -59,32 +59,32 @@ def resolve_precision(precision: str, device: torch.device | str | None = None) 
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs of a call by the numbers of their texts, whose ids are in memory or in a file."""
+    """All pairs of a call, as numbers of their texts. The token ids are in memory or in a file."""
 
-    queries: Tokens | TokenSpool
-    passages: Tokens | TokenSpool
+    queries: Tokens | TokenFile
+    passages: Tokens | TokenFile
     query: NDArray[Any]  # (n_pairs,) integers: the number of each pair's query
     passage: NDArray[Any]  # (n_pairs,)
 
     @property
     def query_lengths(self) -> Ints:
-        """Tokens of each pair's query, (n_pairs,)."""
+        """The tokens of each pair's query, (n_pairs,)."""
         return self.queries.lengths[self.query]
 
     @property
     def passage_lengths(self) -> Ints:
-        """Tokens of each pair's passage, (n_pairs,)."""
+        """The tokens of each pair's passage, (n_pairs,)."""
         return self.passages.lengths[self.passage]
 
 
 class Reranker:
-    """A student ready to score; safe to call from one thread at a time.
+    """A student ready to score. Only one thread may use it at a time.
 
     Args:
-        encoder: the student, already on its device.
-        batch_tokens: tokens of a batch, padding counted; default by device.
-        workers: CPU threads that score batches side by side, each with its share of the cores; default all cores.
-        any_size: it is called over and over with lists of all sizes, as by a server (`students.cpu.bert`).
+        encoder: the student, on its device.
+        batch_tokens: tokens of a batch, with padding; by default chosen by the device.
+        workers: CPU threads that score batches side by side, each with its share of the cores; by default all cores.
+        any_size: keep memory bounded for a server, whose lists have ever new sizes (`students.cpu.bert`).
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class Reranker:
         workers: int | None = None,
         any_size: bool = False,
     ) -> "Reranker":
-        """A student's folder, a Hugging Face id, or an alias; what is given is as for the class.
+        """Load a student's folder, a Hugging Face id, or an alias. The arguments are those of the class.
 
         Raises:
-            StudentError: no such model (exit code 4), an unknown precision (exit code 2).
+            StudentError: the model is not found (exit code 4), or the precision is not known (exit code 2).
         """
         chosen = resolve_precision(precision, device)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -138,10 +138,10 @@ class Reranker:
         return cls(encoder, batch_tokens=batch_tokens, workers=workers, any_size=any_size)
 
     def scores(self, lists: TextLists, progress: Progress | None = None) -> list[Scores]:
-        """Raw logits of each list's passages, in the order given; an empty list has an empty array.
+        """Compute the raw logits of each list's passages, in the order given; an empty list has an empty array.
 
         Args:
-            lists: (query, passages) each. Equal texts are tokenised once, wherever they stand.
+            lists: a (query, passages) pair for each list. Equal texts are tokenised once.
             progress: called with (pairs scored, pairs).
         """
         sizes = [len(passages) for _, passages in lists]
@@ -151,7 +151,7 @@ class Reranker:
         return [part.copy() for part in np.split(scored, np.cumsum(sizes)[:-1])]
 
     def score_pairs(self, pairs: Pairs, progress: Progress | None = None) -> Scores:
-        """Raw logits of pairs whose texts are tokenised already, (n_pairs,) float32 in their order.
+        """Compute the raw logits of tokenised pairs, (n_pairs,) float32 in their order.
 
         Args:
             progress: called with (pairs scored, pairs).
@@ -172,7 +172,7 @@ class Reranker:
         )
 
     def pair_lengths(self, query: str, texts: Sequence[str]) -> Ints:
-        """Tokens of each pair, special tokens counted, before any truncation."""
+        """Count the tokens of each pair before truncation, special tokens included."""
         n_query = len(self.encoder.tokenise([query])[0])
         return n_query + self.encoder.tokenise(list(texts)).lengths + self.encoder.form.n_special
 
@@ -183,7 +183,7 @@ class Reranker:
         return AMX_BATCH_TOKENS if amx else CPU_BATCH_TOKENS
 
     def _budget(self, lengths: Ints) -> int:
-        """The batch's tokens; less when there is so little to do that some workers would stay idle."""
+        """Choose the tokens per batch; fewer if some workers would otherwise stay idle."""
         share = -(-int(lengths.sum()) // self._workers)
         return max(min(self._batch_tokens, share), int(lengths.max()))
 
@@ -224,7 +224,7 @@ class Reranker:
         return scored
 
     def _on_device(self, pairs: Pairs, batches: list[NDArray[np.intp]], progress: Progress | None) -> Scores:
-        """Collating runs ahead in a thread; scores stay on the device until all are there."""
+        """Score on a GPU. A thread collates ahead, and scores are copied to the host once, at the end."""
         parts: list[torch.Tensor] = []
         done = 0
         with ThreadPoolExecutor(1) as ahead, torch.inference_mode():
@@ -247,15 +247,15 @@ class Reranker:
         return self._pool
 
 
-def _in_memory(texts: Tokens | TokenSpool, numbers: NDArray[Any]) -> tuple[Tokens, NDArray[Any]]:
-    """Tokens that hold the numbered texts, and each text's number among them."""
+def _in_memory(texts: Tokens | TokenFile, numbers: NDArray[Any]) -> tuple[Tokens, NDArray[Any]]:
+    """Load the numbered texts' tokens; returns them with each text's index among them."""
     if isinstance(texts, Tokens):
         return texts, numbers
     return texts.take(numbers), np.arange(len(numbers))
 
 
 def _packed_name(path: str | Path) -> str | None:
-    """The packed attention's name where the model of that path runs packed, else None."""
+    """Return the packed attention's name if the model of that path runs packed, otherwise None."""
     from transformers import AutoConfig
 
     from students.model import packed_attention as attention
@@ -264,5 +264,5 @@ def _packed_name(path: str | Path) -> str | None:
     try:
         config = AutoConfig.from_pretrained(resolve_base(str(path)), trust_remote_code=False)
     except (OSError, ValueError, KeyError):
-        return None  # CrossEncoder.load says what is wrong with it
+        return None  # CrossEncoder.load reports the error
     return attention.NAME if attention.supports(config.model_type) and attention.has_kernel() else None

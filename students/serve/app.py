@@ -1,13 +1,13 @@
-"""A student behind HTTP, with the /rerank route of text-embeddings-inference: what speaks to that speaks to this.
+"""Serve a student over HTTP with the /rerank route of text-embeddings-inference, for the clients of that server.
 
     POST /rerank   {"query": "…", "texts": ["…", …], "raw_scores": false, "return_text": false, "truncate": true}
                    -> [{"index": 1, "score": 0.98}, …], best first; raw_scores gives the logits, else their sigmoid
     GET /health, /info, /metrics (Prometheus)
 
-Requests that wait together are scored together, a bounded slice of each in turn, so that a large one does not hold up
-the small ones. All sizes are bounded: body, texts, characters, pairs and bytes that wait. A client that goes away
-takes its work with it. Errors are ``{"error": …, "error_type": …}`` with that server's codes: 400 no JSON or nothing to
-rank, 413 too large, 422 not of this form, 424 the model failed, 429 overloaded.
+Waiting requests are scored together, a bounded slice of each at a time, so that a large request does not delay small
+ones. All sizes are bounded: body, texts, characters, and the pairs and bytes that wait. If a client disconnects, its
+work is dropped. Errors are ``{"error": …, "error_type": …}`` with the codes of that server: 400 not JSON or nothing to
+rank, 413 too large, 422 wrong form, 424 the model failed, 429 overloaded.
 """
 
 import asyncio
@@ -28,26 +28,26 @@ from starlette.types import Message, Receive, Scope, Send
 from students.serve.batching import Batcher, ModelFailed, Overloaded, Scorer
 from students.serve.metrics import Metrics
 
-PARSE_ASIDE = 1 << 18  # bodies beyond this are parsed in a thread, so that the loop goes on
-SECONDS_TO_LINGER = 5.0  # for a client whose body is refused to notice
-CLIENT_GONE = 499  # nginx's code; nobody is there to read it, the metrics are
+PARSE_IN_THREAD = 1 << 18  # larger bodies are parsed in a thread, so that they do not block the event loop
+SECONDS_TO_LINGER = 5.0  # time for a client to notice that its body is refused
+CLIENT_GONE = 499  # nginx's code, for the metrics only
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request, and all that wait, may take."""
+    """Limits of one request and of all waiting requests."""
 
     texts: int = 1000  # per request
     characters: int = 100_000  # per text
     body: int = 16_000_000  # bytes per request
-    bodies: int = 64_000_000  # bytes of all requests that are being read or wait; one holds at most half
+    bodies: int = 64_000_000  # bytes of all requests being read or waiting; one request takes at most half
     waiting: int = 20_000  # pairs that wait, all requests together
     seconds_to_send: float = 30.0  # for a client to send its body
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request that was understood."""
+class ParsedRequest:
+    """A valid request."""
 
     query: str
     texts: list[str]
@@ -57,25 +57,25 @@ class Asked:
 
 
 class Refused(Exception):
-    """A request that is not served; its code, and what the client is told."""
+    """A refused request, with its code and the message for the client."""
 
     def __init__(self, code: int, kind: str, message: str) -> None:
         super().__init__(message)
         self.code, self.kind, self.message = code, kind, message
 
 
-class _Gone(Exception):
-    """The client went away while it sent its body."""
+class _ClientGone(Exception):
+    """The client disconnected while it sent its body."""
 
 
 def create_app(
     scorer: Scorer, info: dict[str, Any], limits: Limits = Limits(), *, round_seconds: float = 0.25
 ) -> Starlette:
-    """The application; give it to an ASGI server.
+    """Make the application for an ASGI server.
 
     Args:
-        info: what /info says of the model; ``max_input_length`` is the tokens per pair.
-        round_seconds: how long one joint scoring should take: shorter answers small requests sooner.
+        info: the answer of /info; ``max_input_length`` is the tokens per pair.
+        round_seconds: duration of one joint scoring. A shorter one answers small requests sooner.
     """
     server = _Server(scorer, info, limits, round_seconds)
     return Starlette(
@@ -123,7 +123,7 @@ class _Server:
                 response = await self._answer(request, held)
             except Refused as refused:
                 response = _error(refused, held.unread, 4 * self._limits.body)
-            except _Gone:
+            except _ClientGone:
                 response = Response(status_code=CLIENT_GONE)
             finally:
                 held.release()
@@ -132,12 +132,12 @@ class _Server:
 
     async def _answer(self, request: Request, held: "_BodyBytes") -> Response:
         body = await self._body(request, held)
-        aside = len(body) > PARSE_ASIDE
-        asked = await asyncio.to_thread(self._parse, body) if aside else self._parse(body)
+        large = len(body) > PARSE_IN_THREAD
+        parsed = await asyncio.to_thread(self._parse, body) if large else self._parse(body)
         del body
-        if not asked.truncate:
-            await self._refuse_long(asked)
-        scoring = asyncio.ensure_future(self._batcher.score(asked.query, asked.texts))
+        if not parsed.truncate:
+            await self._refuse_long(parsed)
+        scoring = asyncio.ensure_future(self._batcher.score(parsed.query, parsed.texts))
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait({scoring, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -151,22 +151,22 @@ class _Server:
         finally:
             scoring.cancel()
             gone.cancel()
-        return JSONResponse(_ranked(asked, scores))
+        return JSONResponse(_ranked(parsed, scores))
 
     async def _body(self, request: Request, held: "_BodyBytes") -> bytes:
-        """The body, refused as soon as it is too large, whatever the client announced."""
+        """Read the body. It is refused as soon as it is too large, whatever length the client announced."""
         limit = self._limits.body
-        held.unread = "expect" not in request.headers  # such a client sends nothing before it is told to
+        held.unread = "expect" not in request.headers  # such a client waits for permission to send
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > limit:
-            raise Refused(413, "Validation", f"the body has {announced} bytes, at most {limit} are taken")
+            raise Refused(413, "Validation", f"the body has {announced} bytes, the limit is {limit}")
         parts: list[bytes] = []
         try:
             async with asyncio.timeout(self._limits.seconds_to_send):
                 while True:
                     message = await request.receive()
                     if message["type"] == "http.disconnect":
-                        raise _Gone
+                        raise _ClientGone
                     part = message.get("body", b"")
                     held.unread = message.get("more_body", False)
                     held.take(len(part))
@@ -178,7 +178,7 @@ class _Server:
         except TimeoutError as error:
             raise Refused(408, "Validation", "the body did not come in time") from error
 
-    def _parse(self, body: bytes) -> Asked:
+    def _parse(self, body: bytes) -> ParsedRequest:
         try:
             given = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -199,20 +199,20 @@ class _Server:
         if not texts or not query.strip():
             raise Refused(400, "Empty", "`texts` cannot be empty" if not texts else "`query` cannot be empty")
         if len(texts) > self._limits.texts:
-            raise Refused(413, "Validation", f"{len(texts)} texts, at most {self._limits.texts} are taken")
+            raise Refused(413, "Validation", f"{len(texts)} texts, the limit is {self._limits.texts}")
         longest = max(len(query), *map(len, texts))
         if longest > self._limits.characters:
             raise Refused(
                 413,
                 "Validation",
-                f"a text of {longest} characters, at most {self._limits.characters} are taken",
+                f"a text of {longest} characters, the limit is {self._limits.characters}",
             )
         for text in (query, *texts):
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise Refused(422, "Tokenizer", "a text holds half a surrogate pair") from error
-        return Asked(
+        return ParsedRequest(
             query,
             texts,
             bool(flags["raw_scores"]),
@@ -220,19 +220,19 @@ class _Server:
             flags["truncate"] is not False,
         )
 
-    async def _refuse_long(self, asked: Asked) -> None:
-        longest = int(max(await self._batcher.lengths(asked.query, asked.texts)))
+    async def _refuse_long(self, request: ParsedRequest) -> None:
+        longest = int(max(await self._batcher.lengths(request.query, request.texts)))
         limit = int(self._info["max_input_length"])
         if longest > limit:
             raise Refused(
                 413,
                 "Validation",
-                f"a pair has {longest} tokens, the model takes {limit}; truncate: true cuts",
+                f"a pair has {longest} tokens, the limit is {limit}; set truncate to true to cut it",
             )
 
 
 class _BodyBytes:
-    """The bytes of one request while it is read or waits."""
+    """The bytes that one request holds while it is read or waits."""
 
     def __init__(self, server: _Server) -> None:
         self._server = server
@@ -243,8 +243,8 @@ class _BodyBytes:
         """Count bytes in.
 
         Raises:
-            Refused: this one holds more than it leaves to all others. So however many large bodies come, each is refused
-                before they leave no room for a small one (dynamic thresholds, Choudhury and Hahne 1998).
+            Refused: this request would hold more bytes than it leaves to all others. So large bodies are refused while a
+                small one still fits (dynamic thresholds, Choudhury and Hahne 1998).
         """
         self.bytes += n
         self._server._bytes += n
@@ -261,12 +261,12 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _ranked(asked: Asked, scores: Sequence[float]) -> list[dict[str, Any]]:
-    """Best first, ties in the order given."""
-    values = [float(score) if asked.raw_scores else _sigmoid(float(score)) for score in scores]
+def _ranked(request: ParsedRequest, scores: Sequence[float]) -> list[dict[str, Any]]:
+    """Rank the texts, best first; ties keep the order given."""
+    values = [float(score) if request.raw_scores else _sigmoid(float(score)) for score in scores]
     order = sorted(range(len(values)), key=lambda i: (-float(scores[i]), i))
     return [
-        {"index": i, **({"text": asked.texts[i]} if asked.return_text else {}), "score": values[i]}
+        {"index": i, **({"text": request.texts[i]} if request.return_text else {}), "score": values[i]}
         for i in order
     ]
 
@@ -276,7 +276,7 @@ def _sigmoid(x: float) -> float:
 
 
 def _error(refused: Refused, unread: bool, most: int) -> Response:
-    """The refusal; the connection ends if the client may still be sending its body."""
+    """Answer with a refusal. The connection ends if the client may still be sending its body."""
     body = {"error": refused.message, "error_type": refused.kind}
     if not unread:
         return JSONResponse(body, status_code=refused.code)
@@ -284,9 +284,9 @@ def _error(refused: Refused, unread: bool, most: int) -> Response:
 
 
 class _Lingering(JSONResponse):
-    """An answer to a client that still sends: what comes is dropped for a while before the connection ends.
+    """An answer to a client that is still sending. Incoming bytes are dropped for a while before the connection ends.
 
-    A connection that is closed over unread bytes is reset, and the client may lose the answer (RFC 9112, 9.6).
+    A connection closed over unread bytes is reset, and the client may lose the answer (RFC 9112, 9.6).
     """
 
     def __init__(self, body: object, code: int, most: int) -> None:

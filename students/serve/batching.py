@@ -1,7 +1,7 @@
-"""Requests batched together: a round takes a slice of every waiting request, one thread scores it.
+"""Score requests together: a round takes a slice of every waiting request, and one thread scores it.
 
-Rounds are sized by the speed seen, so that each takes about the same time whatever the machine. A request that was
-cancelled leaves at the next round; one that fails takes only its own round's requests with it.
+The measured speed sets the size of a round, so that rounds take about the same time on every machine. A cancelled
+request leaves at the next round. If the model fails, only the requests of that round fail.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ SMALLEST_ROUND, LARGEST_ROUND = 16, 8192
 
 
 class Overloaded(Exception):
-    """More waits than may wait."""
+    """Too many pairs are waiting."""
 
 
 class ModelFailed(Exception):
-    """The model raised, or gave a score that is not finite."""
+    """The model raised an error, or gave a score that is not finite."""
 
 
 @dataclass
 class _Waiting:
-    """A request in the queue: how far it is, and who waits for it."""
+    """A request in the queue, with its scores so far and its future answer."""
 
     query: str
     texts: Sequence[str]
@@ -42,11 +42,11 @@ class _Waiting:
 
 
 class Batcher:
-    """Scores requests together in one thread; an async context that ends with all work dropped.
+    """Score requests together in one thread. It is an async context; all remaining work is dropped at its end.
 
     Args:
-        most: pairs that may wait, all requests together.
-        round_seconds: how long a round should take.
+        most: largest number of waiting pairs, over all requests.
+        round_seconds: duration of a round.
     """
 
     def __init__(self, scorer: "Scorer", most: int, metrics: Metrics, round_seconds: float) -> None:
@@ -77,13 +77,13 @@ class Batcher:
         return not self._loop_task.done()
 
     async def score(self, query: str, texts: Sequence[str]) -> list[float]:
-        """Raw scores of the texts; cancelling this takes the request out of the queue.
+        """Return the raw scores of the texts. Cancelling this removes the request from the queue.
 
         Raises:
-            Overloaded: too many pairs wait. ModelFailed: the model raised.
+            Overloaded: too many pairs are waiting. ModelFailed: the model failed.
         """
         if self.waiting and self.waiting + len(texts) > self._most:
-            raise Overloaded(f"{self.waiting} pairs wait; try again later")
+            raise Overloaded(f"{self.waiting} pairs are waiting; try again later")
         request = _Waiting(query, texts, asyncio.get_running_loop().create_future())
         self.waiting += len(texts)
         self._queue.append(request)
@@ -96,7 +96,7 @@ class Batcher:
                 self._queue.remove(request)
 
     async def lengths(self, query: str, texts: Sequence[str]) -> Any:
-        """Tokens of each pair before truncation; in the scoring thread, where the tokenizer is not in use."""
+        """Count the tokens of each pair before truncation. It runs in the scoring thread, which owns the tokenizer."""
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, self._scorer.pair_lengths, query, texts
         )
@@ -111,7 +111,7 @@ class Batcher:
             await self._score(slices)
 
     def _next_round(self) -> list[tuple[_Waiting, int]]:
-        """A slice of each waiting request: equal shares, what small ones leave going to the next in line."""
+        """Take a slice of each waiting request: equal shares. What small requests leave goes to those behind them."""
         room = self._round_pairs
         slices: list[tuple[_Waiting, int]] = []
         requests = [r for r in self._queue if not r.answer.done()]
@@ -122,7 +122,7 @@ class Batcher:
             taken = min(share, request.left)
             slices.append((request, taken))
             room -= taken
-        self._queue.rotate(-len(slices))  # who got nothing this time is first the next time
+        self._queue.rotate(-len(slices))  # requests that got nothing are first in the next round
         return slices
 
     async def _score(self, slices: list[tuple[_Waiting, int]]) -> None:
@@ -134,7 +134,7 @@ class Batcher:
             )
             if not all(np.isfinite(part).all() for part in scored):
                 raise ModelFailed("the model gave a score that is not finite")
-        except Exception as error:  # noqa: BLE001 - whatever the model raises is these requests' answer, not the server's end
+        except Exception as error:  # noqa: BLE001 - an error of the model fails these requests, not the server
             for request, _ in slices:
                 if not request.answer.done():
                     request.answer.set_exception(
@@ -154,14 +154,14 @@ class Batcher:
                 self._queue.remove(request)
 
     def _resize(self, pairs: int, seconds: float) -> None:
-        """Aim at the wished duration, by the speed of rounds that were nearly full."""
+        """Adjust the round's size to its duration, from the speed of rounds that were nearly full."""
         if pairs * 2 >= self._round_pairs or seconds > self._round_seconds:
-            wished = int(pairs * self._round_seconds / max(seconds, 1e-6))
-            self._round_pairs = min(max((self._round_pairs + wished) // 2, SMALLEST_ROUND), LARGEST_ROUND)
+            wanted = int(pairs * self._round_seconds / max(seconds, 1e-6))
+            self._round_pairs = min(max((self._round_pairs + wanted) // 2, SMALLEST_ROUND), LARGEST_ROUND)
 
 
 class Scorer(Protocol):
-    """What the server needs of a `students.rerank.Reranker`."""
+    """The part of `students.rerank.Reranker` that the server needs."""
 
     def scores(self, lists: Sequence[tuple[str, Sequence[str]]]) -> list[Any]: ...
 

@@ -1,4 +1,4 @@
-"""What stands between the network and the server: bounds on connections, a deadline for headers, an optional key."""
+"""Protect the server: bounds on connections, a deadline for headers, an optional key."""
 
 import asyncio
 import hmac
@@ -12,24 +12,24 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-SECONDS_TO_ASK = 10.0  # for a client to send its request line and headers
-SECONDS_TO_END = 10  # for requests in flight to be answered after SIGTERM
+SECONDS_FOR_HEADERS = 10.0  # time for a client to send its request line and headers
+SECONDS_TO_END = 10  # time to answer requests in flight after SIGTERM
 MOST_CONNECTIONS = 4096
-ACCEPTED_AT_ONCE = 2  # asyncio accepts so many before it lets a connection speak
-QUEUED = 1024  # connections that the kernel holds until they are accepted
+ACCEPTED_AT_ONCE = 2  # asyncio accepts this many connections before it reads from one
+QUEUED = 1024  # connections that wait in the kernel
 
 
 def most_connections() -> int:
-    """How many connections leave descriptors for the rest of the process."""
+    """Compute how many connections leave file descriptors for the rest of the process."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     folder = Path("/proc/self/fd") if Path("/proc/self/fd").exists() else Path("/dev/fd")
     spare = limit - len(os.listdir(folder)) - 10 * ACCEPTED_AT_ONCE
     return max(min(spare, MOST_CONNECTIONS), 1)
 
 
-def guarded_protocol(most: int, seconds: float = SECONDS_TO_ASK) -> type[H11Protocol]:
-    """HTTP/1.1 with a deadline for headers; beyond `most` connections the one that has asked nothing longest is closed."""
-    idle: dict[H11Protocol, None] = {}  # in the order of their waiting
+def guarded_protocol(most: int, seconds: float = SECONDS_FOR_HEADERS) -> type[H11Protocol]:
+    """Make HTTP/1.1 with a deadline for headers. Beyond `most` connections it closes the one that is idle longest."""
+    idle: dict[H11Protocol, None] = {}  # the one that is idle longest comes first
     held: set[H11Protocol] = set()
 
     class Guarded(H11Protocol):
@@ -40,7 +40,7 @@ def guarded_protocol(most: int, seconds: float = SECONDS_TO_ASK) -> type[H11Prot
             held.add(self)
             self._watch()
             if len(held) > most:
-                oldest = next(iter(idle))  # this one at least waits
+                oldest = next(iter(idle))  # never empty: this connection is idle too
                 idle.pop(oldest)
                 held.discard(oldest)
                 oldest.transport.abort()
@@ -80,7 +80,7 @@ def guarded_protocol(most: int, seconds: float = SECONDS_TO_ASK) -> type[H11Prot
 
 
 class Server(uvicorn.Server):
-    """uvicorn that accepts a few connections at a time, so that the bound on connections holds in between."""
+    """uvicorn that accepts a few connections at a time, so that the bound on connections always holds."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -89,7 +89,7 @@ class Server(uvicorn.Server):
 
 
 def config(app: ASGIApp) -> uvicorn.Config:
-    """How the application is served. Only errors are logged: what clients send does not fill the log."""
+    """Configure uvicorn. Only errors are logged, so clients cannot fill the log."""
     return uvicorn.Config(
         app,
         http=guarded_protocol(most_connections()),
@@ -104,7 +104,7 @@ def config(app: ASGIApp) -> uvicorn.Config:
 
 
 class RequireKey:
-    """Answers 401 to a request without ``Authorization: Bearer KEY``; /health stays open."""
+    """Answer 401 to a request without ``Authorization: Bearer KEY``. /health needs no key."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app

@@ -21,7 +21,7 @@ _AT_ONCE = (
 )  # characters given to the tokenizer at once; its output takes up to 100 bytes per character
 
 
-class TokenSpool:
+class TokenFile:
     """Ids of up to n texts in a temporary file; a context manager that removes the file at its end.
 
     Args:
@@ -41,7 +41,7 @@ class TokenSpool:
         self._lengths: Ints = np.zeros(n, dtype=np.int64)
         self._n = 0
 
-    def __enter__(self) -> "TokenSpool":
+    def __enter__(self) -> "TokenFile":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""A stage that another student has been through is taken from there, and changes nothing."""
+"""A stage that another student has been through is reused, and the result is the same."""
 
 import json
 import os
@@ -53,10 +53,10 @@ def test_the_first_stage_is_taken_from_a_student_that_had_it(
     assert stages[0][1] == stages[1][0]
     settings = json.loads(stages[0][3])
     if other:
-        assert "taken from there" not in said
+        assert "reused from" not in said
         assert "reused_from" not in settings
     else:
-        assert f"the same as student {first.name}'s, taken from there" in said
+        assert f"reused from student {first.name}" in said
         assert settings["reused_from"] == first.name
         assert stages[0][1] == first.weights_hash
     log = "SELECT stage, step, measure, value FROM training_log WHERE student = ? ORDER BY ALL"
@@ -70,7 +70,7 @@ def test_weights_that_are_not_what_they_were_are_not_taken(tmp_path: Path, tiny)
     weights = store.files / first.folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     _, said = train(store, tiny("bert"), "cl,kd")
-    assert "taken from there" not in said
+    assert "reused from" not in said
 
 
 @pytest.mark.test_all

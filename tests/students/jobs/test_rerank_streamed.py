@@ -147,9 +147,9 @@ def test_the_store_is_free_while_texts_are_tokenised_and_pairs_scored(tmp_path, 
         return call
 
     monkeypatch.setattr(Reranker, "score_pairs", writing("scored", Reranker.score_pairs))
-    from students.text.token_file import TokenSpool
+    from students.text.token_file import TokenFile
 
-    monkeypatch.setattr(TokenSpool, "add", writing("tokenised", TokenSpool.add))
+    monkeypatch.setattr(TokenFile, "add", writing("tokenised", TokenFile.add))
     assert rerank_run(store, student="tiny", dataset="c/train", run="first").n_candidates == 360
     assert written == ["tokenised", "tokenised", "scored"]
 

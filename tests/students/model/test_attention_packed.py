@@ -190,7 +190,7 @@ def test_dropout_is_flash_attns_or_an_error(tiny, monkeypatch):
     assert set(flash[1]) == {0.1}
     assert torchs[1] == []
     monkeypatch.setattr(attention, "_FLASH_ATTN", None)
-    with pytest.raises(StudentError, match=r"attention dropout, and 0\.1") as error:
+    with pytest.raises(StudentError, match=r"attention dropout \(0\.1 is set") as error:
         packed(batch)
     assert "flash-attn" in (error.value.hint or "")
     packed.eval()

@@ -78,7 +78,7 @@ def test_all_errors_come_at_once(recipe_file):
         "unknown setting 'learning_rate'",
         "schedule must be one of linear, cosine, constant, not 'cosin'",
         "[stage-2]: no such stage",
-        "[cl] mu is not a parameter of lce (of: lambda)",
+        "[cl] mu is a parameter of lambda, not of lce",
         "[cl] group_size and depth must be at least 2",
         "[extra]: unknown table",
     ):

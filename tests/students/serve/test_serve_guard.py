@@ -22,7 +22,7 @@ class Scorer:
         import time
         time.sleep(float(os.environ.get("SLOW", "0")))
         return [[1.0] * len(texts) for _, texts in lists]
-serve_guard.SECONDS_TO_ASK = 10.0
+serve_guard.SECONDS_FOR_HEADERS = 10.0
 listening = socket.create_server(("127.0.0.1", 0))
 print(listening.getsockname()[1], flush=True)
 app = create_app(Scorer(), {"max_input_length": 64})
