@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--store", type=Path, default=Path("grid.duckdb"))
     parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--pairs", type=int, default=8_000, help="of each stage")
+    parser.add_argument("--pairs", type=int, default=8_000, help="pairs of each stage")
     parser.add_argument("--depths", default="50,20", help="candidates re-ranked: DL19's, nfcorpus's")
     parser.add_argument("--retrieved", action="store_true", help="cl: only positives that BM25 ranks")
     arguments = parser.parse_args()

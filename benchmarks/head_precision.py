@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--student", type=Path, help="a student's folder")
     parser.add_argument("--queries", type=int, default=43)
-    parser.add_argument("--pairs", type=int, default=16_000, help="that the student is trained on")
+    parser.add_argument("--pairs", type=int, default=16_000, help="pairs that the student is trained on")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     on = candidates("dl19-passage", data=arguments.data, n_queries=arguments.queries)

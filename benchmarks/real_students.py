@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--store", type=Path, help="default: EXPERIMENT.duckdb in the current folder")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training at most")
+    parser.add_argument("--minutes", type=float, default=8.0, help="largest number of minutes of training")
     parser.add_argument("--depth", type=int, default=50, help="candidates that are re-ranked")
     arguments = parser.parse_args()
     began = time.monotonic()

@@ -164,8 +164,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 more = max(arguments.measured, arguments.queries)
                 over = candidates(name, data=arguments.data, depth=arguments.depth, n_queries=more)
                 rough = {} if best == "fp32" else {f"ours_{best}": ways[f"ours_{best}"]}
-                apart = _measured_apart(over, rough, ways["ours_fp32"])
-                differences.append(apart.get(f"ours_{best}", in_fp32[-1]))
+                measured_differences = _ndcg_differences(over, rough, ways["ours_fp32"])
+                differences.append(measured_differences.get(f"ours_{best}", in_fp32[-1]))
                 result |= {f"{name}_{key}_ndcg10": round(value, 4) for key, value in measured.items()}
             else:
                 away = np.abs(scored[f"ours_{best}"] - scored["st_fp32"]).max()
@@ -212,7 +212,7 @@ def _raise_peaks(peaks: dict[str, float], device: str) -> None:
         peaks[precision] = max(peak, matmul_peak(device, precision))
 
 
-def _measured_apart(on: Candidates, ways: Mapping[str, Way], reference: Way) -> dict[str, float]:
+def _ndcg_differences(on: Candidates, ways: Mapping[str, Way], reference: Way) -> dict[str, float]:
     """Measure the difference of each way's nDCG@10 from the reference's over the same lists."""
     if not ways:
         return {}
@@ -228,16 +228,18 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--student", type=Path, help="a student's folder")
     parser.add_argument("--shape", choices=SHAPES, default="minilm")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--collections", default="dl19-passage,nfcorpus", help="of --shape minilm")
+    parser.add_argument(
+        "--collections", default="dl19-passage,nfcorpus", help="collections of --shape minilm"
+    )
     parser.add_argument("--queries", type=int, default=20, help="per collection")
-    parser.add_argument("--measured", type=int, default=100, help="queries that measure_difference is over")
+    parser.add_argument("--measured", type=int, default=100, help="number of queries of measure_difference")
     parser.add_argument("--depth", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args(argv)
 
 
 def _ways(student: Path, device: str) -> tuple[dict[str, Way], str]:
-    """List the contenders that can run here, and msft's default precision; bf16 only if the hardware supports it."""
+    """List the ways that can run here, and msft's default precision; bf16 only if the hardware supports it."""
     best = resolve_precision("auto", device)
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     chosen = {name: dtypes[name] for name in dict.fromkeys(("fp32", best))}

@@ -1,15 +1,17 @@
 """Test `msft students serve` under valid, invalid and cancelled requests: scores, codes, memory and requests/s.
 
-    python -m benchmarks.serve [--student FOLDER] [--data ../shared/data] [--clients 50] [--precision fp32] [--turns 2]
+    python -m benchmarks.serve [--student FOLDER] [--data ../shared/data] [--clients 50] [--precision fp32]
+        [--turns 2]
 
-The server is a process of its own, started by the command; clients speak HTTP over loopback. Good requests are the first
-passages of dl19's and nfcorpus's candidates, 1 to 16 of them; what each must answer was scored by `Reranker.scores`.
+The command starts the server in a separate process, and clients send HTTP over loopback. A good request holds the first
+1 to 16 candidates of a query of dl19 or nfcorpus. `Reranker.scores` gives the expected answers.
 
-First the same good requests twice: one after the other by one client, then by all clients at once
-(`requests_per_second`, `speedup_over_one_by_one`, latencies in ms). Then the mixed load: half of the requests good, the
-others huge (too many texts, too long a text, too large a body, announced or not), malformed (no JSON, no such form, no
-HTTP) or cancelled (hung up while sending or while waiting). It runs in two fresh servers, short and five times as long:
-`memory_ratio` is the long one's peak resident memory over the short one's.
+The first part sends the same good requests twice: one after the other from one client, then from all clients at once
+(`requests_per_second`, `speedup_over_one_by_one`, latencies in ms). The second part sends a mixed load. Half of it is
+good. The rest is huge (too many texts, a text or body that is too large, announced or not), malformed (not JSON, the
+wrong form, not HTTP) or cancelled (the client disconnects while sending or waiting). The load runs in two new servers,
+once short and once five times as long: `memory_ratio` is the peak resident memory of the long run over that of the
+short run.
 
 wrong_scores     good requests with a score further than 1e-4 (bf16: 0.25) from the expected one, or with a wrong code
 wrong_codes      bad requests answered with a wrong code or not at all
@@ -42,7 +44,7 @@ MAX_TEXTS, MAX_BODY = 100, 1  # per request; MB
 NEAR = {"fp32": 1e-4, "bf16": 0.25}
 SIZES = (1, 2, 4, 8, 16)
 KINDS = ("good", "huge", "good", "malformed", "good", "cancelled")
-SCRIPTED = [  # body, and the code that it must get
+MALFORMED = [  # body, and the expected code
     (b'{"query": "q", "texts": [', 400),
     (b"\xff\xfe{}", 400),
     (b"[" * 50_000, 400),
@@ -72,8 +74,8 @@ class Seen:
 
     near: float
     sent: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)  # good requests answered otherwise
-    codes: list[str] = field(default_factory=list)  # bad requests answered otherwise
+    wrong: list[str] = field(default_factory=list)  # unexpected answers to good requests
+    codes: list[str] = field(default_factory=list)  # unexpected answers to bad requests
     seconds: list[float] = field(default_factory=list)  # of good requests
     difference: float = 0.0
 
@@ -97,7 +99,7 @@ class Seen:
 
 # ----------------------------------------------------------------------------------------------- the server
 class Server:
-    """A started server: its address and its process's figures from the system."""
+    """A running server: its address, and figures of its process from the system."""
 
     def __init__(self, process: "subprocess.Popen[str]", url: str) -> None:
         self.process, self.url = process, url
@@ -107,12 +109,12 @@ class Server:
         return self.process.poll() is None and httpx.get(f"{self.url}/health").status_code == 200
 
     def megabytes(self, key: str = "VmHWM") -> float:
-        """Resident memory: at most so far, or now (VmRSS)."""
+        """Read the resident memory: the peak so far, or the current value (VmRSS)."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition(f"{key}:")[2].split()[0]) / 1024
 
     def held(self) -> float:
-        """Pairs and bytes of requests that wait or are read, after they had a moment to be let go."""
+        """Count pairs and bytes of waiting requests, after a moment in which the server can release them."""
         deadline = time.monotonic() + 10
         while (left := self.metric("msft_waiting_pairs") + self.metric("msft_bytes_in_flight")) > 0:
             if time.monotonic() > deadline:
@@ -129,10 +131,10 @@ class Server:
 
 @contextmanager
 def serving(student: str, precision: str, *options: str) -> Iterator[Server]:
-    """`msft students serve` as a process, until the context ends it as Ctrl-C does.
+    """Run `msft students serve` as a process until the context ends; then interrupt it as Ctrl-C does.
 
     Raises:
-        RuntimeError: it did not start, or did not end when it was asked to.
+        RuntimeError: the server did not start, or did not end.
     """
     command = [
         sys.executable, "-m", "cli.main", "students", "serve", student, "--port", "0", "--precision", precision,
@@ -153,7 +155,7 @@ def serving(student: str, precision: str, *options: str) -> Iterator[Server]:
 
 
 def _address(process: "subprocess.Popen[str]", errors: Any) -> str:
-    deadline = time.monotonic() + 600  # on a machine with much else to do
+    deadline = time.monotonic() + 600  # enough on a busy machine
     while time.monotonic() < deadline:
         errors.seek(0)
         said = errors.read()
@@ -184,9 +186,9 @@ async def _huge(http: httpx.AsyncClient, rng: random.Random, seen: Seen) -> None
         content = b" " * (MAX_BODY * 1_000_000 + 1)
     else:
         content = _endless()
-    with suppress(httpx.TransportError):  # it may hang up while the client still sends
+    with suppress(httpx.TransportError):  # the server may close the connection during sending
         answer = await http.post("/rerank", content=content, headers={"connection": "close"})
-        # Bodies of unknown length together may reach the bound of all bytes before one reaches that of a request.
+        # Together, bodies of unknown length may reach the limit of all bytes before one reaches its own limit.
         if answer.status_code != 413 and not (kind == 3 and answer.status_code == 429):
             seen.codes.append(f"huge {kind}: {answer.status_code}")
 
@@ -203,14 +205,14 @@ async def _malformed(http: httpx.AsyncClient, rng: random.Random, seen: Seen) ->
         if code not in (400, None):
             seen.codes.append(f"no HTTP: {code}")
         return
-    body, code = rng.choice(SCRIPTED)
+    body, code = rng.choice(MALFORMED)
     answer = await http.post("/rerank", content=body)
     if answer.status_code != code:
         seen.codes.append(f"{body[:40]!r}: {answer.status_code}, not {code}")
 
 
 async def _no_http(http: httpx.AsyncClient) -> int | None:
-    """Bytes that are no HTTP; the code of the answer, None where it just hung up."""
+    """Send bytes that are not HTTP; returns the code of the answer, or None if the server just closed the connection."""
     reader, writer = await asyncio.open_connection(http.base_url.host, http.base_url.port)
     try:
         writer.write(b"\x16\x03\x01\x02\x00\x01\x00 no HTTP\r\n\r\n")
@@ -221,7 +223,7 @@ async def _no_http(http: httpx.AsyncClient) -> int | None:
 
 
 async def _cancelled(http: httpx.AsyncClient, request: Good, rng: random.Random) -> None:
-    """Sends all of a request or some, and hangs up: at once, or while it is scored."""
+    """Send a request or a part of it, then disconnect: at once, or during scoring."""
     host = http.base_url.host
     _, writer = await asyncio.open_connection(host, http.base_url.port)
     body = json.dumps(request.body).encode()
@@ -235,14 +237,14 @@ async def _cancelled(http: httpx.AsyncClient, request: Good, rng: random.Random)
 
 
 async def _each(
-    url: str, clients: int, turns: int, work: Callable[[httpx.AsyncClient, int, int], Awaitable[None]]
+    url: str, clients: int, repeats: int, work: Callable[[httpx.AsyncClient, int, int], Awaitable[None]]
 ) -> None:
-    """Clients side by side, each on connections of its own, each doing its turns one after the other."""
+    """Run clients side by side, each on its own connections; each does its repeats one after the other."""
 
     async def client(number: int) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=120) as http:
-            for turn in range(turns):
-                await work(http, number, turn)
+            for repeat in range(repeats):
+                await work(http, number, repeat)
 
     await asyncio.gather(*(client(number) for number in range(clients)))
 
@@ -251,7 +253,7 @@ def good_load(url: str, requests: Sequence[Good], clients: int, near: float) -> 
     """Send each request once, by `clients` clients. Return their answers and the seconds."""
     seen, waiting = Seen(near), list(requests)
 
-    async def work(http: httpx.AsyncClient, number: int, turn: int) -> None:
+    async def work(http: httpx.AsyncClient, number: int, repeat: int) -> None:
         while waiting:
             await _good(http, waiting.pop(), seen)
             seen.sent["good"] += 1
@@ -261,14 +263,14 @@ def good_load(url: str, requests: Sequence[Good], clients: int, near: float) -> 
     return seen, time.perf_counter() - began
 
 
-def mixed_load(url: str, requests: Sequence[Good], clients: int, turns: int, near: float) -> Seen:
-    """Run clients that each send `turns` requests of all kinds."""
+def mixed_load(url: str, requests: Sequence[Good], clients: int, repeats: int, near: float) -> Seen:
+    """Run clients that each send `repeats` requests of all kinds."""
     seen = Seen(near)
 
-    async def work(http: httpx.AsyncClient, number: int, turn: int) -> None:
-        rng = random.Random(1000 * number + turn)
-        kind = KINDS[(number + turn) % len(KINDS)]
-        request = requests[(7 * number + turn) % len(requests)]
+    async def work(http: httpx.AsyncClient, number: int, repeat: int) -> None:
+        rng = random.Random(1000 * number + repeat)
+        kind = KINDS[(number + repeat) % len(KINDS)]
+        request = requests[(7 * number + repeat) % len(requests)]
         if kind == "good":
             await _good(http, request, seen)
         elif kind == "huge":
@@ -279,7 +281,7 @@ def mixed_load(url: str, requests: Sequence[Good], clients: int, turns: int, nea
             await _cancelled(http, request, rng)
         seen.sent[kind] += 1
 
-    asyncio.run(_each(url, clients, turns, work))
+    asyncio.run(_each(url, clients, repeats, work))
     return seen
 
 
@@ -331,14 +333,14 @@ def speeds(student: Path, requests: Sequence[Good], clients: int, precision: str
 
 
 def endurance(
-    student: Path, requests: Sequence[Good], clients: int, turns: int, precision: str
+    student: Path, requests: Sequence[Good], clients: int, repeats: int, precision: str
 ) -> dict[str, Any]:
-    """The mixed load in a fresh server: what the clients saw, and its memory."""
+    """Send the mixed load to a new server; returns the answers and the server's memory."""
     near = NEAR[precision]
     with serving(str(student), precision) as server:
         good_load(server.url, requests[:10], 2, near)
         before = server.megabytes()
-        seen = mixed_load(server.url, requests, clients, turns, near)
+        seen = mixed_load(server.url, requests, clients, repeats, near)
         left = server.held()
         after, _ = good_load(server.url, requests[:10], 2, near)
         row = {
@@ -374,8 +376,8 @@ def main() -> None:
         row = speeds(student, requests, arguments.clients, arguments.precision)
         print(json.dumps(row), file=sys.stderr, flush=True)
         short, long = (
-            endurance(student, requests, arguments.clients, turns, arguments.precision)
-            for turns in (arguments.turns, 5 * arguments.turns)
+            endurance(student, requests, arguments.clients, repeats, arguments.precision)
+            for repeats in (arguments.turns, 5 * arguments.turns)
         )
     seen: Seen = long["seen"]
     result = {

@@ -3,9 +3,9 @@
     python -m benchmarks.serve_long [--student minilm] [--requests 5000] [--clients 8] [--connections 1000]
 
 memory_mb             resident memory after each tenth of the requests; memory_growth is the last over the second
-health_ms             slowest of ten /health while `connections` of them send nothing, as many half a header
+health_ms             slowest of ten /health beside `connections` that send nothing and as many with half a header
 log_bytes             all bytes that the server wrote to stderr
-sigterm_s             from SIGTERM, with requests in flight, to the end of the process
+sigterm_s             seconds from SIGTERM, with requests in flight, to the end of the process
 answered_in_flight    how many of the requests in flight got their scores
 """
 
@@ -51,13 +51,13 @@ HALF_A_HEADER = b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Le"
 
 
 def body(rng: random.Random, most: int) -> dict[str, Any]:
-    """A request of 1 to `most` short passages."""
+    """Make a request of 1 to `most` short passages."""
     texts = [" ".join(rng.choices(WORDS, k=12)) for _ in range(rng.randint(1, most))]
     return {"query": " ".join(rng.choices(WORDS, k=4)), "texts": texts}
 
 
 def send(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> int:
-    """Send requests by several clients at once; how many were answered with scores."""
+    """Send requests from several clients at once; returns how many were answered with scores."""
 
     async def all_clients() -> int:
         waiting = iter(bodies)
@@ -76,7 +76,7 @@ def send(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> int:
 
 
 def slowest_health(url: str, connections: int) -> float:
-    """Milliseconds of the slowest of ten /health beside connections that send nothing or half a header."""
+    """Measure the slowest of ten /health in milliseconds, beside connections that send nothing or half a header."""
     where = (urlsplit(url).hostname, urlsplit(url).port)
     with contextlib.ExitStack() as held:
         for sent in (b"", HALF_A_HEADER):
@@ -93,7 +93,7 @@ def slowest_health(url: str, connections: int) -> float:
 
 
 def end(server: Server, rng: random.Random, n: int) -> tuple[float, int]:
-    """Send SIGTERM while `n` requests are in flight; seconds to the end, and how many of them were answered."""
+    """Send SIGTERM during `n` requests; returns the seconds to the end, and how many requests were answered."""
 
     async def ended() -> tuple[float, int]:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:

@@ -1,28 +1,29 @@
-"""Measure the store at MS MARCO's size: import, bytes on disk, views, mining and memory, beside pandas, polars and others.
+"""Measure the store at MS MARCO's size beside pandas, polars and others: import, disk, views, mining, memory.
 
     python -m benchmarks.store --queries 100000 --depth 500 [--passages 8841823] [--folder FOLDER] [--texts]
 
-A synthetic collection (`benchmarks.synthetic`) is written, added and measured. Each phase runs in a separate process, so
-that its peak memory can be measured. With --folder the files stay, and a second run reuses them.
+The benchmark writes a synthetic collection (`benchmarks.synthetic`), adds it to a store and measures. Each phase runs
+in a separate process, so that its peak memory can be measured. With --folder the files stay, and a second run reuses
+them.
 
-Keys, seconds of wall time unless they say otherwise:
+Keys (seconds of wall time unless stated otherwise):
 
 rows_per_second             candidates imported per second of the whole `runs import`, validation included
-naive_rows_per_second       DuckDB's reader, two joins on text ids and INSERT, nothing checked, over the same file
-write_lock_seconds          of the import: how long the store was held for writing
+naive_rows_per_second       the same file by DuckDB's reader, two joins on text ids and INSERT, without checks
+write_lock_seconds          time of the import during which the store was locked for writing
 bytes_per_row               growth of the store's used blocks per candidate
 contrastive_view_seconds    SQL selection of 1 positive + 99 negatives of the top 200 for all queries; …_build_seconds
                             is the whole `views build`, export to Parquet and content hash included
 distillation_, rerank_      the same for 20 labelled and for 100 ranked passages per query
 mining_seconds              `negatives mine`, 99 of the top 200, stored
-documents_per_second        `data add`: documents, queries and judgments together, per passage
-pandas_ms_per_query         the founding study's way (group, merge, sample, collect garbage for each query), a sample
+documents_per_second        passages per second of `data add`, which adds documents, queries and judgments
+pandas_ms_per_query         the founding study's way on a sample: group, merge, sample, collect garbage for each query
 speedup_over_pandas         pandas_ms_per_query over the store's contrastive selection per query
 polars_ms_per_query         the same selection set-wise in polars from memory, over polars_queries queries
 st_mining_ms_per_query      sentence-transformers' mine_hard_negatives, 99 of the top 200, over st_queries queries and
-                            st_passages passages with embeddings in its cache: its search included, encoding not
+                            st_passages passages. Embeddings come from its cache; its search is included
 peak_memory_gb              the largest of the store's own phases (add, import, mine, views); …_memory_gb of each
-…_cpu_seconds               of each phase, start of its process included: what a busy machine does not blur
+…_cpu_seconds               CPU seconds of each phase with the start of its process; load of others hardly affects them
 """
 
 import argparse
@@ -92,7 +93,7 @@ def load(folder: Path, shape: Shape) -> Row:
 
 @contextmanager
 def _writing(store: Any) -> Iterator[list[float]]:
-    """Seconds that each writing connection of a store is open."""
+    """Measure the seconds that each writing connection of a store is open."""
     held: list[float] = []
     write = store.write
 
@@ -193,7 +194,7 @@ def _view(kind: str, sources: Row, parameters: Row) -> Callable[[Path, Shape], R
 
 # --------------------------------------------------------------------------------------------------- peers
 def _sampled(folder: Path, queries: int) -> tuple[Any, Any]:
-    """(run, qrels) of the first queries, as polars frames of text ids."""
+    """Read (run, qrels) of the first queries as polars frames of text ids."""
     with _store(folder).read() as con:
         run = con.sql(
             f"""SELECT q.query_id, d.doc_id, c.rank, c.score FROM candidates c JOIN queries q USING (query)
@@ -206,7 +207,7 @@ def _sampled(folder: Path, queries: int) -> tuple[Any, Any]:
 
 
 def pandas_way(folder: Path, shape: Shape) -> Row:
-    """For each training query: its group, merged with the judgments, one positive and 99 sampled negatives."""
+    """For each training query: merge its group with the judgments, and take one positive and 99 sampled negatives."""
     import pandas as pd
 
     n = min(SAMPLE["pandas"], shape.queries)
@@ -230,7 +231,7 @@ def pandas_way(folder: Path, shape: Shape) -> Row:
 
 
 def polars_way(folder: Path, shape: Shape) -> Row:
-    """The selection for all queries at once, run and judgments in memory."""
+    """Select for all queries at once, with run and judgments in memory."""
     import polars as pl
 
     n = min(SAMPLE["polars"], shape.queries)
@@ -257,7 +258,7 @@ def polars_way(folder: Path, shape: Shape) -> Row:
 
 
 def st_way(folder: Path, shape: Shape) -> Row:
-    """mine_hard_negatives with made-up embeddings in its cache: the second of two equal calls."""
+    """Time mine_hard_negatives with synthetic embeddings in its cache: the second of two equal calls."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import StaticEmbedding
@@ -321,7 +322,7 @@ def _phase(name: str, folder: Path, shape: Shape) -> Row:
 
 
 def _peak_gb() -> float:
-    """Peak resident memory of this process; getrusage's would begin with what its parent had."""
+    """Read this process's peak resident memory. The value of getrusage would include that of its parent."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
@@ -358,7 +359,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=Shape.depth)
     parser.add_argument("--passages", type=int, default=Shape.passages)
     parser.add_argument("--seed", type=int, default=Shape.seed)
-    parser.add_argument("--folder", type=Path, help="where to work; the files stay there")
+    parser.add_argument("--folder", type=Path, help="a working folder; its files are kept")
     parser.add_argument("--texts", action="store_true", help="passages of MS MARCO's lengths, not one word")
     parser.add_argument("--only", help=f"phases, of {','.join(PHASES)} (add and import come first)")
     parser.add_argument("--phase", choices=list(PHASES), help=argparse.SUPPRESS)

@@ -1,11 +1,11 @@
-"""Write a synthetic collection of MS MARCO's size and length distribution: docs.jsonl, queries.tsv, qrels.txt, run.txt.
+"""Write a synthetic collection of MS MARCO's size and lengths: docs.jsonl, queries.tsv, qrels.txt, run.txt.
 
     python -m benchmarks.synthetic FOLDER --queries 100000 --depth 500 [--passages 8841823] [--texts]
 
-Numbers that are MS MARCO's: 8,841,823 passages with ids 0 … 8,841,822; passage lengths log-normal with mean 56 words
-(10th to 90th percentile 27 to 89); queries of 6 words with ids up to 1,185,869; 1.06 judged passages per query, of
-which a first stage has 85 % in its top 500. Candidates are distinct, scores fall, one in a hundred ties. Everything
-follows from the seed, and is streamed: memory holds one block of queries or passages.
+These numbers are MS MARCO's: 8,841,823 passages with ids 0 … 8,841,822; log-normal passage lengths with a mean of 56
+words (10th to 90th percentile 27 to 89); queries of 6 words with ids up to 1,185,869; 1.06 judged passages per query,
+of which a first stage has 85 % in its top 500. Candidates are distinct, scores fall, and one in a hundred ties. The
+seed determines everything. Memory holds one block of queries or passages.
 """
 
 import argparse
@@ -38,14 +38,14 @@ class Shape:
 
 
 def query_ids(shape: Shape) -> np.ndarray:
-    """Distinct whole numbers as MS MARCO's query ids are, in random order."""
+    """Draw distinct whole numbers, like MS MARCO's query ids, in random order."""
     return np.random.default_rng([shape.seed, 1]).permutation(max(MAX_QUERY_ID, shape.queries))[
         : shape.queries
     ]
 
 
 def positives(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """(query index, passage) of the judgments: one for each query, a second for 6 %."""
+    """Draw (query index, passage) of the judgments: one for each query, a second for 6 %."""
     rng = np.random.default_rng([shape.seed, 2])
     first = rng.integers(0, shape.passages, shape.queries)
     second = np.flatnonzero(rng.random(shape.queries) < 0.06)
@@ -58,10 +58,10 @@ def positives(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run_blocks(shape: Shape) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(query indices, passages, scores) of blocks of queries; the last two are (block, depth), best first.
+    """Yield (query indices, passages, scores) for blocks of queries; the last two are (block, depth), best first.
 
-    A query's passages are an arithmetic sequence modulo the largest prime below the collection's size, hence distinct;
-    its first judged passage stands at a rank drawn log-uniformly for 85 % of the queries.
+    A query's passages are an arithmetic sequence modulo the largest prime below the collection's size, so they are
+    distinct. For 85 % of the queries the first judged passage is among them, at a rank drawn log-uniformly.
     """
     prime = _prime_below(shape.passages)
     ranks = np.arange(shape.depth, dtype=np.int64)
@@ -84,7 +84,7 @@ def run_blocks(shape: Shape) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def write_run(shape: Shape, path: Path, tag: str = "synthetic") -> None:
-    """A TREC run in the common form: one space between fields, ranks from 1, six decimals."""
+    """Write a TREC run in the common form: one space between fields, ranks from 1, six decimals."""
     ids = query_ids(shape)
     options = csv.WriteOptions(include_header=False, delimiter=" ", quoting_style="none")
     names = ["query_id", "q0", "doc_id", "rank", "score", "tag"]
@@ -105,7 +105,7 @@ def write_run(shape: Shape, path: Path, tag: str = "synthetic") -> None:
 
 
 def write_queries(shape: Shape, path: Path) -> None:
-    """queries.tsv: six words on average, all texts distinct."""
+    """Write queries.tsv: six words on average, all texts distinct."""
     rng = np.random.default_rng([shape.seed, 4])
     words = _vocabulary(shape.seed)
     lengths = np.clip(rng.poisson(5, shape.queries), 2, 20)
@@ -118,7 +118,7 @@ def write_queries(shape: Shape, path: Path) -> None:
 
 
 def write_qrels(shape: Shape, path: Path) -> None:
-    """qrels.txt in TREC's form."""
+    """Write qrels.txt in TREC's format."""
     ids = query_ids(shape)
     owners, passages = positives(shape)
     with path.open("w", encoding="utf-8") as out:
@@ -126,7 +126,7 @@ def write_qrels(shape: Shape, path: Path) -> None:
 
 
 def write_documents(shape: Shape, path: Path, texts: bool = True) -> None:
-    """docs.jsonl; without `texts` each passage is one word, for measurements that read none."""
+    """Write docs.jsonl. Without `texts` each passage is one word, for measurements that do not read texts."""
     rng = np.random.default_rng([shape.seed, 5])
     words = _vocabulary(shape.seed)
     source = words[_zipf(rng, 2_000_000, len(words))]
@@ -154,7 +154,7 @@ def _vocabulary(seed: int, size: int = 60_000) -> np.ndarray:
 
 
 def _zipf(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
-    """Ranks drawn by Zipf's law over `size` words (inverse transform of the continuous law)."""
+    """Draw ranks by Zipf's law over `size` words (inverse transform of the continuous law)."""
     return (np.exp(rng.random(n) * np.log(size)) - 1).astype(np.int64)
 
 

@@ -3,30 +3,31 @@
     python -m benchmarks.teachers [--queries 96] [--rounds 12] [--only vllm,scripted,memory,server]
         [--rankllm-python PATH]
 
-Everything runs through `teachers generate`: rendering, hashing, scheduler, parsing, journal and store. Each part is a
-process of its own with a store of its own. The model is a tiny random Mistral in a real vLLM on this machine,
-constrained to rank; lists are ragged, 5 to 100 passages, in sliding windows of 20.
+Everything runs through `teachers generate`: rendering, hashing, scheduler, parsing, journal and store. Each part has
+its own process and store. The model is a tiny random Mistral in a real vLLM on this machine, constrained to rank. Lists
+have 5 to 100 passages, in sliding windows of 20.
 
-calls_per_second            of the scheduler; sequential_ and lockstep_ of the same code told to work on one query after
-                            another (on fewer queries), and to send a step's windows only when all of the last one's are
-                            in; one engine, in turns, medians over rounds. Passages have --words words (6): what the
-                            frontier saves is the engine's steps, which count where replies take the time, not prompts
+calls_per_second            of the scheduler
+sequential_, lockstep_      the same code limited to one query after another (on fewer queries), or to sending a
+                            step's windows only when all replies of the step before are in. All use one engine in
+                            turns; figures are medians over rounds. Passages have --words words (6), because the
+                            scheduler saves engine steps, which count if replies take the time and not prompts
 speedup_over_sequential     the scheduler's calls per second over theirs, median over rounds; speedups_… are the rounds'
 speedup_over_lockstep
-speedup_over_batches        over lockstep that holds no more queries at once than one batch of the engine has requests
-steps_over_lockstep         the engine's steps that lockstep takes over those that the scheduler takes, for the same calls:
-steps_over_batches          what a machine gains on which a step's price does not grow with its tokens; no noise in it
-occupancy                   mean requests in flight over what the engine wants, while work was left (of that job)
+speedup_over_batches        over lockstep with at most as many queries at once as one batch of the engine has requests
+steps_over_lockstep         engine steps of lockstep over those of the scheduler, for the same calls. This is the gain on
+steps_over_batches          a machine where a step's cost does not grow with its tokens; it has no noise
+occupancy                   mean requests in flight over the number that the engine wants, while work was left
 overhead_share              (wall - engine time) / wall of a whole job on five times the queries: plan, store, scheduler,
                             journal, merge; engine time is time in which the engine had work
-scripted_calls_per_second   with an engine that answers at once, over the time of the job's labelling; …_whole_ counts
-                            reading the store before it and merging the journal after it as well
-peak_memory_ratio           peak resident memory of the labelling process (plan, scheduler, journal), a scripted job of
-                            10,000 queries over one of 100; peak_memory_gb: of the larger
-store_memory_ratio          the same of the processes that read the store and merge the journal beside it, as large jobs
-                            do; store_memory_gb: of the larger, bounded by MSFT_MEMORY
-server_calls_per_second     over a vLLM server on loopback whose every reply ranks 20, by --engine openai; these lists
-                            have 20, 30 … 100 passages, so that every window has 20
+scripted_calls_per_second   with an engine that answers at once, over the time of labelling; …_whole_ also counts
+                            reading the store before it and merging the journal after it
+peak_memory_ratio           peak resident memory of the labelling process (plan, scheduler, journal): a scripted job of
+                            10,000 queries over one of 100; peak_memory_gb is that of the larger
+store_memory_ratio          the same for the separate processes in which a large job reads the store and merges the
+                            journal; store_memory_gb is that of the larger, bounded by MSFT_MEMORY
+server_calls_per_second     with --engine openai over a vLLM server on loopback whose every reply ranks 20 passages;
+                            these lists have 20, 30 … 100 passages, so that every window has 20
 rankllm_calls_per_second    RankLLM's OpenAI client on the same lists and server (it sends one call after another);
 speedup_over_rankllm        only with --rankllm-python: an environment of `pip install --no-deps rank-llm` and
                             `pip install torch transformers==4.48.3 openai tiktoken ftfy dacite pandas pyyaml
@@ -63,7 +64,7 @@ CLIENT = Path(__file__).with_name("rankllm_client.py")
 
 
 def ragged(seed: int) -> Callable[[int], int]:
-    """Query -> candidates: 5 to 100, the short lists as frequent as the long ones."""
+    """Return a function from a query to its number of candidates: 5 to 100, with short and long lists equally frequent."""
     rng = Random(seed)
     drawn = [rng.randint(5, 100) for _ in range(10_007)]
     return lambda k: drawn[k % len(drawn)]
@@ -71,7 +72,7 @@ def ragged(seed: int) -> Callable[[int], int]:
 
 # --------------------------------------------------------------------------------------------------- with vLLM
 def vllm(folder: Path, options: argparse.Namespace) -> Row:
-    """The scheduler and its baselines in turns on one engine, each round on lists and texts of its own."""
+    """Run the scheduler and its baselines in turns on one engine. Each round has new lists and texts."""
     model, engine = tiny_engine(folder)
     taken = count_steps(engine)
     rates: dict[str, list[float]] = {how: [] for how in BASELINES}
@@ -81,7 +82,7 @@ def vllm(folder: Path, options: argparse.Namespace) -> Row:
         order = list(BASELINES)[first:] + list(BASELINES)[:first]
         for how in order:
             queries = options.queries // 12 if how == "sequential" else options.queries
-            # other texts for each way, so that none finds the prompts of another in vLLM's cache; the same lengths
+            # different texts of the same lengths, so that one way's prompts are not in vLLM's cache for another
             seed = 10 * turn + order.index(how)
             store = make(
                 folder / f"{how}-{turn}.duckdb", queries, length=ragged(turn), words=options.words, seed=seed
@@ -101,7 +102,7 @@ def vllm(folder: Path, options: argparse.Namespace) -> Row:
     for peer in ("sequential", "lockstep", "batches"):
         ratios = [ours / theirs for ours, theirs in zip(rates["scheduler"], rates[peer], strict=True)]
         row |= {f"speedup_over_{peer}": statistics.median(ratios), f"speedups_over_{peer}": ratios}
-    for peer in ("lockstep", "batches"):  # the same calls, so steps compare as they are
+    for peer in ("lockstep", "batches"):  # all make the same calls, so their steps are comparable
         row[f"steps_over_{peer}"] = statistics.median(map(truediv, steps[peer], steps["scheduler"]))
     return row
 
@@ -120,7 +121,7 @@ def count_steps(engine: Any) -> Callable[[], int]:
 
 
 def overhead(folder: Path, options: argparse.Namespace) -> Row:
-    """A whole job on five times the queries and passages of usual length: how much of it the engine had work."""
+    """Measure the share of a whole job in which the engine had work, on five times the queries with longer passages."""
     model, engine = tiny_engine(folder)
     queries = options.queries * 5
     store = make(folder / "overhead.duckdb", queries, length=ragged(0))
@@ -185,14 +186,14 @@ def scripted(folder: Path, options: argparse.Namespace, queries: int | None = No
 
 
 def prepared_replies(n: int, number: int = 1009) -> Callable[[Any], str]:
-    """A request to one of so many full rankings of n passages, by its key: shuffling at each call would be measured."""
+    """Choose one of `number` prepared rankings of n passages by the request's key, because shuffling takes time."""
     rng = Random(0)
     replies = [" > ".join(f"[{k}]" for k in rng.sample(range(1, n + 1), n)) for _ in range(number)]
     return lambda request: replies[int(request.key[:8], 16) % number]
 
 
 def memory(folder: Path, options: argparse.Namespace, queries: int) -> Row:
-    """Peak memory of a scripted job; the store is made by another process, which needs memory of its own."""
+    """Measure the peak memory of a scripted job. Another process makes the store, because that needs memory too."""
     from teachers.generate.job import generate
     from teachers.generate.settings import Settings
     from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
@@ -204,7 +205,7 @@ def memory(folder: Path, options: argparse.Namespace, queries: int) -> Row:
     from teachers.generate import child_process
 
     child_process.LARGE_BYTES = child_process.LARGE_CANDIDATES = (
-        0  # the small job, too, reads and merges in a process of its own
+        0  # the small job also reads and merges in a separate process
     )
     generate(LabelStore(path), Settings(model="rankzephyr", canaries=0), engine=ScriptedEngine(hashed_order))
     beside = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
@@ -212,7 +213,7 @@ def memory(folder: Path, options: argparse.Namespace, queries: int) -> Row:
 
 
 def peak_gb() -> float:
-    """Peak resident memory of this process (VmHWM: unlike ru_maxrss it begins anew with a new program)."""
+    """Read this process's peak resident memory. VmHWM starts anew with each program, unlike ru_maxrss."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
@@ -288,7 +289,7 @@ GROUPS = {
 
 
 def run(folder: Path, options: argparse.Namespace, groups: list[str]) -> Row:
-    """The parts of these groups, each in a process of its own, and what follows from them together."""
+    """Run the parts of these groups in separate processes, and compute the figures that combine them."""
     row: Row = {"queries": options.queries}
     peaks: list[Row] = []
     for part in (part for group in groups for part in GROUPS[group]):
@@ -316,10 +317,10 @@ def run(folder: Path, options: argparse.Namespace, groups: list[str]) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--queries", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=12, help="of the scheduler and its baselines")
-    parser.add_argument("--words", type=int, default=6, help="per passage, in those rounds")
+    parser.add_argument("--rounds", type=int, default=12, help="rounds of the scheduler and its baselines")
+    parser.add_argument("--words", type=int, default=6, help="words per passage in these rounds")
     parser.add_argument("--scripted-queries", type=int, default=2000)
-    parser.add_argument("--only", help=f"groups, of {','.join(GROUPS)}")
+    parser.add_argument("--only", help=f"groups to run, from {','.join(GROUPS)}")
     parser.add_argument("--rankllm-python", help="the interpreter of an environment with RankLLM")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)

@@ -17,7 +17,7 @@ class Timed:
 
 
 def in_turns(ways: Mapping[str, Callable[[Any], Any]], work: Any, repeats: int) -> dict[str, Timed]:
-    """Do the work in every way, ``repeats`` times, each round beginning with another way; the caller has warmed up."""
+    """Do the work in every way, ``repeats`` times. Each round begins with another way. The caller warms up before."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results: dict[str, Any] = {}
     names = list(ways)

@@ -3,23 +3,24 @@
     python -m benchmarks.train [--data ../shared/data] [--collections dl19-passage,nfcorpus] [--pairs 480] [--repeats 3]
     python -m benchmarks.train --device cuda --shape electra-base --per-list 100 --pairs 9600 [--utilisation]
 
-All start from the same weights, head included, and see the same lists in the same steps: RankNet, AdamW, constant rate,
-gradients clipped at norm 1, 256 tokens a pair, the same dropout of hidden states and attention (--dropout, by default
-the .1 that MiniLM and ELECTRA come with). In one process and run, in turns; medians. A contender's seconds are those of
-its whole call, from a model's folder and texts to a model's folder: loading, tokenising (here the token cache is built
-anew each time), saving. Random shapes (tiny, electra-base) train on made-up texts of MS MARCO's lengths.
+All trainers start from the same weights, head included, and see the same lists in the same steps. They use RankNet,
+AdamW, a constant rate, gradients clipped at norm 1, 256 tokens per pair, and the same dropout of hidden states and
+attention (--dropout, by default .1 as in MiniLM and ELECTRA). They run in turns in one process; figures are medians. A
+trainer's seconds are those of its whole call, from a model's folder and texts to a model's folder: loading,
+tokenising (the token cache is built anew each time) and saving. Random shapes (tiny, electra-base) train on synthetic
+texts of MS MARCO's lengths.
 
 pairs_per_second            ours by default: bf16 if the hardware supports it, otherwise fp32 (key precision)
 speedup_default             against sentence-transformers' default, which is fp32
-speedup_same_precision      both in bf16, or in fp32 where the machine has no bf16 products (key same_precision)
+speedup_same_precision      both in bf16, or in fp32 if the machine has no bf16 products (key same_precision)
 speedup_fp32                both in fp32
 speedup_over_lightning_ir   against its module in fp32, …_same_precision as above
 loop_speedup_…              of the optimiser steps alone, without loading, tokenising ahead and saving
 loop_speedup_compiled       with --compiled: seconds of our optimiser steps over those with compile = true
-cpu_speedup_…               by CPU seconds: with OMP_NUM_THREADS=1 what compares where others use the machine too (several
-                            threads that wait for one another spend CPU time)
-model_flops_utilisation     model FLOPs of the real tokens / (seconds of our optimiser steps × measured peak); of these
-                            FLOPs ours computes computed_share: no score needs the last layer of any but first tokens
+cpu_speedup_…               by CPU seconds. With OMP_NUM_THREADS=1 this compares well on a busy machine; threads that
+                            wait for one another spend CPU time too
+model_flops_utilisation     model FLOPs of the real tokens / (seconds of our optimiser steps × measured peak). Ours
+                            computes computed_share of these FLOPs, because a score needs only the last layer's first token
 NAME_CONTENDER_loss         RankNet on held-out lists after the training, measured in the same way for all
 loss_difference             the largest |ours - theirs| among them, with dropout; equal_loss: it is within --tolerance
 loss_difference_exact       the same without dropout, in fp32, after the first steps: only rounding is left
@@ -44,11 +45,11 @@ from benchmarks import train_lists
 from benchmarks.real_lists import DATA
 from benchmarks.timing import in_turns, matmul_peak
 from benchmarks.train_lists import Work, held_out_loss, in_training_order, make_base, make_lists, make_view
-from benchmarks.train_peers import SEED, Contender, Trained, lightning_ir, ours, sentence_transformers
+from benchmarks.train_peers import SEED, Trained, Trainer, lightning_ir, ours, sentence_transformers
 
 
-def contenders(device: str, mini_batch: int | None, *, compiled: bool = False) -> dict[str, Contender]:
-    """List the contenders that can run here; bf16 only if the hardware supports it."""
+def trainers(device: str, mini_batch: int | None, *, compiled: bool = False) -> dict[str, Trainer]:
+    """List the trainers that can run here; bf16 only if the hardware supports it."""
     from students.rerank.reranker import resolve_precision
 
     has_bf16 = resolve_precision("auto", device) == "bf16"
@@ -86,8 +87,8 @@ def without_dropout(work: Work, scratch: Path, shape: str, steps: int) -> Work:
     )  # fmt: skip
 
 
-def measure(work: Work, ways: dict[str, Contender], repeats: int) -> dict[str, Any]:
-    """Measure each contender: median seconds, loop seconds and CPU seconds, and the loss on held-out lists."""
+def measure(work: Work, ways: dict[str, Trainer], repeats: int) -> dict[str, Any]:
+    """Measure each trainer: median seconds, loop seconds and CPU seconds, and the loss on held-out lists."""
     loops: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
 
@@ -132,7 +133,7 @@ def summary(found: dict[str, dict[str, Any]], n_pairs: dict[str, int], tolerance
     """Compute the ratios over all collections.
 
     Args:
-        found: by collection, then contender: seconds, loop, cpu, loss.
+        found: by collection, then trainer: seconds, loop, cpu, loss.
         n_pairs: by collection.
     """
     names = list(next(iter(found.values())))
@@ -219,7 +220,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     transformers_logging.set_verbosity_error()
     shape, device = arguments.shape, arguments.device
     names = arguments.collections.split(",") if shape == "minilm" else ["made-up"]
-    ways = contenders(device, arguments.peer_mini_batch, compiled=arguments.compiled)
+    ways = trainers(device, arguments.peer_mini_batch, compiled=arguments.compiled)
     found: dict[str, dict[str, Any]] = {}
     result: dict[str, Any] = {
         "benchmark": "train", "shape": shape, "device": device, "dropout": arguments.dropout, "lists": arguments.lists,
@@ -235,7 +236,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         for name in names:
             work = make_work(name, base, arguments, scratch)
             works.append(work)
-            first = without_dropout(work, scratch, shape, arguments.exact_steps)  # and warms everyone up
+            first = without_dropout(
+                work, scratch, shape, arguments.exact_steps
+            )  # this also warms up every trainer
             same = {way: {"loss": run(first).loss()} for way, run in ways.items() if way.endswith("fp32")}
             print(f"{name}, first steps without dropout: {same}", file=sys.stderr)
             exact.append(largest_difference({name: _from_one_head(same, shape)}))
@@ -267,11 +270,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--collections", default="dl19-passage,nfcorpus", help="of --shape minilm")
+    parser.add_argument(
+        "--collections", default="dl19-passage,nfcorpus", help="collections of --shape minilm"
+    )
     parser.add_argument("--shape", choices=train_lists.SHAPES, default="minilm")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--pairs", type=int, default=480, help="per collection")
-    parser.add_argument("--lists", type=int, default=8, help="per optimiser step")
+    parser.add_argument("--lists", type=int, default=8, help="lists per optimiser step")
     parser.add_argument("--per-list", type=int, default=10, help="passages of a list")
     parser.add_argument("--held-out", type=int, default=20, help="lists to measure the loss on")
     parser.add_argument("--repeats", type=int, default=3)
@@ -279,11 +284,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--exact-steps", type=int, default=2, help="steps of the comparison without dropout")
-    parser.add_argument("--tolerance", type=float, default=0.02, help="of the loss, with dropout")
-    parser.add_argument("--utilisation", action="store_true", help="only that, without peers: more pairs fit")
     parser.add_argument(
-        "--compiled", action="store_true", help="ours with compile = true, too (alone: --utilisation)"
+        "--tolerance", type=float, default=0.02, help="largest difference of the loss, with dropout"
     )
+    parser.add_argument(
+        "--utilisation",
+        action="store_true",
+        help="measure only the utilisation, without peers; more pairs fit",
+    )
+    parser.add_argument("--compiled", action="store_true", help="also measure ours with compile = true")
     parser.add_argument(
         "--peer-mini-batch", type=int, help="pairs of sentence-transformers' forward instead of its default"
     )
@@ -291,7 +300,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _from_one_head(found: dict[str, Any], shape: str) -> dict[str, Any]:
-    """Keep the contenders with the same head: lightning-ir has BERT's, but gives an ELECTRA another head."""
+    """Keep the trainers with the same head. lightning-ir has BERT's head but gives an ELECTRA another one."""
     return {name: one for name, one in found.items() if shape == "minilm" or not name.startswith("lir")}
 
 

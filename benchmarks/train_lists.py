@@ -17,14 +17,14 @@ PASSAGE_TOKENS, QUERY_TOKENS = 75, 8  # MS MARCO's means in WordPiece tokens; he
 
 @dataclass(frozen=True)
 class Work:
-    """The training on one collection, the same for all contenders.
+    """The training on one collection, the same for all trainers.
 
     Attributes:
         base: folder of the model that all start from, head included.
         lists: training lists in order, ``per_step`` in each optimiser step; all of one length.
         view: the same lists as a view folder, in another order.
         held_out: lists to measure the loss on.
-        dropout: dropout of hidden states and attention probabilities, in every contender.
+        dropout: dropout of hidden states and attention probabilities, in every trainer.
     """
 
     name: str
@@ -61,10 +61,10 @@ def in_training_order(view: Path, lists: Sequence[Ranked], seed: int) -> list[Ra
 def make_lists(
     name: str, *, data: Path, base: Path, per_list: int, n_lists: int, n_held: int
 ) -> tuple[list[Ranked], list[Ranked]]:
-    """Lists to train on and held out: real ones of a collection, or ``made-up`` texts of MS MARCO's lengths.
+    """Make lists to train on and lists to hold out: real ones, or ``made-up`` texts of MS MARCO's lengths.
 
-    dl19-passage: RankZephyr's rankings of DL19's candidates, held out those of DL21's; nfcorpus: judged passages of
-    training queries beside random ones. A list is ``per_list`` passages.
+    dl19-passage trains on RankZephyr's rankings of DL19's candidates and holds out those of DL21's. nfcorpus has judged
+    passages of training queries beside random ones. A list has ``per_list`` passages.
     """
     if name == "made-up":
         made = _made_up(base, per_list, n_lists + n_held)
@@ -81,7 +81,7 @@ def make_lists(
 
 
 def _sampled(ranked: list[Ranked], per_list: int, n: int, rng: np.random.Generator) -> list[Ranked]:
-    """Make n rankings of passages sampled from longer ones; a query can come again with another sample."""
+    """Make n rankings of passages sampled from longer ones. A query can occur again with another sample."""
     long_enough = [one for one in ranked if len(one.passages) >= per_list]
     made = []
     for i in rng.permutation(-(-n // len(long_enough)) * len(long_enough))[:n] % len(long_enough):
@@ -101,7 +101,7 @@ def _made_up(base: Path, per_list: int, n: int) -> list[Ranked]:
 
 
 def make_view(folder: Path, lists: list[Ranked]) -> Path:
-    """Write the lists as a view without validation lists, because no contender validates."""
+    """Write the lists as a view without validation lists, because no trainer validates."""
     return write_view(folder, lists)
 
 
@@ -128,7 +128,7 @@ def make_base(shape: str, folder: Path, dropout: float) -> Path:
     )  # fmt: skip
     torch.manual_seed(0)
     model = ElectraForSequenceClassification(config)
-    with torch.no_grad():  # with the usual initial weights all scores look alike
+    with torch.no_grad():  # with the usual initial weights all scores are nearly equal
         for name, weights in model.named_parameters():
             if weights.ndim == 2 and (shape == "tiny" or "classifier" in name) and "embeddings" not in name:
                 weights.mul_(4.0)
@@ -168,10 +168,10 @@ def pair_lengths(work: Work) -> np.ndarray:
 def model_flops(config: Any, lengths: np.ndarray) -> float:
     """Count the FLOPs of the matrix products of a forward and a backward pass over pairs of these lengths.
 
-    A product of (a, b) and (b, c) is 2abc; the backward pass is two such for each of the forward's. Per layer and token
-    that are 2 (4h² + 2hi) for the projections and the feed-forward, and 4hL for a token's attention to L others.
-    Embeddings, norms, softmax and the head are left out, and nothing that is computed again counts. All layers count
-    whole, though ours leaves out what no score needs of the last one (`computed_share`).
+    A product of (a, b) and (b, c) is 2abc; the backward pass has two products for each one of the forward pass. Per
+    layer and token this makes 2 (4h² + 2hi) for the projections and the feed-forward, and 4hL for a token's attention
+    to L others. Embeddings, norms, softmax, the head and recomputation do not count. All layers count in full, although
+    ours skips parts of the last one (`computed_share`).
     """
     h, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     lengths = np.asarray(lengths, dtype=np.float64)
@@ -181,7 +181,7 @@ def model_flops(config: Any, lengths: np.ndarray) -> float:
 
 
 def computed_share(config: Any, lengths: np.ndarray) -> float:
-    """The part of `model_flops` that is left where the last layer runs for the first tokens alone, keys and values apart."""
+    """Compute the share of `model_flops` that remains if the last layer computes only keys, values and first tokens."""
     h, inner, n_pairs = config.hidden_size, config.intermediate_size, len(lengths)
     lengths = np.asarray(lengths, dtype=np.float64)
     spared = (
@@ -191,9 +191,9 @@ def computed_share(config: Any, lengths: np.ndarray) -> float:
 
 
 def first_token_flops(config: Any, lengths: Sequence[int]) -> float:
-    """FLOPs of the matrix products of a forward whose last layer is of the first tokens alone (`students.cpu.bert`).
+    """Count the FLOPs of the products of a forward with first tokens alone in the last layer (`students.cpu.bert`).
 
-    As in `model_flops`; there a head's query asks the states themselves, and it is they that are mixed.
+    It counts as `model_flops` does. The last layer's query attends to the states themselves and mixes them.
     """
     h, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     tokens = np.asarray(lengths, dtype=np.float64)
@@ -203,9 +203,9 @@ def first_token_flops(config: Any, lengths: Sequence[int]) -> float:
 
 
 def held_out_loss(folder: Path, work: Work) -> float:
-    """RankNet (natural logarithm, mean over pairs of passages) of a saved model on the held-out lists.
+    """Compute RankNet (natural logarithm, mean over pairs of passages) of a saved model on the held-out lists.
 
-    It uses transformers alone, in fp32, so that the measure is the same for every contender.
+    It uses only transformers, in fp32, so that the measure is the same for every trainer.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -227,7 +227,7 @@ def held_out_loss(folder: Path, work: Work) -> float:
 
 @torch.inference_mode()
 def ranknet(lists: Sequence[Ranked], score: Any) -> float:
-    """The mean of softplus(s_j − s_i) over pairs of passages with label i above label j; score: a list -> (n,)."""
+    """Compute the mean of softplus(s_j − s_i) over pairs with label i above label j; score maps a list to (n,)."""
     terms = []
     for one in lists:
         s = score(one).float().cpu()

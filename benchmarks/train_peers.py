@@ -1,4 +1,4 @@
-"""Define the contenders of `benchmarks.train`; each trains a `Work` from folder to folder, as its users would."""
+"""Define the trainers of `benchmarks.train`; each trains a `Work` from folder to folder, as its users would."""
 
 import contextlib
 import time
@@ -18,7 +18,7 @@ SEED = 42
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a contender's training.
+    """The result of a trainer's training.
 
     Attributes:
         loop_seconds: seconds of the optimiser steps alone, without loading and saving.
@@ -29,11 +29,11 @@ class Trained:
     loss: Callable[[], float]
 
 
-Contender = Callable[[Work], Trained]
+Trainer = Callable[[Work], Trained]
 
 
-def ours(precision: str, *, compiled: bool = False) -> Contender:
-    """`students.train.train`, everything in it counted: reading the view, tokenising, start and end weights on disk."""
+def ours(precision: str, *, compiled: bool = False) -> Trainer:
+    """Train by `students.train.train`. Reading the view, tokenising, and the weights at start and end all count."""
 
     def run(work: Work) -> Trained:
         from students.recipes.read import make_recipe
@@ -58,8 +58,8 @@ def ours(precision: str, *, compiled: bool = False) -> Contender:
     return run
 
 
-def sentence_transformers(precision: str, mini_batch: int | None = None) -> Contender:
-    """CrossEncoderTrainer with RankNetLoss; ``mini_batch`` pairs a forward, by its default as many as lists a step."""
+def sentence_transformers(precision: str, mini_batch: int | None = None) -> Trainer:
+    """Train by CrossEncoderTrainer with RankNetLoss. ``mini_batch`` is pairs per forward, by default lists per step."""
 
     def run(work: Work) -> Trained:
         from datasets import Dataset
@@ -100,7 +100,7 @@ def sentence_transformers(precision: str, mini_batch: int | None = None) -> Cont
     return run
 
 
-def lightning_ir(precision: str) -> Contender:
+def lightning_ir(precision: str) -> Trainer:
     """Train by lightning-ir's training step in a plain loop, which costs less than its trainer."""
 
     def run(work: Work) -> Trained:

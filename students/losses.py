@@ -246,9 +246,9 @@ def lambda_loss(scores: torch.Tensor, targets: Targets, *, mu: float = 10.0) -> 
     )
     inverse = 1 / torch.log2(1 + rank)
     distance = (rank.unsqueeze(2) - rank.unsqueeze(1)).abs()
-    apart = (1 / torch.log2(1 + distance.clamp(min=1)) - 1 / torch.log2(2 + distance.clamp(min=1))).abs()
+    discount = (1 / torch.log2(1 + distance.clamp(min=1)) - 1 / torch.log2(2 + distance.clamp(min=1))).abs()
     swap = (inverse.unsqueeze(2) - inverse.unsqueeze(1)).abs()
-    weights = (mu * apart + swap) * (gains.unsqueeze(2) - gains.unsqueeze(1)).abs()
+    weights = (mu * discount + swap) * (gains.unsqueeze(2) - gains.unsqueeze(1)).abs()
     weights = (weights * targets.pair_weights().to(s.dtype)).where(pairs, 0.0)
     terms = functional.softplus(-_differences(s, targets)) / math.log(2) * weights
     return ListLoss(terms.sum((1, 2)), pairs.sum((1, 2)).to(s.dtype))

@@ -1,7 +1,7 @@
-"""What to use: students, alone and fused, against their first stage, in a sentence that a reader can act on.
+"""Advise which system to use: students, alone and fused, against their first stage, in one sentence.
 
 A system is *better* or *worse* than its first stage if the paired t-test says so after Holm's correction over the
-systems that the sentence is about. docs/explanation/statistics.md has the tests; `msft compare` has more of them.
+systems in the sentence. docs/explanation/statistics.md describes the tests; `msft compare` runs more of them.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Standing:
 
     @property
     def verdict(self) -> str:
-        """better, worse or inconclusive."""
+        """Return better, worse or inconclusive."""
         if not self.p_value < significance.ALPHA:
             return "inconclusive"
         return "better" if self.difference > 0 else "worse"
@@ -50,17 +50,17 @@ class Advice:
 
     @property
     def best(self) -> Standing | None:
-        """The system with the highest value among those that are better than the first stage."""
+        """Return the system with the highest value among those that are better than the first stage."""
         better = [s for s in self.systems if s.verdict == "better"]
         return max(better, key=lambda s: s.value, default=None)
 
     @property
     def worse(self) -> list[Standing]:
-        """Students that are worse alone than the first stage."""
+        """List the students that are worse alone than the first stage."""
         return [s for s in self.systems if s.kind == "student" and s.verdict == "worse"]
 
     def sentence(self) -> str:
-        """For example: use ranker+bm25s; ranker alone is worse than bm25s, p < .001."""
+        """Write the advice, for example: use ranker+bm25s; ranker alone is worse than bm25s, p < .001."""
         parts = [self._use()]
         if self.worse:
             names = ", ".join(s.name for s in self.worse)
@@ -75,7 +75,7 @@ class Advice:
         return f"{self.dataset}: {'; '.join(parts)}"
 
     def warning(self) -> str | None:
-        """What a user of a student that is worse should know; None if it is not worse."""
+        """Write a warning for users of a student that is worse; None if it is not worse."""
         if not self.worse:
             return None
         worst = min(self.worse, key=lambda s: s.value)
@@ -92,7 +92,7 @@ class Advice:
 
 
 def from_rows(rows: Sequence[Row]) -> list[Advice]:
-    """One advice for each dataset and first stage of an evaluation's rows, by the dataset's first measure."""
+    """Make an advice for each dataset and first stage of an evaluation's rows, by the dataset's first measure."""
     made = []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         own = [row for row in rows if row["dataset"] == dataset]
@@ -113,7 +113,7 @@ def from_rows(rows: Sequence[Row]) -> list[Advice]:
 
 
 def of_student(con: duckdb.DuckDBPyConnection, name: str) -> list[Advice]:
-    """How a student stands, alone and fused, by the evaluations that the store holds. Training data do not count."""
+    """Make advices for a student, alone and fused, from the stored evaluations. Training data do not count."""
     made = []
     for (dataset,) in con.execute(
         "SELECT DISTINCT dataset FROM results WHERE student = ? ORDER BY dataset", [name]
@@ -131,7 +131,7 @@ def of_student(con: duckdb.DuckDBPyConnection, name: str) -> list[Advice]:
 def _stored(
     con: duckdb.DuckDBPyConnection, of: lookup.Dataset, base: systems.System, own: list[systems.System]
 ) -> Advice | None:
-    """By the dataset's headline measure, or else the first by name that both were measured by."""
+    """Use the dataset's headline measure, or otherwise the first measure by name that both systems have."""
     if not own:
         return None
     measured = {
@@ -171,5 +171,5 @@ def _advice(
 
 
 def _p(value: float) -> str:
-    """As papers write it: p < .001, p = .023."""
+    """Write a p-value as papers do: p < .001, p = .023."""
     return "p < .001" if value < 0.001 else f"p = {value:.3f}".replace("0.", ".", 1)

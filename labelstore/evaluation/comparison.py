@@ -16,9 +16,8 @@ import numpy as np
 from labelstore.errors import DataMissing, UsageError
 from labelstore.evaluation import measures as measuring
 from labelstore.evaluation import scores as evaluation
-from labelstore.evaluation import seed_groups as contenders
-from labelstore.evaluation import significance, systems
-from labelstore.evaluation.seed_groups import Contender
+from labelstore.evaluation import seed_groups, significance, systems
+from labelstore.evaluation.seed_groups import SeedGroup
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 
@@ -51,12 +50,12 @@ class Board:
 
     Attributes:
         name: the dataset's, or ``dl19+dl20``.
-        values: contender -> measure -> (seeds, queries), every contender over the same queries in one order.
-        n_missing: contender -> judged queries that it did not rank; they score 0.
+        values: group -> measure -> (seeds, queries), every group over the same queries in one order.
+        n_missing: group -> judged queries that it did not rank; they score 0.
     """
 
     name: str
-    contenders: tuple[Contender, ...]
+    groups: tuple[SeedGroup, ...]
     measures: tuple[str, ...]
     values: dict[str, dict[str, np.ndarray]]
     n_missing: dict[str, int]
@@ -154,7 +153,7 @@ def measure_systems(
     with store.read() as con:
         of = lookup.dataset(con, dataset)
         judged = sorted(systems.qrels(con, of).judged)
-        found = contenders.find(con, of, names, each_seed=taken.each_seed)
+        found = seed_groups.find(con, of, names, each_seed=taken.each_seed)
         chosen = (
             [measuring.canonical(m) for m in dict.fromkeys(measures)]
             if measures
@@ -188,7 +187,7 @@ def pool(store: LabelStore, boards: Sequence[Board], note: Note | None = None) -
     first = boards[0]
     if any(board.measures != first.measures for board in boards):
         raise UsageError("the datasets' headline measures differ", hint=f"--measure {first.measures[0]}")
-    names = [c.name for c in first.contenders]
+    names = [c.name for c in first.groups]
     for board in boards[1:]:
         if lacking := sorted(set(names) ^ board.values.keys()):
             raise DataMissing(
@@ -204,7 +203,7 @@ def pool(store: LabelStore, boards: Sequence[Board], note: Note | None = None) -
         for name in names
     }
     missing = {name: sum(board.n_missing[name] for board in boards) for name in names}
-    return Board("+".join(s.name for s in boards), first.contenders, first.measures, values, missing)
+    return Board("+".join(s.name for s in boards), first.groups, first.measures, values, missing)
 
 
 def _first_of_each_topic(store: LabelStore, datasets: Sequence[str], note: Note | None) -> list[np.ndarray]:
@@ -237,7 +236,7 @@ def _topic_hashes(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[in
 # ----------------------------------------------------------------------------------------------------------- pairs
 def _pairs(board: Board, names: Sequence[str] | None, baseline: str | None, all_pairs: bool) -> list[Pair]:
     """List the pairs (system, baseline); the baseline is the earlier name, or without names the weaker system."""
-    order = [c.name for c in board.contenders]
+    order = [c.name for c in board.groups]
     if names is None:
         order.sort(key=lambda name: (board.mean(name, board.measures[0]), name))
     if len(order) < 2:
@@ -254,9 +253,9 @@ def _pairs(board: Board, names: Sequence[str] | None, baseline: str | None, all_
 def _baseline(board: Board, names: Sequence[str] | None, baseline: str | None) -> str:
     """Find the baseline."""
     if names is not None:
-        return board.contenders[0].name  # a baseline that was named stands first
+        return board.groups[0].name  # a baseline that was named stands first
     if baseline is not None:
-        names_of = {c.name: {c.name, *(s.name for s in c.systems)} for c in board.contenders}
+        names_of = {c.name: {c.name, *(s.name for s in c.systems)} for c in board.groups}
         found = [c for c, own in names_of.items() if any(fnmatchcase(name, baseline) for name in own)]
         exact = [c for c, own in names_of.items() if baseline in own]
         if len(exact or found) != 1:
@@ -267,11 +266,11 @@ def _baseline(board: Board, names: Sequence[str] | None, baseline: str | None) -
                 f"msft runs list --dataset {board.name}",
             )
         return (exact or found)[0]
-    first_stages = [c.name for c in board.contenders if c.systems[0].kind == "first_stage"]
+    first_stages = [c.name for c in board.groups if c.systems[0].kind == "first_stage"]
     if len(first_stages) == 1:
         return first_stages[0]
     raise UsageError(
-        f"no baseline among {len(board.contenders)} systems over {board.name}",
+        f"no baseline among {len(board.groups)} systems over {board.name}",
         hint=f"--baseline {' | '.join(first_stages[:8]) or 'NAME'}, or --all for every pair",
     )
 
@@ -280,7 +279,7 @@ def _row(board: Board, measure: str, pair: Pair, margin: float) -> Row:
     """Compute the statistics of a pair, except corrected p-values and the verdict, which depend on the family."""
     system, baseline = pair
     a, b = (board.values[name][measure] for name in pair)
-    seeds = {c.name: c.seeds for c in board.contenders}
+    seeds = {c.name: c.seeds for c in board.groups}
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
     difference = mean_a - mean_b
     wins, ties, losses = significance.wins_ties_losses(difference)
@@ -344,7 +343,7 @@ def _resampled(seeds: int | None, baseline_seeds: int | None) -> bool:
 
 
 def _say_seeds(board: Board, note: Note | None) -> None:
-    few = [c.name for c in board.contenders if c.seeds is not None and 1 < c.seeds < ENOUGH_SEEDS]
+    few = [c.name for c in board.groups if c.seeds is not None and 1 < c.seeds < ENOUGH_SEEDS]
     if few and note:
         note(
             f"{board.name}: {', '.join(few)}: fewer than {ENOUGH_SEEDS} seeds say little about the next one;"

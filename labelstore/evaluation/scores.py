@@ -91,7 +91,7 @@ def scores(
     by_protocol = any(
         catalog.leaves_out_self(name) for name in (of.ir_datasets_id or of.name, of.collection_name)
     )
-    apart = exclude_self and not by_protocol
+    not_stored = exclude_self and not by_protocol
     level = measuring.relevance_level(measures)
     wanted = {s: list(dict.fromkeys([*measures, *companions(s, level)])) for s in chosen}
     found: dict[tuple[System, str], Scores] = {}
@@ -99,7 +99,7 @@ def scores(
     with store.read() as con:
         judged = qrels(con, of)
         for system, names in wanted.items():
-            held = {} if apart else stored(con, of, system, names)
+            held = {} if not_stored else stored(con, of, system, names)
             found.update({(system, name): values for name, values in held.items()})
             lacking = [name for name in names if name not in held]
             if lacking:
@@ -108,7 +108,7 @@ def scores(
         clock = provenance.Clock()
         fresh = _measured(store, judged, todo, by_protocol or exclude_self, note or (lambda message: None))
         found.update(fresh)
-        if apart:
+        if not_stored:
             return found
         try:
             with provenance.recorded(store, "eval", clock) as job, store.write() as con:
@@ -127,7 +127,7 @@ def _measured(
     exclude_self: bool,
     note: Callable[[str], None],
 ) -> dict[tuple[System, str], Scores]:
-    """Each system's values of its measures."""
+    """Compute each system's values of its measures."""
     fresh: dict[tuple[System, str], Scores] = {}
     for system, names in todo.items():
         with store.read() as con:
@@ -285,7 +285,7 @@ def n_missing(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: System
 
 
 def _tied_queries(con: duckdb.DuckDBPyConnection, system: System, depth: int = 10) -> int:
-    """Queries in whose top `depth` two neighbours, or the last one and its successor, have one score."""
+    """Count queries with two equal neighbouring scores in the top `depth`, or at its lower edge."""
     if system.run is None:
         return 0
     return int(

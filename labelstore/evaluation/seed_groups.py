@@ -21,7 +21,7 @@ _SEED_ENDING = re.compile(r"(?:[-_.](?:seed|s))?[-_.]?\d*$")
 
 
 @dataclass(frozen=True)
-class Contender:
+class SeedGroup:
     """One system, or several trainings of one recipe over one first stage."""
 
     name: str
@@ -44,8 +44,8 @@ def find(
     names: Sequence[str] | None,
     *,
     each_seed: bool = False,
-) -> list[Contender]:
-    """Find the contenders of `names` over a dataset, each once, in the order of the names.
+) -> list[SeedGroup]:
+    """Find the groups of systems of `names` over a dataset, each once, in the order of the names.
 
     Args:
         names: as `eval` shows them, STUDENT@FIRST_STAGE, or patterns. None: every system that is not fused.
@@ -65,14 +65,14 @@ def find(
     groups: dict[Any, list[System]] = {}
     for system in chosen:
         groups.setdefault(alike.get(system, system), []).append(system)
-    made: list[Contender] = []
+    made: list[SeedGroup] = []
     for members in groups.values():
         name = shown[members[0]]
         if len(members) > 1:
             stem = _stem(members, shown)
             taken = {c.name for c in made} | set(shown.values())
             name = next(n for n in (f"{s} ({len(members)} seeds)" for s in (stem, name)) if n not in taken)
-        made.append(Contender(name, tuple(members)))
+        made.append(SeedGroup(name, tuple(members)))
     return made
 
 

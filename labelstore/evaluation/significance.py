@@ -1,7 +1,8 @@
-"""Compute paired statistics on per-query scores: tests, intervals, effect sizes, power, corrections. All functions are pure.
+"""Compute paired statistics on per-query scores: tests, intervals, effect sizes, power, corrections.
 
-`a` and `b` are arrays of one length in one query order; a difference is ``a - b``. scipy and statsmodels do the tests. This
-module adds the edge cases (no variance, one query) and the power of the equivalence test.
+All functions are pure. `a` and `b` are arrays of one length in one query order; a difference is ``a - b``. scipy and
+statsmodels do the tests. This module adds the edge cases (no variance, one query) and the power of the equivalence
+test.
 """
 
 import math
@@ -39,9 +40,9 @@ class Interval:
 
 
 def paired_t(a: np.ndarray, b: np.ndarray) -> Test:
-    """Two-sided paired t-test (scipy's ttest_rel).
+    """Run a two-sided paired t-test (scipy's ttest_rel).
 
-    Differences that are all 0 give p = 1; differences all equal but not 0 give p = 0 (the limit of no variance).
+    If all differences are 0, p is 1. If they are equal but not 0, p is 0 (the limit of no variance).
     """
     difference = np.asarray(a, float) - np.asarray(b, float)
     if len(difference) < 2:
@@ -54,10 +55,10 @@ def paired_t(a: np.ndarray, b: np.ndarray) -> Test:
 
 
 def randomisation(a: np.ndarray, b: np.ndarray, resamples: int = 9999, seed: int = 42) -> Test:
-    """Two-sided randomisation test of the mean difference: signs of the differences flipped at random.
+    """Run a two-sided randomisation test of the mean difference: the signs of the differences are flipped at random.
 
-    If there are at most `resamples` flips (2^n), scipy's permutation_test takes each of them once: the exact test. Otherwise
-    flips are drawn here, a hundred times faster than in scipy, with scipy's rule for p-values.
+    With at most `resamples` possible flips (2^n), scipy's permutation_test takes each of them once: the exact test.
+    Otherwise the flips are drawn here, a hundred times faster than in scipy, with scipy's rule for p-values.
     """
     difference = np.asarray(a, float) - np.asarray(b, float)
     n = len(difference)
@@ -81,7 +82,7 @@ def randomisation(a: np.ndarray, b: np.ndarray, resamples: int = 9999, seed: int
 
 
 def equivalence(a: np.ndarray, b: np.ndarray, margin: float) -> float:
-    """p-value of the paired equivalence test (TOST, statsmodels' ttost_paired) within ± margin."""
+    """Compute the p-value of the paired equivalence test (TOST, statsmodels' ttost_paired) within ± margin."""
     from statsmodels.stats.weightstats import ttost_paired
 
     difference = np.asarray(a, float) - np.asarray(b, float)
@@ -96,7 +97,7 @@ def equivalence(a: np.ndarray, b: np.ndarray, margin: float) -> float:
 
 
 def interval(difference: np.ndarray, level: float) -> Interval:
-    """The t interval of the mean difference."""
+    """Compute the t interval of the mean difference."""
     n = len(difference)
     mean = float(np.mean(difference))
     if n < 2:
@@ -106,9 +107,9 @@ def interval(difference: np.ndarray, level: float) -> Interval:
 
 
 def effect_size(difference: np.ndarray) -> float:
-    """Cohen's d for paired samples (d_z): mean difference over the differences' standard deviation.
+    """Compute Cohen's d for paired samples (d_z): mean difference over the differences' standard deviation.
 
-    0 if all differences are 0; infinite if they are equal but not 0.
+    It is 0 if all differences are 0, and infinite if they are equal but not 0.
     """
     if len(difference) < 2:
         return math.nan
@@ -119,7 +120,7 @@ def effect_size(difference: np.ndarray) -> float:
 
 
 def hedges_g(difference: np.ndarray) -> float:
-    """:func:`effect_size` without its bias in small samples (Hedges' exact correction for n - 1 degrees of freedom)."""
+    """Correct :func:`effect_size` for its bias in small samples (Hedges' exact correction, n - 1 degrees of freedom)."""
     freedom = len(difference) - 1
     if freedom < 2:
         return math.nan
@@ -128,18 +129,18 @@ def hedges_g(difference: np.ndarray) -> float:
 
 
 def wins_ties_losses(difference: np.ndarray) -> tuple[int, int, int]:
-    """Queries on which the first is better, equal (within 1e-9), worse."""
+    """Count the queries on which the first is better, equal (within 1e-9) and worse."""
     wins, losses = int(np.sum(difference > TIE)), int(np.sum(difference < -TIE))
     return wins, len(difference) - wins - losses, losses
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction over one family; NaN stays NaN and does not count."""
+    """Apply Holm's step-down correction over one family. NaN stays NaN and does not count."""
     return _corrected(p_values, "holm")
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg's false-discovery-rate correction over one family."""
+    """Apply Benjamini and Hochberg's false-discovery-rate correction over one family."""
     return _corrected(p_values, "fdr_bh")
 
 
@@ -156,20 +157,20 @@ def _corrected(p_values: Sequence[float], method: str) -> list[float]:
 
 # ---------------------------------------------------------------------------------------------------------- power
 def smallest_difference(difference: np.ndarray) -> float:
-    """The true mean difference that a two-sided paired t-test on as many queries of this spread finds with 80 % power."""
+    """Compute the true mean difference that a two-sided paired t-test on such queries finds with 80 % power."""
     n = len(difference)
     return math.nan if n < 3 else _deviation(difference) * _detectable_effect(n)
 
 
 def smallest_margin(difference: np.ndarray) -> float:
-    """The margin within which TOST on as many queries of this spread shows two equal systems with 80 % power."""
+    """Compute the margin within which TOST on such queries shows two equal systems with 80 % power."""
     n = len(difference)
     return math.nan if n < 3 else _deviation(difference) / math.sqrt(n) * _showable_margin(n)
 
 
 @lru_cache(maxsize=256)
 def _detectable_effect(n: int) -> float:
-    """Of the paired t-test, in standard deviations of the differences."""
+    """Compute the paired t-test's detectable effect, in standard deviations of the differences."""
     from statsmodels.stats.power import TTestPower
 
     effect = TTestPower().solve_power(
@@ -180,15 +181,15 @@ def _detectable_effect(n: int) -> float:
 
 @lru_cache(maxsize=256)
 def _showable_margin(n: int) -> float:
-    """Of the TOST, in standard errors of the mean difference."""
+    """Compute the TOST's margin, in standard errors of the mean difference."""
     return float(optimize.brentq(lambda m: equivalence_power(m, n) - POWER, 1e-6, 1000.0, xtol=1e-10))
 
 
 def equivalence_power(margin: float, n: int, alpha: float = ALPHA) -> float:
-    """Power of the paired TOST when the true difference is 0, exact under normal differences.
+    """Compute the power of the paired TOST if the true difference is 0, exact under normal differences.
 
-    TOST rejects when |mean| < margin - t·s/√n. In units of the standard error, mean ~ N(0, 1) and independently
-    s²(n-1)/σ² ~ χ²(n-1); the inner probability is 2Φ(margin - t·u) - 1 and u = s/σ is integrated out.
+    TOST rejects if |mean| < margin - t·s/√n. In units of the standard error, mean ~ N(0, 1) and independently
+    s²(n-1)/σ² ~ χ²(n-1). The inner probability is 2Φ(margin - t·u) - 1, and u = s/σ is integrated out.
 
     Args:
         margin: in standard errors of the mean difference.
@@ -217,32 +218,32 @@ class Bootstrap:
     means: np.ndarray
 
     def interval(self, level: float) -> Interval:
-        """The percentile interval."""
+        """Compute the percentile interval."""
         low, high = np.quantile(self.means, [0.5 - level / 2, 0.5 + level / 2])
         return Interval(float(low), float(high))
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of no difference: twice the smaller share of resamples on the other side of 0."""
+        """Compute the two-sided p-value of no difference: twice the smaller share of resamples beyond 0."""
         return min(1.0, 2 * min(self._share_below(0.0), self._share_above(0.0)))
 
     def equivalence(self, margin: float) -> float:
-        """p-value of a difference of `margin` or more on either side, as TOST has it: the larger of two shares."""
+        """Compute the p-value of a difference of at least `margin`, as TOST does: the larger of the two sides' shares."""
         return max(self._share_below(-margin), self._share_above(margin))
 
     @property
     def error(self) -> float:
-        """Standard error of the mean difference."""
+        """Compute the standard error of the mean difference."""
         return float(np.std(self.means, ddof=1))
 
     @property
     def smallest_difference(self) -> float:
-        """Found with 80 % power at this standard error, in the normal limit."""
+        """Compute the difference that is found with 80 % power at this standard error, in the normal limit."""
         return self.error * float(stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER))
 
     @property
     def smallest_margin(self) -> float:
-        """Shown with 80 % power at this standard error if the two are equal, in the normal limit."""
+        """Compute the margin shown with 80 % power if both are equal, at this standard error, in the normal limit."""
         return self.error * float(stats.norm.ppf(1 - ALPHA) + stats.norm.ppf((1 + POWER) / 2))
 
     def _share_below(self, bound: float) -> float:
@@ -253,7 +254,7 @@ class Bootstrap:
 
 
 def bootstrap(a: np.ndarray, b: np.ndarray, resamples: int = 10_000, seed: int = 42) -> Bootstrap:
-    """Resample seeds within each system and queries in both: what another training and other queries might have given.
+    """Resample seeds within each system and queries in both, as if training and queries were drawn again.
 
     Args:
         a: (seeds of a, queries) scores; one row is one training, a system without training is one row.

@@ -12,7 +12,7 @@ from labelstore.evaluation.measures import Qrels, Ranking
 from labelstore.store import keys, lookup
 
 KINDS = ("first_stage", "teacher", "student", "fused")  # the order in which they are shown
-CEILING_DEPTH = 100  # a first stage's recall is shown at this depth, or its own where it is shallower
+CEILING_DEPTH = 100  # depth of a first stage's recall, or the run's depth if that is smaller
 _KIND_OF_RUN = {"imported": "first_stage"}
 _OWN = """SELECT q.query, d.document FROM queries q
           JOIN documents d ON d.collection = q.collection AND d.doc_id = q.query_id"""
@@ -27,8 +27,8 @@ class System:
     kind: str  # one of KINDS
     run: int | None
     labeling: int | None
-    first_stage: str | None  # its name; a first stage's own
-    source_run: int | None  # runs.run that it re-ranked, where the store has it
+    first_stage: str | None  # the name; of a first stage its own
+    source_run: int | None  # runs.run that it re-ranked, if the store has it
     student: str | None
     regime: str | None
     depth: int  # candidates per query that it ordered
@@ -40,7 +40,7 @@ class System:
 
 
 def systems(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[System]:
-    """All systems over a dataset: first stages, teachers' labelings, students' and fused runs."""
+    """List all systems over a dataset: first stages, teachers' labelings, students' and fused runs."""
     return [*_run_systems(con, of), *_labeling_systems(con, of)]
 
 
@@ -94,10 +94,10 @@ def _labeling_systems(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> lis
 
 
 def qrels(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> Qrels:
-    """The dataset's judgments.
+    """Read the dataset's judgments.
 
     Raises:
-        DataMissing: if it has none.
+        DataMissing: the dataset has no judgments.
     """
     found = con.execute(
         "SELECT query, document, relevance FROM qrels WHERE dataset = ? ORDER BY query", [of.dataset]
@@ -105,7 +105,7 @@ def qrels(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> Qrels:
     if not found or of.qrels_hash is None:
         raise DataMissing(
             f"{of.name} has no judgments to evaluate against",
-            hint=f"msft data add {of.name} --qrels FILE adds them (TREC qrels)",
+            hint=f"add them with msft data add {of.name} --qrels FILE (TREC qrels)",
         )
     judged: dict[int, dict[str, int]] = {}
     for query, document, relevance in found:
@@ -114,7 +114,7 @@ def qrels(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> Qrels:
 
 
 def ranking(con: duckdb.DuckDBPyConnection, of: System, exclude_self: bool = False) -> Ranking:
-    """The system's ranking, by query and rank; without passages that bear their query's id where asked."""
+    """Read the system's ranking, by query and rank. `exclude_self` leaves out passages with their query's id."""
     values: list[Any]
     if of.run is not None:
         sql, values = "SELECT query, document, rank FROM candidates WHERE run = ?", [of.run]
@@ -136,10 +136,10 @@ def select(
     students: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
 ) -> list[System]:
-    """The systems that the options name, first stages of chosen re-rankings included.
+    """Select the systems that the options name, and the first stages of chosen re-rankings.
 
     Raises:
-        DataMissing: for a name that is not there, or if nothing fits.
+        DataMissing: a name is not found, or no system fits.
     """
     known = systems(con, of)
     for name in runs or ():

@@ -171,7 +171,7 @@ def _evaluations(
 
 
 def _companions(system: System, measured: set[str]) -> list[str]:
-    """Read Read Judged@10 and the recall at this system's depth, by the relevance level that was measured."""
+    """Find Judged@10 and the recall at this system's depth, by the relevance level that was measured."""
     names = [
         n for n in measured if n.startswith("R") and n.endswith(f"@{system.depth}") and not n.startswith("RR")
     ]

@@ -42,7 +42,7 @@ def _name(measure: str) -> str:
 
 
 def _stages(con: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int, str, str, str]]:
-    """(student, its key, stage, objective, loss, hash of the weights it ended with)."""
+    """List (student, its key, stage, objective, loss, hash of the final weights)."""
     return con.execute(
         """SELECT s.name, s.student, g.stage, g.objective, g.loss, g.weights_hash
            FROM stages g JOIN students s USING (student) ORDER BY s.student, g.stage"""

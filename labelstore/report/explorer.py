@@ -115,8 +115,8 @@ def _choose(
 ) -> tuple[list[int], int]:
     """Choose the queries on which systems differ most, and count all.
 
-    First, in turn, those that the best re-ranking helps and hurts most, then those on which any re-ranking differs most
-    from its first stage.
+    Queries that the best re-ranking helps and hurts most come first, in turn. The queries on which any re-ranking
+    differs most from its first stage follow.
     """
     if not board.rows:
         found = _by_movement(con, systems)
@@ -131,9 +131,9 @@ def _choose(
 
 
 def _differences(board: Board) -> np.ndarray:
-    """A row for each re-ranking minus its first stage, a column for each query; the best student leads, then by place.
+    """Make a matrix of re-rankings minus their first stages (rows) by query (columns); the best student is first.
 
-    Without re-rankings: the best system minus each of the others, or its own values.
+    Without re-rankings the rows are the best system minus each of the others, or a single system's values.
     """
     by_run = {row.system.run: row.system for row in board.rows if row.system.run is not None}
     values = {row.system: board.scores[row.system, board.headline] for row in board.rows}
@@ -171,7 +171,7 @@ def _by_movement(con: duckdb.DuckDBPyConnection, systems: Sequence[System]) -> l
 def _lists(
     con: duckdb.DuckDBPyConnection, system: System, queries: Sequence[int], passages: dict[int, int]
 ) -> dict[int, list[list[int | None]]]:
-    """Read Read query -> [passage, rank in the first stage] by rank; passages get numbers as they appear."""
+    """Read query -> [passage, rank in the first stage] by rank; passages get numbers as they appear."""
     if system.run is not None:
         sql = """SELECT c.query, c.document, b.rank FROM candidates c
                  LEFT JOIN candidates b ON b.run = ? AND b.query = c.query AND b.document = c.document

@@ -115,7 +115,7 @@ def _stage(row: dict[str, object], sources: dict[object, list[SourceFacts]]) -> 
 
 
 def _sources(con: duckdb.DuckDBPyConnection) -> dict[object, list[SourceFacts]]:
-    """(student, stage) -> what its views were made from: judgments, then negatives and runs, then labels."""
+    """Read the sources of the views by (student, stage): judgments, then negatives and runs, then labels."""
     grouped: dict[object, list[SourceFacts]] = {}
     for row in fetch(
         con,
@@ -134,7 +134,7 @@ def _sources(con: duckdb.DuckDBPyConnection) -> dict[object, list[SourceFacts]]:
 
 
 def _results(con: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
-    """Write Write student -> its headline values in words."""
+    """Write each student's headline values in words."""
     grouped: dict[str, list[str]] = {}
     for student, dataset, first_stage, measure, value in con.execute(
         """SELECT student, dataset, first_stage, measure, value FROM results

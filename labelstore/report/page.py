@@ -130,7 +130,7 @@ def write(
         else:
             raise MsftError(
                 f"the report would have {len(content) / 1e6:.1f} MB, more than {MAX_BYTES // 10**6}",
-                hint="--dataset and --measure show less",
+                hint="choose fewer with --dataset and --measure",
             )
     _put(path, content)
     return Written(path, len(content), _summary(page, explorers))
@@ -156,7 +156,7 @@ def _put(path: Path, content: bytes) -> None:
         os.replace(beside, path)
     except OSError as error:
         raise MsftError(
-            f"{path} cannot be written: {error.strerror}", hint="-o FILE names another"
+            f"{path} cannot be written: {error.strerror}", hint="name another file with -o FILE"
         ) from error
 
 

@@ -88,7 +88,7 @@ def interval(
 
 
 def axis_labels(axis: Scale) -> Markup:
-    """The ticks' labels over a column of :func:`interval` cells."""
+    """Draw the ticks' labels over a column of :func:`interval` cells."""
     labels = [
         element("text", axis.label(t), class_="tick", x=percent(axis.at(t)), y="70%", text_anchor="middle")
         for t in axis.ticks
@@ -144,7 +144,7 @@ def lines(
     bounds: tuple[float, float] | None = None,
     linear: bool = True,
 ) -> Figure:
-    """Lines over one pair of axes.
+    """Draw lines over one pair of axes.
 
     Args:
         bounds: the lowest and highest y that must be visible.

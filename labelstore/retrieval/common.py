@@ -138,7 +138,7 @@ def read_corpus(con: duckdb.DuckDBPyConnection, store: LabelStore, of: lookup.Da
 
 
 def batches(documents: Path, rows: int = 20_000) -> Iterator[tuple[list[int], list[str]]]:
-    """Read Read (document keys, texts) of an exported collection, batch by batch."""
+    """Read (document keys, texts) of an exported collection, batch by batch."""
     with pq.ParquetFile(documents) as file:
         for batch in file.iter_batches(rows, columns=["document", "text"]):
             yield batch["document"].to_pylist(), batch["text"].to_pylist()

@@ -1,1 +1,1 @@
-"""Open, lock and migrate the store; keys, look-ups, SQL steps."""
+"""Open, lock and migrate the store; make keys, look up names, run SQL steps."""

@@ -41,7 +41,7 @@ _SHAPE = """SELECT table_name, column_name, data_type, coalesce(column_default, 
 
 
 def lock(con: duckdb.DuckDBPyConnection) -> None:
-    """Take from a connection the access to all files but its databases; no later statement can give it back."""
+    """Deny a connection all files but its databases. No later statement can undo this."""
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")
 
@@ -73,9 +73,9 @@ def _check_shape(con: duckdb.DuckDBPyConnection, path: Path) -> None:
         "SELECT function_name FROM duckdb_functions() WHERE NOT internal ORDER BY 1").fetchall()]  # fmt: skip
     hint = "name a store that msft made; take nothing from this file"
     if instead := sorted(views - own_views):
-        raise BadInput(f"{path} holds the view {instead[0]!r}, which a store has not", hint=hint)
+        raise BadInput(f"{path} holds the view {instead[0]!r}, which no store has", hint=hint)
     if functions:
-        raise BadInput(f"{path} holds the macro {functions[0]!r}, which a store has not", hint=hint)
+        raise BadInput(f"{path} holds the macro {functions[0]!r}, which no store has", hint=hint)
     if "migrations" in tables and (odd := sorted(tables ^ own_tables)):
         raise BadInput(f"{path} holds other tables than a store: {', '.join(odd[:5])}", hint=hint)
     shape = set(con.execute(_SHAPE).fetchall())

@@ -1,8 +1,8 @@
 """Make Ctrl-C end a running query as a KeyboardInterrupt.
 
-DuckDB 2.0 runs queries outside Python, where a signal's handler cannot run: most statements ignore Ctrl-C until they
-end, and the others raise ``RuntimeError: Query interrupted``. So while a connection is open, a thread is woken by
-the signal (``signal.set_wakeup_fd``) and interrupts the connection.
+DuckDB 2.0 runs queries outside Python, where a signal's handler cannot run. Most statements ignore Ctrl-C until they
+end, and the others raise ``RuntimeError: Query interrupted``. So while a connection is open, the signal wakes a thread
+(``signal.set_wakeup_fd``), which interrupts the connection.
 """
 
 import signal
@@ -14,16 +14,16 @@ from contextlib import contextmanager, suppress
 import duckdb
 
 _open: list[duckdb.DuckDBPyConnection] = []
-_pressed = threading.Event()  # the signal came while someone listened
+_pressed = threading.Event()  # the signal arrived while a connection was open
 _handled = threading.Event()  # Python's handler has run
 
 
 @contextmanager
 def interruptible(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Let Ctrl-C end what `con` does inside; does nothing outside the main thread or if SIGINT has another handler.
+    """Let Ctrl-C end the work of `con`. It has no effect outside the main thread or if SIGINT has another handler.
 
     Raises:
-        KeyboardInterrupt: if Ctrl-C was pressed.
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     _open.append(con)
     try:
@@ -58,16 +58,16 @@ def _listening() -> Iterator[None]:
     try:
         yield
     finally:
-        # In this order: a signal that the watcher is told of always reaches our handler, which ends its interrupting.
+        # In this order: every signal that wakes the watcher also reaches our handler, which stops the watcher.
         signal.set_wakeup_fd(before)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        told.close()  # the watcher reads the end of it
+        told.close()  # the watcher reads end of file and ends
         watcher.join()
         ours.close()
 
 
 def _handler(number: int, frame: object) -> None:
-    _interrupt()  # what DuckDB's other threads do for a statement that looked for signals itself
+    _interrupt()  # a statement that checks for signals itself does not stop DuckDB's other threads
     _pressed.set()
     _handled.set()
     raise KeyboardInterrupt
@@ -78,7 +78,9 @@ def _watch(ours: socket.socket) -> None:
         if signal.SIGINT not in data:
             continue
         _pressed.set()
-        while not _handled.wait(0.02):  # once is not enough: a statement that is just beginning forgets it
+        while not _handled.wait(
+            0.02
+        ):  # repeatedly, because a statement that is just beginning forgets an interrupt
             _interrupt()
         _handled.clear()
 

@@ -13,25 +13,25 @@ from typing import Any
 _MASK64 = (1 << 64) - 1
 _CANONICAL = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-).encode  # made once: json.dumps makes one for each call
+).encode  # json.dumps would make a new encoder for each call
 
 
 def canonical_json(value: Any) -> str:
-    """Write JSON with sorted keys, without spaces and NaN, so that a value has one text.
+    """Write JSON with sorted keys, without spaces and NaN, so that a value always has the same text.
 
     Raises:
-        ValueError: if ``value`` holds NaN or an infinity.
+        ValueError: ``value`` holds NaN or an infinity.
     """
     return _CANONICAL(value)
 
 
 def content_key(tag: str, value: Any) -> str:
-    """128-bit hex key of ``value`` under ``tag`` (request, call, teacher, view …), so that kinds never collide."""
+    """Hash ``value`` to 128-bit hex under ``tag`` (request, call, teacher, view …), so that kinds never collide."""
     return hashlib.blake2b(f"msft:{tag}:{canonical_json(value)}".encode(), digest_size=16).hexdigest()
 
 
 def text_hash(title: str | None, text: str) -> int:
-    """Unsigned 64-bit hash of a passage's title and text (of a query: ``text_hash(None, text)``)."""
+    """Hash a passage's title and text to an unsigned 64-bit number (a query: ``text_hash(None, text)``)."""
     data = ((title or "") + "\x00" + text).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") & _MASK64
 
@@ -43,12 +43,12 @@ def normalise_query(text: str) -> str:
 
 
 def normal_hash(text: str) -> int:
-    """Unsigned 64-bit hash of :func:`normalise_query`."""
+    """Hash :func:`normalise_query` to an unsigned 64-bit number."""
     return text_hash(None, normalise_query(text))
 
 
 def file_hash(path: Path) -> str:
-    """128-bit hex hash of a file's bytes."""
+    """Hash a file's bytes to 128-bit hex."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -57,7 +57,7 @@ def file_hash(path: Path) -> str:
 
 
 def rows_key(tag: str, rows: Iterable[Any]) -> str:
-    """Hash a sequence of rows one by one into a 128-bit hex key, for rows that are too long for one JSON text."""
+    """Hash a sequence of rows one by one to 128-bit hex, for rows that are too long for one JSON text."""
     digest = hashlib.blake2b(f"msft:{tag}:".encode(), digest_size=16)
     for row in rows:
         digest.update(canonical_json(row).encode())

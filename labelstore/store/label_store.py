@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 import duckdb
 
 from labelstore.errors import DataMissing, MsftError, StoreDamaged, StoreError, UsageError
-from labelstore.store import migrations, removed_folders
-from labelstore.store import writer_first as turns
+from labelstore.store import migrations, removed_folders, writer_first
 from labelstore.store.interrupts import interruptible
 from msft import refusals
 
@@ -113,7 +112,7 @@ class LabelStore:
         if not self.exists:
             raise DataMissing(
                 f"store not found: {self.path}",
-                hint="`msft data add DATASET` makes one; --store PATH or MSFT_STORE names another",
+                hint="make one with `msft data add DATASET`, or name another with --store PATH or MSFT_STORE",
             )
         con = self._connect(read_only=True)
         try:
@@ -179,8 +178,8 @@ class LabelStore:
 
     @contextmanager
     def _writing(self, reach: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
-        with turns.Turn(self.path) as turn:
-            con = self._connect(read_only=False, turn=turn)
+        with writer_first.WriterLock(self.path) as lock:
+            con = self._connect(read_only=False, lock=lock)
         try:
             confine(con, reach)
             version = migrations.schema_version(con)
@@ -197,12 +196,14 @@ class LabelStore:
         finally:
             con.close()
 
-    def _connect(self, read_only: bool, turn: turns.Turn | None = None) -> duckdb.DuckDBPyConnection:
+    def _connect(
+        self, read_only: bool, lock: writer_first.WriterLock | None = None
+    ) -> duckdb.DuckDBPyConnection:
         wait = _Wait(self.path, self.lock_wait)
         while True:
-            if turn is not None:
-                turn.ask()
-            elif turns.writer_waits(self.path) and not wait.over:
+            if lock is not None:
+                lock.try_again()
+            elif writer_first.writer_waits(self.path) and not wait.over:
                 wait.on("a process that is about to write")
                 continue
             try:
@@ -217,7 +218,7 @@ class LabelStore:
                 if wait.over:
                     raise StoreError(
                         f"{self.path} is held by {holder} and was not released in {self.lock_wait:.0f} s",
-                        hint=f"wait for it or end it (ps {found['pid']}); MSFT_LOCK_WAIT sets the seconds to wait",
+                        hint=f"wait for it or end it (ps {found['pid']}), or set MSFT_LOCK_WAIT to more seconds",
                     ) from error
             wait.on(holder)
 
@@ -227,7 +228,7 @@ class LabelStore:
         if location is not None:
             return StoreDamaged(
                 f"{self.path} is damaged: the block at byte {location:,} is cut short or does not match its checksum",
-                hint="`msft verify` tells what it held; put back a copy, or `msft import-store` from an archive",
+                hint="run `msft verify` to see what it held; then put back a copy, or `msft import-store` from an archive",
             )
         if isinstance(error, duckdb.PermissionException):
             return StoreError(
@@ -246,7 +247,7 @@ class LabelStore:
             )
         return StoreError(
             f"{self.path} cannot be opened: {text}",
-            hint="`msft verify` tells what is damaged; restore a copy if it is",
+            hint="run `msft verify` to see what is damaged, and restore a copy if it is",
         )
 
 
@@ -273,14 +274,16 @@ class _Wait:
 
 
 def _checked(path: Path) -> Path:
-    """Follow a link and check that DuckDB can open the path: it reads ``?`` as the start of options, and writes ``\\`` as ``/``.
+    """Follow a link and check that DuckDB can open the path.
+
+    DuckDB reads ``?`` as the start of options, and writes ``\\`` as ``/``.
 
     Raises:
-        UsageError: if it cannot.
+        UsageError: DuckDB cannot open the path.
     """
     if (
         path.is_symlink()
-    ):  # DuckDB would keep its log beside the link, where the file's next user does not look
+    ):  # DuckDB would keep its log beside the link, where the file's next user does not find it
         path = path.resolve()
     whole = str(path.absolute())
     for sign in "?\\":
@@ -293,7 +296,7 @@ def _checked(path: Path) -> Path:
 
 
 def damaged_at(error: duckdb.Error) -> int | None:
-    """Where in the file DuckDB found a block cut short or unlike its checksum (a byte offset); None: another error."""
+    """Return the byte offset of a block that is cut short or does not match its checksum; None for another error."""
     found = _DAMAGE.search(str(error))
     return int(found["location"]) if found else None
 
@@ -312,7 +315,7 @@ def configure(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def confine(con: duckdb.DuckDBPyConnection, reach: Sequence[Path]) -> None:
-    """Close every file but the store's own and those of `reach`: a view in another's store could read them."""
+    """Allow only the store's own files and those of `reach`: a view in another's store could read other files."""
     if reach is ANYWHERE:
         return
     folders = [str(path.absolute()) for path in reach if path.is_dir()]
@@ -329,7 +332,7 @@ def in_transaction(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # a damaged file and Ctrl-C end the transaction by themselves: the first error counts
+        # a damaged file and Ctrl-C end the transaction by themselves, so the first error is raised
         with suppress(duckdb.Error, RuntimeError):
             con.execute("ROLLBACK")
         raise

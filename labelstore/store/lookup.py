@@ -1,4 +1,4 @@
-"""Look up datasets, runs, labelings, minings, students and views by name; an unknown name raises an error with near names."""
+"""Look up datasets, runs, labelings, minings, students and views by name. An unknown name lists similar names."""
 
 import difflib
 import json
@@ -9,7 +9,7 @@ import duckdb
 
 from labelstore.errors import DataMissing, UsageError
 
-# A passage as retrieval and students read it (teachers render title and text apart). Over columns title, text.
+# SQL over title and text: a passage as retrieval and students read it (teachers render the two separately).
 FULL_TEXT = "concat_ws(' ', nullif(trim(title), ''), text)"
 
 
@@ -99,12 +99,12 @@ def missing(what: str, name: str, known: list[str], lists: str, makes: str | Non
     """
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
-        hint = f"did you mean {', '.join(near)}? `{lists}` lists them"
+        hint = f"did you mean {', '.join(near)}? list them with `{lists}`"
     elif known:
         hint = f"known: {', '.join(sorted(known)[:8])}"
         hint += f" …; `{lists}` lists them" if len(known) > 8 else ""
     else:
-        hint = f"the store has none yet: `{makes or lists}`"
+        hint = f"make the first one with `{makes or lists}`"
     return DataMissing(f"no {what} named {name!r}", hint=hint)
 
 

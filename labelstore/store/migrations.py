@@ -1,8 +1,8 @@
-"""Schema versions. `schema.sql` is always the newest schema; a migration takes an older file one step further.
+"""Migrate older stores. `schema.sql` is always the newest schema; a migration takes an older file one version further.
 
-Append only: a released migration never changes. Each runs in one transaction with its record, so a store is at one
-version or the next, never between. A test migrates a stored file of every released version and compares the result
-with a store that is made new.
+The list is append only: a released migration never changes. Each one runs in one transaction with its record, so a
+store is at one version or the next, never between. A test migrates a stored file of every released version and compares
+the result with a new store.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ FIRST_VERSION = 1
 
 @dataclass(frozen=True)
 class Migration:
-    """One step: the version it leads to, a name that says what it does, its SQL."""
+    """One step: the version after it, a name that says what it does, and its SQL."""
 
     version: int
     name: str
@@ -36,17 +36,17 @@ _RECORDS = """CREATE TABLE migrations (
 
 
 def schema_version(con: duckdb.DuckDBPyConnection) -> int | None:
-    """The store's version; None for an empty DuckDB file.
+    """Return the store's version; None for an empty DuckDB file.
 
     Raises:
-        StoreError: if the file holds tables that are not msft's.
+        StoreError: the file holds tables that are not msft's.
     """
     tables = {name for (name,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
     if "migrations" not in tables:
         if tables:
             raise StoreError(
-                "this DuckDB file holds other tables and no msft store",
-                hint="name another file with --store; msft makes it",
+                "this DuckDB file holds other tables and is not an msft store",
+                hint="name a new file with --store",
             )
         return None
     row = con.execute("SELECT max(version) FROM migrations").fetchall()
@@ -57,11 +57,11 @@ def check_not_newer(version: int, path: object) -> None:
     """Refuse a store that a newer msft wrote.
 
     Raises:
-        StoreError: if ``version`` is above :data:`CURRENT_VERSION`.
+        StoreError: ``version`` is above :data:`CURRENT_VERSION`.
     """
     if version > CURRENT_VERSION:
         raise StoreError(
-            f"{path} has schema version {version}, and this msft knows versions up to {CURRENT_VERSION}",
+            f"{path} has schema version {version}, and this msft supports versions up to {CURRENT_VERSION}",
             hint="upgrade msft (pip install -U msft), or use another --store",
         )
 
@@ -76,7 +76,7 @@ def create(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def migrate(con: duckdb.DuckDBPyConnection) -> list[str]:
-    """Bring the store to the newest version; returns the names of what was applied."""
+    """Bring the store to the newest version; returns the names of the applied migrations."""
     version = schema_version(con)
     if version is None:
         create(con)

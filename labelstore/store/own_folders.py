@@ -28,12 +28,14 @@ def check_name(name: str, what: str = "student") -> str:
         or ":" in name
         or CONTROL.search(name)
     ):
-        raise UsageError(f"{name!r} cannot be a {what}'s name", hint="letters, digits, '-', '_', '.' and ','")
+        raise UsageError(
+            f"{name!r} cannot be a {what}'s name", hint="use letters, digits, '-', '_', '.' and ','"
+        )
     return name
 
 
 def student_inside(folder: str) -> bool:
-    """Whether a student's folder is ``students/NAME``."""
+    """Tell whether a student's folder is ``students/NAME``."""
     kind, _, name = folder.partition("/")
     try:
         return kind == "students" and check_name(name) == name
@@ -42,19 +44,19 @@ def student_inside(folder: str) -> bool:
 
 
 def view_inside(folder: str, view_hash: str) -> bool:
-    """Whether a view's folder is ``views/HASH``."""
+    """Tell whether a view's folder is ``views/HASH``."""
     return re.fullmatch(r"\w+", view_hash, re.ASCII) is not None and folder == f"views/{view_hash}"
 
 
 def own_folder(files: Path, what: str, name: str, folder: str, view_hash: str | None = None) -> Path:
-    """Where the folder of a student's or view's row lies; links are not followed.
+    """Return the folder of a student's or view's row. Links are not followed.
 
     Args:
         files: the store's companion folder.
-        view_hash: of a view; None for a student.
+        view_hash: the hash of a view; None for a student.
 
     Raises:
-        BadInput: if it leads out of the store's own folder.
+        BadInput: the path leads out of the store's folder.
     """
     inside = student_inside(folder) if view_hash is None else view_inside(folder, view_hash)
     where = files / folder
@@ -68,10 +70,10 @@ def own_folder(files: Path, what: str, name: str, folder: str, view_hash: str | 
 
 
 def check_plain(folder: Path) -> None:
-    """Check that a folder to be copied holds files and folders alone: a copy would follow its links.
+    """Check that a folder to be copied holds only files and folders, because a copy would follow its links.
 
     Raises:
-        BadInput: naming the first link, pipe or device.
+        BadInput: names the first link, pipe or device.
     """
     for odd in odd_files(folder):
         raise BadInput(

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 
 class Reference(NamedTuple):
-    """A column that names a row of another table by `key`.
+    """A column that refers to a row of another table by `key`.
 
     Attributes:
-        part: whether the row is a part of the other row; without it, the row can be removed.
+        part: True if the row is a part of the other row and must be removed with it.
     """
 
     table: str
@@ -28,7 +28,7 @@ def _to(
     return tuple(Reference(table, column, target, own, part) for table, column in columns)
 
 
-# The surrogate key of each table that others name; a table's own name in the singular.
+# The surrogate key of each table that others refer to: the table's name in the singular.
 TARGETS = {
     "provenance": "job",
     "collections": "collection",
@@ -80,8 +80,8 @@ REFERENCES: tuple[Reference, ...] = (
     *_to("students", ("runs", "student")),
     *_to("evaluations", ("query_scores", "evaluation"), part=True),
 )  # fmt: skip
-# view_sources.source is left out on purpose: a mining or run that was replaced leaves the views that were made from it,
-# whose parameters keep its name and hash.
+# view_sources.source is left out on purpose: a view outlives a mining or run that was replaced, and its parameters
+# keep the name and hash of the source.
 
 UNIQUE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("documents", ("document",)),

@@ -1,8 +1,8 @@
 """Hash the content of large tables in SQL, independent of surrogate keys, row order and DuckDB's version.
 
-DuckDB's own hash() may change between its versions and md5 of 50 million rows takes a minute. So ids are hashed once
-per id, a row mixes integers (products of 32-bit halves, which never overflow 64 bits), a query sums its rows exactly,
-and the whole is the exact sum of one md5 per query. `python -m benchmarks.store` times it.
+DuckDB's own hash() may change between versions, and md5 of 50 million rows takes a minute. So each id is hashed once, a
+row mixes integers (products of 32-bit halves, which never overflow 64 bits), a query sums its rows exactly, and the
+total is the exact sum of one md5 per query. `python -m benchmarks.store` times it.
 """
 
 import duckdb
@@ -30,12 +30,12 @@ def number_hash(number: str) -> str:
 
 
 def _mix(x: str) -> str:
-    """One round: both 32-bit halves of `x` times odd constants, folded."""
+    """Make SQL for one round: multiply both 32-bit halves of `x` by odd constants and combine them."""
     return f"xor(({x} & {_LOW}) * {_A}, ({x} >> 32) * {_B})"
 
 
 def row_sum(relation: str, key: str = "query") -> str:
-    """SQL that gives (`key`, total HUGEINT, n) of a relation with columns `key`, id_hash UBIGINT, rank, score FLOAT."""
+    """Make SQL for (`key`, total HUGEINT, n) of a relation with `key`, id_hash UBIGINT, rank and score FLOAT."""
     return f"""
         SELECT {key}, sum(xor(h, h >> 29)) AS total, count(*) AS n FROM (
           SELECT {key}, {_mix("h")} AS h FROM (
@@ -46,7 +46,7 @@ def row_sum(relation: str, key: str = "query") -> str:
 
 
 def ranking_hash(con: duckdb.DuckDBPyConnection, sums: str, queries: str) -> tuple[str, int, int]:
-    """(content hash, queries, rows) of a ranking.
+    """Compute (content hash, queries, rows) of a ranking.
 
     Args:
         sums: a relation (query, total, n) as :func:`row_sum` gives.
@@ -61,13 +61,13 @@ def ranking_hash(con: duckdb.DuckDBPyConnection, sums: str, queries: str) -> tup
 
 
 def run_facts(con: duckdb.DuckDBPyConnection, run: int) -> tuple[str, int, int, int]:
-    """(content hash, queries, candidates, depth) of a stored run, computed again from its rows."""
+    """Compute (content hash, queries, candidates, depth) of a stored run again from its rows."""
     n, depth = con.execute(
         "SELECT count(*), coalesce(max(rank), 0) FROM candidates WHERE run = ?", [run]
     ).fetchall()[0]
     (n_documents,) = con.execute("SELECT count(*) FROM documents").fetchall()[0]
     documents, hashed = "documents", id_hash("d.doc_id")
-    if n > n_documents:  # an id is hashed once, and not once each time that it is named
+    if n > n_documents:  # hash each id once, instead of once per candidate
         documents = f"(SELECT document, {id_hash('doc_id')} AS id_hash FROM documents)"
         hashed = "d.id_hash"
     relation = f"""(SELECT c.query, c.rank, c.score, {hashed} AS id_hash

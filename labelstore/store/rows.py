@@ -1,4 +1,4 @@
-"""Rows of queries as dictionaries, by the names of the columns."""
+"""Read rows of queries as dictionaries, with the names of the columns as keys."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,14 +15,14 @@ def fetch(con: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = 
 
 
 def columns(cursor: duckdb.DuckDBPyConnection) -> list[str]:
-    """The names of the columns of a query that has run."""
+    """Return the names of the columns of a query that has run."""
     return [column[0] for column in cursor.description or ()]
 
 
 def named(names: Sequence[str], found: Iterable[Sequence[Any]]) -> list[Row]:
-    """Rows of values as dictionaries.
+    """Make dictionaries from rows of values.
 
     Raises:
-        ValueError: a row has another number of values than there are names.
+        ValueError: a row has more or fewer values than names.
     """
     return [dict(zip(names, row, strict=True)) for row in found]

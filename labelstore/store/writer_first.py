@@ -32,8 +32,8 @@ def writer_waits(store: Path) -> bool:
     return False
 
 
-class Turn:
-    """A writer's turn: while it lasts, later readers wait. Writers take turns."""
+class WriterLock:
+    """The lock of a waiting writer. While one holds it, later readers wait."""
 
     def __init__(self, store: Path) -> None:
         try:
@@ -41,13 +41,13 @@ class Turn:
         except OSError:  # the folder is not ours: opening the store reports it
             self._handle = None
 
-    def ask(self) -> None:
-        """Try again to take the turn, which another writer may have had."""
+    def try_again(self) -> None:
+        """Try to take the lock, which another writer may have held."""
         if self._handle is not None:
             with suppress(OSError):
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def __enter__(self) -> "Turn":
+    def __enter__(self) -> "WriterLock":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,1 +1,1 @@
-"""Archive, status; verify and merge."""
+"""Archive a store and show its status; verify and merge stores."""

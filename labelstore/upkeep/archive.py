@@ -317,7 +317,7 @@ def _load(store: LabelStore, folder: Path, manifest: dict[str, Any], progress: P
 
 
 def _check_texts(con: duckdb.DuckDBPyConnection, file: Path) -> None:
-    """The length of all texts, which a dictionary in the file can repeat without end: read, and not kept."""
+    """Check the length of all texts without keeping them: a dictionary in the file can repeat texts without end."""
     columns = con.execute(f"DESCRIBE FROM read_parquet('{_quoted(file)}')").fetchall()
     length_of = {"VARCHAR": "strlen", "BLOB": "octet_length"}
     lengths = [

@@ -127,10 +127,10 @@ def verdicts(store: "LabelStore", spec: Spec, held: Value) -> dict[tuple[Arm, st
         board = comparison.measure_systems(
             store, test_set.dataset, [name for place in wanted for name in names[place]], [measure]
         )
-        contender = {f"{s.student}@{s.first_stage}": c.name for c in board.contenders for s in c.systems}
+        group_of = {f"{s.student}@{s.first_stage}": c.name for c in board.groups for s in c.systems}
         compared = comparison.compare_pairs(
             board,
-            [(contender[names[two][0]], contender[names[one][0]]) for two, one in pairs.items()],
+            [(group_of[names[two][0]], group_of[names[one][0]]) for two, one in pairs.items()],
             margin=spec.margin,
         )
         for (two, one), row in zip(pairs.items(), compared, strict=True):

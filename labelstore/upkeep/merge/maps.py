@@ -48,12 +48,12 @@ class Maps:
         self.renamed: list[tuple[str, str, str]] = []  # (what, name there, name here)
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
+        """Return all rows of a query."""
         found: list[tuple[Any, ...]] = self.con.execute(sql, list(parameters)).fetchall()
         return found
 
     def map(self, table: str, pairs: str, extra: str = "") -> None:
-        """``m_TABLE`` from SQL for (other, own) with own NULL where it is fresh, and `extra` columns of the pairs."""
+        """Make ``m_TABLE`` from SQL for (other, own), with own NULL if new, and `extra` columns of the pairs."""
         first = next_id(self.con, table, TARGETS[table])
         self.con.execute(
             f"""CREATE OR REPLACE TEMP TABLE m_{table} AS
@@ -63,7 +63,7 @@ class Maps:
         )
 
     def keyed(self, table: str, content_key: str) -> None:
-        """The map of a table whose rows are known by a content key alone."""
+        """Make the map of a table whose rows are identified by a content key alone."""
         key = TARGETS[table]
         self.map(
             table,
@@ -72,7 +72,7 @@ class Maps:
         )
 
     def settled(self, table: str, names: list[tuple[int, str, int | None]]) -> None:
-        """``m_TABLE`` with a column `name`, from (other, name, own)."""
+        """Make ``m_TABLE`` with a column `name`, from (other, name, own)."""
         self.con.execute(f"CREATE OR REPLACE TEMP TABLE s_{table} (other INTEGER, name VARCHAR, own INTEGER)")
         if names:
             self.con.executemany(f"INSERT INTO s_{table} VALUES (?, ?, ?)", names)

@@ -4,7 +4,7 @@ from labelstore.upkeep.merge.maps import RENAME, SHOWN, Contradiction, Maps, sho
 
 
 def match_collections(maps: Maps) -> None:
-    """m_collections, m_documents (newer: whether their text is the newer one), m_queries."""
+    """Make m_collections, m_documents (newer: whether their text is the newer one) and m_queries."""
     maps.con.execute(
         """CREATE OR REPLACE TEMP TABLE p_documents (other INTEGER, own INTEGER, newer BOOLEAN);
            CREATE OR REPLACE TEMP TABLE p_queries (other INTEGER, own INTEGER)"""
@@ -22,10 +22,10 @@ def _keep_pairs(maps: Maps, other: int, own: int | None) -> None:
 
 
 def _pair(maps: Maps, other: int, own: int | None) -> None:
-    """paired_documents and paired_queries of two collections; `own` NULL where an id is fresh.
+    """Make paired_documents and paired_queries of two collections; `own` is NULL if an id is new.
 
-    Of two texts of a passage, the one whose history has the other is newer. If neither history has it, or both do and are of
-    one length, the texts contradict each other.
+    Of two texts of a passage, the one whose history has the other is newer. If neither history has it, or both do and
+    have one length, the texts contradict each other.
     """
     maps.con.execute(
         f"""CREATE OR REPLACE TEMP TABLE paired_documents AS
@@ -77,7 +77,7 @@ def _of_collection(maps: Maps, other: int, name: str, own: int) -> list[Contradi
 
 
 def match_datasets(maps: Maps) -> None:
-    """m_datasets."""
+    """Make m_datasets."""
     maps.match_by_name("dataset", "datasets", _of_dataset)
 
 

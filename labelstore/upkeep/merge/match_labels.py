@@ -15,7 +15,10 @@ VALUE_TOLERANCE = 1e-6  # between values of one measure that two machines comput
 
 
 def match_labels(maps: Maps) -> None:
-    """m_teachers, m_labelings, m_permutations (take: whether theirs counts where both are alike), m_requests, m_calls."""
+    """Make m_teachers, m_labelings, m_permutations, m_requests and m_calls.
+
+    m_permutations has the column take: whether the other store's row counts if both are equal.
+    """
     maps.keyed("teachers", "teacher_key")
     maps.con.execute(
         "CREATE OR REPLACE TEMP TABLE p_permutations (other BIGINT, own BIGINT, take BOOLEAN, differs BOOLEAN)"
@@ -97,9 +100,9 @@ _FIGURES = """concat_ws(' ', coalesce((SELECT string_agg(c.call_key, ' ' ORDER B
 
 
 def _pair(maps: Maps, other: int, own: int) -> None:
-    """paired_permutations(other, own, take, differs) of two labelings: queries that both have labelled.
+    """Make paired_permutations(other, own, take, differs) of two labelings: queries that both have labelled.
 
-    Permutations are alike if they have the same items and status, on the same texts if both record them.
+    Permutations are equal if they have the same items and status, on the same texts if both record them.
     """
     maps.con.execute(
         f"""CREATE OR REPLACE TEMP TABLE paired_permutations AS
@@ -119,7 +122,7 @@ def _pair(maps: Maps, other: int, own: int) -> None:
 
 
 def match_evaluations(maps: Maps) -> None:
-    """m_evaluations: the same ranking against the same judgments under the same measure is the same evaluation."""
+    """Make m_evaluations: the same ranking, judgments and measure make the same evaluation."""
     maps.con.execute(
         """CREATE OR REPLACE TEMP TABLE p_evaluations AS
            SELECT e.evaluation AS other, p.evaluation AS own, e.value AS there, p.value AS here, d.name AS dataset,

@@ -6,7 +6,7 @@ from labelstore.upkeep.merge.maps import Contradiction, Maps
 
 
 def match_students(maps: Maps) -> None:
-    """m_students: the same name with the same weights is the same student."""
+    """Make m_students: the same name with the same weights is the same student."""
     maps.match_by_name("student", "students", _of_student)
 
 
@@ -23,7 +23,7 @@ def _of_student(maps: Maps, other: int, name: str, own: int) -> list[Contradicti
 
 
 def match_runs(maps: Maps) -> None:
-    """m_runs: the same name over the same dataset with the same content hash is the same run."""
+    """Make m_runs: the same name over the same dataset with the same content hash is the same run."""
 
     def find(dataset: int, name: str) -> int | None:
         found = maps.rows("SELECT run FROM runs WHERE dataset = ? AND name = ?", [dataset, name])
@@ -51,12 +51,12 @@ def _of_run(maps: Maps, other: int, name: str, own: int) -> list[Contradiction]:
 
 
 def match_minings(maps: Maps) -> None:
-    """m_minings: the same name over the same dataset with the same content is the same mining."""
+    """Make m_minings: the same name over the same dataset with the same content is the same mining."""
     maps.match_by_name("negatives", "minings", _of_mining)
 
 
 def _of_mining(maps: Maps, other: int, name: str, own: int) -> list[Contradiction]:
-    """The content hash holds the source runs' names: where one comes in renamed, what made the mining is compared."""
+    """Compare two minings; if a source run was renamed, by content instead of hash, which holds the runs' names."""
     ((renamed,),) = maps.rows(
         """SELECT count(*) FROM (SELECT DISTINCT source_run AS run FROM msft_theirs.negatives WHERE mining = ?)
            JOIN msft_theirs.runs r USING (run) JOIN m_runs m ON m.other = run WHERE m.name <> r.name""",

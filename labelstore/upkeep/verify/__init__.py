@@ -1,1 +1,1 @@
-"""Check a store: `verify.verify` runs the checks, `digest.content_hash` hashes the content."""
+"""Check a store (`verify.verify`) and hash its content (`digest.content_hash`)."""

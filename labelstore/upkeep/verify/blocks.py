@@ -1,8 +1,8 @@
-"""Check the file's blocks against their checksums without DuckDB: fast and complete, but without their meaning.
+"""Check the file's blocks against their checksums without DuckDB. This is fast, but does not say what a block held.
 
-A DuckDB file is three headers of 4 KiB and then blocks that begin with a 64-bit checksum of the rest (DuckDB's
-`common/checksum.cpp`: the words, each times a constant, folded by exclusive or). Unused blocks may hold
-anything, so a mismatch is only a candidate: `damage` lets DuckDB confirm each one.
+A DuckDB file is three headers of 4 KiB and then blocks. Each begins with a 64-bit checksum of the rest (DuckDB's
+`common/checksum.cpp`: the words, each times a constant, combined by exclusive or). Unused blocks may hold anything, so
+a mismatch is only a candidate: `damage` lets DuckDB confirm each one.
 """
 
 from pathlib import Path

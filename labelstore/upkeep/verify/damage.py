@@ -1,8 +1,9 @@
 """Find the blocks that do not match their checksums, and what they held.
 
-DuckDB checks a block when it reads it and ends the statement; reading table by table, column by column and row group
-by row group says what the block held. Indexes are read by looking up keys that they hold, and those that a look-up
-passes by (a table of one row) by trying to insert a row again, inside a transaction that is rolled back.
+DuckDB checks a block when it reads it, and an error ends the statement. So this module reads table by table, column by
+column and row group by row group to find what a block held. It reads indexes by looking up their keys. A look-up does
+not touch the index of a table with one row; there it tries to insert the row again, inside a transaction that is rolled
+back.
 """
 
 import functools
@@ -20,7 +21,7 @@ from labelstore.upkeep.verify.blocks import mismatches
 from labelstore.upkeep.verify.findings import Finding
 
 ROW_GROUP = 122_880  # rows that DuckDB stores, and reads, together
-LOOKUPS = 5_000  # keys of an index that are looked up at most
+LOOKUPS = 5_000  # largest number of keys looked up in an index
 HINT = "put back a copy of the file, or `msft import-store FOLDER --store NEW` from an archive"
 
 
@@ -44,7 +45,10 @@ class Block:
             of = self.owners.get(table)
             owner = f" of {', '.join(of[:5])}{' …' if len(of) > 5 else ''}" if of else ""
             parts.append(f"{table} ({', '.join(columns)}){where}{owner}")
-        held = "; ".join(parts) or "an index, or nothing (ask again when no other process has the store open)"
+        held = (
+            "; ".join(parts)
+            or "an index, or nothing (run `msft verify` again when no other process has the store open)"
+        )
         return Finding(
             "block",
             f"byte {self.location}",
@@ -85,7 +89,7 @@ def damaged_blocks(store: LabelStore) -> list[Block]:
     if left:
         try:
             _probe_indexes(store, blocks)
-        except (StoreError, StoreDamaged):  # somebody reads the store all the while
+        except (StoreError, StoreDamaged):  # another process keeps the store open
             blocks |= {location: Block(location) for location in left}
     return sorted(blocks.values(), key=lambda block: block.location)
 

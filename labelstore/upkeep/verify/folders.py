@@ -114,7 +114,7 @@ def _by_itself(folder: Path) -> Iterator[Finding]:
 
 
 def _rebuild(folder: Path, name: str, kind: str, parameters: Any, seed: int) -> str | None:
-    """The commands that make a view's folder again, from the same sources with the same options; None: no view's."""
+    """Write the commands that make a view's folder again, from the same sources with the same options; None if unknown."""
     sources = parameters.get("sources", []) if isinstance(parameters, dict) else None
     if kind not in KINDS or not isinstance(sources, list) or not all(map(_is_source, sources)):
         return None
@@ -128,7 +128,7 @@ def _rebuild(folder: Path, name: str, kind: str, parameters: Any, seed: int) -> 
         value = parameters.get(key, default)
         if value != default and isinstance(
             value, int | float | str
-        ):  # None and lists are not for the command line
+        ):  # None and lists cannot be given on the command line
             words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
     build = shlex.join([*words, "--seed", str(seed), "--name", name])
     return f"rm -rf {shlex.quote(str(folder))}, then `{build}`"

@@ -16,7 +16,7 @@ from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import DataMissing, UsageError
 from labelstore.evaluation import comparison
-from labelstore.evaluation.seed_groups import Contender, find
+from labelstore.evaluation.seed_groups import SeedGroup, find
 from labelstore.evaluation.systems import System
 from labelstore.labels import staging as label_staging
 from labelstore.labels.import_file import import_labels
@@ -32,7 +32,7 @@ def board(scores: dict[str, np.ndarray]) -> comparison.Board:
     """Systems by their scores alone: rows are seeds; a single row is a system without training."""
     scores = {name: np.atleast_2d(rows) for name, rows in scores.items()}
     made = tuple(
-        Contender(
+        SeedGroup(
             name,
             tuple(
                 System(

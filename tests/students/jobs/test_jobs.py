@@ -122,7 +122,9 @@ def test_a_candidate_without_text_is_named_not_scored_as_empty(tmp_path, tiny):
     store = made_store.make(tmp_path / "s.duckdb", unheld=(5, 6))
     add_student(store, str(tiny("bert")), name="tiny")
     before = counts(store)
-    with pytest.raises(DataMissing, match=r"\d+ of 120 candidates have no text in the store; the first is d5"):
+    with pytest.raises(
+        DataMissing, match=r"\d+ of 120 candidates have no text in the store; the first is d5"
+    ):
         rerank_run(store, student="tiny", dataset="c/test", depth=30)
     assert counts(store) == before
 

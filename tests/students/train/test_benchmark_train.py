@@ -174,15 +174,15 @@ def test_reranking_in_a_tiny_shape():
     assert found["bound_over_default"] > found["speedup_default"] > 0  # tiny products are the least of it
 
 
-def test_ways_are_measured_apart_from_the_reference():
+def test_ways_differ_from_the_reference():
     ids = [[f"d{k}" for k in range(5)]] * 2
     on = Candidates("made", ["q0", "q1"], [("q", ["p"] * 5)] * 2, ids, {q: {"d4": 1} for q in ("q0", "q1")})
     right, wrong = np.tile(np.arange(5.0), 2), np.tile(-np.arange(5.0), 2)
-    apart = rerank._measured_apart(
+    found = rerank._ndcg_differences(
         on, {"same": lambda on: 3 * right, "reversed": lambda on: wrong}, lambda on: right
     )
-    assert apart["same"] == 0
-    assert apart["reversed"] == pytest.approx(1 - 1 / np.log2(6))
+    assert found["same"] == 0
+    assert found["reversed"] == pytest.approx(1 - 1 / np.log2(6))
 
 
 def test_the_plain_loop_gives_every_pair_its_score(tmp_path):

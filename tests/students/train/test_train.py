@@ -283,10 +283,10 @@ def test_skipped_lists_and_cut_pairs_are_counted_and_told(recipe, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights(recipe, views, tmp_path, monkeypatch):
-    from students.train import steps as stepping
+    from students.train import steps
 
-    real = stepping.total
-    monkeypatch.setattr(stepping, "total", lambda *a: real(*a) * float("nan"))
+    real = steps.total
+    monkeypatch.setattr(steps, "total", lambda *a: real(*a) * float("nan"))
     with pytest.raises(StudentError, match=r"stage 1 \(kd, ranknet\) is nan at step 0") as raised:
         train(recipe("kd"), [views["kd"]], tmp_path / "out")
     assert "lower lr (0.002)" in (raised.value.hint or "")
