@@ -20,7 +20,7 @@ from teachers.journal.segments import Journal, Record
 from teachers.prompts import passages as texts
 from teachers.prompts import replies
 from teachers.prompts import template as prompts
-from teachers.scheduling.scheduler import Answer, Result
+from teachers.scheduling.job import Answer, Result
 from teachers.strategies.by_name import Steps, Strategy, Window
 
 

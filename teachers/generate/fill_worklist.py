@@ -8,7 +8,7 @@ import duckdb
 from labelstore.errors import DataMissing
 from teachers.generate.plan import Plan
 from teachers.generate.worklist import Work
-from teachers.scheduling.scheduler import Answer
+from teachers.scheduling.job import Answer
 
 QUERIES = 1000  # queries per batch
 

@@ -31,7 +31,7 @@ from teachers.generate.stored_replies import Change
 from teachers.generate.worklist import Candidate, Task
 from teachers.journal.exact_json import clean
 from teachers.journal.segments import Record
-from teachers.scheduling.scheduler import Answer, Result, scores_by_candidate
+from teachers.scheduling.job import Answer, Result, scores_by_candidate
 from teachers.strategies import by_name as strategies
 from teachers.strategies.by_name import Ranked, Steps, Strategy, Window
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from teachers.journal import exact_json
-from teachers.scheduling.scheduler import Answer
+from teachers.scheduling.job import Answer
 
 _SCHEMA = """
 CREATE TABLE documents (document INTEGER PRIMARY KEY, doc_id TEXT, title TEXT, text TEXT, text_hash TEXT);

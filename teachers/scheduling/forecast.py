@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from random import Random
 
 from teachers.engines.base import Request
-from teachers.scheduling.scheduler import Answer
+from teachers.scheduling.job import Answer
 from teachers.strategies.by_name import Order, Strategy, Window
 
 SAMPLE = 300

@@ -25,7 +25,8 @@ from teachers.journal import segments as journal
 from teachers.journal.segments import Journal
 from teachers.scheduling.budget import Budget
 from teachers.scheduling.figures import Figures
-from teachers.scheduling.scheduler import Answer, Result, Scheduler
+from teachers.scheduling.job import Answer, Result
+from teachers.scheduling.scheduler import Scheduler
 from teachers.strategies.by_name import Steps, Window
 
 REPORT_SECONDS = 0.5

@@ -6,7 +6,7 @@ import pytest
 
 from teachers.generate import worklist as module
 from teachers.generate.worklist import Work
-from teachers.scheduling.scheduler import Answer
+from teachers.scheduling.job import Answer
 
 
 def answer(k: int, status: str = "ok", **fields: object) -> Answer:

@@ -10,7 +10,8 @@ from teachers.engines.base import Completion, Request
 from teachers.errors import TeacherError
 from teachers.prompts.replies import ENGINE_ERROR, Parsed, parse
 from teachers.scheduling.budget import Budget
-from teachers.scheduling.scheduler import Answer, Result, Scheduler, scores_by_candidate
+from teachers.scheduling.job import Answer, Result, scores_by_candidate
+from teachers.scheduling.scheduler import Scheduler
 from teachers.strategies import by_name as windows
 from teachers.strategies.by_name import Steps, Strategy, Window
 from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
