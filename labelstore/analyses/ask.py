@@ -54,7 +54,7 @@ def text_of(query: str) -> str:
 
 @dataclass
 class Answer:
-    """What a statement gives: blocks of rows, read as they are asked for.
+    """The result of a statement: blocks of rows, read one at a time.
 
     Attributes:
         cut: after the last block, whether rows were left out.

@@ -71,7 +71,7 @@ def validation(
         queries = _judged(con, chosen, of)
         if run is None or not queries:
             raise DataMissing(
-                f"{named} has {'no run by ' + first_stage.name if run is None else 'no judged queries of its own'}",
+                f"{named} has {'no run by ' + first_stage.name if run is None else 'no judged queries that are not under test'}",
                 hint=f"msft retrieve --dataset {named} --retriever bm25s --name {first_stage.name}",
             )
         return Validation(chosen, run, _sample(con, queries), f"dataset {named}, as asked")

@@ -90,7 +90,7 @@ Item = LabelList | Malformed
 
 
 class BadList(Exception):
-    """A line that is no label: (reason, detail)."""
+    """A line that is not a label: (reason, detail)."""
 
 
 class Worst:

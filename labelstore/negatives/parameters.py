@@ -53,7 +53,7 @@ def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
         options = Parameters(**{key: value for key, value in given.items() if value is not None})
     except TypeError as error:
         raise UsageError(
-            f"mining takes no such parameter: {error}", hint="msft negatives mine --help"
+            f"unknown parameter of mining: {error}", hint="list them with msft negatives mine --help"
         ) from error
     for key, allowed in (("strategy", STRATEGIES), ("reference", ("best", "worst")), ("denoise", DENOISING)):
         if getattr(options, key) not in allowed:

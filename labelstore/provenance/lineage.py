@@ -20,7 +20,7 @@ COLUMNS = ("node", "parent", "level", "what", "name", "hash", "detail", "job")
 
 @dataclass
 class Node:
-    """One thing and what it was made from.
+    """A thing with its sources.
 
     Attributes:
         hash: its content key, where it has one.

@@ -79,7 +79,7 @@ def retrieve(
         if not replace:
             raise BadInput(
                 f"{of.name} has another run named {name!r} ({old.system}, depth {old.depth})",
-                hint="--name RUN gives this one a name of its own; --replace overwrites",
+                hint="choose another name with --name RUN, or overwrite the run with --replace",
             )
     clock = provenance.Clock()
     ranking = retriever.search(corpus, depth, progress, note)

@@ -1,4 +1,4 @@
-"""`colbert`: late interaction through PyLate, in an environment of its own.
+"""`colbert`: late interaction through PyLate, in a separate environment.
 
 PyLate pins older transformers than msft's, so another interpreter runs `colbert_worker.py`: it reads the exported
 collection and queries and writes a TREC run. `make setup-colbert` makes that environment; ``MSFT_COLBERT_PYTHON``

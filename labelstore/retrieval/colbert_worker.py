@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--index", required=True, type=Path, help="folder of the index")
     parser.add_argument(
-        "--documents", type=Path, help="JSONL of {id, text}; without it the index is there already"
+        "--documents", type=Path, help="JSONL of {id, text}; without it an existing index is used"
     )
     parser.add_argument("--queries", required=True, type=Path, help="JSONL of {id, text}")
     parser.add_argument("--output", required=True, type=Path, help="TREC run")

@@ -233,7 +233,7 @@ class LabelStore:
         if isinstance(error, duckdb.PermissionException):
             return StoreError(
                 f"{self.path} holds a view or macro that reads another file: {text}",
-                hint="take nothing from this store: msft made no such view",
+                hint="use nothing from this store: msft did not make this view",
             )
         if (named := refusals.explained(error, self.path)) is not None:
             return named

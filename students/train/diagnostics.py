@@ -14,10 +14,10 @@ from students.train.checkpoints import StageState
 from students.train.validation import HIGHER_IS_BETTER
 
 MOVED_LITTLE = 1e-5  # relative L2 distance; one AdamW step at 1e-6 moves a base model about this far
-ABSURD = 10.0  # ratio of the weights' new length to the old; training that learns stays far below
+MAX_GROWTH = 10.0  # ratio of the weights' new length to the old; training that learns stays far below
 COLLAPSED = 1e-3  # spread of the scores within a list, in logits
-COIN = math.log(2)  # RankNet's loss per pair for a model that orders at random
-PLATEAU = 0.02  # a loss closer to COIN than this still orders at random
+RANDOM_ORDER_LOSS = math.log(2)  # RankNet's loss per pair for a model that orders at random
+PLATEAU = 0.02  # a loss closer to RANDOM_ORDER_LOSS than this still orders at random
 USUAL_PAIRS = (
     7_000  # the fewest pairs after which a small model began to rank: benchmarks/results/students.md
 )
@@ -52,10 +52,14 @@ def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> lis
                 f"stage {stage.number} ({stage.objective}): validation {stage.stop_on} never got better than before the stage "
                 f"({state.first_value:.4f}, at best {state.best_value:.4f})"
             )
-    if stage.loss == "ranknet" and state.last_loss is not None and abs(state.last_loss - COIN) < PLATEAU:
+    if (
+        stage.loss == "ranknet"
+        and state.last_loss is not None
+        and abs(state.last_loss - RANDOM_ORDER_LOSS) < PLATEAU
+    ):
         told.append(
             f"stage {stage.number} ({stage.objective}): its loss ended at {state.last_loss:.3f}, and a model that orders at"
-            f" random has {COIN:.3f}; {_more(stage, state)}"
+            f" random has {RANDOM_ORDER_LOSS:.3f}; {_more(stage, state)}"
         )
     if state.lists_skipped:
         why = " or ".join(
@@ -129,7 +133,7 @@ def check_weights(model: nn.Module, before: float, stage: Stage, step: int) -> N
         StudentError: the weights are too large or not finite; the message names the stage and the step.
     """
     now = length(model)
-    if not now <= ABSURD * before:  # true for nan too
+    if not now <= MAX_GROWTH * before:  # true for nan too
         raise _went_wrong(
             stage, "the weights of", f"have length {now:.3g} at step {step:,}, and had {before:.3g} before it"
         )

@@ -197,7 +197,7 @@ def choose_layout(
     if recipe.layout == "packed" and not able:
         raise StudentError(
             f"{architecture} does not run packed",
-            hint="layout = 'padded' (or 'auto')",
+            hint="set layout = 'padded' (or 'auto')",
             exit_code=ExitCode.USAGE,
         )
     if recipe.layout == "packed" and on_gpu:

@@ -30,7 +30,7 @@ Note = Callable[[str], None]
 CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2_048, 32_768  # tokens of one forward pass
 CPU_VALID_PAIRS, CUDA_VALID_PAIRS = 1_000, 20_000
 CPU_ACTIVATIONS = 4 << 30  # bytes of activations held at once, if the recipe does not set a limit
-_LOOK_SECONDS = 600  # longest time between validations, and between checkpoints
+_LONGEST_INTERVAL = 600  # longest time between validations, and between checkpoints
 _BUCKET = 16 << 20  # numbers exchanged between processes at once
 
 
@@ -238,7 +238,7 @@ class StageRun:
         if value is None:
             raise StudentError(
                 f"{self.name} stops on {stage.stop_on}, which its validation lists cannot give",
-                hint="stop_on = 'loss'; nDCG@10 needs human judgments, tau a distillation view",
+                hint="set stop_on = 'loss'; nDCG@10 needs human judgments, tau a distillation view",
                 exit_code=ExitCode.USAGE,
             )
         if state.step == 0:  # only for comparison: a stage ends with weights that it trained
@@ -303,7 +303,7 @@ def _due(every: int, state: StageState, tenth: bool, last: float) -> bool:
     """Return True if it is time: after every ``every`` steps, or at each tenth of the stage and after ten minutes."""
     if every:
         return state.step % every == 0
-    return tenth or state.seconds - last >= _LOOK_SECONDS
+    return tenth or state.seconds - last >= _LONGEST_INTERVAL
 
 
 class _Steps:
@@ -320,7 +320,7 @@ class _Steps:
             return self._make(number)
         planned, future = self._next or (number, self._thread.submit(self._pinned, number))
         if planned != number:
-            raise StudentError(f"step {number} was asked for and {planned} was planned")
+            raise StudentError(f"step {number} was requested, but step {planned} was planned")
         step = future.result()
         self._next = (number + 1, self._thread.submit(self._pinned, number + 1))
         return step

@@ -67,7 +67,7 @@ class Strategy(Protocol):
         """Return the generator for a list of n passages."""
 
     def calls(self, n: int) -> Bounds:
-        """Return the number of windows asked for a list of n passages."""
+        """Return the number of windows for a list of n passages."""
 
     def reliable_depth(self, n: int) -> int:
         """Return the number of first places that the strategy settles, if the teacher orders windows correctly."""

@@ -194,7 +194,7 @@ def hardly_trained(judged: Sequence[Row]) -> list[str]:
     }
     return [
         f"{student} {regime}{f' ({setting})' if setting else ''}: a stage moved the weights by {moved:.0e} of their length,"
-        " which is no training: its verdicts say nothing about what that stage could add"
+        " which is not a training: its verdicts say nothing about what that stage could add"
         for (student, regime, setting), moved in arms.items()
     ]
 

@@ -21,7 +21,7 @@ from labelstore.upkeep.merge.match_labels import match_evaluations, match_labels
 from labelstore.upkeep.merge.match_rankings import match_minings, match_runs, match_students
 from labelstore.upkeep.merge.write import Taken, Writer
 
-KNOWN, STALE = "there already", "of a ranking or judgments that are no more what they were"
+KNOWN, STALE = "there already", "of a ranking or judgments that have changed"
 _SUFFIX = re.compile(r"[\w.@+-]+")
 
 

@@ -30,7 +30,7 @@ def _dangling(con: duckdb.DuckDBPyConnection, of: Reference) -> list[tuple[str |
 
 
 def _finding(of: Reference, owner: str | None, n: int, example: str) -> Finding:
-    problem = f"{n:,} rows name a {TARGETS[of.target]} that is not there ({of.column} {example})"
+    problem = f"{n:,} rows refer to a missing {TARGETS[of.target]} ({of.column} {example})"
     hint = COPY
     if of.part:
         hint = (
