@@ -80,7 +80,7 @@ def test_what_is_done_is_not_done_again(store, monkeypatch):
     notes: list[str] = []
     again = rerank_run(store, student="tiny", dataset="c/test", run="first", depth=10, note=notes.append)
     assert again == first
-    assert any("already" in note for note in notes)
+    assert any("exists with the same settings" in note for note in notes)
     assert counts(store) == before
 
 

@@ -157,8 +157,8 @@ def test_the_store_is_free_while_texts_are_tokenised_and_pairs_scored(tmp_path, 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("UPDATE documents SET text = 'another', text_hash = 1 WHERE doc_id = 'd3'", "1 texts of the documents"),
-        ("UPDATE queries SET text = 'another', text_hash = 1 WHERE query_id = 'q3'", "1 texts of the queries"),
+        ("UPDATE documents SET text = 'another', text_hash = 1 WHERE doc_id = 'd3'", "1 texts of documents"),
+        ("UPDATE queries SET text = 'another', text_hash = 1 WHERE query_id = 'q3'", "1 texts of queries"),
         ("UPDATE runs SET content_hash = 'other' WHERE name = 'first'", "replaced"),
         ("DELETE FROM students", "replaced"),
     ],
