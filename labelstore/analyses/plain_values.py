@@ -8,7 +8,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: no NaN, times as ISO text."""
+    """Convert a value to JSON's types: NaN becomes null, times ISO text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Decimal):
@@ -27,7 +27,7 @@ def plain(value: Any) -> Any:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value as CSV has it: nothing for NULL and NaN, lists and structs as JSON text."""
+    """Convert a value to CSV: NULL and NaN are empty, lists and structs are JSON text."""
     value = plain(value)
     if value is None:
         return ""

@@ -92,7 +92,7 @@ def _groups(reader: pa.RecordBatchReader) -> Iterator[list[pa.RecordBatch]]:
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
-    """A file beside the target that takes its place when it is whole."""
+    """Write a file beside the target, which it replaces when it is whole."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield beside

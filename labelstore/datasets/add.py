@@ -211,7 +211,7 @@ def _add_documents(
 
 
 def _wanted_queries(con: duckdb.DuckDBPyConnection, step: ReadCounts, judged_only: bool) -> str:
-    """The relation of staged queries to merge; those without a judgment are counted."""
+    """Make the relation of staged queries to merge; those without a judgment are counted."""
     if not judged_only:
         return "staged.queries"
     con.execute(
@@ -256,7 +256,7 @@ def _add_queries(
 
 
 def _members(con: duckdb.DuckDBPyConnection, place: _Place, named_by: str | None) -> str:
-    """A table (query, query_id) of the collection's queries that a relation names; without one it is empty."""
+    """Make a table (query, query_id) of the collection's queries that a relation names; without one it is empty."""
     con.execute(
         f"""CREATE TEMP TABLE members AS SELECT query, query_id FROM queries
             {f"SEMI JOIN {named_by} USING (query_id)" if named_by else ""}
@@ -306,7 +306,7 @@ def _add_judged_ids(con: duckdb.DuckDBPyConnection, place: _Place, members: str)
 
 
 def _judged(con: duckdb.DuckDBPyConnection, place: _Place, members: str) -> str:
-    """A table (query, document, relevance) of the members' staged judgments."""
+    """Make a table (query, document, relevance) of the members' staged judgments."""
     con.execute(
         f"""CREATE TEMP TABLE judged AS SELECT m.query, d.document, j.relevance
             FROM staged.judgments j JOIN {members} m USING (query_id)
@@ -317,7 +317,7 @@ def _judged(con: duckdb.DuckDBPyConnection, place: _Place, members: str) -> str:
 
 
 def _without_text(con: duckdb.DuckDBPyConnection, judged: str) -> list[str]:
-    """A note on judged passages that are known by their ids alone."""
+    """Note judged passages that are known by their ids alone."""
     (n,) = _row(
         con,
         f"SELECT count(DISTINCT document) FROM {judged} JOIN documents USING (document) WHERE text IS NULL",

@@ -99,7 +99,7 @@ def generate(
 def choose(
     passages: Sequence[Passage], n: int, known: set[int]
 ) -> tuple[list[Query], dict[str, tuple[int, str | None]]]:
-    """A query from each passage in turn until there are n, and why the other passages gave none.
+    """Choose a query from each passage until there are n, and give the reasons why other passages gave none.
 
     Args:
         known: hashes of normalised queries that the collection's datasets hold already.
@@ -127,7 +127,7 @@ def choose(
 
 
 def _query(title: str | None, text: str, rarity: dict[str, float]) -> str | None:
-    """The title, or the sentence whose words are rarest on average."""
+    """Choose the title, or the sentence whose words are rarest on average."""
     if title and WORDS[0] - 1 <= len(_words(title)) <= WORDS[1]:
         return " ".join(title.split()).rstrip(" .")
     fitting = [s for s in _END.split(text) if WORDS[0] <= len(_words(s)) <= WORDS[1]]
@@ -156,7 +156,7 @@ def _collection(con: duckdb.DuckDBPyConnection, name: str | None) -> str:
 
 
 def _real_queries(con: duckdb.DuckDBPyConnection, collection: str) -> set[int]:
-    """Hashes of the normalised queries of the collection's other datasets."""
+    """Hash the normalised queries of the collection's other datasets."""
     found = con.execute(
         """SELECT DISTINCT q.normal_hash FROM queries q JOIN dataset_queries USING (query) JOIN datasets d USING (dataset)
            JOIN collections c ON c.collection = d.collection
@@ -167,7 +167,7 @@ def _real_queries(con: duckdb.DuckDBPyConnection, collection: str) -> set[int]:
 
 
 def _passages(con: duckdb.DuckDBPyConnection, collection: str, seed: int) -> list[Passage]:
-    """At most MOST_READ passages with a text, in an order that the seed draws from their ids."""
+    """Read at most MOST_READ passages with a text, in an order that the seed draws from their ids."""
     return con.execute(
         f"""SELECT doc_id, title, text FROM documents JOIN collections c USING (collection)
             WHERE c.name = ? AND text_hash IS NOT NULL

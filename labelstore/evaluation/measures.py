@@ -34,7 +34,7 @@ class Ranking:
     rank: np.ndarray
 
     def queries(self) -> Iterator[tuple[int, slice]]:
-        """Each query with the slice of its rows."""
+        """Yield each query with the slice of its rows."""
         if not len(self.query):
             return
         starts = np.flatnonzero(np.r_[True, self.query[1:] != self.query[:-1]])

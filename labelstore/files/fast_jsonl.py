@@ -57,7 +57,7 @@ class _Watched:
 
 
 def batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch, list[tuple[int, str]]]]:
-    """Batches of (documents read, rows as `SCHEMA` says, (line, doc_id) of those without any text).
+    """Yield batches of (documents read, rows as in `SCHEMA`, (line, doc_id) of those without any text).
 
     Raises:
         Odd: the file has another form, even at its end; discard all batches then.
@@ -103,7 +103,7 @@ def batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch, list[tuple[int, s
 
 
 def _keys(path: Path) -> tuple[str, str]:
-    """The names of the id and of the text in the first line."""
+    """Find the names of the id and of the text in the first line."""
     try:
         with formats.open_bytes(path) as file:
             first = json.loads(file.readline(BLOCK))

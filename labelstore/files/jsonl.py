@@ -53,9 +53,9 @@ def _id(path: Path, number: int, value: Any, what: str) -> str:
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """Documents of a JSONL file: ``doc_id`` (or ``_id``, ``docid``, ``docno``, ``id``), ``text`` (or ``contents``), ``title``.
+    """Read documents of a JSONL file.
 
-    Empty texts are yielded too; the caller counts them.
+    Names: ``doc_id`` (or ``_id``, ``docid``, ``docno``, ``id``), ``text`` (or ``contents``), ``title``.
 
     Raises:
         BadInput: a line is not such an object; the message names it.
@@ -79,7 +79,7 @@ def read_documents(path: Path) -> Iterator[Document]:
 
 
 def _sound(path: Path, number: int, text: str) -> str:
-    """Text as stored: no NUL, no half of a surrogate pair (JSON's escapes can write both)."""
+    """Check a text: no NUL, and no half of a surrogate pair (JSON's escapes can write both)."""
     if "\x00" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
         raise BadInput(
             f"{path}:{number}: the text holds a NUL or a lone surrogate escape", hint="repair the passage"
@@ -98,9 +98,7 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def read_queries(path: Path) -> Iterator[Query]:
-    """Queries of a TSV (``query_id<TAB>text``; further tabs belong to the text) or, if its name ends so, a JSONL file.
-
-    Text is stripped of white space around it; an empty one is yielded too; the caller counts it.
+    """Read queries of a TSV (``query_id<TAB>text``; further tabs belong to the text) or JSONL file, by the file's name.
 
     Raises:
         BadInput: a line has neither form; the message names it.
@@ -123,7 +121,7 @@ def read_queries(path: Path) -> Iterator[Query]:
 
 
 def read_document_table(path: Path) -> Iterator[Document]:
-    """Documents of a TSV, as MS MARCO's ``collection.tsv``: ``doc_id<TAB>text``; further tabs belong to the text.
+    """Read documents of a TSV like MS MARCO's ``collection.tsv``: ``doc_id<TAB>text``; further tabs belong to the text.
 
     Raises:
         BadInput: a line has another form; the message names it.

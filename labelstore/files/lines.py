@@ -78,7 +78,7 @@ class _ZstdFrames(io.RawIOBase):
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed.
+    """Open the file's bytes, decompressed.
 
     Raises:
         DataMissing: the file is not found. Damage shows while reading; :func:`lines` explains it.
@@ -92,7 +92,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 def lines(path: Path, longest: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line without its end) of a text file, plain or compressed.
+    """Yield (number from 1, line without its end) of a text file, plain or compressed.
 
     Raises:
         DataMissing: the file is not found.

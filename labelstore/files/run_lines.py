@@ -92,7 +92,7 @@ def run_lines(path: Path, folder: Path) -> RunLines:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """Blocks of whole lines."""
+    """Yield blocks of whole lines."""
     with open_bytes(path) as file:
         while block := file.read(_BLOCK):
             block += file.readline(trec.LONGEST_RUN_LINE + 1)
@@ -102,7 +102,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def _form(path: Path) -> tuple[bytes, bool] | None:
-    """The separator and whether numbers may be odd; None if DuckDB cannot read the file where it lies."""
+    """Find the separator, and whether numbers may be odd; None if DuckDB cannot read the file in place."""
     if compression(path) != "none" or set(str(path)) & _PATTERN:
         return None
     with path.open("rb") as file:
@@ -139,7 +139,7 @@ def _has_odd_numbers(block: bytes) -> bool:
 
 
 def _is_plain(block: bytes, separator: bytes) -> bool:
-    """Whether DuckDB reads the lines as `trec.read_run` does."""
+    """Tell whether DuckDB reads the lines as `trec.read_run` does."""
     if any(byte in block for byte in _WHITE.replace(separator, b"")):
         return False
     blank = np.frombuffer(block, np.uint8) <= ord(" ")

@@ -123,7 +123,7 @@ def read_run(path: Path) -> Iterator[Candidate]:
 
 
 def number_of_fields(first: list[bytes]) -> int:
-    """How many fields a run's lines have, by its first line: 6 unless they are the 4 or 3 of another layout."""
+    """Count the fields of a run's lines by its first line: 6 unless they are the 4 or 3 of another layout."""
     return len(first) if len(first) in RUN_FIELDS else 6
 
 

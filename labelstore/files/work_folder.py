@@ -48,7 +48,7 @@ def set_aside(path: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """An exclusive lock on a folder.
+    """Lock a folder exclusively.
 
     Raises:
         OSError: if another process holds it.

@@ -170,7 +170,7 @@ def _opened(out: Path | None, stdout: IO[str] | None) -> Iterator[IO[str]]:
 
 
 def _groups(one: ExportedList) -> list[list[str]] | None:
-    """Tie groups, best first; None without ties."""
+    """List tie groups, best first; None without ties."""
     if len(set(one.grades)) == len(one.grades):
         return None
     paired = zip(one.docs, one.grades, strict=True)
@@ -300,7 +300,7 @@ def _replies(con: duckdb.DuckDBPyConnection, of: lookup.Labeling) -> Iterator[di
 
 
 def _parquet(store: LabelStore, name: str, out: Path) -> int:
-    """A row per ranked passage, as ``datasets.load_dataset("parquet", data_files=…)`` reads it."""
+    """Write a row per ranked passage, as ``datasets.load_dataset("parquet", data_files=…)`` reads it."""
     with store.read() as con:
         of = lookup.labeling(con, name)
     with work_folder(out.absolute().parent) as work:

@@ -30,7 +30,7 @@ class Reader(Protocol):
     """The rules for replies and lists; the module ``teachers.prompts.replies`` has them."""
 
     def parse(self, text: str, n: int) -> Parsed:
-        """The order that a reply states for `n` passages."""
+        """Read the order that a reply states for `n` passages."""
 
     def is_ranking(self, named: int, wanted: int) -> bool:
         """Tell whether a list that names so many of the wanted passages is a ranking."""

@@ -173,7 +173,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _permutation(row: dict[str, Any], place: str) -> LabelList:
-    """``{query_id, permutation, query?, teacher?, first_stage?, initial?, scores?, tie_groups?, …}``."""
+    """Read ``{query_id, permutation, query?, teacher?, first_stage?, initial?, scores?, tie_groups?, …}``."""
     ranking = _ids(row.get("permutation"), "permutation")
     groups = None
     if row.get("tie_groups") is not None:
@@ -213,7 +213,7 @@ def _score(value: Any) -> float:
 
 
 def _reply(row: dict[str, Any], place: str, parse: Parse) -> LabelList:
-    """``{query_id, initial | passages: [doc_id shown …], reply | response: text, model?, …}``."""
+    """Read ``{query_id, initial | passages: [doc_id shown …], reply | response: text, model?, …}``."""
     shown = _ids(row.get("initial", row.get("passages", row.get("shown"))), "passages shown")
     reply = row.get("reply", row.get("response"))
     if not isinstance(reply, str):
@@ -247,11 +247,7 @@ def _replied(found: LabelList, parse: Parse) -> LabelList:
 
 
 def _rankllm(row: dict[str, Any], place: str, parse: Parse) -> LabelList:
-    """RankLLM's results: ``{query: {qid, text}, candidates: [{docid, score, doc}], invocations_history?}`` or hits.
-
-    The scores there are the first stage's and are left out. If the invocations are kept, each reply is parsed. A reply
-    without an order means that its window silently kept the retrieval order, so the list is refused.
-    """
+    """Read RankLLM's results: ``{query: {qid, text}, candidates: [{docid, score, doc}], …}`` or hits."""
     query = row.get("query")
     hits = row.get("candidates", row.get("hits"))
     if not isinstance(hits, list) or not hits:

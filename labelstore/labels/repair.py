@@ -118,5 +118,5 @@ def short_name(text: str) -> str:
 
 
 def labeling_name(teacher: str, first_stage: str | None) -> str:
-    """``TEACHER@FIRST_STAGE``, or the teacher alone."""
+    """Make the default name: ``TEACHER@FIRST_STAGE``, or the teacher alone."""
     return short_name(teacher) + (f"@{short_name(first_stage)}" if first_stage else "")

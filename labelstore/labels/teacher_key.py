@@ -19,7 +19,7 @@ def asked(
     sampling: Mapping[str, Any] | None,
     kind: str,
 ) -> str:
-    """The key of a teacher that msft asks itself.
+    """Compute the key of a teacher that msft asks itself.
 
     Args:
         model: what the engine loads; it counts only without a revision.
@@ -34,7 +34,7 @@ def asked(
 def imported(
     model: str, revision: str | None, engine: str, prompt_hash: str | None, sampling: Mapping[str, Any] | None
 ) -> str:
-    """The key of a teacher whose labels were made elsewhere."""
+    """Compute the key of a teacher whose labels were made elsewhere."""
     content = {
         "model": model,
         "revision": revision,
@@ -53,7 +53,7 @@ def possible(
     prompt_hash: str | None,
     sampling: Mapping[str, Any] | None,
 ) -> list[str]:
-    """Every key that a stored row of `teachers` may have, the likeliest first: the row does not hold the kind."""
+    """List every key that a stored row of `teachers` may have, the likeliest first: the row does not hold the kind."""
     ours = [asked(model, revision, prompt_hash, sampling, kind) for kind in KINDS]
     theirs = imported(name if model is None else model, revision, engine, prompt_hash, sampling)
     return [theirs, *ours] if engine == "imported" else [*ours, theirs]

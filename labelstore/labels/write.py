@@ -350,7 +350,7 @@ def store_requests(
 
 
 def _held(table: str, key: str, new: str) -> str:
-    """Those keys of a table that are among the new ones: an anti join with this builds on the new rows, not on all."""
+    """Find keys of a table that are among the new ones; an anti join with them builds on the new rows only."""
     return f"(SELECT {key} FROM {table} SEMI JOIN (SELECT {key} FROM {new}) USING ({key}))"
 
 

@@ -119,7 +119,7 @@ def mine(
 
 
 def quotas(per_query: int, shares: Sequence[float]) -> list[int]:
-    """Negatives per source: whole numbers that sum to `per_query`, by largest remainders."""
+    """Divide `per_query` negatives among the sources: whole numbers with that sum, by largest remainders."""
     exact = [per_query * share / sum(shares) for share in shares]
     whole = [int(value) for value in exact]
     order = sorted(range(len(exact)), key=lambda k: (whole[k] - exact[k], k))
@@ -179,7 +179,7 @@ def _shares_queries(con: duckdb.DuckDBPyConnection, labels: lookup.Labeling, of:
 
 
 def _content_hash(con: duckdb.DuckDBPyConnection, relation: str = "mining_rows") -> str:
-    """Content key over a mining's rows by text ids, in columns of `negatives` (re-derived by `verify`)."""
+    """Compute the content key over a mining's rows by text ids, in columns of `negatives` (`verify` computes it again)."""
     groups = con.execute(f"SELECT DISTINCT label, weight FROM {relation} ORDER BY ALL").fetchall()
     parts = []
     for label, weight in groups:

@@ -64,7 +64,7 @@ class Meter:
 
 
 def _packages() -> dict[Path, int]:
-    """Counters of CPU packages that can be read (most systems let root alone), with their range in microjoules."""
+    """Find the readable counters of CPU packages (on most systems only for root), with their range in microjoules."""
     found = {}
     for path in sorted(POWERCAP.glob("intel-rapl:[0-9]*/energy_uj")):
         if path.parent.name.count(":") == 1 and _read(path) is not None:
@@ -80,13 +80,13 @@ def _read(path: Path) -> int | None:
 
 
 def gpu_joules() -> float | None:
-    """Energy of all GPUs since the driver was loaded, in joules; None if NVML is not installed or has no counter."""
+    """Read the joules of all GPUs since the driver was loaded; None if NVML is not installed or has no counter."""
     values = [mj for mj, _ in _nvml()]
     return sum(v for v in values if v is not None) / 1e3 if values and None not in values else None
 
 
 def gpu_names() -> list[str]:
-    """Names of the GPUs, as NVML has them."""
+    """List the names of the GPUs from NVML."""
     return [name for _, name in _nvml()]
 
 

@@ -36,7 +36,7 @@ class Node:
     children: list["Node"] = field(default_factory=list)
 
     def line(self) -> str:
-        """The node on one line."""
+        """Write the node on one line."""
         parts = [f"{self.what} {self.name}"]
         if self.hash:
             parts.append(f"[{self.hash}]")
@@ -58,7 +58,7 @@ def lineage(con: duckdb.DuckDBPyConnection, name: str) -> Node:
 
 
 def text(root: Node) -> str:
-    """The tree in lines, each node below what was made from it."""
+    """Write the tree in lines; the sources of a node stand below it."""
     return "\n".join(_drawn(root, "", ""))
 
 
@@ -72,7 +72,7 @@ def _drawn(node: Node, first: str, rest: str) -> Iterator[str]:
 
 
 def rows(root: Node) -> list[Row]:
-    """The tree as flat rows: `parent` names another row's `node`, `level` is 0 for the student."""
+    """List the tree as flat rows: `parent` names another row's `node`, `level` is 0 for the student."""
     flat: list[Row] = []
 
     def walk(node: Node, parent: int | None, level: int) -> None:

@@ -138,7 +138,7 @@ def start(con: duckdb.DuckDBPyConnection, kind: str, started: datetime | None = 
 
 
 def command_line() -> str:
-    """The command as typed, with anything that looks like a credential replaced by ``***``."""
+    """Return the command as typed, with anything that looks like a credential replaced by ``***``."""
     program = Path(sys.argv[0]).name
     if program == "__main__.py" or program.endswith(".py"):
         program = f"python {program}"
@@ -167,7 +167,7 @@ def code_version() -> tuple[str, bool | None]:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Versions of the packages that results depend on, Python among them."""
+    """List the versions of Python and of the packages that results depend on."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -179,7 +179,7 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def hardware() -> dict[str, object]:
-    """CPU, cores, memory, operating system and GPUs, without importing torch."""
+    """Describe CPU, cores, memory, operating system and GPUs, without importing torch."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -200,6 +200,6 @@ def hardware() -> dict[str, object]:
 
 
 def _peak_memory_mb() -> float:
-    """Peak resident memory: this process's, or that of the largest it has started and waited for."""
+    """Return the peak resident memory of this process, or of the largest process that it started and waited for."""
     kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024

@@ -131,12 +131,12 @@ def _fill(index: Index, model: Any, documents: Path, batch_size: int) -> None:
 
 
 def _encode(model: Any, texts: list[str], batch_size: int, is_query: bool) -> list[np.ndarray]:
-    """One (tokens, dimensions) array for each text."""
+    """Compute one (tokens, dimensions) array for each text."""
     return list(model.encode(texts, batch_size=batch_size, is_query=is_query, show_progress_bar=False))
 
 
 def best_first(hits: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """By score descending, ties by key, so that the order does not depend on the index."""
+    """Sort by score descending, ties by key, so that the order does not depend on the index."""
     return sorted(hits, key=lambda hit: (-hit[1], int(hit[0])))
 
 

@@ -113,7 +113,7 @@ def _run_name(file: Path) -> str:
 
 @contextmanager
 def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database in memory that spills into the folder; joins keep the order of the file that they look ids up for."""
+    """Open a database in memory that spills into the folder. Joins keep the order of the rows whose ids they look up."""
     with (
         duckdb.connect(":memory:", config={"temp_directory": str(folder / "spill")}) as con,
         interruptible(con),
@@ -125,7 +125,7 @@ def _database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _drops(path: Path, known: KnownIds, staged: StagedRun) -> Drops:
-    """What is left out, by reason.
+    """List the rows left out, by reason.
 
     Raises:
         BadInput: if nothing else is in the file.

@@ -73,7 +73,7 @@ def _copy(held: duckdb.DuckDBPyConnection, con: duckdb.DuckDBPyConnection, datas
 
 
 def _keys(con: duckdb.DuckDBPyConnection, table: str, key: str, id_: str, collection: int) -> Any:
-    """An array from id to key; None if an id is not a whole number, or the ids lie too far apart."""
+    """Make an array from id to key; None if an id is not a whole number, or the ids are too far from each other."""
     rows = con.sql(
         f"SELECT {key} AS key, {whole_number(id_)} AS number FROM {table} WHERE collection = {collection}"
     )

@@ -113,7 +113,7 @@ def stage_run(con: duckdb.DuckDBPyConnection, lines: RunLines, known: KnownIds, 
 
 # ------------------------------------------------------------------------------------------------------- ids to keys
 def _with_keys(lines: RunLines, known: KnownIds, in_order: bool) -> str:
-    """SQL for a run's candidates: keys of ids that were joined, numbers of ids to look up."""
+    """Make SQL for a run's candidates: keys of ids that were joined, numbers of ids to look up."""
     order = "ORDER BY query NULLS FIRST, score DESC, row" if in_order else ""
     if known.queries is None:
         return f"""SELECT l.row, q.query, d.document, l.rank, l.score, d.id_hash
@@ -126,13 +126,13 @@ def _with_keys(lines: RunLines, known: KnownIds, in_order: bool) -> str:
 
 
 def _number(id_: str) -> str:
-    """SQL like `whole_number`; larger numbers than these are not looked up."""
+    """Make SQL like `whole_number`; larger numbers than these are not looked up."""
     value = f"try_cast({id_} AS UINTEGER)"
     return f"CASE WHEN {value}::VARCHAR = {id_} THEN {value} END::BIGINT"
 
 
 def _keyed(batches: pa.RecordBatchReader, known: KnownIds, staged: StagedRun) -> Iterator[_Lines]:
-    """The candidates with known ids; the others are counted."""
+    """Select the candidates with known ids, and count the others."""
     for batch in batches:
         n = batch.num_rows
         if not n:
@@ -206,7 +206,7 @@ def _checked(
 
 
 def _whole_queries(blocks: Iterator[_Lines]) -> Iterator[_Lines]:
-    """The same lines in blocks that end where a query ends."""
+    """Yield the same lines in blocks that end at the end of a query."""
     held: _Lines | None = None
     for block in blocks:
         lines = _Lines(*map(np.concatenate, zip(held, block, strict=True))) if held else block
@@ -220,7 +220,8 @@ def _whole_queries(blocks: Iterator[_Lines]) -> Iterator[_Lines]:
 
 
 def _refuse_disorder(block: _Lines, starts: Any, seen: Any) -> None:
-    """
+    """Refuse lines that are not in the order of queries, scores and ranks.
+
     Args:
         seen: by the key of a query, whether it came in an earlier block.
     """
@@ -241,7 +242,7 @@ def _refuse_twice(block: _Lines, path: Path) -> None:
 
 
 def _ranked(block: _Lines, starts: Any, staged: StagedRun) -> pa.RecordBatch:
-    """The rows to store, ranked from 1 in each query."""
+    """Make the rows to store, ranked from 1 in each query."""
     with np.errstate(over="ignore"):
         score = block.score.astype(np.float32)
     if not np.isfinite(score).all():
@@ -255,7 +256,7 @@ def _ranked(block: _Lines, starts: Any, staged: StagedRun) -> pa.RecordBatch:
 
 
 def _upset(block: _Lines, starts: Any) -> int:
-    """In how many queries the file ranks a passage above one that scores higher; lines are in the order of scores."""
+    """Count queries in which the file ranks a passage above one that scores higher; lines are in the order of scores."""
     query = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(block.query))))
     deepest = np.maximum.accumulate(block.rank + query * 2.0**32)  # of the lines so far in each query
     falls = np.append(True, (query[1:] != query[:-1]) | (block.score[1:] != block.score[:-1]))

@@ -15,7 +15,7 @@ from labelstore.runs.known_ids import KnownIds
 
 
 def candidate(path: Path, row: int) -> trec.Candidate:
-    """The candidate in row `row` of a run, counted from 0."""
+    """Read the candidate in row `row` of a run, counted from 0."""
     for k, found in enumerate(trec.read_run(path)):
         if k == row:
             return found

@@ -89,7 +89,7 @@ def _copy(con: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
 def _write_lists(
     con: duckdb.DuckDBPyConnection, kind: str, path: Path, progress: Progress | None
 ) -> tuple[int, int]:
-    """Pairs in order -> one row a list. The join to passage numbers is one gather per batch."""
+    """Write pairs in order as one row per list. The join to passage numbers is one gather per batch."""
     lists = con.sql(
         """SELECT number, query_number, CASE WHEN valid THEN 'valid' ELSE 'train' END AS split, n
            FROM numbered_lists JOIN (SELECT list, count(*) AS n FROM pairs GROUP BY list) USING (list)
@@ -151,7 +151,7 @@ def _scores(offsets: pa.Array, scores: pa.ChunkedArray) -> pa.Array:
 
 
 def _passage_numbers(con: duckdb.DuckDBPyConnection) -> Any:
-    """An array from surrogate document key to passage number."""
+    """Make an array from surrogate document key to passage number."""
     (top,) = con.execute("SELECT coalesce(max(document), 0) FROM numbered_passages").fetchall()[0]
     numbers = np.full(top + 1, -1, dtype=np.int32)
     found = con.sql("SELECT document, number FROM numbered_passages").to_arrow_table()
@@ -160,7 +160,7 @@ def _passage_numbers(con: duckdb.DuckDBPyConnection) -> Any:
 
 
 def _whole_lists(reader: pa.RecordBatchReader, ends: Any) -> Iterator[pa.Table]:
-    """Batches cut where lists end: the tail of an unfinished list waits for the next batch."""
+    """Cut batches at the ends of lists: the tail of an unfinished list waits for the next batch."""
     held: list[pa.RecordBatch] = []
     start = 0  # pairs yielded so far
     waiting = 0
@@ -182,7 +182,7 @@ def _whole_lists(reader: pa.RecordBatchReader, ends: Any) -> Iterator[pa.Table]:
 
 
 def content_hash(folder: Path, kind: str) -> str:
-    """The view's hash, from the rows in its folder: column by column, batch by batch.
+    """Compute the view's hash from the rows in its folder: column by column, batch by batch.
 
     Raises:
         BadInput: a file is not a Parquet file or lacks a column.
