@@ -114,7 +114,7 @@ def compare(
         margin=margin,
         correction=correction,
         family=family,
-        taken=comparison.Taken(each_seed, exclude_self),
+        selection=comparison.Selection(each_seed, exclude_self),
         note=diagnostics.note,
     )
     if context.format is Format.latex:

@@ -96,9 +96,9 @@ def verify(
 
 def _replies(store: "LabelStore") -> None:
     """Name the labelings whose replies this version of msft parses differently. This is not a fault of the store."""
-    from teachers.generate.stored_replies import read_otherwise
+    from teachers.generate.stored_replies import changed_readings
 
-    found, unknown = read_otherwise(store)
+    found, unknown = changed_readings(store)
     for one in found:
         diagnostics.note(
             f"{one.labeling}: {one.n_replies:,} stored replies for {one.n_queries:,} queries would be read otherwise"

@@ -148,7 +148,7 @@ class Staging:
                 self.con.unregister("batch")
                 if progress:
                     progress(step.n_read, None)
-        except quick_documents.Odd:
+        except quick_documents.UnusualForm:
             self.con.execute("ROLLBACK")
             self.add_documents(jsonl.read_documents(path), str(path), progress)
             return

@@ -32,7 +32,7 @@ ENOUGH_SEEDS = 5  # fewer say little about the next seed
 
 
 @dataclass(frozen=True)
-class Taken:
+class Selection:
     """How rankings are selected.
 
     Attributes:
@@ -76,7 +76,7 @@ def compare(
     margin: float = MARGIN,
     correction: str = "holm",
     family: str = "dataset",
-    taken: Taken = Taken(),
+    selection: Selection = Selection(),
     note: Note | None = None,
 ) -> list[Row]:
     """Compare systems over datasets: a row for each pair, measure and dataset.
@@ -108,7 +108,9 @@ def compare(
         if note is not None:
             note(f"dataset {datasets[0]}, the only one")
     wanted = None if names is None else list(dict.fromkeys([*([baseline] if baseline else []), *names]))
-    boards = [measure_systems(store, name, wanted, measures, taken=taken, note=note) for name in datasets]
+    boards = [
+        measure_systems(store, name, wanted, measures, selection=selection, note=note) for name in datasets
+    ]
     if pooled:
         boards = [pool(store, boards, note)]
     rows: list[Row] = []
@@ -146,14 +148,14 @@ def measure_systems(
     names: Sequence[str] | None,
     measures: Sequence[str] | None = None,
     *,
-    taken: Taken = Taken(),
+    selection: Selection = Selection(),
     note: Note | None = None,
 ) -> Board:
     """Collect per-query scores of systems over a dataset; missing scores are measured and stored."""
     with store.read() as con:
         of = lookup.dataset(con, dataset)
         judged = sorted(systems.qrels(con, of).judged)
-        found = seed_groups.find(con, of, names, each_seed=taken.each_seed)
+        found = seed_groups.find(con, of, names, each_seed=selection.each_seed)
         chosen = (
             [measuring.canonical(m) for m in dict.fromkeys(measures)]
             if measures
@@ -162,7 +164,9 @@ def measure_systems(
         n_missing = {c.name: max(evaluation.n_missing(con, of, s) for s in c.systems) for c in found}
     if not found:
         raise DataMissing(f"nothing has ranked {of.name} yet", hint=f"msft eval --dataset {of.name}")
-    scored = evaluation.scores(store, of, [s for c in found for s in c.systems], chosen, taken.exclude_self)
+    scored = evaluation.scores(
+        store, of, [s for c in found for s in c.systems], chosen, selection.exclude_self
+    )
     values = {
         c.name: {m: np.array([[scored[s, m][q] for q in judged] for s in c.systems]) for m in chosen}
         for c in found

@@ -2,7 +2,7 @@
 
 Common form: an object a line, the id a string of printable ASCII, the text a string. Arrow's parser is as strict as
 the reference on that (types, UTF-8, surrogates, repeated keys); this module checks the rest.
-Anything else raises `Odd`. Then `jsonl.read_documents` reads the file, or refuses it and names the line.
+Anything else raises `UnusualForm`. Then `jsonl.read_documents` reads the file, or refuses it and names the line.
 """
 
 import json
@@ -24,7 +24,7 @@ _NOT_IN_IDS = "[\\x00-\\x20\\x7f]"
 SCHEMA = pa.schema([("line", pa.int64()), ("doc_id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("text_hash", pa.uint64())])  # fmt: skip
 
 
-class Odd(Exception):
+class UnusualForm(Exception):
     """The file is not in the common form."""
 
 
@@ -44,7 +44,7 @@ class _Watched:
             self.lines += block.count(b"\n")
             self.objects += block.count(b"\n{") + (self._last == b"\n" and block.startswith(b"{"))
             if b"\x00" in block:
-                raise Odd
+                raise UnusualForm
             self._last = block[-1:]
         elif self._last != b"\n":
             self.lines += 1
@@ -60,7 +60,7 @@ def batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch, list[tuple[int, s
     """Yield batches of (documents read, rows as in `SCHEMA`, (line, doc_id) of those without any text).
 
     Raises:
-        Odd: the file has another form, even at its end; discard all batches then.
+        UnusualForm: the file has another form, even at its end; discard all batches then.
         DataMissing: the file is not found.
     """
     id_key, text_key = _keys(path)
@@ -91,15 +91,15 @@ def batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch, list[tuple[int, s
                     for key in (text_key, "title")
                 )
             ):
-                raise Odd
+                raise UnusualForm
             yield batch.num_rows, *_rows(n, ids, texts, batch.column("title"))
             n += batch.num_rows
     except (pa.ArrowException, *formats.DAMAGED) as error:
-        raise Odd from error
+        raise UnusualForm from error
     finally:
         watched.close()
     if not n == watched.lines == watched.objects:  # blank lines, or objects that do not stand one on a line
-        raise Odd
+        raise UnusualForm
 
 
 def _keys(path: Path) -> tuple[str, str]:
@@ -108,13 +108,13 @@ def _keys(path: Path) -> tuple[str, str]:
         with formats.open_bytes(path) as file:
             first = json.loads(file.readline(BLOCK))
     except (ValueError, RecursionError, *formats.DAMAGED) as error:
-        raise Odd from error
+        raise UnusualForm from error
     if not isinstance(first, dict):
-        raise Odd
+        raise UnusualForm
     id_key = next((key for key in jsonl.DOC_KEYS if key in first), None)
     text_key = next((key for key in _TEXT_KEYS if key in first), None)
     if id_key is None or text_key is None:
-        raise Odd
+        raise UnusualForm
     return id_key, text_key
 
 

@@ -80,10 +80,10 @@ def import_run(
                 n_lines = {"queries": staged.n_query, "passages": staged.n_passage}
                 unknown_ids(con, lines, known, staged.first_unknown, staged.n_read, n_lines)
         drops = _drops(path, known, staged)
-        if staged.n_upset and note:
+        if staged.n_out_of_order and note:
             n = len(staged.sums)
             note(
-                f"{path}: ranks disagree with scores in {staged.n_upset:,} of {n:,} queries; the scores count"
+                f"{path}: ranks disagree with scores in {staged.n_out_of_order:,} of {n:,} queries; the scores count"
             )
         with store.write() as con, provenance.recorded_in(con, "runs.import", clock) as job:
             con.register("staged_sums", staged.sums)

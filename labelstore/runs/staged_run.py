@@ -38,7 +38,7 @@ class StagedRun:
         n_passage: unknown passages of the dataset's queries.
         n_other: candidates of queries of other datasets over the collection.
         n_kept: candidates in `rows`.
-        n_upset: queries with a passage whose rank in the file is above one that scores higher.
+        n_out_of_order: queries with a passage whose rank in the file is above one that scores higher.
         first_unknown: the first candidate with an unknown query or passage, counted from 0.
         depth: the deepest rank.
         sums: (query, total, n) as `row_sum` gives, the total as text.
@@ -50,7 +50,7 @@ class StagedRun:
     n_passage: int = 0
     n_other: int = 0
     n_kept: int = 0
-    n_upset: int = 0
+    n_out_of_order: int = 0
     first_unknown: int | None = None
     depth: int = 0
     sums: pa.Table = None
@@ -197,7 +197,7 @@ def _checked(
         for block in _whole_queries(_keyed(batches, known, staged)):
             starts = np.flatnonzero(np.append(True, block.query[1:] != block.query[:-1]))
             if in_order:
-                staged.n_upset += _upset(block, starts)
+                staged.n_out_of_order += _queries_out_of_order(block, starts)
             else:
                 _refuse_disorder(block, starts, seen)
             _refuse_twice(block, lines.path)
@@ -255,7 +255,7 @@ def _ranked(block: _Lines, starts: Any, staged: StagedRun) -> pa.RecordBatch:
     return pa.record_batch([pa.array(column) for column in columns], schema=_ROWS)
 
 
-def _upset(block: _Lines, starts: Any) -> int:
+def _queries_out_of_order(block: _Lines, starts: Any) -> int:
     """Count queries in which the file ranks a passage above one that scores higher; lines are in the order of scores."""
     query = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(block.query))))
     deepest = np.maximum.accumulate(block.rank + query * 2.0**32)  # of the lines so far in each query

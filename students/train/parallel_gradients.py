@@ -18,7 +18,7 @@ from students.train.gradient_cache import LossOf, Score
 Gradients = list[torch.Tensor | None]
 
 
-class SideBySide:
+class ParallelGradients:
     """Adds gradients to parameters, as `students.train.gradient_cache.backward` does, but on several threads.
 
     Args:

@@ -20,7 +20,7 @@ from students.train import checkpoints, diagnostics, optimiser, validation
 from students.train import gradient_cache as gradcache
 from students.train.checkpoints import StageState
 from students.train.lists import Draw, ViewLists
-from students.train.parallel_gradients import SideBySide
+from students.train.parallel_gradients import ParallelGradients
 from students.train.records import Log
 from students.train.steps import Step, Task, collate_rows, plan
 
@@ -77,10 +77,10 @@ class StageRun:
         self.workers = min(torch.get_num_threads(), MAX_WORKERS) if encoder.fused else 1
         frozen = optimiser.freeze(encoder.model, stage.freeze)
         self.optimiser = optimiser.make(encoder.model, stage)
-        self.side_by_side: SideBySide | None = None
+        self.parallel_gradients: ParallelGradients | None = None
         self.per_epoch = max(task.steps_per_epoch for task in tasks)
         self.bounds = optimiser.Bounds.of(stage, self.per_epoch)
-        self.held = validation.hold(
+        self.held = validation.choose_lists(
             tasks, stage, recipe.seed, CUDA_VALID_PAIRS if on_gpu else CPU_VALID_PAIRS
         )
         self.length = diagnostics.length(encoder.model)
@@ -114,7 +114,9 @@ class StageRun:
             self._validate(state, log)
         steps = _Steps(self._plan, ahead=accelerator.device.type == "cuda")
         if self.workers > 1:
-            self.side_by_side = SideBySide(self.encoder, list(self.encoder.parameters()), self.workers)
+            self.parallel_gradients = ParallelGradients(
+                self.encoder, list(self.encoder.parameters()), self.workers
+            )
         while state.stopped_by is None:
             done = self._progress(state)
             if state.step <= stage.warmup:
@@ -148,8 +150,8 @@ class StageRun:
                 state.saved = state.seconds
                 self._checkpoint(state, log)
         steps.close()
-        if self.side_by_side is not None:
-            self.side_by_side.close()
+        if self.parallel_gradients is not None:
+            self.parallel_gradients.close()
         log.close()
         if stage.keep == "best" and state.best_step not in (None, state.step):
             checkpoints.load_weights(self.encoder.model, checkpoints.best_path(self.out, state))
@@ -193,8 +195,8 @@ class StageRun:
                 stage.gradient_cache == "auto" and micro.n_tokens > self.memory_tokens
             )
             loss_of = partial(micro.loss, denominators=step.denominators)
-            if self.side_by_side is not None:
-                loss += self.side_by_side.backward(micro.pieces, loss_of, cached=cached)
+            if self.parallel_gradients is not None:
+                loss += self.parallel_gradients.backward(micro.pieces, loss_of, cached=cached)
             else:
                 loss += gradcache.backward(self.encoder, micro.pieces, loss_of, cached=cached, device=device)
         learning = [p for p in self.encoder.parameters() if p.requires_grad]

@@ -28,7 +28,7 @@ class ValidationLists:
     n_lists: int
 
 
-def hold(tasks: list[Task], stage: Stage, seed: int, max_pairs: int) -> list[ValidationLists]:
+def choose_lists(tasks: list[Task], stage: Stage, seed: int, max_pairs: int) -> list[ValidationLists]:
     """Choose each objective's validation lists: at most ``valid_lists``, and ``max_pairs`` pairs in all."""
     held = []
     for task in tasks:

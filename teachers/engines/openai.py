@@ -20,7 +20,7 @@ import httpx
 
 from teachers.engines.base import Completion, Request, Sampling, completed
 from teachers.engines.breaker import retry_after
-from teachers.engines.openai_answer import MAX_REASON, BadAnswer, as_text, believed, load, read
+from teachers.engines.openai_answer import MAX_REASON, BadAnswer, as_text, load, plausible_count, read
 from teachers.engines.openai_server import Line, Server, server_at
 from teachers.engines.spelling import ARGUMENT, constraint
 from teachers.errors import ExitCode, TeacherError
@@ -298,8 +298,8 @@ class OpenAIEngine:
         prompt = request.text or "".join(message["content"] for message in request.messages)
         most_in = max(len(prompt.encode("utf-8", "surrogatepass")), request.n_prompt_tokens) + _SLACK_IN
         most_out = max(request.max_tokens, len(answer.text.encode())) + _SLACK_OUT
-        tokens_in = believed(answer.tokens_in, prompt, most_in)
-        tokens_out = believed(answer.tokens_out, answer.text, most_out)
+        tokens_in = plausible_count(answer.tokens_in, prompt, most_in)
+        tokens_out = plausible_count(answer.tokens_out, answer.text, most_out)
         reason = server.mask.reply(answer.finish_reason or "")[:MAX_REASON] or None
         return Completion(
             ticket=request.ticket,

@@ -11,7 +11,7 @@ import httpx
 from teachers.journal.exact_json import clean
 
 MAX_BODY = 8 << 20  # bytes of an answer, decompressed; a ranking of 1,000 passages takes a few thousand
-MAX_TOKENS = 10_000_000  # a larger count is not believed
+MAX_TOKENS = 10_000_000  # a larger count is ignored
 LONGEST_TOKEN = (
     32  # bytes of text on average; English takes 4 to 5, scripts with three-byte characters up to 15
 )
@@ -95,7 +95,7 @@ def read(body: bytes, raw: bool) -> Answer:
     answer = _object(load(body), "the answer")
     choices = answer.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise _no("choices", choices, "a list with a choice")
+        raise _unexpected("choices", choices, "a list with a choice")
     choice = _object(choices[0], "the choice")
     message = choice if raw else _object(choice.get("message"), "the message")
     text = _text(message.get("text" if raw else "content"))
@@ -131,7 +131,7 @@ def load(body: bytes) -> Any:
 
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _no(what, value, "an object")
+        raise _unexpected(what, value, "an object")
     return value
 
 
@@ -146,7 +146,7 @@ def _text(content: Any) -> str:
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) == len(parts):
             return "".join(texts)
-    raise _no("content", content, "text")
+    raise _unexpected("content", content, "text")
 
 
 def _count(value: Any) -> int | None:
@@ -156,7 +156,7 @@ def _count(value: Any) -> int | None:
     return int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None
 
 
-def believed(count: int | None, text: str, most: int) -> int | None:
+def plausible_count(count: int | None, text: str, most: int) -> int | None:
     """Return a server's token count of a text; None if it is absent or impossible.
 
     Args:
@@ -197,6 +197,6 @@ def as_text(value: Any) -> str:
         return f"a deeply nested {type(value).__name__}"
 
 
-def _no(what: str, value: Any, wanted: str) -> BadAnswer:
+def _unexpected(what: str, value: Any, wanted: str) -> BadAnswer:
     kind = "missing" if value is None else f"of type {type(value).__name__}"
     return BadAnswer(f"{what} is {kind}, not {wanted}", as_text(value))

@@ -38,7 +38,7 @@ def first_answers(con: duckdb.DuckDBPyConnection, teacher_key: str) -> dict[str,
     )
 
 
-def sing(
+def run_canaries(
     engine: Engine,
     job: Labelling,
     number: int,
@@ -67,11 +67,16 @@ def sing(
         note("the budget has no room for canaries: left out")
         return 0
     heard = ask(engine, asked, read, first)
-    for sung in heard:
+    for answer in heard:
         job.journal.append(
-            {"t": "canary", "request": sung.request_key, "reply_hash": sung.reply_hash, "reply": sung.reply}
+            {
+                "t": "canary",
+                "request": answer.request_key,
+                "reply_hash": answer.reply_hash,
+                "reply": answer.reply,
+            }
         )
-    drifted = sum(bool(sung.drifted) for sung in heard)
+    drifted = sum(bool(answer.drifted) for answer in heard)
     if drifted:
         note(
             f"warning: {drifted} of {len(heard)} canaries are answered otherwise than the first time: the model, its"
@@ -119,7 +124,7 @@ QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 @dataclass(frozen=True)
-class Sung:
+class CanaryAnswer:
     """The answer to one canary.
 
     Attributes:
@@ -137,7 +142,7 @@ def ask(
     requests: Sequence[Request],
     read: Callable[[Request, Completion], str | None],
     first: Mapping[str, str],
-) -> list[Sung]:
+) -> list[CanaryAnswer]:
     """Ask all questions at once and compare the answers with the first recorded answers.
 
     Args:
@@ -153,7 +158,7 @@ def ask(
         waiting[-ticket] = request
     engine.submit(list(requests))
     deadline = time.monotonic() + TIMEOUT
-    answers: dict[str, Sung] = {}
+    answers: dict[str, CanaryAnswer] = {}
     while waiting:
         for completion in engine.poll(1.0):
             request = waiting.pop(completion.ticket)
@@ -162,7 +167,9 @@ def ask(
                 continue
             own = hashlib.blake2b(reply.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
             known = first.get(request.key)
-            answers[request.key] = Sung(request.key, reply, own, None if known is None else known != own)
+            answers[request.key] = CanaryAnswer(
+                request.key, reply, own, None if known is None else known != own
+            )
         if waiting and time.monotonic() > deadline:
             raise TeacherError(
                 f"the model has not answered {len(waiting)} questions in {TIMEOUT:.0f} s",

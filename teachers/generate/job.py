@@ -167,32 +167,36 @@ def _run(running: _Running, engine: Engine | None, build: Build) -> Labelled:
 
 def _labelled(running: _Running, engine: Engine | None, build: Build) -> Labelled:
     store, made, folder = running.store, running.plan, running.folder
-    with _work(running, folder / f"{running.job.job_key}.{os.getpid()}.work") as (work, queries, sung):
+    with _work(running, folder / f"{running.job.job_key}.{os.getpid()}.work") as (
+        work,
+        queries,
+        first_canaries,
+    ):
         if pending := len(work.lengths()):
             if done := queries - pending:
                 running.note(f"{done:,} of {queries:,} queries are done or in quarantine already")
             try:
                 if made.engine == "ray" and engine is None:
-                    _label_on_cluster(running, build, work, sung)
+                    _label_on_cluster(running, build, work, first_canaries)
                 else:
-                    _label_here(running, engine, build, work, sung)
+                    _label_here(running, engine, build, work, first_canaries)
             finally:
                 running.aside += child_process.merge_small_or_large(store, folder, running.note).aside
     return _result(running, queries)
 
 
 def _label_here(
-    running: _Running, engine: Engine | None, build: Build, work: Work, sung: Mapping[str, str]
+    running: _Running, engine: Engine | None, build: Build, work: Work, first_canaries: Mapping[str, str]
 ) -> None:
     own = engine if engine is not None else build(running.plan)
     try:
-        _label(running, own, work, sung)
+        _label(running, own, work, first_canaries)
     finally:
         if engine is None:
             own.close()
 
 
-def _label_on_cluster(running: _Running, build: Build, work: Work, sung: Mapping[str, str]) -> None:
+def _label_on_cluster(running: _Running, build: Build, work: Work, first_canaries: Mapping[str, str]) -> None:
     from teachers.generate.cluster.driver import Driver
 
     tick = _Ticker(running, lambda: None, len(work.lengths()))
@@ -203,7 +207,7 @@ def _label_on_cluster(running: _Running, build: Build, work: Work, sung: Mapping
         folder=running.folder,
         work=work,
         build=build,
-        sung=sung,
+        first_canaries=first_canaries,
         budget=running.budget,
         note=running.note,
         tick=tick,
@@ -215,7 +219,7 @@ def _label_on_cluster(running: _Running, build: Build, work: Work, sung: Mapping
     running.drifted = driver.drifted
 
 
-def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str]) -> None:
+def _label(running: _Running, engine: Engine, work: Work, first_canaries: Mapping[str, str]) -> None:
     """Ask the canaries, then run every task through the scheduler, with the journal open."""
     made, settings = running.plan, running.plan.settings
     rendering = Rendering(made.teacher, engine.tokenizer, engine.context)
@@ -224,7 +228,9 @@ def _label(running: _Running, engine: Engine, work: Work, sung: Mapping[str, str
             running.job.job_key, rendering, made.strategy, journal, work, settings.fuse, settings.fuse_weight
         )
         if settings.canaries:
-            running.drifted = canary.sing(engine, job, settings.canaries, sung, running.budget, running.note)
+            running.drifted = canary.run_canaries(
+                engine, job, settings.canaries, first_canaries, running.budget, running.note
+            )
         work.begin()
         tick = _Ticker(running, journal.rotate, len(work.lengths()))
         scheduler: Scheduler[Task] = Scheduler(
@@ -288,12 +294,12 @@ def _work(running: _Running, path: Path) -> Iterator[tuple[Work, int, dict[str, 
     _remove_stale(path.parent)
     try:
         if running.plan.run.n_candidates < child_process.LARGE_CANDIDATES:
-            queries, sung = filled(running.store, running.plan, path)
+            queries, first_canaries = filled(running.store, running.plan, path)
         else:
-            queries, sung = child_process.Call(filled, running.store, running.plan, path).result()
+            queries, first_canaries = child_process.Call(filled, running.store, running.plan, path).result()
         work = Work(path, keep=True)
         try:
-            yield work, queries, sung
+            yield work, queries, first_canaries
         finally:
             work.close()
     finally:

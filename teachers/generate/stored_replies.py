@@ -136,7 +136,7 @@ def teachers_of_replies(con: duckdb.DuckDBPyConnection) -> tuple[dict[int, Teach
 
 
 @dataclass(frozen=True)
-class Otherwise:
+class ChangedReading:
     """A labeling with stored replies that have a different result now."""
 
     labeling: str
@@ -144,7 +144,7 @@ class Otherwise:
     n_queries: int
 
 
-def read_otherwise(store: LabelStore) -> tuple[list[Otherwise], set[str]]:
+def changed_readings(store: LabelStore) -> tuple[list[ChangedReading], set[str]]:
     """Return labelings with replies that have a different result now, and the prompts that could not be checked."""
     scanned = scan(store)
     if not scanned.changes:
@@ -157,7 +157,7 @@ def read_otherwise(store: LabelStore) -> tuple[list[Otherwise], set[str]]:
                 GROUP BY l.name ORDER BY l.name""",
             [[change.call for change in scanned.changes]],
         ).fetchall()
-    return [Otherwise(*row) for row in found], scanned.unknown
+    return [ChangedReading(*row) for row in found], scanned.unknown
 
 
 def affected(con: duckdb.DuckDBPyConnection, changes: list[Change]) -> dict[str, list[int]]:

@@ -234,7 +234,7 @@ class Writer:
         self._take("calls", order="call")
         self._take("permutations", order="permutation")
         self._take("permutation_items", "permutation", order="permutation, rank")
-        self._alike()
+        self._both_labelled()
         self._count(
             "labeling_calls",
             """INSERT INTO labeling_calls SELECT l.own, q.own, t.step, c.own FROM msft_theirs.labeling_calls t
@@ -252,7 +252,7 @@ class Writer:
                ORDER BY j.own, t.request_key""",
         )
 
-    def _alike(self) -> None:
+    def _both_labelled(self) -> None:
         """Unite queries that both stores labelled alike: the row that counts, its calls, and texts that only one store has."""
         self._count(
             "permutations",

@@ -61,7 +61,7 @@ _SCOPED = (
 )
 
 
-def astray(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
+def in_other_collections(con: duckdb.DuckDBPyConnection) -> Iterator[Finding]:
     """Find rows whose query or passage is in another collection than their dataset."""
     (collections,) = con.execute("SELECT count(*) FROM collections").fetchall()[0]
     if collections < 2:

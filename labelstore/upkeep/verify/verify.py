@@ -23,7 +23,7 @@ HELD = 2.0  # seconds after which the store is closed between two checks
 Check = Callable[[duckdb.DuckDBPyConnection], Iterator[Finding]]
 _CHECKS: tuple[tuple[str, Check], ...] = (
     ("references", references.dangling),
-    ("collections of what is named", references.astray),
+    ("collections of what is named", references.in_other_collections),
     ("repeated rows", references.repeated),
     ("counts", counts.counts),
     ("texts that labels were given for", counts.texts_pinned),

@@ -71,7 +71,7 @@ class Driver:
 
     Args:
         build: makes the plan's engine in each worker.
-        sung: the teacher's first canaries.
+        first_canaries: the teacher's first canaries.
         tick: called from time to time with the figures of all workers.
         shared: False: workers do not look for the journal's folder (a cluster without shared disks).
     """
@@ -82,7 +82,7 @@ class Driver:
     folder: Path
     work: Work
     build: Callable[[Plan], Engine]
-    sung: Mapping[str, str]
+    first_canaries: Mapping[str, str]
     budget: Budget
     note: Callable[[str], None]
     tick: Callable[[Figures], None]
@@ -210,7 +210,7 @@ class Driver:
                 folder=str(self.folder.resolve()) if self.shared else None,
                 token=token,
                 budget=slot.budget,
-                sung=self.sung if first else None,
+                first_canaries=self.first_canaries if first else None,
             )
         )
         for method in ("run", "hungry"):

@@ -44,7 +44,7 @@ class Assignment:
         folder: the job's journal folder on the driver; None: do not look for it.
         token: name of a file in the folder that the driver holds locked.
         budget: the worker's share, including what earlier workers in its place spent.
-        sung: the teacher's first canaries; None if another worker asks them.
+        first_canaries: the teacher's first canaries; None if another worker asks them.
     """
 
     plan: Plan
@@ -55,7 +55,7 @@ class Assignment:
     folder: str | None
     token: str
     budget: Budget
-    sung: Mapping[str, str] | None
+    first_canaries: Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,14 @@ class Worker:
                     settings.fuse,
                     settings.fuse_weight,
                 )
-                if own.sung is not None and settings.canaries:
-                    self._drifted = canary.sing(
-                        engine, labelling, settings.canaries, own.sung, own.budget, self._notes.append
+                if own.first_canaries is not None and settings.canaries:
+                    self._drifted = canary.run_canaries(
+                        engine,
+                        labelling,
+                        settings.canaries,
+                        own.first_canaries,
+                        own.budget,
+                        self._notes.append,
                     )
                 scheduler: Scheduler[Task] = Scheduler(
                     engine,

@@ -233,7 +233,7 @@ def quickly(path: Path) -> list[tuple[int, str, str | None, str]] | None:
         for _, batch, empty in quick_documents.batches(path):
             rows += [(r["line"], r["doc_id"], r["title"], r["text"]) for r in batch.to_pylist()]
             rows += [(line, doc_id, None, "") for line, doc_id in empty]
-    except quick_documents.Odd:
+    except quick_documents.UnusualForm:
         return None
     return sorted(rows)
 

@@ -136,7 +136,12 @@ def test_a_comparison_leaves_the_query_itself_out_as_a_measurement_does(
     import_run.import_run(store, tmp_path / "r.run", name, "again")
     for asked, value in ((False, 1 / 6), (True, 1 / 5)):
         rows = comparison.compare(
-            store, None, [name], measures=["RR@10"], baseline="r", taken=comparison.Taken(exclude_self=asked)
+            store,
+            None,
+            [name],
+            measures=["RR@10"],
+            baseline="r",
+            selection=comparison.Selection(exclude_self=asked),
         )
         assert [(r["value"], r["baseline_value"]) for r in rows] == [(pytest.approx(value),) * 2]
 

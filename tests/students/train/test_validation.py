@@ -39,7 +39,7 @@ def held(tmp_path, tiny, objective: str, max_pairs: int = 1000, **settings):
         stage.objectives[0], view, encoder.tokenise(view.queries.to_pylist()),
         encoder.tokenise(view.passages.to_pylist()),
     )  # fmt: skip
-    return validation.hold([task], stage, 42, max_pairs)
+    return validation.choose_lists([task], stage, 42, max_pairs)
 
 
 def test_the_lists_are_those_of_the_validation_split_bounded_and_the_same_each_time(tmp_path, tiny):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teachers.engines.openai_answer import MAX_BODY, Answer, BadAnswer, believed, read, receive
+from teachers.engines.openai_answer import MAX_BODY, Answer, BadAnswer, plausible_count, read, receive
 from teachers.prompts.replies import REFUSED, parse
 
 JSON = st.recursive(
@@ -149,5 +149,5 @@ def test_nesting_of_any_depth_is_named(depth: int) -> None:
 def test_counts_beyond_what_a_text_can_have_are_not_believed(
     text: str, counts: list[int], absurd: list[int | None]
 ) -> None:
-    assert [believed(count, text, 4096) for count in counts] == counts
-    assert [believed(count, text, 4096) for count in absurd] == [None] * len(absurd)
+    assert [plausible_count(count, text, 4096) for count in counts] == counts
+    assert [plausible_count(count, text, 4096) for count in absurd] == [None] * len(absurd)

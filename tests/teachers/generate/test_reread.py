@@ -25,7 +25,7 @@ from teachers.engines.base import Completion, Request
 from teachers.generate.job import Labelled, generate
 from teachers.generate.plan import Settings
 from teachers.generate.reread import Done, reread
-from teachers.generate.stored_replies import read_otherwise
+from teachers.generate.stored_replies import changed_readings
 from teachers.prompts import replies
 from teachers.prompts.replies import Parsed
 from tests.helpers.scripted_engine import ScriptedEngine
@@ -147,13 +147,13 @@ def test_replies_read_again_and_the_rest_asked_give_what_todays_parser_gives(
         name = run(old, reply, **settings).plan.name
     run(new, reply, **settings)
     assert content(old) != content(new)
-    found, _ = read_otherwise(old)
+    found, _ = changed_readings(old)
     assert [one.labeling for one in found] == [name]
 
     done = reread(old, name)
     assert done.changes
     assert sum(done.labelings[name].values()) == found[0].n_queries
-    assert read_otherwise(old) == ([], set())
+    assert changed_readings(old) == ([], set())
     assert reread(old, name).changes == []
     engine = ScriptedEngine(reply)
     given = {"model": "rankzephyr", "canaries": 0, "max_attempts": 1} | settings
@@ -213,7 +213,7 @@ def test_labelings_that_share_replies_are_read_anew_together(tmp_path: Path) -> 
     with labeling_alone(store, "again"), pytest.raises(MsftError, match="again is being made"):
         reread(store, LABELS)
     assert set(reread(store, LABELS).labelings) == {LABELS, "again"}
-    assert read_otherwise(store) == ([], set())
+    assert changed_readings(store) == ([], set())
     orders = rows(store, ORDERS)
     assert [row[1:] for row in orders if row[0] == "again"] == [row[1:] for row in orders if row[0] == LABELS]
 
@@ -238,7 +238,7 @@ reread(LabelStore(Path(sys.argv[1])), {LABELS!r})
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     assert content(store) == before
     assert reread(store, LABELS).changes
-    assert read_otherwise(store) == ([], set())
+    assert changed_readings(store) == ([], set())
 
 
 @pytest.mark.parametrize("error", ["[2] > [1] > [3]", "[3, 2, 1]", "Passage 2 > Passage 1 > Passage 3"])
@@ -281,12 +281,12 @@ def test_imported_replies_keep_their_order_until_they_are_read_again(
     assert stored != content(new)
     assert imported(old, file, "replies") != 0, "an import in another order says so, and changes nothing"
     assert content(old) == stored
-    assert [one.labeling for one in read_otherwise(old)[0]] == ["old"]
+    assert [one.labeling for one in changed_readings(old)[0]] == ["old"]
     reread(old, "old")
     assert [rows(old, sql) for sql in (ORDERS, PINS)] == [rows(new, sql) for sql in (ORDERS, PINS)]
     reasons = "SELECT query_id, step, reason FROM quarantine JOIN queries USING (query) ORDER BY ALL"
     assert rows(old, reasons) == rows(new, reasons)
-    assert read_otherwise(old) == ([], set())
+    assert changed_readings(old) == ([], set())
     assert imported(old, file, "replies") in (0, 6)
     assert verify(old).findings == []
 
@@ -355,7 +355,7 @@ def test_a_teacher_without_a_prompt_has_scores_and_no_reply_to_read(tmp_path: Pa
     run(store, replies_of("plain"))
     _set(store, f"prompt = NULL, sampling = {sampling}")
     assert reread(store, LABELS) == Done(0, [])
-    assert read_otherwise(store) == ([], set())
+    assert changed_readings(store) == ([], set())
 
 
 @pytest.mark.test_all
@@ -365,6 +365,6 @@ def test_a_prompt_that_is_not_known_matters_to_its_own_labeling_alone(tmp_path: 
     run(store, replies_of("plain"), model="rankvicuna", name="other")
     _set(store, "prompt = 'gone@1' WHERE name <> 'rankzephyr'")
     assert reread(store, LABELS).n_read > 0
-    assert read_otherwise(store)[1] == {"gone@1"}
+    assert changed_readings(store)[1] == {"gone@1"}
     with pytest.raises(DataMissing, match="does not know the prompt of other: gone@1"):
         reread(store, "other")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from students.recipes.read import make_recipe
-from students.train.parallel_gradients import SideBySide, even_shares
+from students.train.parallel_gradients import ParallelGradients, even_shares
 from students.train.run import train
 
 
@@ -17,7 +17,7 @@ def gradient(encoder, step, *, cached: bool, workers: int = 2, seed: int = 7) ->
     assert len(micro.pieces) > 5
     encoder.zero_grad()
     torch.manual_seed(seed)
-    side = SideBySide(encoder, list(encoder.parameters()), workers)
+    side = ParallelGradients(encoder, list(encoder.parameters()), workers)
     try:
         loss = side.backward(micro.pieces, lambda s: micro.loss(s, step.denominators), cached=cached)
     finally:
@@ -70,7 +70,7 @@ def test_gradients_are_added_and_frozen_parts_get_none(tiny, tmp_path):
         parameter.requires_grad_("embeddings" not in name)
     _, once = gradient(encoder, step, cached=False)
     (micro,) = step.micro_batches
-    side = SideBySide(encoder, list(encoder.parameters()), 2)
+    side = ParallelGradients(encoder, list(encoder.parameters()), 2)
     side.backward(micro.pieces, lambda s: micro.loss(s, step.denominators), cached=False)
     side.close()
     grads = {n: p.grad for n, p in encoder.model.named_parameters()}
