@@ -105,10 +105,10 @@ def rerank_run(
         progress: called with (pairs scored, pairs).
 
     Raises:
-                DataMissing: a name is not found, or a candidate has no text in the store.
-            UsageError: `depth` is below 1, or another run has the name.
-            StudentError: the model gives a score that is not finite.
-            BadInput: a text, the source or the student was changed in the meantime.
+        DataMissing: a name is not found, or a candidate has no text in the store.
+        UsageError: `depth` is below 1, or another run has the name.
+        StudentError: the model gives a score that is not finite.
+        BadInput: a text, the source or the student was changed in the meantime.
     """
     from students.rerank.reranker import resolve_precision
 

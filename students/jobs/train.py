@@ -72,10 +72,10 @@ def train_student(
         progress: called with (pairs, total pairs or None) and figures such as loss.
 
     Raises:
-                StudentError: the regime, a recipe setting or the base model is unknown, or a loss does not fit its view.
-            StudentError: another process trains a student of that name (exit code 3).
-            UsageError: another training has the name, or the regime does not use a source.
-            DataMissing: negatives, labels or a dataset are not found.
+        StudentError: the regime, a recipe setting or the base model is unknown, or a loss does not fit its view.
+        StudentError: another process trains a student of that name (exit code 3).
+        UsageError: another training has the name, or the regime does not use a source.
+        DataMissing: negatives, labels or a dataset are not found.
     """
     chosen = _recipe(regime, base, recipe, settings)
     _check_sources(store, chosen, sources)
