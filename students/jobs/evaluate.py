@@ -43,8 +43,8 @@ class Talk:
     Attributes:
         note: called with what was chosen or done.
         warn: called with warnings, such as values that cannot be kept. None: such a case is an error.
-            progress: called with a label, the total (None if unknown) and a unit. Returns a context manager, whose
-                value is called with (done, total).
+        progress: called with a label, the total (None if unknown) and a unit. Returns a context manager, whose
+            value is called with (done, total).
     """
 
     note: Callable[[str], None] = _silent
