@@ -182,7 +182,8 @@ def _run(con: duckdb.DuckDBPyConnection, name: str, dataset: str | None) -> int:
 # ---------------------------------------------------------------------------------------------------------- planning
 def _plan(con: duckdb.DuckDBPyConnection, store: LabelStore, kind: str, first: set[int]) -> Plan:
     keys = _closed(con, _TABLES[kind], first)
-    itself, others = [], []
+    itself: list[Affected] = []
+    others: list[Affected] = []
     for what, table in _TABLES.items():
         for key, row in _things(con, what, keys[table]):
             (itself if what == kind and key in first else others).append(row)
