@@ -101,6 +101,7 @@ class CrossEncoder(nn.Module):
         attention: str | None = None,
         seed: int | None = None,
         layers: int | None = None,
+        head_scale: float = 1.0,
     ) -> "CrossEncoder":
         """Load a folder, a Hugging Face id or an alias (`resolve_base`). A model without a head gets a new one.
 
@@ -113,6 +114,7 @@ class CrossEncoder(nn.Module):
             attention: transformers' ``attn_implementation``, or ``packed_varlen``.
             seed: seed of a new head's weights.
             layers: keep only the first layers.
+            head_scale: factor on the output weights of a new head.
 
         Raises:
             StudentError: the model is not found (exit code 4), has no safetensors weights, or has several outputs.
@@ -131,7 +133,7 @@ class CrossEncoder(nn.Module):
             _cut_layers(config, layers, path_or_id)
         if seed is not None:
             torch.manual_seed(seed)
-        model = _load_model(path_or_id, source, config, attention)
+        model = _load_model(path_or_id, source, config, attention, head_scale)
         max_length = _max_length(max_length, tokenizer, config, path_or_id)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         encoder = cls(model, tokenizer, max_length, choose_precision(precision, where))
@@ -279,8 +281,8 @@ class CrossEncoder(nn.Module):
         return digest.hexdigest()
 
 
-def _load_model(model: str | Path, source: str, config: Any, attention: str | None) -> Any:
-    """Load the classifier with its weights in fp32.
+def _load_model(model: str | Path, source: str, config: Any, attention: str | None, head_scale: float) -> Any:
+    """Load the classifier with its weights in fp32; the output weights of a new head are scaled.
 
     Raises:
         StudentError: weights are missing or not safetensors, or the head has another shape.
@@ -293,18 +295,24 @@ def _load_model(model: str | Path, source: str, config: Any, attention: str | No
         packed.register()
     try:
         with QuietLoading():
-            return AutoModelForSequenceClassification.from_pretrained(
+            loaded, told = AutoModelForSequenceClassification.from_pretrained(
                 source,
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
                 **({"attn_implementation": attention} if attention else {}),
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_there(model, source, error) from error
     except RuntimeError as error:
         raise _other_head(model, source, error) from error
+    with torch.no_grad():
+        for name, weight in loaded.named_parameters():
+            if name in told["missing_keys"] and weight.ndim == 2 and len(weight) == 1:
+                weight.mul_(head_scale)
+    return loaded
 
 
 def _max_length(wanted: int | None, tokenizer: Any, config: Any, model: str | Path) -> int:

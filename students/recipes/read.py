@@ -82,6 +82,7 @@ def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
         ) from error
 
 
+MOST_HEAD_SCALE = 1000.0
 _GRID_KEYS = {"bases": "base", "regimes": "regime", "seeds": "seed"}
 
 
@@ -302,6 +303,8 @@ def _check_recipe(recipe: Recipe, errors: list[str]) -> None:
         errors.append(f"max_length must be at least 8, not {recipe.max_length}")
     if recipe.layers < 0:
         errors.append("layers must not be negative")
+    if not 0 < recipe.head_scale <= MOST_HEAD_SCALE:
+        errors.append(f"head_scale must be above 0 and at most {MOST_HEAD_SCALE:g}, not {recipe.head_scale}")
     for name in ("attention_dropout", "hidden_dropout"):
         value = getattr(recipe, name)
         if value is not None and not 0 <= value < 1:

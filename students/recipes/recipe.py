@@ -155,16 +155,20 @@ class Recipe:
     """Replaces the value of the base. Packed training on a GPU uses 0 unless flash-attn is installed."""
     hidden_dropout: float | None = None
     """Replaces the value of the base."""
+    head_scale: float = 1.0
+    """Factor on the output weights of a new head. Its first scores are so close together that a short training
+    spends many steps on spreading them; 5 or more spares those."""
     compile: bool = False
     """Let `torch.compile` fuse the operations of each layer. The first steps wait for the compiler. On a CPU
     it replaces the forward of `students/cpu/`, which is faster."""
     stages: tuple[Stage, ...] = ()
 
     def flat(self) -> dict[str, Any]:
-        """Return plain values for JSON. ``compile`` is left out unless set, so that older trainings are recognised."""
+        """Return plain values for JSON, without later settings at their default: older trainings are recognised."""
         values = asdict(self)
-        if not self.compile:
-            del values["compile"]
+        for later in ("compile", "head_scale"):
+            if values[later] == getattr(Recipe, later):
+                del values[later]
         return values
 
 

@@ -50,6 +50,23 @@ def test_no_scores_tie_under_autocast(tiny, architecture, attention):
     assert len(np.unique(scores)) == len(set(PASSAGES))
 
 
+@pytest.mark.parametrize("scale", [0.5, 3, 20])
+@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
+def test_only_a_new_head_is_scaled(tiny, tmp_path, architecture, scale):
+    def scores(folder, **options):
+        encoder = CrossEncoder.load(folder, precision="fp32", device="cpu", **options)
+        return encoder.score("water energy", PASSAGES[:20])
+
+    with_head = tiny(architecture)
+    body = tmp_path / "body"
+    whole = CrossEncoder.load(with_head, precision="fp32", device="cpu")
+    whole.model.base_model.save_pretrained(body)
+    whole.tokenizer.save_pretrained(body)
+    np.testing.assert_array_equal(scores(with_head, head_scale=scale), scores(with_head))
+    plain = scores(body, seed=7)
+    np.testing.assert_allclose(scores(body, seed=7, head_scale=scale), scale * plain, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["distilbert", "llama"])
 def test_no_scores_tie_under_autocast_whatever_the_family(kind, tmp_path):
     encoder = CrossEncoder.load(other(kind, tmp_path / "m"), precision="bf16", device="cpu", max_length=64)
