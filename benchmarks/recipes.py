@@ -179,7 +179,8 @@ def sweep(arguments: argparse.Namespace) -> None:
                     continue
                 if time.monotonic() > end:
                     print(
-                        f"the {arguments.minutes:g} minutes are over; the same call goes on", file=sys.stderr
+                        f"the {arguments.minutes:g} minutes are over; the same call continues",
+                        file=sys.stderr,
                     )
                     return
                 msft = Commands(arguments.folder / f"{name}.duckdb")

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--regime", help="cl, kd, cl,kd, kd,cl … instead of the recipe's")
     parser.add_argument("--base", help="base model instead of the recipe's")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="another top-level setting"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="set another top-level setting"
     )
     parser.add_argument("--out", required=True, type=Path, help="output folder")
     parser.add_argument(
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tracker", action="append", default=[], help="one of Accelerate's trackers, e.g. tensorboard"
     )
-    parser.add_argument("--device", choices=["cpu"], help="leave a GPU alone")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no notes, no progress")
+    parser.add_argument("--device", choices=["cpu"], help="train on the CPU even if there is a GPU")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show neither notes nor progress")
     options = parser.parse_args(arguments)
     try:
         overrides = key_values("--set", options.set, "lr=1e-5", toml_value)
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"hint: {error.hint}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; run the same command again to continue from the last checkpoint", file=sys.stderr)
         return ExitCode.INTERRUPTED
     if int(os.environ.get("RANK", "0")) == 0:  # torchrun and accelerate number the processes
         sys.stdout.write(json.dumps(result.stages, indent=1) + "\n")

@@ -38,7 +38,7 @@ class Records:
             if {k: there.get(k) for k in identity} != identity:
                 raise StudentError(
                     f"{out} holds another training: {_difference(there, identity)}",
-                    hint="give another --out, or remove that folder",
+                    hint="choose another folder with --out, or remove this one",
                     exit_code=ExitCode.USAGE,
                 )
         elif main:

@@ -115,7 +115,7 @@ def _train(
     records = Records.open(out, recipe, hashes, main=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     if records.complete:
-        say(f"{out} holds this training, complete")
+        say(f"the training in {out} is complete")
         return TrainingResult(out / "model", records.stages(), records.log())
     encoder = _load(recipe, accelerator.device, say)
     if trackers:

@@ -167,8 +167,8 @@ class StageRun:
         checkpoints.load_weights(self.encoder.model, checkpoint / "weights.safetensors")
         self.optimiser.load_state_dict(of_optimiser)
         if not checkpoints.restore_random(checkpoint, self.accelerator.process_index):
-            self.say("more processes than before: their dropout is drawn again")
-        self.say(f"going on with {self.name} at step {state.step:,}")
+            self.say("more processes than before: their dropout starts with a new random state")
+        self.say(f"continuing {self.name} at step {state.step:,}")
         return state
 
     def _progress(self, state: StageState) -> float:

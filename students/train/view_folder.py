@@ -52,7 +52,7 @@ def read_view(folder: str | Path) -> View:
     except FileNotFoundError as error:
         raise StudentError(
             f"{folder} is not a view folder: it has no manifest.json",
-            hint="msft views export NAME -o FOLDER writes one",
+            hint="write one with msft views export NAME -o FOLDER",
             exit_code=ExitCode.DATA_MISSING,
         ) from error
     except json.JSONDecodeError as error:
@@ -209,6 +209,6 @@ def read_kind(folder: str | Path) -> str:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StudentError(
             f"{folder} is not a view folder: it has no manifest.json",
-            hint="msft views export NAME -o FOLDER writes one",
+            hint="write one with msft views export NAME -o FOLDER",
             exit_code=ExitCode.DATA_MISSING,
         ) from error

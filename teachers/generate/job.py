@@ -62,7 +62,7 @@ class Labelled:
             return PartlyDone(
                 f"{self.figures.stopped} ended the job: {self.labelled:,} of {self.queries:,} queries of {name}"
                 " are labelled and can be used",
-                hint="the same command goes on from here",
+                hint="run the same command again to continue",
             )
         if self.left and self.aside:
             return PartlyDone(
