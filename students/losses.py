@@ -359,7 +359,7 @@ def get(name: str) -> Loss:
     """
     if name not in LOSSES:
         raise StudentError(
-            f"unknown loss {name!r}", hint=f"one of {', '.join(LOSSES)}", exit_code=ExitCode.USAGE
+            f"unknown loss {name!r}", hint=f"choose one of {', '.join(LOSSES)}", exit_code=ExitCode.USAGE
         )
     return LOSSES[name]
 
@@ -387,6 +387,6 @@ def check_pairing(loss: Loss, *, kind: str, has_scores: bool, where: str) -> Non
     fitting = [name for name, other in LOSSES.items() if other.needs in holds]
     raise StudentError(
         f"loss {loss.name} needs {_WHY[loss.needs]}, and {where} holds {has}",
-        hint=f"losses that fit: {', '.join(fitting)}",
+        hint=f"choose a loss that fits: {', '.join(fitting)}",
         exit_code=ExitCode.USAGE,
     )

@@ -190,7 +190,7 @@ def save(
         _prepare(con, sql, parameters or {}, False, files)
         found = con.sql(sql)
         if found is None:
-            raise UsageError("the query gives no rows", hint="-o goes with a query, such as SELECT")
+            raise UsageError("the query gives no rows", hint="leave -o out, or give a query such as SELECT")
         result_file.write_parquet(found, _unique(found.columns), limit, path)
 
 
@@ -269,12 +269,12 @@ def _check(con: duckdb.DuckDBPyConnection, sql: str, write: bool, files: bool) -
 
 def _refused(kind: str) -> UsageError:
     if kind in _WRITES:
-        return UsageError(f"{kind} would change the store", hint="--write allows it")
+        return UsageError(f"{kind} would change the store", hint="allow it with --write")
     if kind in _FILES:
         return UsageError(f"{kind} would read or write files", hint=_FILES_HINT)
     return UsageError(
         f"statements of type {kind} are not allowed in msft sql",
-        hint="SHOW TABLES and DESCRIBE TABLE tell the names; --param NAME=VALUE sets a variable",
+        hint="list the names with SHOW TABLES and DESCRIBE TABLE; set a variable with --param NAME=VALUE",
     )
 
 
@@ -302,7 +302,7 @@ def _explained(error: duckdb.Error) -> BadInput | UsageError:
     message = lines[0] if lines else type(error).__name__
     more = next((line for line in lines[1:] if line.startswith(("Did you mean", "Candidate"))), None)
     if "read-only" in message:
-        return UsageError("this statement would change the store", hint="--write allows it")
+        return UsageError("this statement would change the store", hint="allow it with --write")
     if _CLOSED.search(message):
         return UsageError(f"SQL: {message}", hint=_FILES_HINT)
     hint = 'msft sql "SHOW TABLES" and "DESCRIBE TABLE" tell the names; labelstore/schema.sql says what they hold'

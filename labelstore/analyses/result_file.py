@@ -99,7 +99,7 @@ def _appearing(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
     except OSError as error:
         raise MsftError(
-            f"{path} cannot be written: {error.strerror}", hint="-o FILE names another"
+            f"{path} cannot be written: {error.strerror}", hint="name another file with -o FILE"
         ) from error
     finally:
         if beside.exists():

@@ -111,7 +111,7 @@ def _add_staged(
     if not n_members:
         raise BadInput(
             f"{request.source or request.name}: it has no query to keep",
-            hint="a folder needs queries.tsv, or the collection must hold the queries that the qrels name",
+            hint="put queries.tsv into the folder, or name a collection that holds the queries of the qrels",
         )
     role = request.role or place.role or catalog.role(request.name, judged is not None)
     dataset = place.dataset or _new_dataset(con, job, place, request, role)
@@ -151,7 +151,7 @@ def _place(con: duckdb.DuckDBPyConnection, job: provenance.Job, request: NewData
     if held not in (None, name):
         raise UsageError(
             f"dataset {request.name} is there over collection {held}",
-            hint=f"leave --collection out, or name the dataset otherwise than {request.name}",
+            hint=f"leave --collection out, or choose another name than {request.name} for the dataset",
         )
     found = con.execute("SELECT collection FROM collections WHERE name = ?", [name]).fetchall()
     if found:
@@ -181,7 +181,7 @@ def _add_documents(
         raise BadInput(
             f"{source}:{line}: {doc_id} has another text than in {place.collection_name}"
             + (f"; {n} passages in all" if n > 1 else ""),
-            hint="--update takes the new text as a new version; labels stay with the text they were given for",
+            hint="take the new text as a new version with --update; labels stay with the text they were given for",
         )
     if n:
         con.execute(
@@ -236,7 +236,7 @@ def _add_queries(
         raise BadInput(
             f"{source}:{line}: query {query_id} has another text than in {place.collection_name}"
             + (f"; {n} queries in all" if n > 1 else ""),
-            hint="--update takes the new text; --collection NAME keeps the two apart",
+            hint="take the new text with --update, or keep the two separate with --collection NAME",
         )
     if n:
         con.execute(
@@ -281,7 +281,7 @@ def _drop_unknown_queries(con: duckdb.DuckDBPyConnection, step: ReadCounts, memb
         raise BadInput(
             f"{step.source}:{line or 1}: no judgment names a query that is known"
             + (f" (first: {query_id})" if query_id else ""),
-            hint="do the queries and the qrels belong together?",
+            hint="check that the queries and the qrels belong together",
         )
     step.drop(NO_TEXT, n, f"{step.source}:{line} ({query_id})")
 
@@ -358,7 +358,7 @@ def _replace(
         what = "queries" if table == "dataset_queries" else "judgments"
         raise BadInput(
             f"dataset {request.name} is there with other {what} ({gone:,} would go, {fresh:,} come)",
-            hint="--update replaces them; another name makes another dataset",
+            hint="replace them with --update, or choose another name for another dataset",
         )
     con.execute(f"DELETE FROM {table} WHERE dataset = ?", [dataset])
     con.execute(f"INSERT INTO {table} SELECT ?, {columns} FROM {source} ORDER BY ALL", [dataset])

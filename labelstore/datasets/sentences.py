@@ -75,7 +75,7 @@ def generate(
     if not queries:
         raise DataMissing(
             f"no passage of {own} has a title or a sentence of {WORDS[0]} to {WORDS[1]} words",
-            hint=f"msft data list shows its passages; is {own} the right collection?",
+            hint=f"check with msft data list that {own} is the right collection",
         )
     request = ingest.NewDataset(
         name=name or f"{own}/sentences",
@@ -89,7 +89,7 @@ def generate(
         try:
             added = ingest.merge_dataset(store, stage, request)
         except BadInput as error:
-            raise BadInput(error.message, hint="--name NAME makes another dataset") from error
+            raise BadInput(error.message, hint="make another dataset with --name NAME") from error
     if added.changed:
         with store.write() as con, provenance.recorded_in(con, "queries.generate", clock) as job:
             job.count(con, "queries from sentences", added.dataset, len(passages), drops)

@@ -100,7 +100,7 @@ def compare(
     if all_pairs and baseline is not None:
         raise UsageError(
             "--all compares every two systems",
-            hint="--baseline compares all others with one: leave --all out",
+            hint="leave --all out, or leave --baseline out",
         )
     if not datasets:
         with store.read() as con:
@@ -246,7 +246,7 @@ def _pairs(board: Board, names: Sequence[str] | None, baseline: str | None, all_
     if len(order) < 2:
         raise UsageError(
             f"a comparison needs two systems over {board.name}: there is {', '.join(order)}",
-            hint="msft compare A B; --each-seed keeps trainings that differ by their seed alone apart",
+            hint="name two: msft compare A B; with --each-seed, trainings that differ only in their seed are separate systems",
         )
     if all_pairs:
         return [(order[j], order[i]) for i in range(len(order)) for j in range(i + 1, len(order))]

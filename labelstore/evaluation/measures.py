@@ -152,7 +152,7 @@ def check_grades(measures: Sequence[str], qrels: Qrels) -> None:
         if highest > most:
             raise UsageError(
                 f"--measure {name} cannot take grades above {most:,}, and the judgments hold {highest:,}",
-                hint="--measure nDCG@10 takes grades up to a million"
+                hint="use --measure nDCG@10, which takes grades up to a million"
                 if most < MOST
                 else "import judgments with smaller grades",
             )

@@ -23,7 +23,7 @@ def datasets(suite: str) -> list[str]:
     if not path.is_file():
         raise DataMissing(
             f"no suite named {suite!r}, and no file of that name",
-            hint=f"--suite {' | '.join(catalog.SUITES)} | FILE with one dataset a line",
+            hint=f"--suite {' | '.join(catalog.SUITES)} | FILE with one dataset per line",
         )
     names: list[str] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -34,7 +34,7 @@ def datasets(suite: str) -> list[str]:
             raise BadInput(f"{path}:{number}: {name} stands there twice")
         names.append(name)
     if not names:
-        raise BadInput(f"{path}: names no dataset", hint="one dataset a line")
+        raise BadInput(f"{path}: names no dataset", hint="write one dataset per line")
     return names
 
 

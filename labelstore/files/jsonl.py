@@ -47,7 +47,8 @@ def _id(path: Path, number: int, value: Any, what: str) -> str:
         )
     if len(value.split(None, 1)) != 1 or value != value.strip() or "\x00" in value:
         raise BadInput(
-            f"{path}:{number}: {what} {value!r} holds white space", hint="TREC files cannot name it"
+            f"{path}:{number}: {what} {value!r} holds white space",
+            hint="remove the white space, because TREC files cannot hold it",
         )
     return value
 
@@ -68,7 +69,7 @@ def read_documents(path: Path) -> Iterator[Document]:
         text, title = row.get("text", row.get("contents")), row.get("title")
         for name, value in (("text", text), ("title", title)):
             if value is not None and not isinstance(value, str):
-                raise BadInput(f"{path}:{number}: {name} is not text", hint="it must be a JSON string")
+                raise BadInput(f"{path}:{number}: {name} is not text", hint="write it as a JSON string")
         if text is None and "text" not in row and "contents" not in row:
             raise BadInput(
                 f"{path}:{number}: no field text", hint='each line is {"doc_id": "…", "text": "…"}'
@@ -91,9 +92,11 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(decode(path, number, line))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise BadInput(f"{path}:{number}: not JSON: {error}", hint="one JSON object per line") from error
+        raise BadInput(
+            f"{path}:{number}: not JSON: {error}", hint="write one JSON object per line"
+        ) from error
     if not isinstance(row, dict):
-        raise BadInput(f"{path}:{number}: not a JSON object", hint="one JSON object per line")
+        raise BadInput(f"{path}:{number}: not a JSON object", hint="write one JSON object per line")
     return row
 
 

@@ -115,7 +115,7 @@ def lines(path: Path, longest: int | None = None) -> Iterator[tuple[int, bytes]]
                 if b"\x00" in line:
                     raise BadInput(
                         f"{path}:{number}: a NUL byte; the file is not text, or is damaged",
-                        hint="text is wanted in UTF-8, without NUL bytes",
+                        hint="save the text as UTF-8, without NUL bytes",
                     )
                 yield number, line
     except DAMAGED as error:

@@ -117,7 +117,7 @@ def read_run(path: Path) -> Iterator[Candidate]:
         if not abs(score) < _FLOAT32_MAX:
             raise BadInput(
                 f"{path}:{number}: score {value.decode()!r} is not a finite number",
-                hint="every candidate needs a finite score; take out the line or mend the system that wrote it",
+                hint="give every candidate a finite score: remove the line, or repair the system that wrote it",
             )
         yield Candidate(number, query.decode(), document.decode(), int(rank), score, tag)
 
@@ -137,7 +137,7 @@ def refuse_run(path: Path, reason: BaseException) -> NoReturn:
         pass
     raise BadInput(
         f"{path}: cannot be read: {str(reason).partition(chr(10))[0] or 'it was changed meanwhile'}",
-        hint="run it again; was the file written to?",
+        hint="run the command again when no other program writes the file",
     ) from reason
 
 

@@ -255,7 +255,7 @@ def _conversations(
         if any(text is None for text in texts):
             raise DataMissing(
                 f"{of.name}: passages of query {one.query_id} are known by id alone",
-                hint="msft data add brings their texts in",
+                hint="add their texts with msft data add",
             )
         place = {k: shown for shown, k in enumerate(one.shown, 1)}
         turns = [
@@ -270,7 +270,7 @@ def _need_initial(of: lookup.Labeling, one: ExportedList) -> None:
     if one.initial is None:
         raise DataMissing(
             f"{of.name}: the order in which query {one.query_id}'s passages were shown is not known",
-            hint="--layout permutations, trec or parquet do without it; `teachers import --run RUN` gives it",
+            hint="use --layout permutations, trec or parquet, which do not need it, or `teachers import --run RUN`",
         )
 
 

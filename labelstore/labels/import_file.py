@@ -146,7 +146,7 @@ def _store_staged(
         if request.name is not None and len({staged.sources[source] for source in sources}) > 1:
             raise UsageError(
                 f"{file.name} holds {len(staged.sources)} labelings, and --name can name one",
-                hint="leave it out: they are named TEACHER@FIRST_STAGE",
+                hint="leave --name out: they are named TEACHER@FIRST_STAGE",
             )
         not_held = _make_documents(con, of, resolved)
         run = lookup.run(con, of, request.run) if request.run else None
@@ -372,7 +372,7 @@ def _free_name(
         ).fetchall()
         if not found or found[0] == key:
             return name
-    raise UsageError(f"no free name for {plain}", hint="--name gives one")
+    raise UsageError(f"no free name for {plain}", hint="give one with --name")
 
 
 def _store_permutations(
@@ -403,7 +403,7 @@ def _store_permutations(
     if stored.differing:
         raise BadInput(
             f"{name} holds another order for {stored.differing} of these queries",
-            hint="--name imports them as a labeling of their own; --replace takes the new orders",
+            hint="import them as a separate labeling with --name, or take the new orders with --replace",
         )
     return stored
 

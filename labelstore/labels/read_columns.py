@@ -37,7 +37,7 @@ def read_parquet(path: Path) -> Iterator[Item]:
             frame = pl.read_parquet(file)
     except (pl.exceptions.ComputeError, OSError) as error:
         raise BadInput(
-            f"{path}: no Parquet file: {error}", hint="--layout says how the file is laid out"
+            f"{path}: no Parquet file: {error}", hint="name the layout of the file with --layout"
         ) from error
     names = {
         "query_id": ("query_id", "qid", "query-id"),

@@ -78,7 +78,7 @@ def detect(path: Path) -> str:
     if first.lstrip()[:1] in (b"{", b"["):
         place, row = next(_rows(path), ("", None))
         if isinstance(row, Exception):
-            raise BadInput(f"{place}: not JSON: {row}", hint="one JSON object per line, or one list")
+            raise BadInput(f"{place}: not JSON: {row}", hint="write one JSON object per line, or one list")
         if isinstance(row, dict):
             for layout, keys in (
                 ("permutations", {"permutation"}),
@@ -111,7 +111,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             rows = json.loads(text)
         except ValueError as error:
-            raise BadInput(f"{path}: not one JSON list: {error}", hint="or is it JSONL?") from error
+            raise BadInput(
+                f"{path}: not one JSON list: {error}", hint="check the file; JSONL needs one object per line"
+            ) from error
         for k, row in enumerate(rows, 1):
             yield f"{path.name}, list {k}", row
         return
@@ -363,7 +365,7 @@ def read_rankgpt(path: Path, replies: Path, parse: Parse) -> Iterator[Item]:
     if n != len(answers):
         raise BadInput(
             f"{path.name} has {n} lists and {replies.name} {len(answers)} replies: they are joined by position",
-            hint="are these two files of one release, and whole?",
+            hint="check that the two files are of one release, and whole",
         )
 
 

@@ -138,7 +138,8 @@ class _Stage:
                 teacher = next(iter(self.sources), LabelSource("unknown", None)).teacher
             else:
                 raise BadInput(
-                    f"{item.place}: the file does not name the teacher", hint="--model NAME says who ranked"
+                    f"{item.place}: the file does not name the teacher",
+                    hint="name the teacher with --model NAME",
                 )
         if self.request.model is not None and self.layout == "trec":
             teacher = self.request.model  # a run's tag is often no more than a program's name

@@ -107,7 +107,7 @@ def store_labeling(con: duckdb.DuckDBPyConnection, job: Job, new: NewLabeling) -
         if (teacher, dataset, run, strategy) != (new.teacher, new.dataset, new.run, new.strategy):
             raise BadInput(
                 f"there is a labeling {new.name!r} already: {teacher_name} over {dataset_name}, {strategy}",
-                hint="--name gives the new one another name",
+                hint="choose another name with --name",
             )
         con.execute(
             "UPDATE labelings SET depth = ? WHERE labeling = ? AND depth < ?", [new.depth, key, new.depth]
@@ -274,7 +274,7 @@ def _check_items(con: duckdb.DuckDBPyConnection) -> None:
         query_id, doc_id, of_query = unknown[0]
         what = f"query {query_id!r}" if of_query else f"passage {doc_id!r} of query {query_id!r}"
         raise BadInput(
-            f"{what} is not in the store", hint="msft data add DATASET brings queries and passages in"
+            f"{what} is not in the store", hint="add queries and passages with msft data add DATASET"
         )
     for column, what in (("document", "passage"), ("rank", "rank")):
         twice = con.execute(
@@ -285,7 +285,7 @@ def _check_items(con: duckdb.DuckDBPyConnection) -> None:
             query_id, doc_id, rank = twice[0]
             raise BadInput(
                 f"the list of query {query_id!r} has the {what} of {doc_id!r} (rank {rank}) twice",
-                hint="a permutation names each passage once",
+                hint="name each passage once in a permutation",
             )
 
 
@@ -333,7 +333,7 @@ def store_requests(
     if unknown:
         raise BadInput(
             f"a request names {unknown[0][0]}, which the collection does not have",
-            hint="was this journal written for another store?",
+            hint="check that this journal was written for this store",
         )
     (made,) = con.execute(
         """INSERT INTO requests SELECT request, request_key, ?, query, n_passages, n_prompt_tokens, truncated_words

@@ -252,7 +252,8 @@ def _record(
             return Mined(lookup.mining(con, name), counts, new=False)
         if known and not replace:
             raise BadInput(
-                f"negatives named {name!r} are there with other content", hint="another --name, or --replace"
+                f"negatives named {name!r} are there with other content",
+                hint="choose another name with --name, or give --replace",
             )
         with provenance.recorded_in(con, "negatives.mine", clock) as job:
             key = next_id(con, "minings", "mining")

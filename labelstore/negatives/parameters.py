@@ -62,11 +62,12 @@ def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
         if getattr(options, key) < 1:
             option = f"--{key.replace('_', '-')}"
             raise UsageError(
-                f"{option} is {getattr(options, key)}: it must be at least 1", hint=f"{option} 1 or more"
+                f"{option} is {getattr(options, key)}: it must be at least 1",
+                hint=f"set {option} to 1 or more",
             )
     if options.min_rank > options.depth:
         raise UsageError(
-            f"ranks {options.min_rank} to {options.depth} hold nothing", hint="--min-rank below --depth"
+            f"ranks {options.min_rank} to {options.depth} hold nothing", hint="set --min-rank below --depth"
         )
     if options.at_least > options.per_query:
         raise UsageError("at_least is above per_query", hint=f"--at-least {options.per_query} or less")
@@ -74,15 +75,16 @@ def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
         value = getattr(options, key)
         if value is not None and value < 0:
             raise UsageError(
-                f"{key} is {value}: it must not be negative", hint="a margin is a distance below the positive"
+                f"{key} is {value}: it must not be negative",
+                hint="give the distance below the positive as a positive number",
             )
     if not 0 <= options.denoise_weight <= 1:
-        raise UsageError(f"denoise_weight is {options.denoise_weight}", hint="a weight from 0 to 1")
+        raise UsageError(f"denoise_weight is {options.denoise_weight}", hint="give a weight from 0 to 1")
     if options.shares and (
         len(options.shares) != n_runs or min(options.shares) < 0 or sum(options.shares) <= 0
     ):
         raise UsageError(
             f"{len(options.shares)} shares for {n_runs} runs",
-            hint="one --share per --run, in the same order, not all 0",
+            hint="give one --share per --run, in the same order, not all 0",
         )
     return options

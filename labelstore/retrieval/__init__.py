@@ -57,7 +57,7 @@ def retrieve(
             f"{', '.join(options)}: options of a retriever that is made already", hint="make it with them"
         )
     if depth < 1:
-        raise UsageError(f"depth is {depth}", hint="--depth takes a number from 1 up, e.g. 100")
+        raise UsageError(f"depth is {depth}", hint="give a number from 1 up, e.g. --depth 100")
     with store.read() as con:
         of = lookup.pick_dataset(con, dataset)
         if dataset is None:

@@ -152,7 +152,7 @@ class Anserini:
         if not len(rows) and unknown[0]:
             raise DataMissing(
                 f"no passage that {index} found is in {corpus.collection}, e.g. {unknown[1]}",
-                hint="--index must be over the same collection as the dataset",
+                hint="give an --index over the same collection as the dataset",
             )
         return rows, unknown
 
@@ -236,5 +236,5 @@ def _call(arguments: list[str], scratch: Path, doing: str, output: Path | None =
         said = [line for line in lines if "rror" in line or "xception" in line] or lines[-3:]
         raise MsftError(
             f"Anserini failed while {doing} (exit {process.returncode}): {' | '.join(said[:3])[:600]}",
-            hint="`msft retrieve --retriever bm25s` is the embedded BM25",
+            hint="use the embedded BM25: `msft retrieve --retriever bm25s`",
         )

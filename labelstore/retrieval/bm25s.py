@@ -197,6 +197,6 @@ def _top_k(index: Any, k: int, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
 def check_weights(k1: float, b: float) -> None:
     """Raise UsageError unless k1 ≥ 0 and 0 ≤ b ≤ 1."""
     if not (0 <= k1 < float("inf")):
-        raise UsageError(f"k1 is {k1}", hint="--k1 takes a number from 0 up, e.g. 0.9")
+        raise UsageError(f"k1 is {k1}", hint="give a number from 0 up, e.g. --k1 0.9")
     if not 0 <= b <= 1:
-        raise UsageError(f"b is {b}", hint="--b takes a number from 0 to 1, e.g. 0.4")
+        raise UsageError(f"b is {b}", hint="give a number from 0 to 1, e.g. --b 0.4")

@@ -38,13 +38,17 @@ def make_retriever(
     for option, (value, belongs_to) in foreign.items():
         if value is not None and retriever != belongs_to:
             raise UsageError(
-                f"{option} does not go with {retriever}", hint=f"--retriever {belongs_to} takes {option}"
+                f"{option} does not go with {retriever}",
+                hint=f"leave {option} out, or give --retriever {belongs_to}",
             )
     if retriever == "colbert":
         from labelstore.retrieval.colbert import DEFAULT_MODEL, Colbert
 
         if (k1, b, language) != (0.9, 0.4, None):
-            raise UsageError("--k1, --b and --language do not go with colbert", hint="they are BM25's")
+            raise UsageError(
+                "--k1, --b and --language do not go with colbert",
+                hint="leave them out: they are options of BM25",
+            )
         return Colbert(model or DEFAULT_MODEL, device=device, threads=threads)
     if retriever == "bm25":
         from labelstore.retrieval.anserini import Anserini

@@ -136,7 +136,7 @@ def find_python() -> Path:
             return python
     raise DataMissing(
         "the retriever colbert needs an environment with PyLate",
-        hint=f"make setup-colbert makes .venv-colbert; {ENVIRONMENT} names the interpreter of another",
+        hint=f"make .venv-colbert with make setup-colbert, or set {ENVIRONMENT} to the interpreter of another environment",
     )
 
 

@@ -134,7 +134,7 @@ def _drops(path: Path, known: KnownIds, staged: StagedRun) -> Drops:
         raise BadInput(
             f"{path}: none of its {staged.n_read:,} lines belongs to a query of {known.dataset.name} with a known"
             " passage",
-            hint="is this a run over another dataset? `msft data list`",
+            hint="check that the run is over this dataset: `msft data list`",
         )
     drops: Drops = {}
     if staged.first_unknown is not None:

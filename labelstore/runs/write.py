@@ -70,12 +70,12 @@ def store_run(
     )
     n = _value(con, f"SELECT count(*) FROM {relation}")
     if not n:
-        raise BadInput(f"run {name} has no candidate", hint="a run needs at least one")
+        raise BadInput(f"run {name} has no candidate", hint="give at least one")
     if n != _value(con, "SELECT count(*) FROM ranked_rows"):
         raise BadInput(f"run {name}: some of its {n:,} candidates name no document of the store")
     bad = _value(con, "SELECT count(*) FROM ranked_rows WHERE score IS NULL OR NOT isfinite(score)")
     if bad:
-        raise BadInput(f"run {name}: {bad:,} scores are not finite", hint="mend the system that scored")
+        raise BadInput(f"run {name}: {bad:,} scores are not finite", hint="repair the system that scored")
     twice = con.execute(
         """SELECT q.query_id, d.doc_id FROM (
              SELECT query, document FROM ranked_rows GROUP BY query, document HAVING count(*) > 1 LIMIT 1)
@@ -119,7 +119,8 @@ def keep_run(
         return lookup.run_by_id(con, held[0][0])
     if held and not replace:
         raise BadInput(
-            f"run {name} is there with other content", hint="--name names another, --replace takes its place"
+            f"run {name} is there with other content",
+            hint="choose another name with --name, or replace the run with --replace",
         )
     key = held[0][0] if held else next_id(con, "runs", "run")
     if held:

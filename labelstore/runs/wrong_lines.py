@@ -28,7 +28,7 @@ def passage_twice(path: Path, rows: list[int]) -> NoReturn:
     raise BadInput(
         f"{path}:{again.line}: passage {again.doc_id} comes again for query {again.query_id} (first on line"
         f" {first.line})",
-        hint="a run ranks a passage once per query; passages split into windows need their best one kept",
+        hint="keep one line per query and passage; of the windows of a passage keep the best one",
     )
 
 
@@ -65,5 +65,5 @@ def unknown_ids(
     raise BadInput(
         f"{lines.path}:{line.line}: {named} is unknown to {known.dataset.collection_name}; unknown in all:"
         f" {' and '.join(counts)} of {n_read:,} lines",
-        hint="add what is missing (msft data add), or --skip-unknown leaves these lines out",
+        hint="add what is missing (msft data add), or leave these lines out with --skip-unknown",
     )

@@ -194,7 +194,7 @@ def import_store(folder: str | Path, store: LabelStore, progress: Progress | Non
 def _taken(store: LabelStore) -> UsageError:
     return UsageError(
         f"there is a store at {store.path} already, or files of one in {store.files}",
-        hint="--store NEW.duckdb makes a new one; `msft merge NEW.duckdb` then unites the two",
+        hint="make a new one with --store NEW.duckdb; then unite the two with `msft merge NEW.duckdb`",
     )
 
 
@@ -223,11 +223,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise DataMissing(
-            f"{folder} is not an archive: it has no manifest.json", hint="`msft export-store` makes one"
+            f"{folder} is not an archive: it has no manifest.json", hint="make one with `msft export-store`"
         )
     for odd in foreign.odd_files(folder.resolve()):
         raise BadInput(
-            f"{odd} is a link, or neither file nor folder", hint="archives hold files and folders alone"
+            f"{odd} is a link, or neither file nor folder",
+            hint="put a copy of the file or folder in its place",
         )
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -312,7 +313,7 @@ def _load(store: LabelStore, folder: Path, manifest: dict[str, Any], progress: P
         if found != manifest["verify_hash"]:
             raise BadInput(
                 f"{folder} gives the verify hash {found}, its manifest says {manifest['verify_hash']}",
-                hint="put back a copy of the folder; was manifest.json edited?",
+                hint="put back a copy of the folder, with manifest.json as it was written",
             )
 
 

@@ -114,7 +114,7 @@ def remove(
     for labeling in sorted(set(waiting) & set(planned.labelings)):
         raise UsageError(
             f"labels {labeling}: calls wait in the journal, and would bring the labels back",
-            hint="run its `msft teachers generate` command to its end first; `msft status` lists the journal",
+            hint="run its `msft teachers generate` command to its end first; see the journal with `msft status`",
         )
     with ExitStack() as alone:
         for labeling in planned.labelings:
@@ -127,7 +127,7 @@ def remove(
                 if made.affected != planned.affected:
                     raise BadInput(
                         f"{kind} {name}: what depends on it has changed meanwhile",
-                        hint="give the command again",
+                        hint="run the command again",
                     )
                 with provenance.recorded_in(con, f"{kind}.remove") as job:
                     _delete(con, made.keys)

@@ -333,7 +333,7 @@ def folder_of(store: LabelStore, view: lookup.View) -> Path:
     if not folder.is_dir():
         raise DataMissing(
             f"the folder of view {view.name} is not at {folder}",
-            hint=f"{store.missing_hint(view.folder)}; or `msft views build` with the same parameters makes it again",
+            hint=f"{store.missing_hint(view.folder)}; or make it again with `msft views build` and the same parameters",
         )
     return folder
 

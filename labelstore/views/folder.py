@@ -288,7 +288,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         raise DataMissing(
-            f"{folder} is not a view folder: it has no manifest.json", hint="`msft views build` makes one"
+            f"{folder} is not a view folder: it has no manifest.json", hint="make one with `msft views build`"
         )
     try:
         manifest = json.loads(path.read_text("utf-8"))

@@ -41,5 +41,5 @@ def refuse_test_sets(datasets: Sequence[Dataset], *, allow_overlap: bool) -> Non
         if dataset.role == "test":
             raise UsageError(
                 f"{dataset.name} is a test set: training on it would leak its queries",
-                hint=f"--allow-overlap to insist, or `msft data add {dataset.name} --role train` if it is none",
+                hint=f"give --allow-overlap to use it, or `msft data add {dataset.name} --role train` if it is not a test set",
             )

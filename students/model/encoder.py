@@ -423,7 +423,7 @@ def _not_there(asked: str | Path, source: str, error: Exception) -> StudentError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return StudentError(
             f"cannot load the model {asked}: {reason}",
-            hint="a model folder holds config.json, tokenizer.json and model.safetensors (pickled weights are not read)",
+            hint="give a folder with config.json, tokenizer.json and model.safetensors (pickled weights are not read)",
             exit_code=ExitCode.DATA_MISSING,
         )
     return StudentError(

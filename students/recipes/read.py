@@ -78,7 +78,7 @@ def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
         return path, {"name": path.stem, **tomllib.loads(path.read_text(encoding="utf-8"))}
     except tomllib.TOMLDecodeError as error:
         raise StudentError(
-            f"{path}: {error}", hint="a recipe is a TOML file", exit_code=ExitCode.USAGE
+            f"{path}: {error}", hint="write the recipe as a TOML file", exit_code=ExitCode.USAGE
         ) from error
 
 

@@ -107,7 +107,7 @@ def _export(encoder: CrossEncoder, names: list[str], path: Path) -> None:
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise StudentError(
                 f"{encoder.architecture} cannot be exported: {str(error).strip().splitlines()[0]}",
-                hint="export --format hf",
+                hint="export it with --format hf",
             ) from error
 
 

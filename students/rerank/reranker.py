@@ -44,7 +44,7 @@ def resolve_precision(precision: str, device: torch.device | str | None = None) 
     if precision == "int8":
         raise StudentError(
             "precision int8 is not supported in this process",
-            hint="--precision bf16, or `msft students export --format int8` for onnxruntime",
+            hint="give --precision bf16, or run `msft students export --format int8` for onnxruntime",
             exit_code=ExitCode.USAGE,
         )
     if precision not in ("auto", "fp32", "bf16"):

@@ -32,13 +32,15 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
         if not matched and not rotary:
             raise StudentError(
                 f"freeze: no parameter of this model is called {part!r}",
-                hint="position_embeddings, embeddings, layers:0-5, or a piece of a name such as "
+                hint="give position_embeddings, embeddings, layers:0-5, or a piece of a name such as "
                 + ", ".join(names[:2]),
                 exit_code=ExitCode.USAGE,
             )
         frozen.update(matched)
     if len(frozen) == len(names):
-        raise StudentError("freeze leaves nothing to learn", hint="freeze less", exit_code=ExitCode.USAGE)
+        raise StudentError(
+            "freeze leaves nothing to learn", hint="freeze fewer parts", exit_code=ExitCode.USAGE
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return sorted(frozen)
@@ -52,7 +54,9 @@ def _names(part: str, name: str) -> bool:
             return layer is not None and int(low) <= int(layer[1]) <= int(high or low)
         except ValueError as error:
             raise StudentError(
-                f"freeze: {part!r} is not a range of layers", hint="layers:0-5", exit_code=ExitCode.USAGE
+                f"freeze: {part!r} is not a range of layers",
+                hint="write a range such as layers:0-5",
+                exit_code=ExitCode.USAGE,
             ) from error
     return part in name
 

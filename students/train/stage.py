@@ -69,7 +69,7 @@ class StageRun:
         if empty:
             raise StudentError(
                 f"{self.name}: no list of view {empty[0].view.name} has what the loss needs",
-                hint="a contrastive view needs lists with a positive and a negative, a distillation view lists with an order",
+                hint="build a contrastive view with positives and negatives, or a distillation view with orders",
             )
         on_gpu = accelerator.device.type == "cuda"
         self.batch_tokens = stage.batch_tokens or (CUDA_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)

@@ -101,7 +101,7 @@ def _check_file(path: Path, expected: str | None) -> None:
     if digest.hexdigest() != expected:
         raise StudentError(
             f"{path} is not the file that the manifest names (hash {digest.hexdigest()}, not {expected})",
-            hint="the copy is damaged or was changed: export the view again",
+            hint="export the view again: the copy is damaged or was changed",
         )
 
 

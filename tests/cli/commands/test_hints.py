@@ -42,7 +42,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 )  # fmt: skip
 def test_the_command_that_a_hint_names_lists_the_thing(small: Small, words: str, near: str) -> None:
     done = msft(small.store, *shlex.split(words), code=4)
-    named = re.search(r"hint: did you mean .*? `msft ([^`]+)` lists them", done.err)
+    named = re.search(r"hint: did you mean .*? list them with `msft ([^`]+)`", done.err)
     assert named, done.err
     assert near in msft(small.store, *shlex.split(named[1])).out
 

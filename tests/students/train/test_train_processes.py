@@ -214,7 +214,7 @@ def test_the_command_says_what_is_wrong_without_a_traceback(folders, tmp_path):
     code, said = fails(command(folders, chosen, tmp_path / "out", "--set", "loss=margin_mse"))
     assert code == 2
     assert "margin_mse needs a teacher score" in said
-    assert "hint: losses that fit" in said
+    assert "hint: choose a loss that fits" in said
     code, said = fails(command(folders, chosen, tmp_path / "out", "--set", "lr"))
     assert (code, "--set lr: expected KEY=VALUE" in said) == (2, True)
     code, said = fails(
