@@ -54,9 +54,14 @@ class Commands:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         request = {**what, "folder": str(folder), "environment": dict(environment)}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BaseException:  # a test's timeout: the next command must not read this one's answer
+            self._process.kill()
+            commands.cache_clear()
+            raise
         assert answer, f"the process ended with {self._process.wait()} in {what}"
         return Done(**json.loads(answer))
 
