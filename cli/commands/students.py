@@ -8,6 +8,7 @@ import typer
 from cli.command import Context, command, group
 from cli.commands import students_train
 from cli.output import diagnostics, render
+from cli.output.render import Format
 
 students_app = group("Students: train them, re-rank with them, export and serve them.")
 
@@ -59,6 +60,21 @@ def add(
         context.store, model, name=name, regime=regime, max_length=max_length, seed=seed, licence=licence
     )
     diagnostics.note(f"student {student.name}: {student.architecture}, regime {student.regime}")
+
+
+@command(students_app, "bases", example="msft students bases", lists=True)
+def bases(context: Context) -> None:
+    """List the short names of base models: a re-ranker ranks as it is (`students add`), an encoder must be trained.
+
+    Sizes are those of fp32 weights; GPU means that a laptop would take hours. The licence is that of the weights.
+    """
+    from students.model.bases import TABLE
+
+    columns = ["base", "kind", "millions", "size_mb", "runs_on", "licence"]
+    if context.format is not Format.table:
+        columns.append("model")
+    render.rows([base.row() for base in TABLE], context.format, columns)
+    diagnostics.note("any Hugging Face id or folder works too; --format json also prints each model's id")
 
 
 @command(students_app, "list", example="msft students list --format json", lists=True)

@@ -68,9 +68,9 @@ class Train:
     """The options of `msft students train`."""
 
     regime: Annotated[str | None, "cl, kd, cl,kd, kd,cl or longer; cl+kd trains both in one stage."] = None
-    base: Annotated[str | None, "Hugging Face id, folder, minilm | electra | roberta …, or student:NAME."] = (
-        None
-    )
+    base: Annotated[
+        str | None, "A short name (`msft students bases`), Hugging Face id, folder, or student:NAME."
+    ] = None
     names: Names = Names()
     name: Annotated[str | None, "The student's name; by default BASE-REGIME-KEY."] = None
     recipe: Annotated[str | None, "A TOML file, or the name of a recipe that comes with msft."] = None

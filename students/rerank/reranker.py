@@ -260,9 +260,13 @@ def _packed_name(path: str | Path) -> str | None:
 
     from students.model import packed_attention as attention
     from students.model.encoder import resolve_base
+    from students.model.hub import local_only
 
+    source = resolve_base(str(path))
     try:
-        config = AutoConfig.from_pretrained(resolve_base(str(path)), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            source, trust_remote_code=False, local_files_only=local_only(source)
+        )
     except (OSError, ValueError, KeyError):
         return None  # CrossEncoder.load reports the error
     return attention.NAME if attention.supports(config.model_type) and attention.has_kernel() else None

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from students.cpu.bert import FusedEncoder
 from students.cpu.workers import MAX_WORKERS, each_done, worker_pool
 from students.model.encoder import QuietLoading
+from students.model.hub import local_only
 from students.rerank.reranker import resolve_precision
 from teachers.engines.base import Completion, Request
 from teachers.errors import ExitCode, TeacherError
@@ -75,10 +76,17 @@ class BiEncoderEngine:
         self._cuda = self._device.type == "cuda"
         self.precision = resolve_precision(precision, self._device)
         try:
-            self._encode = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            local = local_only(model)
+            self._encode = AutoTokenizer.from_pretrained(
+                model, trust_remote_code=False, local_files_only=local
+            )
             with QuietLoading():
                 loaded = AutoModel.from_pretrained(
-                    model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                    model,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    local_files_only=local,
                 )
         except (OSError, ValueError) as error:
             raise TeacherError(

@@ -63,6 +63,7 @@ students remove s --yes
 runs remove imported --dataset mini/test --yes
 data remove mini/test --yes
 clean --yes
+students bases
 """
 ENDS = """
 sql "SELECT 1"

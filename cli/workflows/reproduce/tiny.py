@@ -260,7 +260,7 @@ def _hash(text: str) -> int:
 
 # ----------------------------------------------------------------------------------------------------------- models
 def _architecture(base: str) -> str | None:
-    from students.model.encoder import BASES
+    from students.model.bases import BASES
 
     by_id = {id_: name for name, id_ in BASES.items()}
     name = by_id.get(base, base)

@@ -1,0 +1,40 @@
+"""Ask the Hugging Face Hub only if it can be reached: its client would retry for half a minute."""
+
+import os
+import socket
+import threading
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+WAIT = 3.0  # seconds for a name and a connection
+
+
+def local_only(source: str | Path) -> bool:
+    """Tell whether a model's files must be taken from this machine: a folder, or the hub is off or out of reach."""
+    if Path(source).is_dir() or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return True
+    return not _reachable()
+
+
+@cache
+def _reachable() -> bool:
+    """Try to connect to the hub, or to the proxy in front of it; once in a process."""
+    from huggingface_hub import constants
+
+    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    where = urlsplit(proxy if proxy and "//" in proxy else f"//{proxy}" if proxy else constants.ENDPOINT)
+    port = where.port or (80 if where.scheme == "http" else 443)
+    found = threading.Event()
+
+    def connect() -> None:  # a name server that does not answer holds getaddrinfo beyond any timeout
+        try:
+            socket.create_connection((where.hostname or "", port), WAIT).close()
+        except OSError:
+            return
+        found.set()
+
+    trial = threading.Thread(target=connect, daemon=True)
+    trial.start()
+    trial.join(WAIT)
+    return found.is_set()
