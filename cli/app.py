@@ -1,6 +1,7 @@
 """The root of the command tree; `cli.main` adds the commands to it."""
 
-from typing import Any
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -18,8 +19,22 @@ app = typer.Typer(
     name="msft",
     help="Train and test re-rankers from human judgments and LLM labels, around one DuckDB store.",
     epilog="Example: msft demo",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"msft {metadata.version('msft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass

@@ -7,6 +7,8 @@ from typing import Any
 from labelstore.errors import BadInput, UsageError
 from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
+from msft import extras
+from msft.permissions import as_umask
 from students.jobs.candidates import Tick
 from students.jobs.card import write_card
 from students.jobs.export_check import compare, sample
@@ -49,6 +51,8 @@ def export_student(
     folder = Path(folder)
     if form not in FORMS:
         raise UsageError(f"format {form!r} is not known", hint=f"--format {' | '.join(FORMS)}")
+    if form != "hf":
+        extras.require("onnx")
     _check_place(folder, replace)
     with store.read() as con:
         student = lookup.student(con, name)
@@ -72,6 +76,7 @@ def export_student(
             if on is not None:
                 row |= compare(source, staged, student.max_length, on, progress)
         write_card(staged, facts)
+        as_umask(staged)
         row["megabytes"] = round(sum(f.stat().st_size for f in staged.rglob("*") if f.is_file()) / 1e6, 1)
         old = folder.with_name(f".{folder.name}.replaced")
         if folder.exists():

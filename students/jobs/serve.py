@@ -10,7 +10,8 @@ from typing import Any
 from labelstore.errors import DataMissing
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
-from students.errors import ExitCode, StudentError
+from msft import extras
+from students.errors import StudentError
 from students.jobs.register import warnings_of
 from students.jobs.rerank import Note, student_folder
 
@@ -38,16 +39,10 @@ def serve_student(
         StudentError: the extra is not installed or the model is not found (exit code 4), or the port is taken.
         DataMissing: the student is not found.
     """
-    try:
-        from students.serve.app import Limits, create_app
-        from students.serve.guard import RequireKey, Server, config
-    except ImportError as error:
-        raise StudentError(
-            f"{error.name} is not installed",
-            hint="pip install 'msft[serve]'",
-            exit_code=ExitCode.DATA_MISSING,
-        ) from error
+    extras.require("serve")
     from students.rerank.reranker import Reranker
+    from students.serve.app import Limits, create_app
+    from students.serve.guard import RequireKey, Server, config
 
     folder, max_length, facts = _find(store, name)
     listening = _listen(host, port)

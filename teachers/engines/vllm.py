@@ -244,7 +244,7 @@ def _vllm() -> Any:
     try:
         from vllm import LLM
     except ImportError as error:
-        raise TeacherError("vLLM is not installed", hint=INSTALL, exit_code=ExitCode.USAGE) from error
+        raise TeacherError("vLLM is not installed", hint=INSTALL, exit_code=ExitCode.DATA_MISSING) from error
     return LLM
 
 

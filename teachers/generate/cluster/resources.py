@@ -22,7 +22,7 @@ def connected() -> Iterator[Any]:
     """Connect and return the module `ray`: to RAY_ADDRESS, a cluster on this machine, or a new one on this machine.
 
     Raises:
-        TeacherError: if Ray is not installed (exit code 2), or the cluster does not answer (exit code 5).
+        TeacherError: if Ray is not installed (exit code 4), or the cluster does not answer (exit code 5).
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A worker without a GPU in its resources must not see one.
@@ -30,7 +30,7 @@ def connected() -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise TeacherError("Ray is not installed", hint=INSTALL, exit_code=ExitCode.USAGE) from error
+        raise TeacherError("Ray is not installed", hint=INSTALL, exit_code=ExitCode.DATA_MISSING) from error
     if ray.is_initialized():
         with _quiet():
             yield ray

@@ -1,0 +1,73 @@
+"""`msft` itself: its version, shell completion, and the permissions of what commands write."""
+
+import os
+import stat
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import made_store
+import pytest
+
+from labelstore.store.label_store import LabelStore
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def msft(
+    *words: str, folder: Path = ROOT, umask: int = -1, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *words], cwd=folder, capture_output=True, text=True, umask=umask,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
+    )  # fmt: skip
+
+
+def test_version() -> None:
+    done = msft("--version")
+    assert (done.returncode, done.stdout) == (0, f"msft {metadata.version('msft')}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [("msft stud", "students"), ("msft teachers gen", "generate"), ("msft students train --reg", "--regime"),
+     ("msft eval --format la", "latex")],
+)  # fmt: skip
+def test_shell_completion(line: str, offered: str) -> None:
+    words = line.split(" ")
+    done = msft(_MSFT_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1))
+    assert offered in done.stdout.split()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_what_commands_write_is_readable_as_the_umask_says(
+    tmp_path: Path, tiny_bert: Path, umask: int
+) -> None:
+    store = LabelStore(made_store.make(tmp_path / "s.duckdb").path)
+    for words in (
+        ("students", "add", str(tiny_bert), "--name", "tiny"),
+        ("students", "export", "tiny", "-o", "out/model", "--no-check"),
+        ("runs", "export", "first", "--dataset", "c/test", "-o", "out/first.run"),
+        ("sql", "SELECT 1 AS one", "-o", "out/one.parquet"),
+        ("report", "-o", "out/report.html"),
+        (
+            "views",
+            "build",
+            "--kind",
+            "distillation",
+            "--labels",
+            "teacher@first",
+            "--allow-overlap",
+            "--name",
+            "kd",
+        ),
+        ("views", "export", "kd", "-o", "out/view"),
+    ):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        done = msft(*words, "--store", str(store.path), folder=tmp_path, umask=umask)
+        assert done.returncode == 0, done.stderr
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) >= 10
+    modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in written}
+    assert set(modes.values()) == {oct(0o666 & ~umask)}, modes

