@@ -1,12 +1,15 @@
 """`msft data` and `msft queries`: add and list datasets, and make queries from a collection."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.command import Context, command, group
 from cli.output import diagnostics, render
+
+if TYPE_CHECKING:
+    from labelstore.datasets.add import Added
 
 data_app = group("Datasets: documents, queries, judgments.")
 queries_app = group("Queries: made from a collection where real ones are few.")
@@ -54,22 +57,55 @@ def add(
             "--update", help="Accept changed texts as new versions, and changed queries and judgments."
         ),
     ] = False,
+    splits: Annotated[
+        bool, typer.Option("--splits", help="Add DATASET/SPLIT for each of the folder's qrels/SPLIT.tsv.")
+    ] = False,
+    skip_bad_lines: Annotated[
+        int,
+        typer.Option(
+            "--skip-bad-lines", help="Lines of passages and queries that may be left out as unreadable."
+        ),
+    ] = 0,
 ) -> None:
     """Add a dataset: from a folder, or from ir_datasets by its id or alias."""
-    from labelstore.datasets.add_dataset import add_dataset
+    from labelstore.datasets.add_dataset import add_dataset, add_splits
+    from labelstore.errors import UsageError
 
+    if splits and (folder is None or qrels is not None or role is not None):
+        raise UsageError(
+            "--splits takes judgments and roles from a folder's split names",
+            hint=f"msft data add {dataset} --from FOLDER --splits, without --qrels and --role",
+        )
+    if skip_bad_lines < 0 or (skip_bad_lines and folder is None):
+        raise UsageError(
+            f"--skip-bad-lines {skip_bad_lines}: expected 0 or more lines of a folder's files",
+            hint="--from FOLDER",
+        )
     with diagnostics.progress("documents", unit="passages") as tick:
-        added = add_dataset(
-            context.store, dataset, folder, qrels=qrels, collection=collection, role=role, update=update,
-            progress=tick, note=diagnostics.note,
-        )  # fmt: skip
+        if splits and folder is not None:
+            done = add_splits(
+                context.store, dataset, folder, collection=collection, update=update, skip_bad_lines=skip_bad_lines,
+                progress=tick,
+            )  # fmt: skip
+        else:
+            done = [
+                add_dataset(
+                    context.store, dataset, folder, qrels=qrels, collection=collection, role=role, update=update,
+                    skip_bad_lines=skip_bad_lines, progress=tick, note=diagnostics.note,
+                )
+            ]  # fmt: skip
+    render.rows([row for added in done for row in _told(added)], context.format)
+
+
+def _told(added: "Added") -> list[dict[str, object]]:
+    """Print the notes of an added dataset, and make its rows."""
     for line in added.notes:
         diagnostics.note(line)
     diagnostics.note(
         f"{added.dataset} ({added.role}) over collection {added.collection}: "
         + ("added" if added.changed else "nothing new, the store is unchanged")
     )
-    rows = [
+    return [
         {
             "dataset": added.dataset,
             "collection": added.collection,
@@ -83,7 +119,6 @@ def add(
         }
         for step in added.steps
     ]
-    render.rows(rows, context.format)
 
 
 def _reasons(drops: dict[str, tuple[int, str | None]]) -> str | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from cli.output.render import Format
 
 if TYPE_CHECKING:
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+ABOUT = {
+    "p_value": "two-sided paired t-test against the first stage, of the first measure",
+    "queries": "judged queries",
+    "judged": "share of the top 10 that is judged",
+    "depth": "candidates per query",
+    "recall": "recall of the candidates, which no re-ranking can exceed",
+}
 FOR_PEOPLE = (Format.table, Format.md, Format.latex)
 
 
@@ -108,17 +115,36 @@ def evaluate(
         talk=talk,
     )
     rows = done.rows
-    render.rows(
-        wide(rows) if context.format in FOR_PEOPLE else rows,
-        context.format,
-        _columns(rows, context),
-    )
+    if context.format is Format.table and rows:
+        fitted.rows(wide(rows), context.format, keys=("system",), about=ABOUT)
+        _tell_of_depths(rows)
+    else:
+        render.rows(
+            wide(rows) if context.format in FOR_PEOPLE else rows,
+            context.format,
+            _columns(rows, context),
+        )
     for each in advice.from_rows(rows):
         diagnostics.note(each.sentence())
     if done.missing:
         raise PartlyDone(
             f"{len(done.missing)} of {done.n_datasets} datasets are missing: {', '.join(done.missing)}",
             hint=f"msft data add {done.missing[0]} --from FOLDER",
+        )
+
+
+def _tell_of_depths(rows: "Sequence[Row]") -> None:
+    """Say which measures reach beyond the lists that were measured."""
+    found = {
+        (row["measure"], row["depth"])
+        for row in rows
+        if (cut := row["measure"].rpartition("@")[2]).isdigit()
+        and row["depth"] is not None
+        and int(cut) > row["depth"]
+    }
+    for measure, depth in sorted(found):
+        diagnostics.note(
+            f"{measure} over lists of {depth}: nothing below rank {depth} counts, so it is {measure.rpartition('@')[0]}@{depth}"
         )
 
 

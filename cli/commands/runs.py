@@ -2,13 +2,16 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.command import Context, command, group
 from cli.commands.data import DatasetOption, _announce, _reasons
 from cli.output import diagnostics, render
+
+if TYPE_CHECKING:
+    from labelstore.runs.import_run import Imported
 
 runs_app = group("Runs: rankings in and out as TREC files.")
 
@@ -34,9 +37,9 @@ def list_runs(context: Context, dataset: DatasetOption = None) -> None:
 def import_run(
     context: Context,
     file: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            help="A TREC run, or a ranking of ColBERT or MS MARCO (query_id doc_id rank [score]), plain, .gz or .zst."
+            help="TREC runs, or rankings of ColBERT or MS MARCO (query_id doc_id rank [score]), plain, .gz or .zst."
         ),
     ],
     dataset: DatasetOption = None,
@@ -47,22 +50,34 @@ def import_run(
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a run of the same name.")] = False,
 ) -> None:
-    """Import a run as a first stage; its scores give the ranks."""
+    """Import runs as first stages; their scores give the ranks. Each file is one run."""
+    from labelstore.errors import UsageError
     from labelstore.runs import import_run as importing
     from labelstore.store import lookup
 
+    if name is not None and len(file) > 1:
+        raise UsageError(
+            f"--name {name} cannot name {len(file)} runs", hint="leave it out: each run has its file's name"
+        )
     store = context.store
     with store.read() as con:
         of = lookup.pick_dataset(con, dataset)
     _announce(dataset, of.name)
-    imported = importing.import_run(
-        store, file, of.name, name, skip_unknown=skip_unknown, replace=replace,
-        note=diagnostics.note,
-    )  # fmt: skip
-    if not imported.new:
-        diagnostics.note("the store already has this run; nothing is changed")
-    row: dict[str, Any] = {
-        "dataset": of.name,
+    rows = []
+    for one in file:
+        imported = importing.import_run(
+            store, one, of.name, name, skip_unknown=skip_unknown, replace=replace,
+            note=diagnostics.note,
+        )  # fmt: skip
+        if not imported.new:
+            diagnostics.note(f"{one}: the store already has this run; nothing is changed")
+        rows.append(_imported(imported, of.name))
+    render.rows(rows, context.format)
+
+
+def _imported(imported: "Imported", dataset: str) -> dict[str, Any]:
+    return {
+        "dataset": dataset,
         "run": imported.run.name,
         "system": imported.run.system,
         "read": imported.n_read,
@@ -72,7 +87,6 @@ def import_run(
         "queries": imported.run.n_queries,
         "depth": imported.run.depth,
     }
-    render.rows([row], context.format)
 
 
 class Metadata(StrEnum):

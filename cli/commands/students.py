@@ -7,7 +7,7 @@ import typer
 
 from cli.command import Context, command, group
 from cli.commands import students_train
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from cli.output.render import Format
 
 students_app = group("Students: train them, re-rank with them, export and serve them.")
@@ -94,7 +94,15 @@ def show(
     """Show a student with a row per stage: view, loss, steps, how far the weights moved, settings."""
     from students.jobs.register import log_rows, stage_rows
 
-    render.rows((log_rows if log else stage_rows)(context.store, student), context.format)
+    if log:
+        render.rows(log_rows(context.store, student), context.format)
+    else:
+        fitted.rows(
+            stage_rows(context.store, student),
+            context.format,
+            keys=("stage",),
+            about=students_train.ABOUT_STAGES,
+        )
 
 
 @command(

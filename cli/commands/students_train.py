@@ -7,13 +7,21 @@ from typing import Annotated
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted
 from cli.parameters import given
 
 STAGE_COLUMNS = (
     "student", "stage", "objective", "loss", "view", "steps", "pairs", "seconds", "weights_moved", "best_step",
     "best_value", "stopped_by", "lists_skipped", "truncated_pairs",
 )  # fmt: skip
+
+ABOUT_STAGES = {
+    "pairs": "query-passage pairs trained on",
+    "weights_moved": "how far the weights moved, relative to their length",
+    "best_value": "validation measure of the kept step",
+    "lists_skipped": "lists without a target",
+    "truncated_pairs": "pairs cut at max_length",
+}
 
 
 @dataclass(frozen=True)
@@ -115,4 +123,5 @@ def train(context: Context, options: Train) -> None:
             progress=tick,
             note=diagnostics.note,
         )
-    render.rows(stage_rows(context.store, student.name), context.format, STAGE_COLUMNS)
+    rows = [{name: row[name] for name in STAGE_COLUMNS} for row in stage_rows(context.store, student.name)]
+    fitted.rows(rows, context.format, keys=("stage",), about=ABOUT_STAGES)

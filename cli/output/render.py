@@ -60,12 +60,12 @@ def _md_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -
     yield _md(["---"] * len(names))
     for block in blocks:
         for row in block:
-            yield _md([_cell(value).replace("|", "\\|") for value in row])
+            yield _md([cell(value).replace("|", "\\|") for value in row])
 
 
 def _latex_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -> Iterator[str]:
     held = [row for block in blocks for row in block]
-    yield latex.tabular(names, [[_cell(value) for value in row] for row in held], _numeric(names, held))
+    yield latex.tabular(names, [[cell(value) for value in row] for row in held], _numeric(names, held))
 
 
 def _table_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _table_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]
     for block in itertools.chain(blocks, [()]):
         if numeric is not None and not block:
             return
-        cells = [[_cell(value) for value in row] for row in block]
+        cells = [[cell(value) for value in row] for row in block]
         widths = [max([widths[k], *(len(line[k]) for line in cells)]) for k in range(len(names))]
         if numeric is None:
             numeric = _numeric(names, block)
@@ -87,8 +87,8 @@ def _table_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]
 
 def _padded(line: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
     parts = [
-        cell.rjust(width) if right else cell.ljust(width)
-        for cell, width, right in zip(line, widths, numeric, strict=True)
+        one.rjust(width) if right else one.ljust(width)
+        for one, width, right in zip(line, widths, numeric, strict=True)
     ]
     return "  ".join(parts).rstrip()
 
@@ -144,7 +144,8 @@ def escaped(value: str) -> str:
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Write a value as tables show it."""
     if value is None:
         return "-"
     if isinstance(value, bool):

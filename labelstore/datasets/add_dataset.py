@@ -5,7 +5,7 @@ from pathlib import Path
 
 from labelstore.datasets import catalog
 from labelstore.datasets.add import Added, NewDataset
-from labelstore.datasets.from_folder import add_folder
+from labelstore.datasets.from_folder import add_folder, splits
 from labelstore.datasets.from_ir_datasets import add_ir_dataset
 from labelstore.datasets.staging import Progress
 from labelstore.errors import UsageError
@@ -21,6 +21,7 @@ def add_dataset(
     collection: str | None = None,
     role: str | None = None,
     update: bool = False,
+    skip_bad_lines: int = 0,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Added:
@@ -35,6 +36,7 @@ def add_dataset(
         collection: the corpus that the dataset shares with others; by default the catalogue's, or from the name.
         role: train, dev or test. Views leave out training queries that stand in a test set.
         update: take a changed text as a new version, and other queries and judgments of a known dataset.
+        skip_bad_lines: lines of passages and of queries that may be left out because they cannot be read; they are counted.
         progress: called with (passages read, total or None).
         note: called with the name that a catalogue alias stands for.
 
@@ -64,7 +66,48 @@ def add_dataset(
     )
     if source is None:
         return add_ir_dataset(store, request, progress=progress)
-    return add_folder(store, _path(folder), request, _path(qrels), progress=progress)
+    return add_folder(
+        store, _path(folder), request, _path(qrels), progress=progress, skip_bad_lines=skip_bad_lines
+    )
+
+
+def add_splits(
+    store: LabelStore,
+    name: str,
+    folder: str | Path,
+    *,
+    collection: str | None = None,
+    update: bool = False,
+    skip_bad_lines: int = 0,
+    progress: Progress | None = None,
+) -> list[Added]:
+    """Add a dataset NAME/SPLIT for each file of judgments in a BEIR folder, over one collection; passages are read once.
+
+    Args:
+        collection: the corpus of all of them; by default `name`.
+        update, skip_bad_lines, progress: as in :func:`add_dataset`.
+
+    Raises:
+        DataMissing: the folder has no judgments of splits.
+        BadInput: as :func:`add_dataset`; the splits before it are stored.
+    """
+    done: list[Added] = []
+    for split, qrels in splits(Path(folder)).items():
+        request = NewDataset(
+            f"{name}/{split}", collection or name, update=update, judged_only=True, source=str(folder)
+        )
+        done.append(
+            add_folder(
+                store,
+                Path(folder),
+                request,
+                qrels,
+                progress,
+                skip_bad_lines=skip_bad_lines,
+                passages=not done,
+            )
+        )
+    return done
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from labelstore.datasets import add as ingest
 from labelstore.datasets.staging import Progress, staging
 from labelstore.errors import DataMissing, UsageError
-from labelstore.files import jsonl, trec
+from labelstore.files import trec
 from labelstore.store.label_store import LabelStore
 
 _ENDINGS = ("", ".gz", ".zst")
@@ -40,12 +40,16 @@ def add_folder(
     request: ingest.NewDataset,
     qrels: Path | None = None,
     progress: Progress | None = None,
+    skip_bad_lines: int = 0,
+    passages: bool = True,
 ) -> ingest.Added:
     """Add a dataset from a folder, or (folder None) from judgments over queries that the collection holds.
 
     Args:
         qrels: judgments; a bare name is looked for in the folder. The dataset then has only the queries judged in it.
             Without it the dataset has all queries of the folder, with its qrels.txt if there is one.
+        skip_bad_lines: lines of passages and of queries that may be left out because they cannot be read.
+        passages: False leaves the folder's passages unread, since the collection has them.
 
     Raises:
         DataMissing: the folder or a file is not found.
@@ -66,18 +70,20 @@ def add_folder(
             f"{folder} has none of the files of a dataset: docs.jsonl, queries.tsv, qrels.txt (.gz, .zst)",
             hint="name the folder that holds them: --from FOLDER",
         )
-    with staging(store) as stage:
+    with staging(store, skip_bad_lines) as stage:
         if judgments is not None:
             stage.add_judgments(trec.read_qrels(judgments), str(judgments))
         if queries is not None:
-            stage.add_queries(jsonl.read_queries(queries), str(queries))
-        if documents is not None:
+            stage.add_query_file(queries)
+        if documents is not None and passages:
             stage.add_document_file(documents, progress)
         stage.finish(request.update)
         added = ingest.merge_dataset(store, stage, request)
+        added.notes += stage.notes
     if judgments is None and folder is not None and (others := _other_judgments(folder)):
         added.notes.append(
-            f"no judgments were read: {folder} has no qrels.txt, but {', '.join(others)}; --qrels {others[0]} takes them"
+            f"no judgments were read: {folder} has no qrels.txt, but {', '.join(others)}; --qrels {others[0]} takes them,"
+            " --splits makes a dataset of each"
         )
     if documents is None and folder is not None and (others := _other_texts(folder, queries, judgments)):
         added.notes.append(
@@ -85,6 +91,32 @@ def add_folder(
             " rename the file that holds them"
         )
     return added
+
+
+def splits(folder: Path) -> dict[str, Path]:
+    """Find the splits of a folder: ``qrels/test.tsv`` as BEIR has them, or ``qrels.test.txt``.
+
+    Raises:
+        DataMissing: the folder has no judgments of splits.
+        UsageError: two files are of one split.
+    """
+    found: dict[str, Path] = {}
+    for name in _other_judgments(folder):
+        path = folder / name
+        split = (path.name if path.parent != folder else path.name.removeprefix("qrels").lstrip(".-_")).split(
+            "."
+        )[0]
+        if split in found:
+            raise UsageError(
+                f"{found[split]} and {path} are both of the split {split}", hint="leave one of them there"
+            )
+        found[split] = path
+    if not found:
+        raise DataMissing(
+            f"{folder} has no judgments of splits",
+            hint="expected qrels/train.tsv, qrels/test.tsv or qrels.test.txt",
+        )
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "train", item[0])))
 
 
 def _other_judgments(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from labelstore.errors import BadInput
 from labelstore.files import fast_jsonl as quick_documents
 from labelstore.files import jsonl
-from labelstore.files.jsonl import Document, Query
+from labelstore.files.jsonl import Bad, Document, Query
 from labelstore.files.trec import Judgment
 from labelstore.files.work_folder import work_folder
 from labelstore.provenance import record as provenance
@@ -34,6 +34,8 @@ SUPERSEDED = "an earlier text of the same id"
 UNJUDGED = "query without a judgment in the given qrels"
 NO_TEXT = "judgment of a query without text"
 REPEATED_JUDGMENT = "same judgment again"
+BAD_LINE = "line that cannot be read"
+NAMED = 3  # skipped lines that are named
 
 _TABLES = {
     "docs": pa.schema([("line", pa.int64()), ("doc_id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("text_hash", pa.uint64())]),
@@ -64,10 +66,16 @@ class ReadCounts:
 
 
 class Staging:
-    """A source, read and hashed into a DuckDB file until it is merged."""
+    """A source, read and hashed into a DuckDB file until it is merged.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        skip: bad lines that a file of passages or queries may have; they are left out, and counted with reasons.
+    """
+
+    def __init__(self, path: Path, skip: int = 0) -> None:
         self.path = path
+        self._skip = skip
+        self.notes: list[str] = []
         self.con = duckdb.connect(str(path), config={"storage_compatibility_version": "v1.5.0"})
         configure(self.con)
         self.con.execute("SET preserve_insertion_order = false")
@@ -111,11 +119,41 @@ class Staging:
             self.con.unregister("batch")
             batch.clear()
 
+    @contextmanager
+    def _skipping(self, step: ReadCounts) -> Iterator[Bad | None]:
+        """Give a reader's handler of bad lines; afterwards name the first ones.
+
+        Raises:
+            BadInput: one bad line more than may be skipped; the message names it.
+        """
+        if not self._skip:
+            yield None
+            return
+        found: list[str] = []
+
+        def bad(error: BadInput) -> None:
+            if len(found) >= self._skip:
+                raise BadInput(
+                    f"{error.message}; {len(found)} bad lines were skipped before it",
+                    hint=f"repair the file, or --skip-bad-lines with more than {self._skip}",
+                )
+            found.append(error.message)
+            step.n_read += 1
+            step.drop(BAD_LINE, 1, error.message)
+
+        yield bad
+        if found:
+            more = f"; and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
+            self.notes.append(f"{len(found):,} bad lines skipped: {'; '.join(found[:NAMED])}{more}")
+
     def add_documents(
-        self, documents: Iterable[Document], source: str, progress: Progress | None = None
+        self,
+        documents: Iterable[Document],
+        source: str,
+        progress: Progress | None = None,
     ) -> None:
         """Read documents; passages without title and text are rejected with a count."""
-        step = self.steps.setdefault("documents", ReadCounts("documents", source))
+        step = self._step("documents", source)
 
         def rows() -> Iterator[tuple[Any, ...] | None]:
             for d in documents:
@@ -134,7 +172,8 @@ class Staging:
             BadInput: a line is wrong; the message names it.
         """
         if ".tsv" in path.suffixes:
-            self.add_documents(jsonl.read_document_table(path), str(path), progress)
+            with self._skipping(self._step("documents", str(path))) as bad:
+                self.add_documents(jsonl.read_document_table(path, bad), str(path), progress)
             return
         step = ReadCounts("documents", str(path))
         self.con.execute("BEGIN")
@@ -150,14 +189,27 @@ class Staging:
                     progress(step.n_read, None)
         except quick_documents.UnusualForm:
             self.con.execute("ROLLBACK")
-            self.add_documents(jsonl.read_documents(path), str(path), progress)
+            with self._skipping(self._step("documents", str(path))) as bad:
+                self.add_documents(jsonl.read_documents(path, bad), str(path), progress)
             return
         self.con.execute("COMMIT")
         self.steps["documents"] = step
 
+    def add_query_file(self, path: Path) -> None:
+        """Read a TSV or JSONL file of queries.
+
+        Raises:
+            BadInput: a line is wrong; the message names it.
+        """
+        with self._skipping(self._step("queries", str(path))) as bad:
+            self.add_queries(jsonl.read_queries(path, bad), str(path))
+
+    def _step(self, name: str, source: str) -> ReadCounts:
+        return self.steps.setdefault(name, ReadCounts(name, source))
+
     def add_queries(self, queries: Iterable[Query], source: str) -> None:
         """Read queries; empty ones are rejected with a count."""
-        step = self.steps.setdefault("queries", ReadCounts("queries", source))
+        step = self._step("queries", source)
 
         def rows() -> Iterator[tuple[Any, ...] | None]:
             for q in queries:
@@ -250,10 +302,10 @@ class Staging:
 
 
 @contextmanager
-def staging(store: LabelStore) -> Iterator[Staging]:
-    """Make a staging file beside the store, and remove it afterwards."""
+def staging(store: LabelStore, skip: int = 0) -> Iterator[Staging]:
+    """Make a staging file beside the store, and remove it afterwards; `skip` is that of :class:`Staging`."""
     with work_folder(store.path.parent) as folder:
-        stage = Staging(folder / "staging.duckdb")
+        stage = Staging(folder / "staging.duckdb", skip)
         try:
             with interruptible(stage.con):
                 yield stage

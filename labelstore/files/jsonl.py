@@ -2,14 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from labelstore.errors import BadInput
 from labelstore.files.lines import decode, lines
 
+T = TypeVar("T")
+Bad = Callable[[BadInput], None]
 DOC_KEYS = ("doc_id", "_id", "docid", "docno", "id", "pid")
 QUERY_KEYS = ("query_id", "_id", "qid", "id")
 # What a header calls the first and the second column, white space and marks apart.
@@ -53,30 +55,49 @@ def _id(path: Path, number: int, value: Any, what: str) -> str:
     return value
 
 
-def read_documents(path: Path) -> Iterator[Document]:
+def read_documents(path: Path, bad: Bad | None = None) -> Iterator[Document]:
     """Read documents of a JSONL file.
+
+    Empty texts are yielded too; the caller counts them.
 
     Names: ``doc_id`` (or ``_id``, ``docid``, ``docno``, ``id``), ``text`` (or ``contents``), ``title``.
 
+    Args:
+        bad: called with the error of a line that is not such an object, which is then left out.
+
     Raises:
-        BadInput: a line is not such an object; the message names it.
+        BadInput: a line is not such an object; the message names it. Not with `bad`, unless that raises it.
     """
-    for number, line in lines(path):
-        if not line.strip():
+    yield from _each(((number, _document, line) for number, line in lines(path) if line.strip()), path, bad)
+
+
+def _document(path: Path, number: int, line: bytes) -> Document:
+    row = _object(path, number, line)
+    doc_id = _id(path, number, next((row[k] for k in DOC_KEYS if k in row), None), "doc_id")
+    text, title = row.get("text", row.get("contents")), row.get("title")
+    for name, value in (("text", text), ("title", title)):
+        if value is not None and not isinstance(value, str):
+            raise BadInput(f"{path}:{number}: {name} is not text", hint="write it as a JSON string")
+    if text is None and "text" not in row and "contents" not in row:
+        raise BadInput(f"{path}:{number}: no field text", hint='each line is {"doc_id": "…", "text": "…"}')
+    return Document(
+        number, doc_id, _sound(path, number, title or "") or None, _sound(path, number, text or "")
+    )
+
+
+def _each(
+    found: Iterable[tuple[int, Callable[[Path, int, bytes], T], bytes]], path: Path, bad: Bad | None
+) -> Iterator[T]:
+    """Read each line; give the error of one that cannot be read to `bad`, if there is one."""
+    for number, read, line in found:
+        try:
+            row = read(path, number, line)
+        except BadInput as error:
+            if bad is None:
+                raise
+            bad(error)
             continue
-        row = _object(path, number, line)
-        doc_id = _id(path, number, next((row[k] for k in DOC_KEYS if k in row), None), "doc_id")
-        text, title = row.get("text", row.get("contents")), row.get("title")
-        for name, value in (("text", text), ("title", title)):
-            if value is not None and not isinstance(value, str):
-                raise BadInput(f"{path}:{number}: {name} is not text", hint="write it as a JSON string")
-        if text is None and "text" not in row and "contents" not in row:
-            raise BadInput(
-                f"{path}:{number}: no field text", hint='each line is {"doc_id": "…", "text": "…"}'
-            )
-        yield Document(
-            number, doc_id, _sound(path, number, title or "") or None, _sound(path, number, text or "")
-        )
+        yield row
 
 
 def _sound(path: Path, number: int, text: str) -> str:
@@ -100,53 +121,69 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def read_queries(path: Path) -> Iterator[Query]:
+def read_queries(path: Path, bad: Bad | None = None) -> Iterator[Query]:
     """Read queries of a TSV (``query_id<TAB>text``; further tabs belong to the text) or JSONL file, by the file's name.
+
+    Text is stripped of white space around it; an empty one is yielded too; the caller counts it.
+
+    Args:
+        bad: as in :func:`read_documents`.
 
     Raises:
         BadInput: a line has neither form; the message names it.
     """
     if ".jsonl" in path.name:
-        for number, line in lines(path):
-            if not line.strip():
-                continue
-            row = _object(path, number, line)
-            query_id = _id(path, number, next((row[k] for k in QUERY_KEYS if k in row), None), "query_id")
-            text = row.get("text", row.get("query"))
-            if not isinstance(text, str):
-                raise BadInput(
-                    f"{path}:{number}: no field text", hint='each line is {"query_id": "…", "text": "…"}'
-                )
-            yield Query(number, query_id, _sound(path, number, text).strip())
+        yield from _each(((number, _query, line) for number, line in lines(path) if line.strip()), path, bad)
         return
-    for number, query_id, text in _table(path, "query_id"):
+    for number, query_id, text in _table(path, "query_id", bad):
         yield Query(number, query_id, text)
 
 
-def read_document_table(path: Path) -> Iterator[Document]:
+def _query(path: Path, number: int, line: bytes) -> Query:
+    row = _object(path, number, line)
+    query_id = _id(path, number, next((row[k] for k in QUERY_KEYS if k in row), None), "query_id")
+    text = row.get("text", row.get("query"))
+    if not isinstance(text, str):
+        raise BadInput(f"{path}:{number}: no field text", hint='each line is {"query_id": "…", "text": "…"}')
+    return Query(number, query_id, _sound(path, number, text).strip())
+
+
+def read_document_table(path: Path, bad: Bad | None = None) -> Iterator[Document]:
     """Read documents of a TSV like MS MARCO's ``collection.tsv``: ``doc_id<TAB>text``; further tabs belong to the text.
+
+    Args:
+        bad: as in :func:`read_documents`.
 
     Raises:
         BadInput: a line has another form; the message names it.
     """
-    for number, doc_id, text in _table(path, "doc_id"):
+    for number, doc_id, text in _table(path, "doc_id", bad):
         yield Document(number, doc_id, None, text)
 
 
-def _table(path: Path, id_name: str) -> Iterator[tuple[int, str, str]]:
+def _table(path: Path, id_name: str, bad: Bad | None) -> Iterator[tuple[int, str, str]]:
     """Yield (line, id, text) of a TSV; skip a header in its first line."""
-    first = True
-    for number, line in lines(path):
-        if not line.strip():
-            continue
+
+    def row(path: Path, number: int, line: bytes) -> tuple[int, str, str] | None:
         id_, tab, text = decode(path, number, line).partition("\t")
         if not tab:
             raise BadInput(
                 f"{path}:{number}: no tab between {id_name} and text", hint=f"each line is {id_name}<TAB>text"
             )
-        header, first = first and _is_header(id_, text), False
-        if not header:
-            yield number, _id(path, number, id_.strip(), id_name), text.strip()
+        if number == first and _is_header(id_, text):
+            return None
+        return number, _id(path, number, id_.strip(), id_name), text.strip()
+
+    first = 0
+
+    def numbered() -> Iterator[tuple[int, Callable[[Path, int, bytes], tuple[int, str, str] | None], bytes]]:
+        nonlocal first
+        for number, line in lines(path):
+            if line.strip():
+                first = first or number
+                yield number, row, line
+
+    yield from (found for found in _each(numbered(), path, bad) if found is not None)
 
 
 def _is_header(id_: str, text: str) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 from labelstore.errors import BadInput, UsageError
 from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
-from msft import extras
-from msft.permissions import as_umask
+from msft.host import extras
+from msft.host.permissions import as_umask
 from students.jobs.candidates import Tick
 from students.jobs.card import write_card
 from students.jobs.export_check import compare, sample

@@ -10,7 +10,7 @@ from typing import Any
 from labelstore.errors import DataMissing
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
-from msft import extras
+from msft.host import extras
 from students.errors import StudentError
 from students.jobs.register import warnings_of
 from students.jobs.rerank import Note, student_folder

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from msft import extras
-from msft.permissions import as_umask
+from msft.host import extras
+from msft.host.permissions import as_umask
 from students.cpu.bert import FusedEncoder, LearningEncoder
 from students.cpu.capabilities import multiplies_bf16
 from students.errors import ExitCode, StudentError

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from msft import extras
+from msft.host import extras
 from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder
 from students.rerank.channel_split import split_maps

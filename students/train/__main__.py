@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msft import extras
 from msft.errors import ExitCode, MsftError
+from msft.host import extras
 from msft.key_values import key_values, toml_value
 from students.recipes.read import load_recipe, make_recipe, shipped
 

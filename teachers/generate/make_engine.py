@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from msft import extras
+from msft.host import extras
 from teachers.engines.base import Engine
 from teachers.errors import ExitCode, TeacherError
 from teachers.generate.plan import Plan

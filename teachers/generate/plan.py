@@ -13,7 +13,7 @@ from labelstore.labels import teacher_key
 from labelstore.labels.write import Teacher as TeacherRow
 from labelstore.store import foreign, keys, lookup
 from labelstore.store.label_store import LabelStore
-from msft import extras
+from msft.host import extras
 from teachers import models
 from teachers.engines.base import Sampling
 from teachers.generate.calls import Teacher, check_reading

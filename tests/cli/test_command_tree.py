@@ -9,6 +9,7 @@ import typer
 
 # What changed on purpose since the commit before the rooms; everything else that was shipped is as it was.
 CHANGED = {
+    " · commands · msft runs import · file": "file... <list[Path]> required",  # one file as before, or several
     " · commands · msft sql · --limit": "--limit <int>",  # 1,000 rows on stdout as before; all of them with -o
     ' · ends · sql "DELETE FROM qrels"': 2,  # a usage error, for --write is missing
 }

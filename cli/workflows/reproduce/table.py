@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from cli.output.render import Format
 from cli.workflows.reproduce.plan import Plan
 from cli.workflows.reproduce.spec import FirstStage, Spec, TestSet, Training
@@ -22,6 +22,15 @@ COLUMNS = (
     "seeds", "single_stage", "single_difference", "ci90_low", "ci90_high", "p_holm", "tost_p", "margin",
     "margin_showable", "verdict", "weights_moved", "measured_on", "why",
 )  # fmt: skip
+
+ABOUT = {
+    "status": "run, partly or missing",
+    "ci90_low": "lower end of the 90 % interval of the difference",
+    "p_holm": "p after Holm's correction",
+    "tost_p": "p of the test of equivalence",
+    "margin_showable": "smallest margin that these queries could show",
+    "weights_moved": "how far the least trained stage moved the weights",
+}
 
 
 def values(store: "LabelStore", spec: Spec) -> Value:
@@ -173,12 +182,12 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
     if spec.note:
         render.text(f"{_COMMENT.get(format, '')}{spec.note}: these values say nothing about the study")
         render.write("")
-    render.rows(beside(spec, found), format)
+    fitted.rows(beside(spec, found), format, keys=("first_stage", "student", "regime"), about=ABOUT)
     judged = on_par(spec, found)
     if judged:
         render.text(f"\n{_COMMENT.get(format, '')}Is a single contrastive stage on par with two?")
         render.write("")
-        render.rows(judged, format)
+        fitted.rows(judged, format, keys=("student", "regimes"), about=ABOUT)
         for sentence in hardly_trained(judged):
             render.text(f"\n{_COMMENT.get(format, '')}{sentence}")
 

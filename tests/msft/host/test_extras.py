@@ -10,10 +10,10 @@ import made_store
 import pytest
 
 from labelstore.store.label_store import LabelStore
-from msft import extras
 from msft.errors import MsftError
+from msft.host import extras
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HIDDEN = """
 import sys
 for name in sys.argv[1].split(","):

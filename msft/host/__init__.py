@@ -1,0 +1,1 @@
+"""What this machine has installed, and how its user lets others read files."""
