@@ -1,12 +1,13 @@
 """Run vLLM's server on loopback with a tiny random Mistral that ranks for any client."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -45,7 +46,9 @@ def served(
     ]  # fmt: skip
     log = folder / "server.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + seconds
         while True:
@@ -63,8 +66,8 @@ def served(
         yield f"http://127.0.0.1:{port}/v1", model
     finally:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with suppress(ProcessLookupError):  # a server that did not start leaves its workers
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
