@@ -94,7 +94,7 @@ def evaluate(
     """
     from cli.workflows import offline_teachers
     from labelstore.errors import PartlyDone
-    from labelstore.evaluation import advice
+    from labelstore.evaluation import advice, grades
     from students.jobs import evaluate as job
 
     talk = job.Talk(diagnostics.note, diagnostics.warn, diagnostics.progress)
@@ -124,6 +124,13 @@ def evaluate(
             context.format,
             _columns(rows, context),
         )
+    with context.store.read() as con:
+        for said in grades.told(
+            con,
+            dict.fromkeys(row["dataset"] for row in rows),
+            list(dict.fromkeys(row["measure"] for row in rows)),
+        ):
+            diagnostics.note(said)
     for each in advice.from_rows(rows):
         diagnostics.note(each.sentence())
     if done.missing:

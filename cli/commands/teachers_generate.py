@@ -65,7 +65,9 @@ def add_generate(app: typer.Typer) -> None:
         if dry_run:
             from teachers.generate.dry_run import forecast
 
-            render.rows([forecast(context.store, settings, note=diagnostics.note).row()], context.format)
+            row = forecast(context.store, settings, note=diagnostics.note).row()
+            render.rows([row], context.format)
+            _tell_of_currency(row)
             return
         _tell_of_padded_keys()
         with diagnostics.progress("labelling", unit="queries") as bar:
@@ -75,7 +77,15 @@ def add_generate(app: typer.Typer) -> None:
 
             result = label(context.store, settings, note=diagnostics.note, progress=progress)
         render.rows([summary(result)], context.format)
+        _tell_of_currency(summary(result))
         raise_if_left(result)
+
+
+def _tell_of_currency(row: dict[str, Any]) -> None:
+    if any(value is not None for name, value in row.items() if name.startswith("cost")):
+        diagnostics.note(
+            "cost: in US dollars at the registry's prices, or in the currency of --input-price and --output-price"
+        )
 
 
 def _tell_of_padded_keys() -> None:

@@ -6,6 +6,7 @@ An error says what failed and where, then ``hint:`` with the next command. ``--d
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from typing import NoReturn
 from labelstore.errors import ExitCode, MsftError
 from labelstore.provenance import masks
 from msft import refusals
+
+FIRST_LINE = 2.0  # seconds after which a progress line is shown
 
 
 @dataclass
@@ -99,7 +102,9 @@ def fail(error: BaseException) -> NoReturn:
 class Progress:
     """A progress line for long work: items done, total, rate, time left, and named figures.
 
-    On a terminal the line is redrawn. In a pipe a new line is written every 30 s. Silent under ``-q``.
+    On a terminal the line is redrawn, within its width. In a pipe a new line is written every 30 s. The first line comes
+    after two seconds at the latest. The rate is that since the first call, so it is right after a resume too. Silent
+    under ``-q``.
     """
 
     label: str
@@ -108,53 +113,97 @@ class Progress:
     done: int = 0
     _figures: dict[str, object] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
+    _first: tuple[float, int] | None = None  # time and items at the first call
     _shown: float = 0.0
     _drawn: bool = False
+    _timer: threading.Timer | None = None
+
+    def begin(self) -> None:
+        """Show a line after two seconds even if nothing is done by then."""
+        self._timer = threading.Timer(FIRST_LINE, self._draw_first)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _draw_first(self) -> None:
+        if not self._drawn and not settings.quiet:
+            self._shown = time.monotonic()
+            self._draw(sys.stderr.isatty())
 
     def __call__(self, done: int, total: int | None = None, **figures: object) -> None:
         """Set the number of items done so far, the total once it is known, and any figures to show."""
-        if done < self.done:  # a new stage or file began, so the rate starts again
-            self._started = time.monotonic()
+        now = time.monotonic()
+        if self._first is None or done < self.done:  # a new stage or file began, so the rate starts again
+            self._first = (now, done)
         self.done, self.total = done, total if total is not None else self.total
         self._figures.update(figures)
         if settings.quiet:
             return
         terminal = sys.stderr.isatty()
-        now = time.monotonic()
         if now - self._shown < (0.2 if terminal else 30.0) or (not terminal and now - self._started < 30.0):
             return
         self._shown = now
         self._draw(terminal)
 
-    def line(self) -> str:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = self.done / seconds
-        parts = [
-            f"{self.label}: {self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}"
-        ]
-        parts.append(f"{rate:,.1f} {self.unit}/s")
-        if self.total and rate > 0 and self.done < self.total:
-            parts.append(f"{_duration((self.total - self.done) / rate)} left")
+    def line(self, width: int | None = None) -> str:
+        """Write the line; with a width, figures that do not fit are left out from the end."""
+        parts = [self._done()]
+        rate = self._rate()
+        if rate is not None:
+            parts.append(f"{rate:,.1f} {self.unit}/s")
+            if self.total and rate > 0 and self.done < self.total:
+                parts.append(f"{_duration((self.total - self.done) / rate)} left")
         parts += [f"{name.replace('_', ' ')} {_figure(value)}" for name, value in self._figures.items()]
-        return ", ".join(parts)
+        while width is not None and len(parts) > 1 and len(", ".join(parts)) > width:
+            parts.pop()
+        return ", ".join(parts)[:width]
+
+    def _done(self) -> str:
+        if self._first is None:
+            return f"{self.label}: working"
+        return (
+            f"{self.label}: {self.done:,}" + (f" of {self.total:,}" if self.total else "") + f" {self.unit}"
+        )
+
+    def _rate(self) -> float | None:
+        """Items per second since the first call; over the whole time if there was one call alone."""
+        if self._first is None:
+            return None
+        began, before = self._first
+        if self.done > before:
+            return (self.done - before) / max(time.monotonic() - began, 1e-9)
+        return None if self.total is None or self.done < self.total else self.done / self._seconds()
+
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self._started, 1e-9)
 
     def close(self) -> None:
         """End the line with the final count."""
-        if not settings.quiet and self.done and (self._drawn or time.monotonic() - self._started > 2.0):
+        if self._timer is not None:
+            self._timer.cancel()
+        if not settings.quiet and self.done and (self._drawn or self._seconds() > FIRST_LINE):
             self._draw(sys.stderr.isatty())
-            if sys.stderr.isatty():
-                sys.stderr.write("\n")
+        if self._drawn and sys.stderr.isatty():
+            sys.stderr.write("\n")
 
     def _draw(self, terminal: bool) -> None:
         self._drawn = True
-        sys.stderr.write(f"\r\x1b[2K{self.line()}" if terminal else self.line() + "\n")
+        sys.stderr.write(f"\r\x1b[2K{self.line(_columns())}" if terminal else self.line() + "\n")
         sys.stderr.flush()
+
+
+def _columns() -> int:
+    """Return the columns of the terminal that stderr writes to, less the last one, in which a line would wrap."""
+    try:
+        return max(os.get_terminal_size(sys.stderr.fileno()).columns - 1, 20)
+    except (OSError, ValueError):  # a terminal without a size, or a stream without a descriptor
+        return 79
 
 
 @contextmanager
 def progress(label: str, total: int | None = None, unit: str = "it") -> Iterator[Progress]:
     """Show progress: ``with progress("tokenising", n, "texts") as tick: tick(done)``."""
     bar = Progress(label, total, unit)
+    bar.begin()
     try:
         yield bar
     finally:

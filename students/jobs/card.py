@@ -9,6 +9,33 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 
+# SPDX ids of licences, as the Hub writes them.
+SPDX = frozenset(
+    [
+        "mit",
+        "apache-2.0",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "isc",
+        "unlicense",
+        "cc0-1.0",
+        "cc-by-3.0",
+        "cc-by-4.0",
+        "cc-by-sa-3.0",
+        "cc-by-sa-4.0",
+        "cc-by-nc-4.0",
+        "cc-by-nc-sa-3.0",
+        "cc-by-nc-sa-4.0",
+        "cc-by-nc-nd-4.0",
+        "odc-by",
+        "gpl-3.0",
+        "agpl-3.0",
+        "lgpl-3.0",
+        "mpl-2.0",
+    ]
+)
+
+
 @dataclass(frozen=True)
 class StageFacts:
     """The card's facts about one stage."""
@@ -76,6 +103,12 @@ def is_hub_id(base: str) -> bool:
     return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
 
 
+def spdx_id(licence: str | None) -> str | None:
+    """Return the id that the Hub has for a licence, if all terms that a student inherits are that one licence."""
+    terms = {term.strip().lower() for term in (licence or "").split(";")}
+    return next(iter(terms)) if len(terms) == 1 and terms <= SPDX else None
+
+
 def _metadata(facts: CardFacts) -> "ModelCardData":
     """Collect the metadata that the Hub shows and searches."""
     from huggingface_hub import EvalResult, ModelCardData
@@ -94,11 +127,12 @@ def _metadata(facts: CardFacts) -> "ModelCardData":
         for row in facts.measured
         if row.alone
     ]
+    spdx = spdx_id(facts.licence)
     return ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="text-ranking",
-        license="other" if facts.licence else None,
-        license_name="inherited-from-labels" if facts.licence else None,
+        license=spdx or ("other" if facts.licence else None),
+        license_name="inherited-from-labels" if facts.licence and not spdx else None,
         base_model=facts.base if is_hub_id(facts.base) else None,
         tags=["cross-encoder", "reranker", "msft", facts.architecture, f"regime:{facts.regime}"],
         msft_sources=sorted({source for stage in facts.stages for source in stage.sources}) or None,

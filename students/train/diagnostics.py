@@ -18,6 +18,7 @@ MAX_GROWTH = 10.0  # ratio of the weights' new length to the old; training that 
 COLLAPSED = 1e-3  # spread of the scores within a list, in logits
 RANDOM_ORDER_LOSS = math.log(2)  # RankNet's loss per pair for a model that orders at random
 PLATEAU = 0.02  # a loss closer to RANDOM_ORDER_LOSS than this still orders at random
+FEW_LISTS = 20  # validation lists below which one list decides which step is best
 USUAL_PAIRS = (
     7_000  # the fewest pairs after which a small model began to rank: benchmarks/results/students.md
 )
@@ -75,6 +76,16 @@ def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> lis
             "a larger one would read more of the passages"
         )
     return told
+
+
+def of_validation(stage: Stage, n_lists: int) -> str | None:
+    """Say that the validation lists are too few to tell which step is best."""
+    if not 0 < n_lists < FEW_LISTS:
+        return None
+    return (
+        f"stage {stage.number} ({stage.objective}): validation has {n_lists} lists, fewer than {FEW_LISTS}: its curve and"
+        " its best step are mostly chance; hold out more with --valid-fraction 0.2"
+    )
 
 
 def collapsed(spread: float) -> bool:

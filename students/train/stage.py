@@ -83,6 +83,9 @@ class StageRun:
         self.held = validation.choose_lists(
             tasks, stage, recipe.seed, CUDA_VALID_PAIRS if on_gpu else CPU_VALID_PAIRS
         )
+        few = diagnostics.of_validation(stage, sum(one.n_lists for one in self.held))
+        if few is not None:
+            say(few)
         self.length = diagnostics.length(encoder.model)
         if stage.warmup >= 1 and self.bounds.steps and stage.warmup >= self.bounds.steps:
             say(

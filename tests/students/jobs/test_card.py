@@ -116,3 +116,14 @@ def test_the_hubs_library_reads_every_measure_back(rows):
     )
     for _, first, _, _ in rows:
         assert first is None or any(f" over {first}" in r.dataset_name for r in read.eval_results)
+
+
+@pytest.mark.parametrize(
+    ("licence", "hub"),
+    [("MIT", "mit"), ("Apache-2.0", "apache-2.0"), ("CC-BY-SA-4.0; cc-by-sa-4.0", "cc-by-sa-4.0"), ("MIT; CC-BY-NC-4.0", "other"),
+     ("research only", "other"), ("MIT (model); distilled from GPT-4", "other")],
+)  # fmt: skip
+def test_a_known_licence_of_labels_is_its_spdx_id(licence: str, hub: str) -> None:
+    metadata = yaml.safe_load(card(facts(licence=licence)).split("---")[1])
+    assert metadata["license"] == hub
+    assert metadata.get("license_name") == ("inherited-from-labels" if hub == "other" else None)
