@@ -15,7 +15,7 @@ import pytest
 from cli.output import diagnostics
 from cli.output.diagnostics import Progress
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
