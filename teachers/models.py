@@ -209,7 +209,7 @@ def _from_folder(folder: Path, engine: str | None) -> TeacherModel:
     if not file.is_file():
         raise TeacherError(
             f"{folder} holds no config.json, so it is no model folder",
-            hint="save_pretrained writes one; `msft students list` names students for student:NAME",
+            hint="write one with save_pretrained, or list students for student:NAME with `msft students list`",
             exit_code=ExitCode.DATA_MISSING,
         )
     try:

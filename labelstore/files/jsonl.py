@@ -45,7 +45,7 @@ def _id(path: Path, number: int, value: Any, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise BadInput(
             f"{path}:{number}: {what} is missing or no text",
-            hint=f'each line is {{"{what}": "…", "text": "…"}}',
+            hint=f'write each line as {{"{what}": "…", "text": "…"}}',
         )
     if len(value.split(None, 1)) != 1 or value != value.strip() or "\x00" in value:
         raise BadInput(
@@ -79,7 +79,7 @@ def _document(path: Path, number: int, line: bytes) -> Document:
         if value is not None and not isinstance(value, str):
             raise BadInput(f"{path}:{number}: {name} is not text", hint="write it as a JSON string")
     if text is None and "text" not in row and "contents" not in row:
-        raise BadInput(f"{path}:{number}: no field text", hint='each line is {"doc_id": "…", "text": "…"}')
+        raise BadInput(f"{path}:{number}: no field text", hint='write each line as {"doc_id": "…", "text": "…"}')
     return Document(
         number, doc_id, _sound(path, number, title or "") or None, _sound(path, number, text or "")
     )
@@ -144,7 +144,7 @@ def _query(path: Path, number: int, line: bytes) -> Query:
     query_id = _id(path, number, next((row[k] for k in QUERY_KEYS if k in row), None), "query_id")
     text = row.get("text", row.get("query"))
     if not isinstance(text, str):
-        raise BadInput(f"{path}:{number}: no field text", hint='each line is {"query_id": "…", "text": "…"}')
+        raise BadInput(f"{path}:{number}: no field text", hint='write each line as {"query_id": "…", "text": "…"}')
     return Query(number, query_id, _sound(path, number, text).strip())
 
 
@@ -168,7 +168,8 @@ def _table(path: Path, id_name: str, bad: Bad | None) -> Iterator[tuple[int, str
         id_, tab, text = decode(path, number, line).partition("\t")
         if not tab:
             raise BadInput(
-                f"{path}:{number}: no tab between {id_name} and text", hint=f"each line is {id_name}<TAB>text"
+                f"{path}:{number}: no tab between {id_name} and text",
+                hint=f"write each line as {id_name}<TAB>text",
             )
         if number == first and _is_header(id_, text):
             return None

@@ -70,7 +70,7 @@ def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
             f"ranks {options.min_rank} to {options.depth} hold nothing", hint="set --min-rank below --depth"
         )
     if options.at_least > options.per_query:
-        raise UsageError("at_least is above per_query", hint=f"--at-least {options.per_query} or less")
+        raise UsageError("at_least is above per_query", hint=f"set --at-least to {options.per_query} or less")
     for key in ("absolute_margin", "relative_margin"):
         value = getattr(options, key)
         if value is not None and value < 0:

@@ -91,7 +91,7 @@ class BiEncoderEngine:
         except (OSError, ValueError) as error:
             raise TeacherError(
                 f"no embedding model at {model}: {str(error).splitlines()[0]}",
-                hint="--model minilm, a Hugging Face id, or a folder of a saved model",
+                hint="give --model minilm, a Hugging Face id, or a folder of a saved model",
                 exit_code=ExitCode.DATA_MISSING,
             ) from error
         self._dimensions = int(loaded.config.hidden_size)

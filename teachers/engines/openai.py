@@ -80,7 +80,7 @@ class OpenAIEngine:
         if sampling.constraint is not None and tokenizer is None:
             raise TeacherError(
                 "replies are constrained by tokens, and the model's tokenizer is not known",
-                hint="--tokenizer FOLDER or a Hugging Face id that is in the local cache; --free does without",
+                hint="give --tokenizer FOLDER or a Hugging Face id in the local cache, or give --free",
                 exit_code=ExitCode.USAGE,
             )
         self.tokenizer = tokenizer
@@ -237,13 +237,13 @@ class OpenAIEngine:
         if status in (401, 403) or status == 429:
             raise TeacherError(
                 f"{server.label} refused the key or its quota is used up: {status} {message}",
-                hint="the key is read from MSFT_API_KEY (OPENAI_API_KEY for api.openai.com)",
+                hint="set the key in MSFT_API_KEY (OPENAI_API_KEY for api.openai.com)",
                 exit_code=ExitCode.TEACHER_ENGINE,
             )
         if status == 404:
             raise TeacherError(
                 f"{server.label} does not know {self._model!r}: {message}",
-                hint="--base-url ends in /v1 as a rule; --model takes the name that the server gives",
+                hint="check --base-url, which usually ends in /v1, and give the server's name of the model with --model",
                 exit_code=ExitCode.TEACHER_ENGINE,
             )
         if status >= 500 or status == 408:
@@ -355,7 +355,7 @@ class OpenAIEngine:
             if response.status_code in (401, 403):
                 raise TeacherError(
                     f"{server.label} refused the key: {response.status_code} {self._message(server, response)}",
-                    hint="the key is read from MSFT_API_KEY (OPENAI_API_KEY for api.openai.com)",
+                    hint="set the key in MSFT_API_KEY (OPENAI_API_KEY for api.openai.com)",
                     exit_code=ExitCode.TEACHER_ENGINE,
                 )
             if response.status_code == 200:

@@ -47,7 +47,7 @@ def spellings(
             return first, later
     raise TeacherError(
         "this tokenizer does not spell identifiers one by one, so replies cannot be constrained",
-        hint="--free asks without constraint",
+        hint="ask without constraint: --free",
         exit_code=ExitCode.TEACHER_ENGINE,
     )
 

@@ -140,7 +140,7 @@ class VllmEngine:
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise TeacherError(
                 f"vLLM cannot load {model}: {_first_line(error)}",
-                hint="a smaller --context or --engine-arg gpu_memory_utilization=0.8 if memory is short; else check the model",
+                hint="if memory is short, give a smaller --context or --engine-arg gpu_memory_utilization=0.8; otherwise check the model",
                 exit_code=ExitCode.DATA_MISSING if isinstance(error, OSError) else ExitCode.TEACHER_ENGINE,
             ) from error
         self.tokenizer = self._llm.get_tokenizer()

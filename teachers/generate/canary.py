@@ -79,7 +79,7 @@ def run_canaries(
     drifted = sum(bool(answer.drifted) for answer in heard)
     if drifted:
         note(
-            f"warning: {drifted} of {len(heard)} canaries are answered otherwise than the first time: the model, its"
+            f"warning: {drifted} of {len(heard)} canaries are answered differently than the first time: the model, its"
             " server or its engine has changed; labels from before and from now on are not one set (table canaries)"
         )
     if len(heard) < len(asked):
@@ -173,7 +173,7 @@ def ask(
         if waiting and time.monotonic() > deadline:
             raise TeacherError(
                 f"the model has not answered {len(waiting)} questions in {TIMEOUT:.0f} s",
-                hint="is the server overloaded? --canaries 0 starts without them",
+                hint="check whether the server is overloaded, or start without canaries: --canaries 0",
                 exit_code=ExitCode.TEACHER_ENGINE,
             )
     return [answers[request.key] for request in requests if request.key in answers]

@@ -63,7 +63,7 @@ class Call:
         if self._process.returncode:
             raise MsftError(
                 f"a process that worked on the store ended with code {self._process.returncode}",
-                hint="run the same command again; is memory short? MSFT_MEMORY bounds what DuckDB takes",
+                hint="run the same command again; if memory is short, bound DuckDB's with MSFT_MEMORY",
             )
         failed, value = pickle.loads(answer)
         if failed:

@@ -65,7 +65,7 @@ def _documents(
         if not text.strip():
             raise DataMissing(
                 f"the passage {doc_id!r} is blank, so it cannot be shown",
-                hint="`msft data add … --update` with its text, or a --depth above it",
+                hint="add its text with `msft data add … --update`, or give a --depth that ends above it",
             )
         yield row
 

@@ -68,13 +68,13 @@ class Labelled:
             return PartlyDone(
                 f"{self.labelled:,} of {self.queries:,} queries of {self.plan.name} are labelled: of {self.aside:,}"
                 " journal segments not everything could be merged",
-                hint="msft verify says why; the same command asks again for what is not in the store",
+                hint="see the reason with msft verify, then run the same command again to ask for what is not in the store",
             )
         if self.quarantined:
             return PartlyDone(
                 f"{self.quarantined:,} of {self.queries:,} queries of {name} are in quarantine,"
                 f" {self.labelled:,} are labelled",
-                hint=f"msft teachers show {name} says why; --retry-quarantined tries them again",
+                hint=f"see the reasons with msft teachers show {name}; try them again with --retry-quarantined",
             )
         return None
 

@@ -363,7 +363,7 @@ def _check_labeling(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
     if differs:
         raise UsageError(
             f"there is a labeling {made.name!r} already, with other {', '.join(differs)}",
-            hint="--name gives the new one another name; the same settings continue the old one",
+            hint="choose another name with --name, or give the same settings to continue",
         )
 
 

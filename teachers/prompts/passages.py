@@ -214,7 +214,7 @@ def fit(
     if best.n_tokens > limit:
         raise TeacherError(
             f"{len(passages)} passages of {low} words take {best.n_tokens} tokens, and {limit} are left of the context",
-            hint="a smaller --window, or a model with a longer context",
+            hint="give a smaller --window, or a model with a longer context",
             exit_code=ExitCode.TEACHER_ENGINE,
         )
     while low < high - 1:

@@ -33,7 +33,7 @@ class Consistent:
         checked("samples", self.samples, 1)
         if self.merge not in ("borda", "reciprocal"):
             raise TeacherError(
-                f"no merge named {self.merge!r}", hint="borda or reciprocal", exit_code=ExitCode.USAGE
+                f"no merge named {self.merge!r}", hint="choose borda or reciprocal", exit_code=ExitCode.USAGE
             )
 
     @property

@@ -231,7 +231,7 @@ class Driver:
         if self._fruitless > FRUITLESS * len(self._slots):
             raise TeacherError(
                 f"Ray's workers are lost before they complete a call: {reason}",
-                hint="completed calls are kept; Ray's logs on the worker's machine have its last words",
+                hint="see Ray's logs on the worker's machine; completed calls are kept",
                 exit_code=ExitCode.TEACHER_ENGINE,
             )
         self.note(f"worker {slot.server} is lost ({reason}): {len(slot.handed)} queries are taken up again")

@@ -41,7 +41,7 @@ def connected() -> Iterator[Any]:
     except (ConnectionError, RuntimeError, TimeoutError) as error:
         raise TeacherError(
             f"no connection to Ray: {str(error).strip().partition(chr(10))[0]}",
-            hint="RAY_ADDRESS names the cluster (`ray start --head` begins one); unset it to work on this machine alone",
+            hint="start a cluster with `ray start --head` and set RAY_ADDRESS, or unset it to work on this machine alone",
             exit_code=ExitCode.TEACHER_ENGINE,
         ) from error
     try:
