@@ -49,7 +49,7 @@ def find(
 
     Args:
         names: as `eval` shows them, STUDENT@FIRST_STAGE, or patterns. None: every system that is not fused.
-        each_seed: keep students that differ only in their seed apart.
+        each_seed: keep students that differ only in their seed as separate systems.
 
     Raises:
         DataMissing: no system over this dataset has the name.
@@ -113,7 +113,7 @@ def _same_recipe(con: duckdb.DuckDBPyConnection, chosen: Sequence[System]) -> di
     """Make a key for each student's system, shared by those that differ only in their seed.
 
     It covers recipe, base, the parameters and sources of the views, first stage, depth and kind; students that were
-    not trained here, and two of one seed, stay apart.
+    not trained here, and two of one seed, stay separate.
     """
     views: dict[str, list[Any]] = {}
     for student, stage, view_hash, kind, parameters in con.execute(

@@ -14,7 +14,7 @@ T = TypeVar("T")
 Bad = Callable[[BadInput], None]
 DOC_KEYS = ("doc_id", "_id", "docid", "docno", "id", "pid")
 QUERY_KEYS = ("query_id", "_id", "qid", "id")
-# What a header calls the first and the second column, white space and marks apart.
+# Names of the first and the second column in a header, ignoring white space and marks.
 _ID_HEADER = re.compile(
     r"(query|q|topic|question|doc|document|p|passage|corpus)?(id|no|num|number)|query|topic|question"
 )

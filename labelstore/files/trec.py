@@ -20,7 +20,7 @@ RUN_FIELDS = {
 BEIR_HEADER = (b"query-id", b"corpus-id", b"score")
 
 _QRELS_HINT = "TREC qrels: query_id 0 doc_id relevance"
-_BEIR_HINT = "BEIR's qrels: query-id, corpus-id and score (a whole number), apart by tabs"
+_BEIR_HINT = "BEIR's qrels: query-id, corpus-id and score (a whole number), separated by tabs"
 
 
 @dataclass(frozen=True)
