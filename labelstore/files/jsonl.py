@@ -79,7 +79,9 @@ def _document(path: Path, number: int, line: bytes) -> Document:
         if value is not None and not isinstance(value, str):
             raise BadInput(f"{path}:{number}: {name} is not text", hint="write it as a JSON string")
     if text is None and "text" not in row and "contents" not in row:
-        raise BadInput(f"{path}:{number}: no field text", hint='write each line as {"doc_id": "…", "text": "…"}')
+        raise BadInput(
+            f"{path}:{number}: no field text", hint='write each line as {"doc_id": "…", "text": "…"}'
+        )
     return Document(
         number, doc_id, _sound(path, number, title or "") or None, _sound(path, number, text or "")
     )
@@ -144,7 +146,9 @@ def _query(path: Path, number: int, line: bytes) -> Query:
     query_id = _id(path, number, next((row[k] for k in QUERY_KEYS if k in row), None), "query_id")
     text = row.get("text", row.get("query"))
     if not isinstance(text, str):
-        raise BadInput(f"{path}:{number}: no field text", hint='write each line as {"query_id": "…", "text": "…"}')
+        raise BadInput(
+            f"{path}:{number}: no field text", hint='write each line as {"query_id": "…", "text": "…"}'
+        )
     return Query(number, query_id, _sound(path, number, text).strip())
 
 
