@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labelstore.analyses.plain_values import csv_cell, plain
-from labelstore.errors import BadInput, MsftError, UsageError
+from labelstore.errors import BadInput, UsageError
+from labelstore.files.whole_file import appearing
 
 ENDINGS = (".csv", ".json", ".parquet")
 _BATCH = 2048  # rows that DuckDB hands over at once
@@ -38,7 +37,7 @@ def write_text(names: list[str], blocks: Iterable[list[tuple[Any, ...]]], path: 
     Raises:
         MsftError: if the file cannot be written.
     """
-    with _appearing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+    with appearing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         if path.suffix == ".csv":
             lines = csv.writer(file, lineterminator="\n")
             lines.writerow(names)
@@ -68,7 +67,7 @@ def write_parquet(found: duckdb.DuckDBPyRelation, names: list[str], limit: int, 
     schema = pa.schema([field.with_name(name) for field, name in zip(reader.schema, names, strict=True)])
     try:
         with (
-            _appearing(path) as beside,
+            appearing(path) as beside,
             beside.open("wb") as binary,
             pq.ParquetWriter(binary, schema) as parquet,
         ):
@@ -88,19 +87,3 @@ def _groups(reader: pa.RecordBatchReader) -> Iterator[list[pa.RecordBatch]]:
             group = []
     if group:
         yield group
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """Write a file beside the target, which it replaces when it is whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield beside
-        os.replace(beside, path)
-    except OSError as error:
-        raise MsftError(
-            f"{path} cannot be written: {error.strerror}", hint="name another file with -o FILE"
-        ) from error
-    finally:
-        if beside.exists():
-            beside.unlink()

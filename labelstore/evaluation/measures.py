@@ -4,6 +4,7 @@ Rankings go to ir-measures with score = -rank, so ties in a system's scores stan
 measure is the same on every machine. A judged query that the ranking lacks scores 0 and is counted.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ _LONGEST_NAME = 300
 _HINT = "names are ir-measures': nDCG@10, RR@10, RR(rel=2)@10, AP(rel=2), R@100, Judged@10"
 _BOUNDS = {"p": (0.0, 1.0), "recall": (0.0, 1.0), "alpha": (0.0, 1.0)}  # of decimal parameters
 _HIGHEST_GRADE = {"gdeval": 4}  # its script ends at a higher one
+_HIGHEST_GRADE_OF_NDCG = 10_000  # without a cut-off trec_eval's work grows with the square of the grade
 _QUERIES_AT_ONCE = 500  # bounds the memory of the nested dicts that ir-measures reads
 
 
@@ -104,6 +106,12 @@ def _check_parameters(name: str, measure: Any) -> None:
         measure["min_rel"] if "min_rel" in measure.SUPPORTED_PARAMS else 0,
         measure.params.get("max_rel"),
     )
+    gain = max(measure.params.get("gains", {}).values(), default=0)
+    if gain > _highest_grade(measure):
+        raise UsageError(
+            f"--measure {name} cannot take gains above {_highest_grade(measure):,}, and {gain:,} is one",
+            hint="name a cut-off, as in nDCG@10, or smaller gains",
+        )
     if high is not None and low >= high:
         raise UsageError(f"--measure {name}: min_rel is {low}, expected less than max_rel, which is {high}")
 
@@ -148,7 +156,7 @@ def check_grades(measures: Sequence[str], qrels: Qrels) -> None:
     highest = max((grade for documents in qrels.judged.values() for grade in documents.values()), default=0)
     lowest = min((grade for documents in qrels.judged.values() for grade in documents.values()), default=0)
     for name in measures:
-        most = _HIGHEST_GRADE.get(_provider(parse(name)) or "", MOST)
+        most = _highest_grade(parse(name))
         if highest > most:
             raise UsageError(
                 f"--measure {name} cannot take grades above {most:,}, and the judgments hold {highest:,}",
@@ -161,6 +169,13 @@ def check_grades(measures: Sequence[str], qrels: Qrels) -> None:
                 f"--measure {name} cannot take grades below {-MOST:,}, and the judgments hold {lowest:,}",
                 hint="import judgments with grades nearer to 0",
             )
+
+
+def _highest_grade(measure: Any) -> int:
+    """Find the highest grade, or gain, that a measure's program can take."""
+    if measure.NAME == "nDCG" and "cutoff" not in measure.params:
+        return _HIGHEST_GRADE_OF_NDCG
+    return _HIGHEST_GRADE.get(_provider(measure) or "", MOST)
 
 
 def canonical(name: str) -> str:
@@ -208,10 +223,16 @@ def _measure(
     parsed: dict[Any, str],
     values: dict[str, Scores],
 ) -> None:
-    judged = {query: qrels.judged[int(query)] for query in batch}
+    judged = {query: _with_a_grade_of_0(qrels.judged[int(query)]) for query in batch}
     try:
         for metric in ir_measures.iter_calc(list(parsed), judged, batch):
-            values[parsed[metric.measure]][int(metric.query_id)] = float(metric.value)
+            name, value = parsed[metric.measure], float(metric.value)
+            if not math.isfinite(value):
+                raise UsageError(
+                    f"--measure {name} is {value} on a query: it has no value there",
+                    hint=f"leave out {name}, or name another measure: nDCG@10",
+                )
+            values[name][int(metric.query_id)] = value
     except ZeroDivisionError as error:
         names = ", ".join(parsed.values())
         raise UsageError(
@@ -219,6 +240,14 @@ def _measure(
             " (Accuracy: by the passages ranked above the cut-off that are not relevant)",
             hint="leave out Accuracy, or choose a larger cut-off: Accuracy@100",
         ) from error
+
+
+def _with_a_grade_of_0(judged: dict[str, int]) -> dict[str, int]:
+    """Add a passage of grade 0 that no system ranks if all grades are negative.
+
+    trec_eval writes outside its memory if a query's highest grade is negative. No measure changes by such a passage.
+    """
+    return judged if max(judged.values(), default=0) >= 0 else {**judged, "-": 0}
 
 
 def mean(scores: Scores) -> float:

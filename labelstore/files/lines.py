@@ -16,7 +16,8 @@ from typing import IO, Any
 
 import zstandard
 
-from labelstore.errors import BadInput, DataMissing, UsageError
+from labelstore.errors import BadInput, DataMissing
+from labelstore.files.whole_file import appearing
 
 MAX_LINE = 64 * 2**20  # bytes; no text for ranking is longer
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -162,31 +163,19 @@ def create(path: Path) -> Iterator[IO[str]]:
     A link is followed. A device or a pipe is written to, and never replaced.
 
     Raises:
-        UsageError: if it is a folder.
+        UsageError: the path is a folder.
+        MsftError: the file cannot be written.
     """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", hint=f"name a file in it, e.g. -o {path / 'out.txt'}")
-    if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8", newline="\n") as device:
-            yield device
-        return
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            packed: Any = file
-            if path.suffix == ".gz":
-                packed = gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0)
-            elif path.suffix == ".zst":
-                packed = zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False)
-            text = io.TextIOWrapper(packed, "utf-8", newline="\n")
-            yield text
-            text.flush()
-            if packed is not file:
-                text.close()
-            else:
-                text.detach()
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with appearing(path) as part, part.open("wb") as file:
+        packed: Any = file
+        if path.suffix == ".gz":
+            packed = gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0)
+        elif path.suffix == ".zst":
+            packed = zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False)
+        text = io.TextIOWrapper(packed, "utf-8", newline="\n")
+        yield text
+        text.flush()
+        if packed is not file:
+            text.close()
+        else:
+            text.detach()

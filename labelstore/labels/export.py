@@ -2,7 +2,6 @@
 
 `read_json` and `read_columns` read the files back to the same labels."""
 
-import gzip
 import io
 import itertools
 import json
@@ -16,7 +15,8 @@ import duckdb
 
 from labelstore.errors import DataMissing, UsageError
 from labelstore.files import trec
-from labelstore.files.work_folder import work_folder
+from labelstore.files.lines import create
+from labelstore.files.whole_file import appearing
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 from labelstore.store.rows import columns, named
@@ -152,21 +152,8 @@ def _opened(out: Path | None, stdout: IO[str] | None) -> Iterator[IO[str]]:
         buffer = io.StringIO() if stdout is None else stdout
         yield buffer
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    try:
-        if out.name.endswith(".gz"):
-            # no name and no time in the header: equal labels give equal bytes
-            with part.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-                text = io.TextIOWrapper(packed, "utf-8", newline="\n")
-                yield text
-                text.flush()
-        else:
-            with part.open("w", encoding="utf-8", newline="\n") as file:
-                yield file
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    with create(out) as file:
+        yield file
 
 
 def _groups(one: ExportedList) -> list[list[str]] | None:
@@ -303,22 +290,19 @@ def _parquet(store: LabelStore, name: str, out: Path) -> int:
     """Write a row per ranked passage, as ``datasets.load_dataset("parquet", data_files=…)`` reads it."""
     with store.read() as con:
         of = lookup.labeling(con, name)
-    with work_folder(out.absolute().parent) as work:
-        part = work / "labels.parquet"
-        with store.read(reach=[work]) as con:
-            con.execute(
-                f"""COPY (
-                    SELECT q.query_id, q.text AS query, d.doc_id, i.rank::INTEGER AS rank, i.initial_rank::INTEGER AS initial_rank,
-                           i.grade::INTEGER AS grade, i.score, l.name AS labeling, t.name AS teacher, l.first_stage,
-                           p.status, p.repairs, p.settled, l.licence
-                    FROM permutations p JOIN permutation_items i USING (permutation) JOIN queries q USING (query)
-                    JOIN documents d USING (document) JOIN labelings l USING (labeling) JOIN teachers t USING (teacher)
-                    WHERE p.labeling = {of.labeling} AND p.status IN ('ok', 'repaired') ORDER BY q.query_id, i.rank
-                ) TO '{str(part).replace("'", "''")}' (FORMAT parquet, COMPRESSION zstd)"""
-            )
-            (n,) = con.execute(
-                "SELECT count(*) FROM permutations WHERE labeling = ? AND status IN ('ok', 'repaired')",
-                [of.labeling],
-            ).fetchall()[0]
-        part.replace(out)
+    with appearing(out) as part, store.read(reach=[part]) as con:
+        con.execute(
+            f"""COPY (
+                SELECT q.query_id, q.text AS query, d.doc_id, i.rank::INTEGER AS rank, i.initial_rank::INTEGER AS initial_rank,
+                       i.grade::INTEGER AS grade, i.score, l.name AS labeling, t.name AS teacher, l.first_stage,
+                       p.status, p.repairs, p.settled, l.licence
+                FROM permutations p JOIN permutation_items i USING (permutation) JOIN queries q USING (query)
+                JOIN documents d USING (document) JOIN labelings l USING (labeling) JOIN teachers t USING (teacher)
+                WHERE p.labeling = {of.labeling} AND p.status IN ('ok', 'repaired') ORDER BY q.query_id, i.rank
+            ) TO '{str(part).replace("'", "''")}' (FORMAT parquet, COMPRESSION zstd)"""
+        )
+        (n,) = con.execute(
+            "SELECT count(*) FROM permutations WHERE labeling = ? AND status IN ('ok', 'repaired')",
+            [of.labeling],
+        ).fetchall()[0]
     return int(n)

@@ -8,7 +8,6 @@ and the script puts texts into the page as text alone.
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from scipy import stats
 from labelstore.errors import MsftError
 from labelstore.evaluation import comparison
 from labelstore.evaluation import measures as measuring
+from labelstore.files.whole_file import appearing
 from labelstore.report import boards, costs, curves, explorer, lineage, plots, svg
 from labelstore.report import label_quality as labels
 from labelstore.report.boards import Board
@@ -132,7 +132,8 @@ def write(
                 f"the report would have {len(content) / 1e6:.1f} MB, more than {MAX_BYTES // 10**6}",
                 hint="choose fewer with --dataset and --measure",
             )
-    _put(path, content)
+    with appearing(path) as beside:
+        beside.write_bytes(content)
     return Written(path, len(content), _summary(page, explorers))
 
 
@@ -145,19 +146,6 @@ def _room(n_datasets: int, asked: int | None) -> list[tuple[int, int]]:
         if n_datasets * n * _PASSAGES * min(characters, _USUAL_LENGTH) < 0.8 * MAX_BYTES
     ]  # fmt: skip
     return likely or list(_ROOM[-1:])
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write the whole file or nothing."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError as error:
-        raise MsftError(
-            f"{path} cannot be written: {error.strerror}", hint="name another file with -o FILE"
-        ) from error
 
 
 def gather(

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from labelstore.errors import BadInput, UsageError
+from labelstore.files.whole_file import appearing
 
 Row = dict[str, Any]
 
@@ -30,21 +31,16 @@ def write(folder: Path, layout: str, output: Path, *, scores: bool = False) -> i
         raise BadInput(f"{output} exists already", hint="name a new file with -o")
     queries = pq.read_table(folder / "queries.parquet")["text"]
     passages = pq.read_table(folder / "passages.parquet")["text"]
-    partial = output.with_name(output.name + ".part")
     n = 0
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for batch in pq.ParquetFile(folder / "lists.parquet").iter_batches(batch_size=4096):
-                for item in batch.to_pylist():
-                    if scores and item["scores"] is None:
-                        raise UsageError("this view has no scores", hint="leave out --scores")
-                    texts = [passages[p].as_py() for p in item["passages"]]
-                    for row in LAYOUTS[layout](queries[item["query"]].as_py(), texts, item, scores):
-                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                        n += 1
-        partial.rename(output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with appearing(output) as partial, partial.open("w", encoding="utf-8") as file:
+        for batch in pq.ParquetFile(folder / "lists.parquet").iter_batches(batch_size=4096):
+            for item in batch.to_pylist():
+                if scores and item["scores"] is None:
+                    raise UsageError("this view has no scores", hint="leave out --scores")
+                texts = [passages[p].as_py() for p in item["passages"]]
+                for row in LAYOUTS[layout](queries[item["query"]].as_py(), texts, item, scores):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    n += 1
     return n
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from msft import refusals
 from msft.errors import ExitCode, MsftError
 from msft.host import extras
 from msft.key_values import key_values, toml_value
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.recipe
             else make_recipe(overrides, where="options")
         )
-        from students.train.run import train
+        with refusals.named(options.out, ImportError):  # torch's own libraries may not fit into memory
+            from students.train.run import train
 
         if "tensorboard" in options.tracker:
             extras.require("trackers")

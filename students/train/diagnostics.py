@@ -123,6 +123,22 @@ def length(model: nn.Module) -> float:
     return float(torch.nn.utils.get_total_norm(weights))
 
 
+def check_base(before: float, base: str) -> None:
+    """Stop at a base model whose weights are not finite: no setting of the training can mend it.
+
+    Args:
+        before: the weights' length when the stage begins.
+
+    Raises:
+        StudentError: the length is not finite.
+    """
+    if not math.isfinite(before):
+        raise StudentError(
+            f"the weights of {base} have length {before}: one of them is not finite",
+            hint="name another base model with --base, or download it again",
+        )
+
+
 def check_step(loss: float, norm: float, stage: Stage, step: int) -> None:
     """Stop at a loss or a gradient that is not finite, before it reaches the weights.
 
@@ -134,20 +150,28 @@ def check_step(loss: float, norm: float, stage: Stage, step: int) -> None:
             raise _went_wrong(stage, f"the {what} of", f"is {value} at step {step:,}")
 
 
-def check_weights(model: nn.Module, before: float, stage: Stage, step: int) -> None:
+def check_weights(
+    model: nn.Module, optimiser: torch.optim.Optimizer, before: float, stage: Stage, step: int
+) -> None:
     """Stop at weights that are too large to result from training, before they are saved.
+
+    The state of Adam can overflow while the weights stay finite. They no longer move then.
 
     Args:
         before: the weights' length when the stage began.
 
     Raises:
-        StudentError: the weights are too large or not finite; the message names the stage and the step.
+        StudentError: the weights are too large or not finite, or the optimiser's state is not finite; the message names
+            the stage and the step.
     """
     now = length(model)
     if not now <= MAX_GROWTH * before:  # true for nan too
         raise _went_wrong(
             stage, "the weights of", f"have length {now:.3g} at step {step:,}, and had {before:.3g} before it"
         )
+    held = [v for of in optimiser.state.values() for v in of.values() if torch.is_tensor(v)]
+    if not all(bool(torch.isfinite(v).all()) for v in held):
+        raise _went_wrong(stage, "the optimiser's state of", f"is not finite at step {step:,}")
 
 
 def check_validation(values: Mapping[str, float], stage: Stage, step: int) -> None:

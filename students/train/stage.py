@@ -87,6 +87,7 @@ class StageRun:
         if few is not None:
             say(few)
         self.length = diagnostics.length(encoder.model)
+        diagnostics.check_base(self.length, recipe.base if stage.number == 1 else "the stage before")
         if stage.warmup >= 1 and self.bounds.steps and stage.warmup >= self.bounds.steps:
             say(
                 f"{self.name}: warmup ({stage.warmup:g} steps) is as long as the stage ({self.bounds.steps:,} steps); "
@@ -143,7 +144,7 @@ class StageRun:
             valid = _due(stage.valid_every, state, tenth, state.looked)
             saves = _due(stage.checkpoint_every or stage.valid_every, state, tenth, state.saved)
             if valid or saves or state.stopped_by:
-                diagnostics.check_weights(self.encoder.model, self.length, stage, state.step)
+                diagnostics.check_weights(self.encoder.model, self.optimiser, self.length, stage, state.step)
             if valid or state.stopped_by:
                 self._validate(state, log)
                 state.looked = state.seconds

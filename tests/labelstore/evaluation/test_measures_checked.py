@@ -84,6 +84,60 @@ def test_measure_without_a_value_on_a_query() -> None:
         measuring.per_query(ranking, qrels, ["Accuracy@2"])
 
 
+ODD = [
+    "P(rel=0)@5", "AP(rel=-1)", "AP(rel=None)", "nDCG(dcg='odd')@10", "nDCG(dcg=2)@10", "RBP(p=2)", "RBP(p=nan)",
+    "SetF(beta=nan)", "SetF(beta=inf)", "SetF(beta=-1.0)", "ERR@0", "ERR@1e3", "Compat(p=-0.1)", "IPrec@nan", "RR@-1",
+    "Success(rel='x')@5", "P(rel=True)@5", "P(judged_only=1)@5", "nDCG(gains={0:-1})@10", "nDCG(gains=[1])@10",
+    "nDCG(gains={1:1000000})", "R@1_000_000_0", "INST(max_rel=0)", "BPM(max_rel=3,T=inf)@10", "NERR8(max_rel=1,min_rel=1)@5",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_parameter_says_why(name: str) -> None:
+    with pytest.raises(UsageError, match="--measure") as raised:
+        measuring.parse(name)
+    assert raised.value.exit_code == 2
+
+
+GRADES = {
+    "all negative": [-3],
+    "spam and relevant": [-2, -1, 1],
+    "zeros": [0, 0, 0],
+    "high": [1_000_000, 999_999],
+    "seven": [7, 6],
+}
+ALLOWED = [
+    "AP", "nDCG@10", "nDCG", "nDCG(judged_only=True)@10", "P(judged_only=True,rel=2)@5", "IPrec(judged_only=True)@0.5",
+    "Rprec", "Bpref", "infAP", "SetF(beta=2.0)", "SetAP", "RR(judged_only=True)", "Success(rel=5)@1", "Judged@3",
+    "ERR@5", "nDCG(dcg='exp-log2')@5", "Compat(p=0.99)", "Accuracy@1", "nDCG(gains={0:3,7:0})@10", "R(rel=7)@1000000",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("grades", GRADES.values(), ids=GRADES)
+def test_any_grades_give_a_value_or_a_reason(grades: list[int]) -> None:
+    ranks = np.arange(1, 8)
+    ranking = Ranking(np.ones(7, dtype=int), ranks, ranks)
+    judged = {1: {str(k): grade for k, grade in enumerate(grades, 1)}, 2: {"1": 1}}
+    for _ in range(2):  # trec_eval's memory is dirty the second time
+        for name in ALLOWED:
+            try:
+                found = measuring.per_query(ranking, Qrels(judged, "h"), [measuring.canonical(name)])
+            except UsageError:
+                continue
+            assert all(0 <= value <= 1 for scores in found.values() for value in scores.values()), name
+
+
+@pytest.mark.parametrize("others", [[1], [0], [2, -1]])
+def test_a_query_whose_judgments_are_all_negative_ends_no_process(others: list[int]) -> None:
+    ranks = np.arange(1, 4)
+    for grades in (others, [-1], [-2, -2], [-1, -3, -2]):
+        judged = {1: {str(k): grade for k, grade in enumerate(grades, 1)}}
+        ranking = Ranking(np.ones(3, dtype=int), ranks, ranks)
+        found = measuring.per_query(ranking, Qrels(judged, "h"), ["AP", "Judged@3"])
+        assert found["Judged@3"][1] == pytest.approx(len(grades) / 3)
+        assert found["AP"][1] == (1.0 if grades in ([1], [2, -1]) else 0.0)
+
+
 @pytest.mark.parametrize("name", ["R", "Success@0", "NERR11"])
 @pytest.mark.parametrize("command", [["eval"], ["compare", "first", "first"]])
 def test_commands_end_with_exit_2(tmp_path: Path, capsys, command: list[str], name: str) -> None:
