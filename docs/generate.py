@@ -410,7 +410,12 @@ def front_door() -> str:
 
 def demo_block(file: Path) -> str:
     """README.md with the table of a demo: `file` has what `msft demo --format json` printed."""
-    kinds = {"first_stage": "first stage", "student": "student", "fused": "fused with BM25"}
+    kinds = {
+        "first_stage": "first stage",
+        "student": "student",
+        "fused": "fused with BM25",
+        "teacher": "teacher",
+    }
     lines = ["| system | kind | RR@10 | p against BM25 |", "|---|---|---|---|"]
     for row in json.loads(file.read_text("utf-8")):
         p = "" if row["p_value"] is None else f"{row['p_value']:.2g}".removeprefix("0")
