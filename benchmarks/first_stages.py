@@ -105,13 +105,7 @@ def _alone(store: LabelStore, dataset: str) -> None:
         frame = pl.DataFrame(rows, schema=["query", "document", "score"], orient="row")
         con.register("alone", frame.to_arrow())
         runs.store_run(
-            con,
-            job,
-            dataset=of.dataset,
-            name="bm25s_alone",
-            kind="first_stage",
-            system="bm25s alone",
-            relation="alone",
+            con, job, runs.NewRun(of.dataset, "bm25s_alone", "first_stage", "bm25s alone"), "alone"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from labelstore.provenance import record as provenance
-from labelstore.runs.write import store_run
+from labelstore.runs.write import NewRun, store_run
 from labelstore.store import keys
 from labelstore.store.label_store import LabelStore
 
@@ -106,7 +106,5 @@ def make(
                 }
             ),
         )
-        store_run(
-            con, job, dataset=1, name="first", kind="first_stage", system="made", relation="new_candidates"
-        )
+        store_run(con, job, NewRun(1, "first", "first_stage", "made"), "new_candidates")
     return store

@@ -1,6 +1,7 @@
 """`msft compare`: compare systems, with a verdict for each pair."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,24 @@ SHOWN = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Which systems are paired, and when a difference counts."""
+
+    margin: Annotated[
+        float, "The largest difference that counts as equal; declare it before you see the results."
+    ] = 0.01
+    baseline: Annotated[
+        str | None, "The system that the others are compared with; by default the first one."
+    ] = None
+    correction: Annotated[str, "The correction that decides better and worse: holm or bh."] = "holm"
+    family: Annotated[
+        str, "Which pairs are corrected together: dataset (those of one dataset and measure) or all."
+    ] = "dataset"
+    all_pairs: Annotated[bool, typer.Option("--all", help="Compare every two systems.")] = False
+    pooled: Annotated[bool, "Pool the datasets' queries into one set; a shared topic counts once."] = False
+
+
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
     command(
@@ -43,56 +62,15 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    dataset: Annotated[
-        list[str] | None, typer.Option("--dataset", help="A dataset; repeatable; by default the only one.")
-    ] = None,
+    dataset: Annotated[list[str] | None, "A dataset; repeatable; by default the only one."] = None,
     measure: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--measure",
-            help="A measure in ir-measures' names; repeatable; by default the dataset's first one.",
-        ),
+        list[str] | None, "A measure in ir-measures' names; repeatable; by default the dataset's first one."
     ] = None,
-    margin: Annotated[
-        float,
-        typer.Option(
-            "--margin",
-            help="The largest difference that counts as equal; declare it before you see the results.",
-        ),
-    ] = 0.01,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            "--baseline", help="The system that the others are compared with; by default the first one."
-        ),
-    ] = None,
-    correction: Annotated[
-        str, typer.Option("--correction", help="The correction that decides better and worse: holm or bh.")
-    ] = "holm",
-    family: Annotated[
-        str,
-        typer.Option(
-            "--family",
-            help="Which pairs are corrected together: dataset (those of one dataset and measure) or all.",
-        ),
-    ] = "dataset",
-    all_pairs: Annotated[bool, typer.Option("--all", help="Compare every two systems.")] = False,
-    pooled: Annotated[
-        bool,
-        typer.Option("--pooled", help="Pool the datasets' queries into one set; a shared topic counts once."),
-    ] = False,
-    each_seed: Annotated[
-        bool,
-        typer.Option(
-            "--each-seed", help="Treat students that differ only in their seed as separate systems."
-        ),
-    ] = False,
+    by: Comparison = Comparison(),
+    each_seed: Annotated[bool, "Treat students that differ only in their seed as separate systems."] = False,
     exclude_self: Annotated[
         bool,
-        typer.Option(
-            "--exclude-self",
-            help="Leave a passage with its query's id out of the ranking, as ArguAna and Quora always do; such values are not kept.",
-        ),
+        "Leave a passage with its query's id out of the ranking, as ArguAna and Quora always do; such values are not kept.",
     ] = False,
 ) -> None:
     """Compare systems: better, worse, equivalent within a margin, or inconclusive.
@@ -108,20 +86,15 @@ def compare(
         systems or None,
         list(dict.fromkeys(dataset or [])),
         measures=measure,
-        baseline=baseline,
-        all_pairs=all_pairs,
-        pooled=pooled,
-        margin=margin,
-        correction=correction,
-        family=family,
+        **vars(by),
         selection=comparison.Selection(each_seed, exclude_self),
         note=diagnostics.note,
     )
     if context.format is Format.latex:
-        name = {"holm": "Holm", "bh": "Benjamini-Hochberg"}[correction]
-        render.text(latex.comparison(rows, comparison.CORRECTIONS[correction], name))
+        name = {"holm": "Holm", "bh": "Benjamini-Hochberg"}[by.correction]
+        render.text(latex.comparison(rows, comparison.CORRECTIONS[by.correction], name))
     else:
-        render.rows(rows, context.format, columns(context.format, correction))
+        render.rows(rows, context.format, columns(context.format, by.correction))
     for line in summary(rows):
         diagnostics.note(line)
 

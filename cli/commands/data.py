@@ -41,21 +41,14 @@ def add(
         ),
     ] = None,
     qrels: Annotated[
-        Path | None,
-        typer.Option(help="A file of judgments; the dataset then has only the queries judged in it."),
+        Path | None, "A file of judgments; the dataset then has only the queries judged in it."
     ] = None,
-    collection: Annotated[
-        str | None, typer.Option(help="The collection whose documents it shares with other datasets.")
-    ] = None,
+    collection: Annotated[str | None, "The collection whose documents it shares with other datasets."] = None,
     role: Annotated[
-        str | None,
-        typer.Option(help="train, dev or test; views leave out training queries that a test set has."),
+        str | None, "train, dev or test; views leave out training queries that a test set has."
     ] = None,
     update: Annotated[
-        bool,
-        typer.Option(
-            "--update", help="Accept changed texts as new versions, and changed queries and judgments."
-        ),
+        bool, "Accept changed texts as new versions, and changed queries and judgments."
     ] = False,
     splits: Annotated[
         bool, typer.Option("--splits", help="Add DATASET/SPLIT for each of the folder's qrels/SPLIT.tsv.")
@@ -169,17 +162,11 @@ def _announce(asked: str | None, taken: str, what: str = "dataset") -> None:
 )
 def generate(
     context: Context,
-    model: Annotated[
-        str, typer.Option(help="sentences: titles, or each passage's most informative sentence.")
-    ],
-    collection: Annotated[
-        str | None, typer.Option(help="The collection of passages; by default the only one.")
-    ] = None,
-    n: Annotated[int, typer.Option("--n", help="Queries at most; the seed draws their passages.")] = 1500,
-    name: Annotated[
-        str | None, typer.Option(help="The dataset's name; by default COLLECTION/sentences.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="The seed of the draw of passages.")] = 42,
+    model: Annotated[str, "sentences: titles, or each passage's most informative sentence."],
+    collection: Annotated[str | None, "The collection of passages; by default the only one."] = None,
+    n: Annotated[int, "Queries at most; the seed draws their passages."] = 1500,
+    name: Annotated[str | None, "The dataset's name; by default COLLECTION/sentences."] = None,
+    seed: Annotated[int, "The seed of the draw of passages."] = 42,
 ) -> None:
     """Make a training dataset of pseudo-queries: no model, no cost. Label it as a log, and train on both."""
     from labelstore.datasets import sentences

@@ -33,11 +33,7 @@ class Beside:
         str | None, "The dataset whose queries choose the weight of --fuse; by default a dev set."
     ] = None
     teacher: Annotated[
-        bool,
-        typer.Option(
-            "--teacher/--no-teacher",
-            help="Let the students' offline teachers label the queries, and measure them too.",
-        ),
+        bool, "Let the students' offline teachers label the queries, and measure them too."
     ] = True
 
 
@@ -48,42 +44,21 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     context: Context,
-    dataset: Annotated[
-        list[str] | None, typer.Option("--dataset", help="A dataset; repeatable; by default the only one.")
-    ] = None,
-    run: Annotated[
-        list[str] | None, typer.Option("--run", help="A first stage; repeatable; by default all.")
-    ] = None,
-    student: Annotated[
-        list[str] | None, typer.Option("--student", help="A student; repeatable; by default all.")
-    ] = None,
-    labels: Annotated[
-        list[str] | None, typer.Option("--labels", help="A labeling; repeatable; by default all.")
-    ] = None,
+    dataset: Annotated[list[str] | None, "A dataset; repeatable; by default the only one."] = None,
+    run: Annotated[list[str] | None, "A first stage; repeatable; by default all."] = None,
+    student: Annotated[list[str] | None, "A student; repeatable; by default all."] = None,
+    labels: Annotated[list[str] | None, "A labeling; repeatable; by default all."] = None,
     measure: Annotated[
         list[str] | None,
-        typer.Option(
-            "--measure",
-            help="A measure in ir-measures' names; repeatable; by default the literature's for the dataset.",
-        ),
+        "A measure in ir-measures' names; repeatable; by default the literature's for the dataset.",
     ] = None,
-    depth: Annotated[int, typer.Option("--depth", help="Candidates per query that students re-rank.")] = 100,
+    depth: Annotated[int, "Candidates per query that students re-rank."] = 100,
     beside: Beside = Beside(),
-    suite: Annotated[
-        str | None, typer.Option("--suite", help="dl, beir, or a file of datasets; adds the macro mean.")
-    ] = None,
-    rerank: Annotated[
-        bool,
-        typer.Option(
-            "--rerank/--no-rerank", help="Let students re-rank first what they have not re-ranked yet."
-        ),
-    ] = True,
+    suite: Annotated[str | None, "dl, beir, or a file of datasets; adds the macro mean."] = None,
+    rerank: Annotated[bool, "Let students re-rank first what they have not re-ranked yet."] = True,
     exclude_self: Annotated[
         bool,
-        typer.Option(
-            "--exclude-self",
-            help="Leave out passages that have their query's id (always done for ArguAna and Quora); such values are not stored.",
-        ),
+        "Leave out passages that have their query's id (always done for ArguAna and Quora); such values are not stored.",
     ] = False,
 ) -> None:
     """Measure first stages, teachers and students side by side.
@@ -94,7 +69,7 @@ def evaluate(
     """
     from cli.workflows import offline_teachers
     from labelstore.errors import PartlyDone
-    from labelstore.evaluation import advice, grades
+    from labelstore.evaluation import advice
     from students.jobs import evaluate as job
 
     talk = job.Talk(diagnostics.note, diagnostics.warn, diagnostics.progress)
@@ -114,24 +89,9 @@ def evaluate(
         exclude_self=exclude_self,
         talk=talk,
     )
-    rows = done.rows
-    if context.format is Format.table and rows:
-        fitted.rows(wide(rows), context.format, keys=("system",), about=ABOUT)
-        _tell_of_depths(rows)
-    else:
-        render.rows(
-            wide(rows) if context.format in FOR_PEOPLE else rows,
-            context.format,
-            _columns(rows, context),
-        )
-    with context.store.read() as con:
-        for said in grades.told(
-            con,
-            dict.fromkeys(row["dataset"] for row in rows),
-            list(dict.fromkeys(row["measure"] for row in rows)),
-        ):
-            diagnostics.note(said)
-    for each in advice.from_rows(rows):
+    _print(done.rows, context.format)
+    _note_grades(context, done.rows)
+    for each in advice.from_rows(done.rows):
         diagnostics.note(each.sentence())
     if done.missing:
         raise PartlyDone(
@@ -155,10 +115,27 @@ def _tell_of_depths(rows: "Sequence[Row]") -> None:
         )
 
 
-def _columns(rows: "Sequence[Row]", context: Context) -> list[str] | None:
-    if context.format in FOR_PEOPLE or rows:
-        return None
-    return ["dataset", "system", "kind", "first_stage", "measure", "value", "n_queries", "p_value"]
+def _note_grades(context: Context, rows: "Sequence[Row]") -> None:
+    from labelstore.evaluation import grades
+
+    datasets = dict.fromkeys(row["dataset"] for row in rows)
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    with context.store.read() as con:
+        for said in grades.told(con, datasets, measures):
+            diagnostics.note(said)
+
+
+def _print(rows: "Sequence[Row]", format: Format) -> None:
+    if format is Format.table and rows:
+        fitted.rows(wide(rows), format, keys=("system",), about=ABOUT)
+        _tell_of_depths(rows)
+    elif format in FOR_PEOPLE:
+        render.rows(wide(rows), format)
+    elif rows:
+        render.rows(rows, format)
+    else:
+        columns = ["dataset", "system", "kind", "first_stage", "measure", "value", "n_queries", "p_value"]
+        render.rows(rows, format, columns)
 
 
 def wide(rows: "Sequence[Row]") -> list[Row]:

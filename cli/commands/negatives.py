@@ -42,13 +42,11 @@ class Mine:
 
     dataset: DatasetOption = None
     runs: RunsOption = ()
-    name: Annotated[str | None, typer.Option("--name", help="The name of the mined negatives.")] = None
+    name: Annotated[str | None, "The name of the mined negatives."] = None
     criteria: Criteria = Criteria()
     scores: Annotated[
         str | None,
-        typer.Option(
-            "--scores", help="A run whose scores the margins and limits use, for example a re-ranker's."
-        ),
+        "A run whose scores the margins and limits use, for example a re-ranker's.",
         After("min_score"),
     ] = None
     denoise_labels: Annotated[
@@ -60,7 +58,7 @@ class Mine:
         After("scores"),
     ] = None
     seed: SeedOption = 42
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite negatives of the same name.")] = False
+    replace: Annotated[bool, "Overwrite negatives of the same name."] = False
 
 
 @command(
@@ -97,8 +95,8 @@ def list_negatives(context: Context) -> None:
 def show_negatives(
     context: Context,
     name: Annotated[str, typer.Argument(help="The negatives' name.")],
-    query: Annotated[str | None, typer.Option("--query", help="Show only this query_id.")] = None,
-    limit: Annotated[int, typer.Option("--limit", help="The most rows to print.")] = 20,
+    query: Annotated[str | None, "Show only this query_id."] = None,
+    limit: Annotated[int, "The most rows to print."] = 20,
 ) -> None:
     """Show negatives with the evidence for each: source, rank, score and the teacher's rank."""
     from labelstore.negatives import mine as negatives

@@ -18,28 +18,17 @@ def report(
     context: Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("report.html"),
     dataset: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dataset", help="A dataset; repeatable; by default all that were measured or labelled."
-        ),
+        list[str] | None, "A dataset; repeatable; by default all that were measured or labelled."
     ] = None,
     measure: Annotated[
         list[str] | None,
-        typer.Option(
-            "--measure",
-            help="A measure; repeatable; the first one is the headline; by default those that were measured.",
-        ),
+        "A measure; repeatable; the first one is the headline; by default those that were measured.",
     ] = None,
     queries: Annotated[
-        int | None,
-        typer.Option("--queries", help="Queries in the explorer; by default 100, or as many as fit in 5 MB."),
+        int | None, "Queries in the explorer; by default 100, or as many as fit in 5 MB."
     ] = None,
     texts: Annotated[
-        bool,
-        typer.Option(
-            "--texts/--no-texts",
-            help="Include the passages' texts; check their licence before you pass the page on.",
-        ),
+        bool, "Include the passages' texts; check their licence before you pass the page on."
     ] = True,
 ) -> None:
     """Write the store's content as one HTML file that needs no network.

@@ -43,12 +43,9 @@ def import_run(
         ),
     ],
     dataset: DatasetOption = None,
-    name: Annotated[str | None, typer.Option(help="The run's name; by default the file's.")] = None,
-    skip_unknown: Annotated[
-        bool,
-        typer.Option("--skip-unknown", help="Leave out unknown queries and passages, and print how many."),
-    ] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a run of the same name.")] = False,
+    name: Annotated[str | None, "The run's name; by default the file's."] = None,
+    skip_unknown: Annotated[bool, "Leave out unknown queries and passages, and print how many."] = False,
+    replace: Annotated[bool, "Overwrite a run of the same name."] = False,
 ) -> None:
     """Import runs as first stages; their scores give the ranks. Each file is one run."""
     from labelstore.errors import UsageError
@@ -116,7 +113,7 @@ def export_run(
             show_default=False,
         ),
     ] = None,
-    actor: Annotated[str | None, typer.Option(help="Who made the run, for the metadata.")] = None,
+    actor: Annotated[str | None, "Who made the run, for the metadata."] = None,
 ) -> None:
     """Export a run as a TREC run, with what made it as ir_metadata (PRIMAD)."""
     from labelstore.runs import export

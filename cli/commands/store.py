@@ -35,20 +35,16 @@ def sql(
         str | None,
         typer.Argument(help="SQL, or @NAME for an analysis that comes with msft.", show_default=False),
     ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Allow the query to change the store.")] = False,
-    files: Annotated[bool, typer.Option("--files", help="Allow the query to read and write files.")] = False,
+    write: Annotated[bool, "Allow the query to change the store."] = False,
+    files: Annotated[bool, "Allow the query to read and write files."] = False,
     limit: Annotated[
-        int | None,
-        typer.Option("--limit", help="The most rows to print, 0 for all; by default 1000, or all with -o."),
+        int | None, "The most rows to print, 0 for all; by default 1000, or all with -o."
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the rows to this file: .csv, .json or .parquet."),
     ] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option("--param", help="NAME=VALUE; the query reads it with getvariable('NAME')."),
-    ] = None,
+    param: Annotated[list[str] | None, "NAME=VALUE; the query reads it with getvariable('NAME')."] = None,
     list_queries: Annotated[
         bool, typer.Option("--list", help="List the analyses that come with msft.")
     ] = False,

@@ -38,20 +38,13 @@ def add_to(app: typer.Typer) -> None:
 def add(
     context: Context,
     model: Annotated[str, typer.Argument(help="A folder, a Hugging Face id, or an alias such as minilm.")],
-    name: Annotated[
-        str | None, typer.Option("--name", help="The student's name; by default the last part of MODEL.")
-    ] = None,
+    name: Annotated[str | None, "The student's name; by default the last part of MODEL."] = None,
     regime: Annotated[
-        str,
-        typer.Option(
-            "--regime", help="The regime of a model that was trained elsewhere; none if it was not trained."
-        ),
+        str, "The regime of a model that was trained elsewhere; none if it was not trained."
     ] = "none",
-    max_length: Annotated[int | None, typer.Option("--max-length", help="The most tokens per pair.")] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", help="The seed of the new head, if the model has no head.")
-    ] = 42,
-    licence: Annotated[str | None, typer.Option("--licence", help="The licence of the model.")] = None,
+    max_length: Annotated[int | None, "The most tokens per pair."] = None,
+    seed: Annotated[int, "The seed of the new head, if the model has no head."] = 42,
+    licence: Annotated[str | None, "The licence of the model."] = None,
 ) -> None:
     """Register a model as a student: an untrained baseline, or a model that was trained elsewhere."""
     from students.jobs.register import add_student
@@ -89,7 +82,7 @@ def list_students(context: Context) -> None:
 def show(
     context: Context,
     student: Annotated[str, typer.Argument(help="A student's name.")],
-    log: Annotated[bool, typer.Option("--log", help="Show what training measured, step by step.")] = False,
+    log: Annotated[bool, "Show what training measured, step by step."] = False,
 ) -> None:
     """Show a student with a row per stage: view, loss, steps, how far the weights moved, settings."""
     from students.jobs.register import log_rows, stage_rows
@@ -116,19 +109,13 @@ def rerank(
     student: Annotated[str, typer.Argument(help="A student's name.")],
     dataset: DatasetOption = None,
     run: Annotated[
-        str | None,
-        typer.Option(
-            "--run",
-            help="The run to re-rank, by default the only first stage; a student's run makes a cascade.",
-        ),
+        str | None, "The run to re-rank, by default the only first stage; a student's run makes a cascade."
     ] = None,
-    depth: Annotated[int, typer.Option("--depth", help="Candidates per query.")] = 100,
-    name: Annotated[
-        str | None, typer.Option("--name", help="The name of the new run; by default STUDENT@RUN.")
-    ] = None,
+    depth: Annotated[int, "Candidates per query."] = 100,
+    name: Annotated[str | None, "The name of the new run; by default STUDENT@RUN."] = None,
     precision: PrecisionOption = "auto",
-    batch_tokens: Annotated[int | None, typer.Option("--batch-tokens", help="Tokens per batch.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a run of the same name.")] = False,
+    batch_tokens: Annotated[int | None, "Tokens per batch."] = None,
+    replace: Annotated[bool, "Overwrite a run of the same name."] = False,
 ) -> None:
     """Re-rank a run with a student and store the new run; an equal run is returned without scoring again."""
     from students.jobs.rerank import rerank_run
@@ -172,18 +159,13 @@ def export(
         str, typer.Option("--format", help="hf (Hugging Face folder), onnx, or int8 (quantised ONNX).")
     ] = "hf",
     check: Annotated[
-        bool, typer.Option(help="Compare the export's scores with the student's on candidates of the store.")
+        bool, "Compare the export's scores with the student's on candidates of the store."
     ] = True,
     dataset: DatasetOption = None,
     run: Annotated[
-        str | None,
-        typer.Option(
-            "--run", help="The run whose candidates the check scores; by default the only first stage."
-        ),
+        str | None, "The run whose candidates the check scores; by default the only first stage."
     ] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Take the place of an earlier export in that folder.")
-    ] = False,
+    replace: Annotated[bool, "Take the place of an earlier export in that folder."] = False,
 ) -> None:
     """Write a student as a new folder, with a model card that has its measures so far.
 
@@ -214,16 +196,13 @@ def export(
 def serve(
     context: Context,
     student: Annotated[str, typer.Argument(help="A student's name, a model's folder, or a Hugging Face id.")],
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port; 0 picks a free one.")] = 8080,
-    precision: Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")] = "auto",
-    max_texts: Annotated[int, typer.Option("--max-texts", help="The most texts per request.")] = 1000,
-    max_body: Annotated[int, typer.Option("--max-body", help="The most megabytes per request.")] = 16,
+    host: Annotated[str, "Address to listen on."] = "127.0.0.1",
+    port: Annotated[int, "Port; 0 picks a free one."] = 8080,
+    precision: Annotated[str, "auto, fp32 or bf16."] = "auto",
+    max_texts: Annotated[int, "The most texts per request."] = 1000,
+    max_body: Annotated[int, "The most megabytes per request."] = 16,
     max_waiting: Annotated[
-        int,
-        typer.Option(
-            "--max-waiting", help="The most pairs that may wait; further requests are answered with 429."
-        ),
+        int, "The most pairs that may wait; further requests are answered with 429."
     ] = 20_000,
 ) -> None:
     """Serve re-ranking over HTTP with text-embeddings-inference's /rerank route, /health, /info and /metrics."""

@@ -26,7 +26,7 @@ def add_to(app: typer.Typer) -> None:
 @command(teachers_app, "list", example="msft teachers list", lists=True)
 def list_teachers(
     context: Context,
-    dataset: Annotated[str | None, typer.Option(help="List only the labelings of this dataset.")] = None,
+    dataset: Annotated[str | None, "List only the labelings of this dataset."] = None,
     registry: Annotated[
         bool, typer.Option(help="List only the teachers that --model knows by name.")
     ] = False,
@@ -86,9 +86,9 @@ def export_labels(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write; by default stdout.")
     ] = None,
-    layout: Annotated[str | None, typer.Option(help=_LAYOUTS)] = None,
+    layout: Annotated[str | None, _LAYOUTS] = None,
     prompt: Annotated[
-        str, typer.Option(help="The prompt that shows the passages, for --layout conversations.")
+        str, "The prompt that shows the passages, for --layout conversations."
     ] = "rankzephyr-train-variable",
 ) -> None:
     """Export a labeling: permutations, TREC run, Parquet (Hugging Face), RankGPT, RankLLM or conversations."""
@@ -107,7 +107,7 @@ def export_labels(
 def reread_labels(
     context: Context,
     labels: Annotated[str, typer.Argument(help="A labeling; `msft teachers list` names them.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; write nothing.")] = False,
+    dry_run: Annotated[bool, "Say what would change; write nothing."] = False,
 ) -> None:
     """Read a labeling's stored replies with today's parser, and make its orders anew where they say something else.
 

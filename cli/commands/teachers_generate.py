@@ -45,12 +45,12 @@ def add_generate(app: typer.Typer) -> None:
         options: Options,
         engine_arg: Annotated[
             tuple[str, ...],
-            typer.Option(help="KEY=VALUE for vllm.LLM, e.g. tensor_parallel_size=2."),
+            "KEY=VALUE for vllm.LLM, e.g. tensor_parallel_size=2.",
             After("base_urls"),
         ] = (),
         dry_run: Annotated[
             bool,
-            typer.Option("--dry-run", help="Only forecast calls, tokens, cost and time."),
+            "Only forecast calls, tokens, cost and time.",
             After("limit"),
         ] = False,
     ) -> None:

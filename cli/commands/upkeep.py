@@ -143,8 +143,7 @@ def merge(
     context: Context,
     other: Annotated[Path, typer.Argument(help="The other store's DuckDB file; it is only read.")],
     rename_suffix: Annotated[
-        str | None,
-        typer.Option(help="A suffix for names that this store uses for other content, e.g. @machine2."),
+        str | None, "A suffix for names that this store uses for other content, e.g. @machine2."
     ] = None,
 ) -> None:
     """Unite another store with this one. What both have is kept once; if they contradict, nothing is changed."""

@@ -100,9 +100,9 @@ class Parameters:
 class Build:
     """The options of `msft views build`."""
 
-    kind: Annotated[str, typer.Option("--kind", help="contrastive, distillation or rerank.")]
+    kind: Annotated[str, "contrastive, distillation or rerank."]
     sources: Sources = Sources()
-    name: Annotated[str | None, typer.Option("--name", help="The name of the view.")] = None
+    name: Annotated[str | None, "The name of the view."] = None
     parameters: Parameters = Parameters()
     seed: SeedOption = 42
 
@@ -168,7 +168,7 @@ def list_views(context: Context) -> None:
 def show_view(
     context: Context,
     view: Annotated[str, typer.Argument(help="The view's name or hash.")],
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL that made the view.")] = False,
+    sql: Annotated[bool, "Print the SQL that made the view."] = False,
 ) -> None:
     """Show what each step of a view kept and left out, with reasons; --sql prints the SQL that made it."""
     from labelstore.store import lookup
@@ -192,10 +192,8 @@ def export_view(
     context: Context,
     view: Annotated[str, typer.Argument(help="The view's name or hash.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A new folder, or a file for --layout.")],
-    layout: Annotated[
-        str, typer.Option(help="folder, or JSONL rows: triplet, n-tuple, labeled-pair, labeled-list.")
-    ] = "folder",
-    scores: Annotated[bool, typer.Option("--scores", help="Add the teacher's scores to the rows.")] = False,
+    layout: Annotated[str, "folder, or JSONL rows: triplet, n-tuple, labeled-pair, labeled-list."] = "folder",
+    scores: Annotated[bool, "Add the teacher's scores to the rows."] = False,
 ) -> None:
     """Copy a view's folder (Parquet, which Hugging Face reads), or write its lists in a sentence-transformers layout."""
     from labelstore.store import lookup

@@ -17,7 +17,7 @@ from labelstore.provenance import record as provenance
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore, Undo, next_id
 from labelstore.store.row_hashes import qrels_hash
-from labelstore.store.rows import fetch
+from labelstore.store.rows import fetch, first_row
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _add_staged(
         members = _members(con, place, wanted)
     else:
         members = _members(con, place, "staged.judgments" if request.judged_only else None)
-    (n_members,) = _row(con, f"SELECT count(*) FROM {members}")
+    (n_members,) = first_row(con, f"SELECT count(*) FROM {members}")
     judged = None
     if judgments := steps.get("qrels"):
         _drop_unknown_queries(con, judgments, members)
@@ -125,7 +125,7 @@ def _add_staged(
         con.execute(
             "UPDATE datasets SET qrels_hash = ? WHERE dataset = ?", [qrels_hash(con, dataset), dataset]
         )
-        unjudged = n_members - _row(con, f"SELECT count(DISTINCT query) FROM {judged}")[0]
+        unjudged = n_members - first_row(con, f"SELECT count(DISTINCT query) FROM {judged}")[0]
         if unjudged:
             notes.append(
                 f"{unjudged:,} of {n_members:,} queries have no judgment; --qrels FILE keeps the judged ones alone"
@@ -134,10 +134,6 @@ def _add_staged(
     for step in done:
         job.count(con, step.step, step.source, step.n_read, step.drops)
     return Added(request.name, place.collection_name, role, done, changed, notes)
-
-
-def _row(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any] | None = None) -> tuple[Any, ...]:
-    return con.execute(sql, parameters or []).fetchall()[0]
 
 
 def _place(con: duckdb.DuckDBPyConnection, job: provenance.Job, request: NewDataset) -> _Place:
@@ -176,7 +172,9 @@ def _add_documents(
            FROM documents d JOIN staged.docs s USING (doc_id) WHERE d.collection = ?""",
         [place.collection],
     )
-    n, line, doc_id = _row(con, "SELECT count(*), min(line), arg_min(doc_id, line) FROM known WHERE differs")
+    n, line, doc_id = first_row(
+        con, "SELECT count(*), min(line), arg_min(doc_id, line) FROM known WHERE differs"
+    )
     if n and not update:
         raise BadInput(
             f"{source}:{line}: {doc_id} has another text than in {place.collection_name}"
@@ -190,7 +188,7 @@ def _add_documents(
                WHERE d.document IN (SELECT document FROM known WHERE differs)""",
             [job.job],
         )
-    n_known, fills = _row(con, "SELECT count(*), count(*) FILTER (unheld) FROM known")
+    n_known, fills = first_row(con, "SELECT count(*), count(*) FILTER (unheld) FROM known")
     if n or fills:
         con.execute(
             """UPDATE documents SET title = s.title, text = s.text, text_hash = s.text_hash,
@@ -198,7 +196,7 @@ def _add_documents(
                FROM known k JOIN staged.docs s USING (doc_id)
                WHERE k.document = documents.document AND (k.unheld OR k.differs)"""
         )
-    (n_staged,) = _row(con, "SELECT count(*) FROM staged.docs")
+    (n_staged,) = first_row(con, "SELECT count(*) FROM staged.docs")
     if n_staged > n_known:
         con.execute(
             """INSERT INTO documents
@@ -217,7 +215,7 @@ def _wanted_queries(con: duckdb.DuckDBPyConnection, step: ReadCounts, judged_onl
     con.execute(
         "CREATE TEMP TABLE wanted AS SELECT * FROM staged.queries SEMI JOIN staged.judgments USING (query_id)"
     )
-    (n,) = _row(con, "SELECT count(*) FROM staged.queries ANTI JOIN staged.judgments USING (query_id)")
+    (n,) = first_row(con, "SELECT count(*) FROM staged.queries ANTI JOIN staged.judgments USING (query_id)")
     step.drop(UNJUDGED, n)
     return "wanted"
 
@@ -227,7 +225,7 @@ def _add_queries(
 ) -> tuple[int, int]:
     """Merge a relation of staged queries; how many are new, and how many have another text than before."""
     held = f"(SELECT query_id, text_hash FROM queries WHERE collection = {place.collection})"
-    n, line, query_id = _row(
+    n, line, query_id = first_row(
         con,
         f"""SELECT count(*), min(w.line), arg_min(query_id, w.line)
             FROM {wanted} w JOIN {held} h USING (query_id) WHERE w.text_hash <> h.text_hash""",
@@ -245,7 +243,7 @@ def _add_queries(
                 AND w.text_hash <> queries.text_hash""",
             [place.collection],
         )
-    (n_new,) = _row(con, f"SELECT count(*) FROM {wanted} ANTI JOIN {held} USING (query_id)")
+    (n_new,) = first_row(con, f"SELECT count(*) FROM {wanted} ANTI JOIN {held} USING (query_id)")
     con.execute(
         f"""INSERT INTO queries
             SELECT (? + row_number() OVER (ORDER BY line) - 1)::INTEGER, ?, query_id, text, text_hash, normal_hash
@@ -272,12 +270,12 @@ def _drop_unknown_queries(con: duckdb.DuckDBPyConnection, step: ReadCounts, memb
     Raises:
         BadInput: if no judgment is left.
     """
-    n, line, query_id = _row(
+    n, line, query_id = first_row(
         con,
         f"""SELECT count(*), min(line), arg_min(query_id, line)
             FROM staged.judgments ANTI JOIN {members} USING (query_id)""",
     )
-    if n == _row(con, "SELECT count(*) FROM staged.judgments")[0]:
+    if n == first_row(con, "SELECT count(*) FROM staged.judgments")[0]:
         raise BadInput(
             f"{step.source}:{line or 1}: no judgment names a query that is known"
             + (f" (first: {query_id})" if query_id else ""),
@@ -294,7 +292,7 @@ def _add_judged_ids(con: duckdb.DuckDBPyConnection, place: _Place, members: str)
             ANTI JOIN (SELECT doc_id FROM documents WHERE collection = ?) USING (doc_id) GROUP BY doc_id""",
         [place.collection],
     )
-    (n,) = _row(con, "SELECT count(*) FROM unheld")
+    (n,) = first_row(con, "SELECT count(*) FROM unheld")
     if n:
         con.execute(
             """INSERT INTO documents
@@ -318,7 +316,7 @@ def _judged(con: duckdb.DuckDBPyConnection, place: _Place, members: str) -> str:
 
 def _without_text(con: duckdb.DuckDBPyConnection, judged: str) -> list[str]:
     """Note judged passages that are known by their ids alone."""
-    (n,) = _row(
+    (n,) = first_row(
         con,
         f"SELECT count(DISTINCT document) FROM {judged} JOIN documents USING (document) WHERE text IS NULL",
     )
@@ -349,7 +347,7 @@ def _replace(
     own = f"SELECT {columns} FROM {table} WHERE dataset = {dataset}"
     new = f"SELECT {columns} FROM {source}"
     n_own, gone, fresh = (
-        _row(con, f"SELECT count(*) FROM ({sql})")[0]
+        first_row(con, f"SELECT count(*) FROM ({sql})")[0]
         for sql in (own, f"{own} EXCEPT {new}", f"{new} EXCEPT {own}")
     )
     if not gone and not fresh:

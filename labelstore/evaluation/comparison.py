@@ -121,13 +121,11 @@ def compare(
     return judge(rows, correction, family)
 
 
-def compare_pairs(
-    board: Board, pairs: Sequence[Pair], *, margin: float = MARGIN, correction: str = "holm"
-) -> list[Row]:
-    """Compare chosen pairs over one board, corrected together for each measure."""
-    _check(margin, correction, "dataset")
+def compare_pairs(board: Board, pairs: Sequence[Pair], *, margin: float = MARGIN) -> list[Row]:
+    """Compare chosen pairs over one board, corrected together for each measure by Holm's method."""
+    _check(margin, "holm", "dataset")
     rows = [_row(board, measure, pair, margin) for measure in board.measures for pair in pairs]
-    return judge(rows, correction, "dataset")
+    return judge(rows, "holm", "dataset")
 
 
 def _check(margin: float, correction: str, family: str) -> None:

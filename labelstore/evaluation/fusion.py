@@ -164,19 +164,10 @@ def _store_fused(
         frame = interpolate(_scores(con, student_run), _scores(con, first_stage), parameters["weight"])
     with provenance.recorded(store, "eval.fuse", clock) as job, store.write() as con:
         con.register("fused", frame.to_arrow())
-        made = runs.store_run(
-            con,
-            job,
-            dataset=of.dataset,
-            name=name,
-            kind="fused",
-            system=f"fused:{student.name}",
-            relation="fused",
-            source_run=first_stage.run,
-            student=student.student,
-            parameters=parameters,
-            replace=True,
+        new = runs.NewRun(
+            of.dataset, name, "fused", f"fused:{student.name}", parameters, first_stage.run, student.student
         )
+        made = runs.store_run(con, job, new, "fused", replace=True)
         # the same ranking from another weight or other validation queries: the record says what is true now
         con.execute("UPDATE runs SET parameters = ? WHERE run = ?", [json.dumps(parameters), made.run])
     return made

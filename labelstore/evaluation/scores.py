@@ -284,15 +284,15 @@ def n_missing(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, system: System
     return int(con.execute(sql, [of.dataset, _where(system)[1]]).fetchall()[0][0])
 
 
-def _tied_queries(con: duckdb.DuckDBPyConnection, system: System, depth: int = 10) -> int:
-    """Count queries with two equal neighbouring scores in the top `depth`, or at its lower edge."""
+def _tied_queries(con: duckdb.DuckDBPyConnection, system: System) -> int:
+    """Count queries with two equal neighbouring scores in the top 10, or at its lower edge."""
     if system.run is None:
         return 0
     return int(
         con.execute(
             """SELECT count(DISTINCT a.query) FROM candidates a JOIN candidates b
                ON b.run = a.run AND b.query = a.query AND b.rank = a.rank + 1 AND b.score = a.score
-               WHERE a.run = ? AND a.rank <= ?""",
-            [system.run, depth],
+               WHERE a.run = ? AND a.rank <= 10""",
+            [system.run],
         ).fetchall()[0][0]
     )

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
@@ -19,10 +18,12 @@ from labelstore.labels import write as labels
 from labelstore.labels.label_list import Reader
 from labelstore.labels.read_json import detect, read
 from labelstore.labels.repair import LACKS_MOST, labeling_name, short_name
-from labelstore.labels.staging import LabelsToImport, Staged, stage
+from labelstore.labels.staging import LabelSource, LabelsToImport, Staged, stage
 from labelstore.provenance import record as provenance
 from labelstore.store import keys, lookup
+from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore, Undo, next_id
+from labelstore.store.rows import first_row
 
 UNKNOWN_QUERY = "unknown query"
 OTHER_TEXT = "query has another text"
@@ -113,7 +114,7 @@ def import_labels(
     staged = stage(
         read(path, layout, reader.parse, request.replies), request, layout, reader.is_ranking, progress
     )
-    file = _File(path.name, layout, keys.file_hash(path))
+    file = _File(path.name, layout, file_hash(path))
     with store.write() as con, provenance.recorded_in(con, "teachers.import", clock) as job:
         imported = _store_staged(con, job, path, file, request, staged)
         if not imported.changed:
@@ -140,10 +141,10 @@ def _store_staged(
         changed = bool(notes)
         resolved = _resolve(con, of)
         drops = _drops(con, resolved)
-        sources = _sources(con, resolved)
+        sources = [staged.sources[number] for number in _sources(con, resolved)]
         if not sources:
             raise _none_taken(path, file.layout, of, request, staged.n_read, drops)
-        if request.name is not None and len({staged.sources[source] for source in sources}) > 1:
+        if request.name is not None and len(sources) > 1:
             raise UsageError(
                 f"{file.name} holds {len(staged.sources)} labelings, and --name can name one",
                 hint="leave --name out: they are named TEACHER@FIRST_STAGE",
@@ -152,20 +153,22 @@ def _store_staged(
         run = lookup.run(con, of, request.run) if request.run else None
         labelings = []
         for source in sources:
-            new = _new_labeling(con, of, file, request, staged, source, run)
-            plain = labeling_name(staged.sources[source].teacher, new.first_stage)
+            new = _new_labeling(con, of, file, request, source, run)
+            plain = labeling_name(source.teacher, new.first_stage)
             if new.name not in (plain, request.name):
                 notes.append(f"{plain} is another labeling here, so this one is named {new.name}")
             labeling = labels.store_labeling(con, job, new)
-            these = f"(SELECT * FROM {resolved} WHERE refused IS NULL AND source = {source})"
+            these = f"(SELECT * FROM {resolved} WHERE refused IS NULL AND source = {source.number})"
             stored = _store_permutations(con, labeling, new.name, these, run, request.replace)
             changed |= stored.changed
             _store_replies(con, job, of, new.teacher, labeling, these)
-            n_quarantined = _quarantine(con, job, labeling, resolved, source)
-            n_lists, n_repaired = _row(con, f"SELECT count(*), count(*) FILTER (status <> 'ok') FROM {these}")
+            n_quarantined = _quarantine(con, job, labeling, resolved, source.number)
+            n_lists, n_repaired = first_row(
+                con, f"SELECT count(*), count(*) FILTER (status <> 'ok') FROM {these}"
+            )
             labelings.append(
                 Labelled(
-                    new.name, staged.sources[source].teacher, new.first_stage, n_lists,
+                    new.name, source.teacher, new.first_stage, n_lists,
                     stored.new + stored.replaced, n_repaired, n_quarantined, new.depth,
                 )
             )  # fmt: skip
@@ -184,10 +187,6 @@ def _registered(con: duckdb.DuckDBPyConnection, staged: Staged) -> Iterator[None
     yield
     for name in ("lists", "items", "failed", "texts"):
         con.unregister(f"import_{name}")
-
-
-def _row(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any] | None = None) -> tuple[Any, ...]:
-    return con.execute(sql, parameters or []).fetchall()[0]
 
 
 def _dataset(
@@ -234,7 +233,7 @@ def _add_texts(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[str]:
     ]
     if rows:
         con.executemany("INSERT INTO queries VALUES (?, ?, ?, ?, ?, ?)", rows)
-    (n_joined,) = _row(
+    (n_joined,) = first_row(
         con,
         """INSERT INTO dataset_queries
            SELECT ?, q.query FROM queries q JOIN file_queries f ON f.query_id = q.query_id
@@ -243,7 +242,7 @@ def _add_texts(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[str]:
         [of.dataset, of.collection, of.dataset],
     )
     labels.make_documents(con, of.collection, "import_texts")
-    (n_texts,) = _row(
+    (n_texts,) = first_row(
         con,
         """UPDATE documents d SET title = t.title, text = t.text, text_hash = t.text_hash, version = 1
            FROM import_texts t WHERE d.collection = ? AND d.doc_id = t.doc_id AND d.text IS NULL""",
@@ -320,7 +319,7 @@ def _make_documents(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, resolved
     named = f"""(SELECT DISTINCT doc_id FROM import_items
                  SEMI JOIN (SELECT list FROM {resolved} WHERE refused IS NULL) USING (list))"""
     labels.make_documents(con, of.collection, named)
-    (n,) = _row(
+    (n,) = first_row(
         con,
         f"SELECT count(*) FROM documents SEMI JOIN {named} USING (doc_id) WHERE collection = ? AND text IS NULL",
         [of.collection],
@@ -333,13 +332,11 @@ def _new_labeling(
     of: lookup.Dataset,
     file: _File,
     request: LabelsToImport,
-    staged: Staged,
-    source: int,
+    named: LabelSource,
     run: lookup.Run | None,
 ) -> labels.NewLabeling:
     """Describe the labeling of one source; its teacher is stored."""
-    named = staged.sources[source]
-    licence = request.licence or staged.licences[source]
+    licence = request.licence or named.licence
     teacher = labels.store_teacher(con, labels.Teacher(named.teacher, "imported", licence=licence))
     key = (teacher, of.dataset, None if run is None else run.run, "imported")
     return labels.NewLabeling(
@@ -347,11 +344,11 @@ def _new_labeling(
         teacher=teacher,
         dataset=of.dataset,
         strategy="imported",
-        depth=staged.depths[source],
+        depth=named.depth,
         origin=file.name,
         run=None if run is None else run.run,
         first_stage=named.first_stage,
-        parameters={**staged.parameters[source], "layout": file.layout},
+        parameters={**named.parameters, "layout": file.layout},
         licence=licence,
         origin_hash=file.content_hash,
     )
@@ -417,9 +414,9 @@ def _store_replies(
     these: str,
 ) -> None:
     """Store the file's raw replies as calls, so that their statuses and repairs can be queried."""
-    if not _row(con, f"SELECT count(*) FROM {these} WHERE reply IS NOT NULL")[0]:
+    if not first_row(con, f"SELECT count(*) FROM {these} WHERE reply IS NOT NULL")[0]:
         return
-    (teacher_key,) = _row(con, "SELECT teacher_key FROM teachers WHERE teacher = ?", [teacher])
+    (teacher_key,) = first_row(con, "SELECT teacher_key FROM teachers WHERE teacher = ?", [teacher])
     con.execute(
         f"""CREATE OR REPLACE TEMP TABLE replied AS
             SELECT l.*, md5(concat_ws(chr(31), 'msft:imported-request', ?, l.query_id, l.length, shown)) AS request_key,
@@ -461,4 +458,4 @@ def _quarantine(
                    UNION ALL
                    SELECT query_id, NULL, reason, detail, 1 FROM import_failed WHERE source = {source})"""
     labels.store_quarantine(con, job, labeling, refused)
-    return int(_row(con, f"SELECT count(*) FROM {refused}")[0])
+    return int(first_row(con, f"SELECT count(*) FROM {refused}")[0])

@@ -47,6 +47,68 @@ def repair(found: LabelList, is_ranking: Callable[[int, int], bool]) -> Repaired
     Args:
         is_ranking: passages named, passages shown -> whether that is a ranking (:class:`label_list.Reader`).
     """
+    fault = _fault(found)
+    if fault is not None:
+        return fault
+    shown = None if found.initial is None else list(dict.fromkeys(found.initial))
+    named = _named(found, None if shown is None else set(shown))
+    missing = [doc_id for doc_id in shown or () if doc_id not in named.rows]
+    n_ranked, n_shown = len(named.rows), len(named.rows) + len(missing)
+    if not is_ranking(n_ranked, n_shown):
+        return _refused(found, LACKS_MOST, f"{n_ranked} ranked of {n_shown} shown")
+    last = len(found.groups or found.ranking)  # the missing passages follow, each in a group of its own
+    rows = named.rows | {doc_id: (last + k, None) for k, doc_id in enumerate(missing)}
+    order = {group: k for k, group in enumerate(sorted({group for group, _ in rows.values()}))}
+    places = {doc_id: k for k, doc_id in enumerate(shown or (), 1)}
+    n_missing, n_repeated, n_foreign = len(missing), named.repeated, named.foreign
+    if found.parsed is not None:  # the parser has appended and dropped already
+        n_missing += found.parsed.n_missing
+        n_repeated += found.parsed.n_repeated
+        n_foreign += found.parsed.n_out_of_range
+    return Repaired(
+        docs=list(rows),
+        grades=[len(order) - 1 - order[group] for group, _ in rows.values()],
+        scores=[score for _, score in rows.values()],
+        initial_ranks=None if shown is None else [places[doc_id] for doc_id in rows],
+        status=REPAIRED
+        if n_missing or n_repeated or n_foreign
+        else found.parsed.status
+        if found.parsed
+        else OK,
+        n_missing=n_missing,
+        n_repeated=n_repeated,
+        n_out_of_range=n_foreign,
+    )
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The passages that a list names, best first: doc_id -> (group, score); and how many were left out."""
+
+    rows: dict[str, tuple[int, float | None]]
+    repeated: int
+    foreign: int
+
+
+def _named(found: LabelList, shown: set[str] | None) -> _Named:
+    """Keep each passage where it is named first; leave out those that were not shown."""
+    groups = found.groups or [1] * len(found.ranking)
+    group_of = itertools.chain.from_iterable([k] * size for k, size in enumerate(groups))
+    scores: Sequence[float | None] = found.scores or [None] * len(found.ranking)
+    rows: dict[str, tuple[int, float | None]] = {}
+    repeated = foreign = 0
+    for doc_id, group, score in zip(found.ranking, group_of, scores, strict=True):
+        if shown is not None and doc_id not in shown:
+            foreign += 1
+        elif doc_id in rows:
+            repeated += 1
+        else:
+            rows[doc_id] = (group, score)
+    return _Named(rows, repeated, foreign)
+
+
+def _fault(found: LabelList) -> Malformed | None:
+    """Tell why a list cannot be a ranking, whatever it names."""
     parsed = found.parsed
     if parsed is not None and parsed.order is None:
         reply = " ".join((found.reply or "").split())[:200]
@@ -57,54 +119,7 @@ def repair(found: LabelList, is_ranking: Callable[[int, int], bool]) -> Repaired
         return _refused(found, "empty list", "no passages")
     if len(found.ranking) > MAX_PASSAGES:
         return _refused(found, "too long", f"{len(found.ranking)} passages")
-    shown = list(dict.fromkeys(found.initial)) if found.initial is not None else None
-    groups = found.groups or [1] * len(found.ranking)
-    group_of = list(itertools.chain.from_iterable([k] * size for k, size in enumerate(groups)))
-    scores: Sequence[float | None] = found.scores or [None] * len(found.ranking)
-    known = None if shown is None else set(shown)
-    docs: list[str] = []
-    kept_groups: list[int] = []
-    kept_scores: list[float | None] = []
-    seen: set[str] = set()
-    repeated = foreign = 0
-    for doc_id, group, score in zip(found.ranking, group_of, scores, strict=True):
-        if known is not None and doc_id not in known:
-            foreign += 1
-        elif doc_id in seen:
-            repeated += 1
-        else:
-            seen.add(doc_id)
-            docs.append(doc_id)
-            kept_groups.append(group)
-            kept_scores.append(score)
-    missing = [doc_id for doc_id in shown or () if doc_id not in seen]
-    if not is_ranking(len(docs), len(docs) + len(missing)):
-        return _refused(found, LACKS_MOST, f"{len(docs)} ranked of {len(docs) + len(missing)} shown")
-    docs += missing
-    kept_scores += [None] * len(missing)
-    kept_groups += [len(groups) + k for k in range(len(missing))]
-    order = {group: k for k, group in enumerate(sorted(set(kept_groups)))}
-    grades = [len(order) - 1 - order[group] for group in kept_groups]
-    places = None if shown is None else {doc_id: k for k, doc_id in enumerate(shown, 1)}
-    n_missing, n_repeated, n_foreign = len(missing), repeated, foreign
-    status = OK
-    if parsed is not None:  # the parser has appended and dropped already
-        n_missing += parsed.n_missing
-        n_repeated += parsed.n_repeated
-        n_foreign += parsed.n_out_of_range
-        status = parsed.status
-    if n_missing or n_repeated or n_foreign:
-        status = REPAIRED
-    return Repaired(
-        docs,
-        grades,
-        kept_scores,
-        None if places is None else [places[doc_id] for doc_id in docs],
-        status,
-        n_missing,
-        n_repeated,
-        n_foreign,
-    )
+    return None
 
 
 def _refused(found: LabelList, reason: str, detail: str) -> Malformed:

@@ -1,8 +1,7 @@
 """Read and repair a file of labels into columns, while the store is closed."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,16 @@ _TEXTS = pa.schema(
 _BATCH = 200_000
 
 
-@dataclass(frozen=True)
+@dataclass
 class LabelSource:
-    """A labeling of the file: the teacher and the first stage."""
+    """A labeling of the file: its teacher and first stage, and what its lists say of it."""
 
+    number: int
     teacher: str
     first_stage: str | None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    licence: str | None = None
+    depth: int = 0
 
 
 @dataclass
@@ -57,9 +60,6 @@ class Staged:
     n_read: int
     n_named: int  # passages that the lists named, repeats and left-out ones included
     passage_drops: dict[str, tuple[int, str | None]]
-    parameters: list[dict[str, Any]]
-    licences: list[str | None]
-    depths: list[int]
 
 
 @dataclass(frozen=True)
@@ -93,94 +93,91 @@ def stage(
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Staged:
     """Repair all lists of a file and collect them as columns."""
-    return _Stage(request, layout, is_ranking).run(items, progress)
+    lists, ranked, failed, texts = (_Columns(schema) for schema in (_LISTS, _ITEMS, _FAILED, _TEXTS))
+    sources: dict[tuple[str, str | None], LabelSource] = {}
+    with_text: set[str] = set()
+    drops: dict[str, tuple[int, str | None]] = {}
+    n_read = n_named = 0
+    for n_read, item in enumerate(items, 1):
+        key = _labeling_of(item, request, layout, next(iter(sources), ("unknown", None)))
+        source = sources.setdefault(key, LabelSource(len(sources), *key))
+        whole = repair(item, is_ranking) if isinstance(item, LabelList) else item
+        if isinstance(whole, Malformed):
+            failed.add(source.number, whole.query_id, whole.reason, f"{whole.place}: {whole.detail}")
+        elif isinstance(item, LabelList):
+            _learn(source, item, len(whole.docs))
+            lists.add(n_read, source.number, *_list_row(item, whole))
+            initial: Sequence[int | None] = whole.initial_ranks or [None] * len(whole.docs)
+            columns = zip(whole.docs, initial, whole.grades, whole.scores, strict=True)
+            for rank, row in enumerate(columns, 1):
+                ranked.add(n_read, rank, *row)
+            left_out = _left_out(item, whole)
+            n_named += len(whole.docs) - whole.n_missing + sum(left_out.values())
+            for reason, n in left_out.items():
+                total, example = drops.get(reason, (0, item.place))
+                drops[reason] = (total + n, example)
+            for text in _new_texts(item, with_text) if request.with_texts else ():
+                texts.add(*text)
+        if progress is not None and n_read % 500 == 0:
+            progress(n_read, None)
+    return Staged(
+        list(sources.values()), lists.table(), ranked.table(), failed.table(), texts.table(), n_read, n_named, drops
+    )  # fmt: skip
 
 
-class _Stage:
-    def __init__(self, request: LabelsToImport, layout: str, is_ranking: Callable[[int, int], bool]) -> None:
-        self.request, self.layout, self.is_ranking = request, layout, is_ranking
-        self.sources: dict[LabelSource, int] = {}
-        self.parameters: list[dict[str, Any]] = []
-        self.licences: list[str | None] = []
-        self.depths: list[int] = []
-        self.lists, self.items = _Columns(_LISTS), _Columns(_ITEMS)
-        self.failed, self.texts = _Columns(_FAILED), _Columns(_TEXTS)
-        self.with_text: set[str] = set()
-        self.named = 0
-        self.repairs: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
+def _labeling_of(
+    item: LabelList | Malformed, request: LabelsToImport, layout: str, first: tuple[str, str | None]
+) -> tuple[str, str | None]:
+    """Return a list's teacher and first stage; a malformed list without a teacher counts for the first labeling's.
 
-    def run(
-        self, items: Iterable[LabelList | Malformed], progress: Callable[[int, int | None], None] | None
-    ) -> Staged:
-        n_read = 0
-        for n_read, item in enumerate(items, 1):
-            whole = repair(item, self.is_ranking) if isinstance(item, LabelList) else item
-            source = self._source(item)
-            if isinstance(whole, Malformed):
-                self.failed.add(source, whole.query_id, whole.reason, f"{whole.place}: {whole.detail}")
-            elif isinstance(item, LabelList):
-                self._take(n_read, source, item, whole)
-            if progress is not None and n_read % 500 == 0:
-                progress(n_read, None)
-        drops: dict[str, tuple[int, str | None]] = {
-            reason: (n, self.examples[reason]) for reason, n in self.repairs.items()
-        }
-        return Staged(
-            list(self.sources), self.lists.table(), self.items.table(), self.failed.table(), self.texts.table(),
-            n_read, self.named, drops, self.parameters, self.licences, self.depths,
-        )  # fmt: skip
+    Raises:
+        BadInput: neither the list nor the request names the teacher.
+    """
+    teacher = item.teacher or request.model
+    if teacher is None and isinstance(item, LabelList):
+        raise BadInput(
+            f"{item.place}: the file does not name the teacher", hint="name the teacher with --model NAME"
+        )
+    if layout == "trec":
+        teacher = request.model or teacher  # a run's tag is often no more than a program's name
+    return teacher or first[0], item.first_stage or request.first_stage or request.run
 
-    def _source(self, item: LabelList | Malformed) -> int:
-        teacher = item.teacher or self.request.model
-        if teacher is None:
-            if isinstance(item, Malformed):
-                teacher = next(iter(self.sources), LabelSource("unknown", None)).teacher
-            else:
-                raise BadInput(
-                    f"{item.place}: the file does not name the teacher",
-                    hint="name the teacher with --model NAME",
-                )
-        if self.request.model is not None and self.layout == "trec":
-            teacher = self.request.model  # a run's tag is often no more than a program's name
-        source = LabelSource(teacher, item.first_stage or self.request.first_stage or self.request.run)
-        if source not in self.sources:
-            self.sources[source] = len(self.sources)
-            self.parameters.append({})
-            self.licences.append(None)
-            self.depths.append(0)
-        return self.sources[source]
 
-    def _take(self, number: int, source: int, item: LabelList, whole: Repaired) -> None:
-        self.parameters[source] = self.parameters[source] or {
-            key: value for key, value in item.parameters.items() if key not in ("example_id", "timestamp")
-        }
-        self.licences[source] = self.licences[source] or item.licence
-        self.depths[source] = max(self.depths[source], item.depth or 0, len(whole.docs))
-        text = item.query_text
-        self.lists.add(
-            number, source, item.place, item.query_id, text, None if text is None else keys.normal_hash(text),
-            whole.status, whole.repairs, item.n_calls, item.tokens_in, item.tokens_out, len(whole.docs),
-            whole.n_missing, whole.n_repeated, whole.n_out_of_range, item.reply, item.settled,
-        )  # fmt: skip
-        initial: Sequence[int | None] = whole.initial_ranks or [None] * len(whole.docs)
-        for rank, row in enumerate(zip(whole.docs, initial, whole.grades, whole.scores, strict=True), 1):
-            self.items.add(number, rank, *row)
-        self.named += len(whole.docs) - whole.n_missing + whole.n_repeated + whole.n_out_of_range
-        self.named += item.n_without_text
-        for reason, n in (
-            ("repeated", whole.n_repeated),
-            ("not among those shown", whole.n_out_of_range),
-            ("left out by the source, without text", item.n_without_text),
-        ):
-            if n:
-                self.repairs[reason] += n
-                self.examples.setdefault(reason, item.place)
-        if self.request.with_texts:
-            for doc_id, (title, body) in item.texts.items():
-                if doc_id not in self.with_text and body.strip():
-                    self.with_text.add(doc_id)
-                    self.texts.add(doc_id, title, body, keys.text_hash(title, body))
+def _learn(source: LabelSource, item: LabelList, depth: int) -> None:
+    """Keep the first parameters and licence that a labeling's lists name, and the greatest depth."""
+    source.parameters = source.parameters or {
+        key: value for key, value in item.parameters.items() if key not in ("example_id", "timestamp")
+    }
+    source.licence = source.licence or item.licence
+    source.depth = max(source.depth, item.depth or 0, depth)
+
+
+def _list_row(item: LabelList, whole: Repaired) -> tuple[Any, ...]:
+    """Return the columns of ``_LISTS`` from `place` on."""
+    text = item.query_text
+    return (
+        item.place, item.query_id, text, None if text is None else keys.normal_hash(text), whole.status, whole.repairs,
+        item.n_calls, item.tokens_in, item.tokens_out, len(whole.docs), whole.n_missing, whole.n_repeated,
+        whole.n_out_of_range, item.reply, item.settled,
+    )  # fmt: skip
+
+
+def _left_out(item: LabelList, whole: Repaired) -> dict[str, int]:
+    """Count the named passages that were left out, by reason."""
+    counts = {
+        "repeated": whole.n_repeated,
+        "not among those shown": whole.n_out_of_range,
+        "left out by the source, without text": item.n_without_text,
+    }
+    return {reason: n for reason, n in counts.items() if n}
+
+
+def _new_texts(item: LabelList, known: set[str]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of ``_TEXTS`` for the passages that are not `known` yet, and add these."""
+    for doc_id, (title, body) in item.texts.items():
+        if doc_id not in known and body.strip():
+            known.add(doc_id)
+            yield doc_id, title, body, keys.text_hash(title, body)
 
 
 class _Columns:

@@ -7,7 +7,8 @@ sentence-transformers' ``mine_hard_negatives`` has (its model's scores are the r
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -21,7 +22,7 @@ from labelstore.store.keys import canonical_json, content_key
 from labelstore.store.label_store import LabelStore, next_id
 from labelstore.store.row_hashes import id_hash, ranking_hash, row_sum
 from labelstore.store.rows import fetch
-from labelstore.store.sql_steps import Filter, filters, set_variables, sql_file
+from labelstore.store.sql_steps import Filter, filters, reasons, set_variables, sql_file
 from labelstore.views.build import DEFAULT_SEED
 
 
@@ -63,59 +64,85 @@ def mine(
         DataMissing: a source is not found, or no negative is left.
         BadInput: the name belongs to a mining with other content.
     """
-    say = note or (lambda message: None)
     options = make_parameters(parameters, len(runs) or 1)
     clock = provenance.Clock()
     with work_folder(store.path.parent) as work:
-        staging = work / "negatives.parquet"
+        file = work / "negatives.parquet"
         with store.read(reach=[work]) as con:
-            of = lookup.pick_dataset(con, dataset)
-            if dataset is None:
-                say(f"dataset: {of.name} (the only one)")
-            own = [lookup.run(con, of, run) for run in dict.fromkeys(runs)] or [
-                lookup.pick_run(con, of, None)
-            ]
-            if not runs:
-                say(f"run: {own[0].name} (the only first stage of {of.name})")
-            labels = lookup.labeling(con, denoise_labels) if denoise_labels else None
-            if labels is not None and labels.dataset != of.dataset and not _shares_queries(con, labels, of):
-                raise UsageError(
-                    f"{labels.name} labels none of {of.name}'s queries",
-                    hint="name a labeling of this dataset: --denoise",
-                )
-            scorer = lookup.run(con, of, scores) if scores else None
-            counts = _select(con, of, own, labels, scorer, options, seed)
-            content_hash = _content_hash(con)
-            n_queries, n_rows = con.execute(
-                "SELECT count(DISTINCT query), count(*) FROM mining_rows"
-            ).fetchall()[0]
-            if not n_rows:
-                raise DataMissing(
-                    _nothing_left(counts), hint="loosen the margins, or give judgments: `msft data show`"
-                )
-            con.execute(
-                f"COPY mining_rows TO '{str(staging).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)"
-            )
-        name = name or _default_name(of, own, options, labels, seed)
-        settings = {
-            **asdict(options),
-            "runs": [{"name": run.name, "hash": run.content_hash} for run in own],
-            "denoise_labels": labels.name if labels else None,
-            "scores": scorer.name if scorer else None,
-        }
-        return _record(
-            store,
-            name,
-            of,
-            settings,
-            seed,
-            counts,
-            content_hash,
-            (n_queries, n_rows),
-            staging,
-            clock,
-            replace,
+            sources = _sources(con, dataset, runs, denoise_labels, scores, note or (lambda message: None))
+            counts = _select(con, sources, options, seed)
+            row = _row(con, sources, options, seed, counts)
+            con.execute(f"COPY mining_rows TO '{str(file).replace(chr(39), chr(39) * 2)}' (FORMAT parquet)")
+        name = name or _default_name(sources, options, seed)
+        return _record(store, name, row, counts, file, clock, replace)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What is mined: the runs' candidates, judged by `labels` and scored by `scorer` if there are any."""
+
+    dataset: lookup.Dataset
+    runs: list[lookup.Run]
+    labels: lookup.Labeling | None
+    scorer: lookup.Run | None
+
+
+def _sources(
+    con: duckdb.DuckDBPyConnection,
+    dataset: str | None,
+    runs: Sequence[str],
+    denoise_labels: str | None,
+    scores: str | None,
+    say: Callable[[str], None],
+) -> _Sources:
+    of = lookup.pick_dataset(con, dataset)
+    if dataset is None:
+        say(f"dataset: {of.name} (the only one)")
+    own = [lookup.run(con, of, run) for run in dict.fromkeys(runs)] or [lookup.pick_run(con, of, None)]
+    if not runs:
+        say(f"run: {own[0].name} (the only first stage of {of.name})")
+    labels = lookup.labeling(con, denoise_labels) if denoise_labels else None
+    if labels is not None and labels.dataset != of.dataset and not _shares_queries(con, labels, of):
+        raise UsageError(
+            f"{labels.name} labels none of {of.name}'s queries",
+            hint="name a labeling of this dataset: --denoise",
         )
+    return _Sources(of, own, labels, lookup.run(con, of, scores) if scores else None)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A mining's row in the store, without its key, name and job."""
+
+    dataset: int
+    settings: str
+    seed: int
+    n_queries: int
+    n_negatives: int
+    content_hash: str
+
+
+def _row(
+    con: duckdb.DuckDBPyConnection,
+    sources: _Sources,
+    options: Parameters,
+    seed: int,
+    counts: Sequence[Filter],
+) -> _Row:
+    n_queries, n_rows = con.execute("SELECT count(DISTINCT query), count(*) FROM mining_rows").fetchall()[0]
+    if not n_rows:
+        raise DataMissing(
+            f"no negative is left ({reasons(counts)})",
+            hint="loosen the margins, or give judgments: `msft data show`",
+        )
+    settings = {
+        **asdict(options),
+        "runs": [{"name": run.name, "hash": run.content_hash} for run in sources.runs],
+        "denoise_labels": sources.labels.name if sources.labels else None,
+        "scores": sources.scorer.name if sources.scorer else None,
+    }
+    of = sources.dataset.dataset
+    return _Row(of, canonical_json(settings), seed, n_queries, n_rows, _content_hash(con))
 
 
 def quotas(per_query: int, shares: Sequence[float]) -> list[int]:
@@ -129,26 +156,24 @@ def quotas(per_query: int, shares: Sequence[float]) -> list[int]:
 
 
 def _select(
-    con: duckdb.DuckDBPyConnection,
-    of: lookup.Dataset,
-    runs: Sequence[lookup.Run],
-    labels: lookup.Labeling | None,
-    scorer: lookup.Run | None,
-    options: Parameters,
-    seed: int,
+    con: duckdb.DuckDBPyConnection, sources: _Sources, options: Parameters, seed: int
 ) -> list[Filter]:
     """Fill the temporary table ``mining_rows``; works on a read-only connection."""
-    con.execute("CREATE OR REPLACE TEMP TABLE mined_dataset AS SELECT ?::INTEGER AS dataset", [of.dataset])
+    runs = sources.runs
+    con.execute(
+        "CREATE OR REPLACE TEMP TABLE mined_dataset AS SELECT ?::INTEGER AS dataset",
+        [sources.dataset.dataset],
+    )
     con.execute("CREATE OR REPLACE TEMP TABLE mined_sources (source INTEGER, run INTEGER)")
     con.executemany(
         "INSERT INTO mined_sources VALUES (?, ?)", [(n, run.run) for n, run in enumerate(runs, 1)]
     )
     con.execute("CREATE OR REPLACE TEMP TABLE denoiser (labeling INTEGER)")
     con.execute("CREATE OR REPLACE TEMP TABLE scorer (run INTEGER)")
-    if labels is not None:
-        con.execute("INSERT INTO denoiser VALUES (?)", [labels.labeling])
-    if scorer is not None:
-        con.execute("INSERT INTO scorer VALUES (?)", [scorer.run])
+    if sources.labels is not None:
+        con.execute("INSERT INTO denoiser VALUES (?)", [sources.labels.labeling])
+    if sources.scorer is not None:
+        con.execute("INSERT INTO scorer VALUES (?)", [sources.scorer.run])
     limits = (options.absolute_margin, options.relative_margin, options.max_score, options.min_score)
     variables = asdict(options) | {"seed": seed, "needs_score": any(limit is not None for limit in limits)}
     del variables["shares"]
@@ -187,7 +212,7 @@ def _content_hash(con: duckdb.DuckDBPyConnection, relation: str = "mining_rows")
                            xor({id_hash("d.doc_id")}, md5_number_lower(r.name)) AS id_hash
                     FROM {relation} n JOIN documents d USING (document) JOIN runs r ON r.run = n.source_run
                     WHERE n.label = {int(label)} AND n.weight = {float(weight)!r}::FLOAT)"""
-        parts.append([int(label), float(weight), ranking_hash(con, f"({row_sum(rows)})", "queries")[0]])
+        parts.append([int(label), float(weight), ranking_hash(con, f"({row_sum(rows)})")[0]])
     return content_key("negatives", parts)
 
 
@@ -196,16 +221,10 @@ def content_hash(con: duckdb.DuckDBPyConnection, mining: int) -> str:
     return _content_hash(con, f"(SELECT * FROM negatives WHERE mining = {int(mining)})")
 
 
-def _default_name(
-    of: lookup.Dataset,
-    runs: Sequence[lookup.Run],
-    options: Parameters,
-    labels: lookup.Labeling | None,
-    seed: int,
-) -> str:
+def _default_name(sources: _Sources, options: Parameters, seed: int) -> str:
     parts = [
-        of.name,
-        "+".join(run.name for run in runs),
+        sources.dataset.name,
+        "+".join(run.name for run in sources.runs),
         f"{options.strategy}{options.per_query}of{options.depth}",
     ]
     changed = {
@@ -213,8 +232,8 @@ def _default_name(
         for key, value in asdict(options).items()
         if key not in ("strategy", "per_query", "depth") and value != getattr(Parameters(), key)
     }
-    if labels is not None:
-        changed["denoise"] = f"{options.denoise}:{labels.name}"
+    if sources.labels is not None:
+        changed["denoise"] = f"{options.denoise}:{sources.labels.name}"
     if changed:
         parts.append(content_key("parameters", changed)[:6])
     if seed != DEFAULT_SEED:
@@ -222,33 +241,20 @@ def _default_name(
     return "-".join(parts).replace("/", "-")
 
 
-def _nothing_left(counts: Sequence[Filter]) -> str:
-    reasons = "; ".join(
-        f"{c.step}: {c.n_in:,} in, "
-        + (", ".join(f"{n:,} {r}" for r, (n, _) in c.drops.items()) or "none left out")
-        for c in counts
-    )
-    return f"no negative is left ({reasons})"
-
-
 def _record(
     store: LabelStore,
     name: str,
-    of: lookup.Dataset,
-    settings: dict[str, Any],
-    seed: int,
+    row: _Row,
     counts: list[Filter],
-    content_hash: str,
-    sizes: tuple[int, int],
-    staging: Any,
+    file: Path,
     clock: provenance.Clock,
     replace: bool,
 ) -> Mined:
-    with store.write(reach=[staging]) as con:
+    with store.write(reach=[file]) as con:
         known = con.execute(
             "SELECT mining, content_hash, dataset FROM minings WHERE name = ?", [name]
         ).fetchall()
-        if known and known[0][1] == content_hash and known[0][2] == of.dataset:
+        if known and known[0][1:] == (row.content_hash, row.dataset):
             return Mined(lookup.mining(con, name), counts, new=False)
         if known and not replace:
             raise BadInput(
@@ -262,12 +268,12 @@ def _record(
                 con.execute("DELETE FROM minings WHERE mining = ?", [known[0][0]])
             con.execute(
                 "INSERT INTO minings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [key, name, of.dataset, canonical_json(settings), seed, *sizes, content_hash, job.job],
+                [key, name, *astuple(row), job.job],
             )
             con.execute(
                 """INSERT INTO negatives SELECT ?, query, document, source_run, source_rank, source_score, teacher_rank,
                           label, weight FROM read_parquet(?)""",
-                [key, str(staging)],
+                [key, str(file)],
             )
             for count in counts:
                 job.count(con, f"negatives {count.step}", name, count.n_in, count.drops)

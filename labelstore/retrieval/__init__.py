@@ -5,11 +5,14 @@
 
 from typing import Any
 
+import duckdb
+
 from labelstore.errors import BadInput, UsageError
 from labelstore.provenance import record as provenance
 from labelstore.retrieval import scripts
 from labelstore.retrieval.by_name import make_retriever
-from labelstore.retrieval.common import Note, Progress, Retriever, read_corpus, silent
+from labelstore.retrieval.common import Corpus, Note, Progress, Ranking, Retriever, read_corpus, silent
+from labelstore.runs.write import NewRun, store_run
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 
@@ -48,78 +51,110 @@ def retrieve(
         DataMissing: if the dataset, passages, queries or what the retriever needs are not there.
         BadInput: if a run of that name is there and differs.
     """
-    from labelstore.runs import write as runs
-
-    if isinstance(retriever, str):
-        retriever = make_retriever(retriever, **options)
-    elif options:
-        raise UsageError(
-            f"{', '.join(options)}: options of a retriever that is made already", hint="make it with them"
-        )
     if depth < 1:
         raise UsageError(f"depth is {depth}", hint="give a number from 1 up, e.g. --depth 100")
+    retriever = _made(retriever, options)
     with store.read() as con:
         of = lookup.pick_dataset(con, dataset)
         if dataset is None:
             note(f"dataset {of.name}: the only one")
         corpus = read_corpus(con, store, of)
-        existing = {run.name: run for run in lookup.runs(con, of)}
-    name = name or ("bm25" if retriever.system == "anserini" else retriever.system)
-    wanted = {
-        **retriever.parameters,
-        "depth": depth,
-        "collection_hash": corpus.content,
-        "queries_hash": corpus.queries_hash,
-    }
-    if name in existing:
-        old = existing[name]
-        if old.system == retriever.system and wanted.items() <= old.parameters.items():
-            note(f"the store already has run {name} over {of.name}")
-            return old
-        if not replace:
-            raise BadInput(
-                f"{of.name} has another run named {name!r} ({old.system}, depth {old.depth})",
-                hint="choose another name with --name RUN, or overwrite the run with --replace",
-            )
+        name = name or ("bm25" if retriever.system == "anserini" else retriever.system)
+        runs = lookup.runs(con, of)
+    hashes = {"collection_hash": corpus.content, "queries_hash": corpus.queries_hash}
+    wanted = {**retriever.parameters, "depth": depth, **hashes}
+    held = _held(runs, of, name, retriever.system, wanted, replace)
+    if held is not None:
+        note(f"the store already has run {name} over {of.name}")
+        return held
     clock = provenance.Clock()
     ranking = retriever.search(corpus, depth, progress, note)
+    without = _unanswered(of, corpus, ranking, retriever.system)
+    new = NewRun(of.dataset, name, "first_stage", retriever.system, {**wanted, **ranking.parameters})
+    with store.write() as con, provenance.recorded_in(con, "retrieve", clock) as job:
+        _count(con, job, name, corpus, ranking, without)
+        con.register("retrieved", ranking.rows.to_arrow())
+        run = store_run(con, job, new, "retrieved", replace=replace)
+        con.unregister("retrieved")
+    _note_gaps(corpus, without, retriever.system, note)
+    return run
+
+
+def _made(retriever: Retriever | str, options: dict[str, Any]) -> Retriever:
+    if isinstance(retriever, str):
+        return make_retriever(retriever, **options)
+    if options:
+        raise UsageError(
+            f"{', '.join(options)}: options of a retriever that is made already", hint="make it with them"
+        )
+    return retriever
+
+
+def _held(
+    runs: list[lookup.Run],
+    of: lookup.Dataset,
+    name: str,
+    system: str,
+    wanted: dict[str, Any],
+    replace: bool,
+) -> lookup.Run | None:
+    """Return the run of that name if it was made in the same way.
+
+    Raises:
+        BadInput: it was made in another way, and `replace` is not given.
+    """
+    held = next((run for run in runs if run.name == name), None)
+    if held is not None and held.system == system and wanted.items() <= held.parameters.items():
+        return held
+    if held is not None and not replace:
+        raise BadInput(
+            f"{of.name} has another run named {name!r} ({held.system}, depth {held.depth})",
+            hint="choose another name with --name RUN, or overwrite the run with --replace",
+        )
+    return None
+
+
+def _unanswered(of: lookup.Dataset, corpus: Corpus, ranking: Ranking, system: str) -> list[str]:
+    """Return the texts of the queries without a passage.
+
+    Raises:
+        BadInput: no query has one.
+    """
     answered = set(ranking.rows["query"].unique().to_list())
     without = [text for query, text in corpus.queries if query not in answered]
-    if not answered:
-        unsegmented = scripts.language(without[0]) if retriever.system == "bm25s" else None
-        raise BadInput(
-            f"none of the {len(without)} queries of {of.name} found a passage, e.g. {without[0]!r}"
-            + (": bm25s does not segment this script" if unsegmented else ""),
-            hint=f"msft retrieve --dataset {of.name} --retriever bm25 --language {unsegmented}"
-            if unsegmented
-            else f"are the queries and {of.collection_name} in one language? `msft data show {of.name}`",
-        )
-    with store.write() as con, provenance.recorded_in(con, "retrieve", clock) as job:
-        n_rows = len(ranking.rows) + sum(n for n, _ in ranking.drops.values())
-        job.count(
-            con, "queries", name, len(corpus.queries),
-            {"no passage found": (len(without), without[0] if without else None)},
-        )  # fmt: skip
-        job.count(con, "run", name, n_rows, ranking.drops)
-        con.register("retrieved", ranking.rows.to_arrow())
-        run = runs.store_run(
-            con,
-            job,
-            dataset=of.dataset,
-            name=name,
-            kind="first_stage",
-            system=retriever.system,
-            relation="retrieved",
-            parameters={**wanted, **ranking.parameters},
-            replace=replace,
-        )
-        con.unregister("retrieved")
+    if answered:
+        return without
+    unsegmented = scripts.language(without[0]) if system == "bm25s" else None
+    raise BadInput(
+        f"none of the {len(without)} queries of {of.name} found a passage, e.g. {without[0]!r}"
+        + (": bm25s does not segment this script" if unsegmented else ""),
+        hint=f"msft retrieve --dataset {of.name} --retriever bm25 --language {unsegmented}"
+        if unsegmented
+        else f"are the queries and {of.collection_name} in one language? `msft data show {of.name}`",
+    )
+
+
+def _count(
+    con: duckdb.DuckDBPyConnection,
+    job: provenance.Job,
+    name: str,
+    corpus: Corpus,
+    ranking: Ranking,
+    without: list[str],
+) -> None:
+    drops = {"no passage found": (len(without), without[0] if without else None)}
+    job.count(con, "queries", name, len(corpus.queries), drops)
+    n_rows = len(ranking.rows) + sum(n for n, _ in ranking.drops.values())
+    job.count(con, "run", name, n_rows, ranking.drops)
+
+
+def _note_gaps(corpus: Corpus, without: list[str], system: str, note: Note) -> None:
+    """Note queries without a passage, and queries that bm25s reads in whole clauses."""
     if without:
         note(f"{len(without)} of {len(corpus.queries)} queries found no passage, e.g. {without[0]!r}")
     written = [code for _, text in corpus.queries if (code := scripts.language(text)) not in (None, "ko")]
-    if written and retriever.system == "bm25s":
+    if written and system == "bm25s":
         note(
             f"{len(written)} of {len(corpus.queries)} queries are in a script that bm25s does not segment: whole"
             f" clauses are its words; --retriever bm25 --language {written[0]} does"
         )
-    return run

@@ -18,6 +18,7 @@ from typing import Any
 from labelstore.errors import DataMissing, MsftError
 from labelstore.retrieval.common import Corpus, Note, Progress, Ranking, batches, index_folder, read_trec
 from labelstore.store import keys
+from labelstore.store.keys import file_hash
 
 DEFAULT_MODEL = "colbert-ir/colbertv2.0"
 ENVIRONMENT = "MSFT_COLBERT_PYTHON"
@@ -116,7 +117,7 @@ class Colbert:
     def _weights(self) -> str | None:
         """Hash of a local checkpoint's weights, so that other weights in the same folder get an index of their own."""
         found = sorted(Path(self.model).glob("*.safetensors")) if Path(self.model).is_dir() else []
-        return keys.content_key("colbert", [keys.file_hash(path) for path in found]) if found else None
+        return keys.content_key("colbert", [file_hash(path) for path in found]) if found else None
 
 
 def find_python() -> Path:

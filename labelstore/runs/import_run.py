@@ -9,12 +9,12 @@ from typing import Any
 import duckdb
 
 from labelstore.errors import BadInput
-from labelstore.files.run_lines import run_lines
+from labelstore.files.run_lines import RunLines, run_lines
 from labelstore.files.work_folder import work_folder
 from labelstore.provenance import record as provenance
 from labelstore.runs.known_ids import KnownIds, copy_ids, known_ids
 from labelstore.runs.staged_run import StagedRun, stage_run
-from labelstore.runs.write import Checked, keep_run
+from labelstore.runs.write import Checked, NewRun, keep_run
 from labelstore.runs.wrong_lines import candidate, unknown_ids
 from labelstore.store import lookup
 from labelstore.store.interrupts import interruptible
@@ -37,15 +37,12 @@ class Imported:
     drops: Drops
 
 
-# ------------------------------------------------------------------------------------------------ TREC import
 def import_run(
     store: LabelStore,
     path: str | Path,
     dataset: str | None = None,
     name: str | None = None,
     *,
-    kind: str = "first_stage",
-    system: str | None = None,
     skip_unknown: bool = False,
     replace: bool = False,
     parameters: Mapping[str, Any] | None = None,
@@ -59,7 +56,6 @@ def import_run(
         path: a TREC run, or a ranking of ColBERT or MS MARCO (query_id doc_id rank [score]).
         dataset: whose queries; by default the only one.
         name: the run's name; by default the file's, without its endings.
-        system: the name of the ranker; by default the file's tag.
         skip_unknown: leave out unknown queries and passages with counts instead of refusing the file.
         note: called with warnings, e.g. that ranks in the file disagree with its scores.
 
@@ -72,13 +68,7 @@ def import_run(
     clock = provenance.Clock()
     with work_folder(store.path.parent) as folder:
         lines = run_lines(path, folder)
-        with _database(folder) as con:
-            known = known_ids(store, con, dataset)
-            staged = stage_run(con, lines, known, folder / "rows.arrow")
-            if staged.first_unknown is not None and not skip_unknown:
-                copy_ids(store, con, known)
-                n_lines = {"queries": staged.n_query, "passages": staged.n_passage}
-                unknown_ids(con, lines, known, staged.first_unknown, staged.n_read, n_lines)
+        known, staged = _read(store, lines, dataset, folder, skip_unknown)
         drops = _drops(path, known, staged)
         if staged.n_out_of_order and note:
             n = len(staged.sums)
@@ -86,21 +76,45 @@ def import_run(
                 f"{path}: ranks disagree with scores in {staged.n_out_of_order:,} of {n:,} queries; the scores count"
             )
         with store.write() as con, provenance.recorded_in(con, "runs.import", clock) as job:
-            con.register("staged_sums", staged.sums)
-            _refuse_a_changed_dataset(con, known.dataset)
-            con.register("staged_rows", staged.open())
-            checked = Checked(
-                "staged_sums", staged.depth, "SELECT query, rank, document, score FROM staged_rows"
+            checked = _registered(con, known.dataset, staged)
+            new = NewRun(
+                known.dataset.dataset,
+                name,
+                "first_stage",
+                lines.tag,
+                {"file": path.name, **(parameters or {})},
             )
-            run = keep_run(
-                con, job, known.dataset.dataset, name, kind, system or lines.tag, None, None,
-                {"file": path.name, **(parameters or {})}, replace, checked,
-            )  # fmt: skip
+            run = keep_run(con, job, new, checked, replace=replace)
             job.count(con, "run", f"{known.dataset.name}/{name}", staged.n_read, drops)
             is_new = con.execute("SELECT job FROM runs WHERE run = ?", [run.run]).fetchall() == [(job.job,)]
             if not is_new:
                 raise Undo
     return Imported(run, is_new, staged.n_read, drops)
+
+
+def _read(
+    store: LabelStore, lines: RunLines, dataset: str | None, folder: Path, skip_unknown: bool
+) -> tuple[KnownIds, StagedRun]:
+    """Look up a file's ids and check its rows, outside the store.
+
+    Raises:
+        BadInput: an unknown id without `skip_unknown`.
+    """
+    with _database(folder) as con:
+        known = known_ids(store, con, dataset)
+        staged = stage_run(con, lines, known, folder / "rows.arrow")
+        if staged.first_unknown is not None and not skip_unknown:
+            copy_ids(store, con, known)
+            n_lines = {"queries": staged.n_query, "passages": staged.n_passage}
+            unknown_ids(con, lines, known, staged.first_unknown, staged.n_read, n_lines)
+    return known, staged
+
+
+def _registered(con: duckdb.DuckDBPyConnection, read: lookup.Dataset, staged: StagedRun) -> Checked:
+    con.register("staged_sums", staged.sums)
+    _refuse_a_changed_dataset(con, read)
+    con.register("staged_rows", staged.open())
+    return Checked("staged_sums", staged.depth, "SELECT query, rank, document, score FROM staged_rows")
 
 
 def _run_name(file: Path) -> str:

@@ -5,7 +5,7 @@ line, and nothing of the file is stored.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
@@ -16,10 +16,7 @@ from labelstore.store import lookup
 from labelstore.store.keys import canonical_json
 from labelstore.store.label_store import next_id
 from labelstore.store.row_hashes import id_hash, ranking_hash, row_sum
-
-
-def _value(con: duckdb.DuckDBPyConnection, sql: str, parameters: list[Any] | None = None) -> Any:
-    return con.execute(sql, parameters or []).fetchall()[0][0]
+from labelstore.store.rows import first_row
 
 
 @dataclass(frozen=True)
@@ -31,19 +28,21 @@ class Checked:
     rows: str
 
 
+@dataclass(frozen=True)
+class NewRun:
+    """A run's row, without the counts of its candidates."""
+
+    dataset: int
+    name: str
+    kind: str
+    system: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    source_run: int | None = None
+    student: int | None = None
+
+
 def store_run(
-    con: duckdb.DuckDBPyConnection,
-    job: provenance.Job,
-    *,
-    dataset: int,
-    name: str,
-    kind: str,
-    system: str,
-    relation: str,
-    source_run: int | None = None,
-    student: int | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    replace: bool = False,
+    con: duckdb.DuckDBPyConnection, job: provenance.Job, new: NewRun, relation: str, *, replace: bool = False
 ) -> lookup.Run:
     """Store a ranking inside the caller's transaction.
 
@@ -68,12 +67,26 @@ def store_run(
                    {id_hash("d.doc_id")} AS id_hash
             FROM {relation} r JOIN documents d ON d.document = r.document"""
     )
-    n = _value(con, f"SELECT count(*) FROM {relation}")
+    _check_ranked(con, new.name, first_row(con, f"SELECT count(*) FROM {relation}")[0])
+    con.execute(f"CREATE OR REPLACE TEMP TABLE ranked_sums AS {row_sum('ranked_rows')}")
+    checked = Checked(
+        sums="ranked_sums",
+        depth=first_row(con, "SELECT max(rank) FROM ranked_rows")[0],
+        rows="SELECT query, rank, document, score FROM ranked_rows ORDER BY query, rank",
+    )
+    run = keep_run(con, job, new, checked, replace=replace)
+    con.execute("DROP TABLE ranked_rows")
+    con.execute("DROP TABLE ranked_sums")
+    return run
+
+
+def _check_ranked(con: duckdb.DuckDBPyConnection, name: str, n: int) -> None:
+    """Refuse rows of ``ranked_rows`` that make no run; `n` counts them before they were joined to their documents."""
     if not n:
         raise BadInput(f"run {name} has no candidate", hint="give at least one")
-    if n != _value(con, "SELECT count(*) FROM ranked_rows"):
+    if n != first_row(con, "SELECT count(*) FROM ranked_rows")[0]:
         raise BadInput(f"run {name}: some of its {n:,} candidates name no document of the store")
-    bad = _value(con, "SELECT count(*) FROM ranked_rows WHERE score IS NULL OR NOT isfinite(score)")
+    bad = first_row(con, "SELECT count(*) FROM ranked_rows WHERE score IS NULL OR NOT isfinite(score)")[0]
     if bad:
         raise BadInput(f"run {name}: {bad:,} scores are not finite", hint="repair the system that scored")
     twice = con.execute(
@@ -83,43 +96,21 @@ def store_run(
     ).fetchall()
     if twice:
         raise BadInput(f"run {name}: passage {twice[0][1]} comes twice for query {twice[0][0]}")
-    con.execute(f"CREATE OR REPLACE TEMP TABLE ranked_sums AS {row_sum('ranked_rows')}")
-    checked = Checked(
-        sums="ranked_sums",
-        depth=_value(con, "SELECT max(rank) FROM ranked_rows"),
-        rows="SELECT query, rank, document, score FROM ranked_rows ORDER BY query, rank",
-    )
-    run = keep_run(
-        con, job, dataset, name, kind, system, source_run, student, parameters or {}, replace, checked
-    )
-    con.execute("DROP TABLE ranked_rows")
-    con.execute("DROP TABLE ranked_sums")
-    return run
 
 
 def keep_run(
-    con: duckdb.DuckDBPyConnection,
-    job: provenance.Job,
-    dataset: int,
-    name: str,
-    kind: str,
-    system: str,
-    source_run: int | None,
-    student: int | None,
-    parameters: Mapping[str, Any],
-    replace: bool,
-    checked: Checked,
+    con: duckdb.DuckDBPyConnection, job: provenance.Job, new: NewRun, checked: Checked, *, replace: bool
 ) -> lookup.Run:
     """Record checked rows as a run. An equal run is returned; other content needs `replace`."""
-    content, n_queries, n_rows = ranking_hash(con, checked.sums, "queries")
+    content, n_queries, n_rows = ranking_hash(con, checked.sums)
     held = con.execute(
-        "SELECT run, content_hash FROM runs WHERE dataset = ? AND name = ?", [dataset, name]
+        "SELECT run, content_hash FROM runs WHERE dataset = ? AND name = ?", [new.dataset, new.name]
     ).fetchall()
     if held and held[0][1] == content:
         return lookup.run_by_id(con, held[0][0])
     if held and not replace:
         raise BadInput(
-            f"run {name} is there with other content",
+            f"run {new.name} is there with other content",
             hint="choose another name with --name, or replace the run with --replace",
         )
     key = held[0][0] if held else next_id(con, "runs", "run")
@@ -129,8 +120,8 @@ def keep_run(
     con.execute(
         "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
-            key, name, dataset, kind, system, source_run, student, canonical_json(dict(parameters)), checked.depth,
-            n_queries, n_rows, content, job.job,
+            key, new.name, new.dataset, new.kind, new.system, new.source_run, new.student,
+            canonical_json(dict(new.parameters)), checked.depth, n_queries, n_rows, content, job.job,
         ],
     )  # fmt: skip
     con.execute(f"INSERT INTO candidates SELECT {key}, * FROM ({checked.rows})")

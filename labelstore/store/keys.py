@@ -49,11 +49,8 @@ def normal_hash(text: str) -> int:
 
 def file_hash(path: Path) -> str:
     """Hash a file's bytes to 128-bit hex."""
-    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def rows_key(tag: str, rows: Iterable[Any]) -> str:

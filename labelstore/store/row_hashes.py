@@ -34,28 +34,23 @@ def _mix(x: str) -> str:
     return f"xor(({x} & {_LOW}) * {_A}, ({x} >> 32) * {_B})"
 
 
-def row_sum(relation: str, key: str = "query") -> str:
-    """Make SQL for (`key`, total HUGEINT, n) of a relation with `key`, id_hash UBIGINT, rank and score FLOAT."""
+def row_sum(relation: str) -> str:
+    """Make SQL for (query, total HUGEINT, n) of a relation with query, id_hash UBIGINT, rank and score FLOAT."""
     return f"""
-        SELECT {key}, sum(xor(h, h >> 29)) AS total, count(*) AS n FROM (
-          SELECT {key}, {_mix("h")} AS h FROM (
-            SELECT {key}, {_mix("h")} AS h FROM (
-              SELECT {key}, xor({_mix("h")}, (score::FLOAT::BIT::INTEGER::BIGINT & {_LOW})::UBIGINT * {_SCORE}) AS h FROM (
-                SELECT {key}, score, xor(id_hash, rank::UBIGINT * {_RANK}) AS h FROM {relation}))))
-        GROUP BY {key}"""
+        SELECT query, sum(xor(h, h >> 29)) AS total, count(*) AS n FROM (
+          SELECT query, {_mix("h")} AS h FROM (
+            SELECT query, {_mix("h")} AS h FROM (
+              SELECT query, xor({_mix("h")}, (score::FLOAT::BIT::INTEGER::BIGINT & {_LOW})::UBIGINT * {_SCORE}) AS h FROM (
+                SELECT query, score, xor(id_hash, rank::UBIGINT * {_RANK}) AS h FROM {relation}))))
+        GROUP BY query"""
 
 
-def ranking_hash(con: duckdb.DuckDBPyConnection, sums: str, queries: str) -> tuple[str, int, int]:
-    """Compute (content hash, queries, rows) of a ranking.
-
-    Args:
-        sums: a relation (query, total, n) as :func:`row_sum` gives.
-        queries: a relation (query, query_id).
-    """
+def ranking_hash(con: duckdb.DuckDBPyConnection, sums: str) -> tuple[str, int, int]:
+    """Compute (content hash, queries, rows) of a ranking from its sums (query, total, n), see :func:`row_sum`."""
     total, n_queries, n_rows = con.execute(
         f"""SELECT coalesce(sum(md5_number_lower(q.query_id || ' ' || s.total::VARCHAR || ' ' || s.n::VARCHAR)), 0),
                    count(*), coalesce(sum(s.n), 0)
-            FROM {sums} s JOIN {queries} q USING (query)"""
+            FROM {sums} s JOIN queries q USING (query)"""
     ).fetchall()[0]
     return content_key("ranking", [f"{int(total):x}", int(n_queries), int(n_rows)]), n_queries, n_rows
 
@@ -72,7 +67,7 @@ def run_facts(con: duckdb.DuckDBPyConnection, run: int) -> tuple[str, int, int, 
         hashed = "d.id_hash"
     relation = f"""(SELECT c.query, c.rank, c.score, {hashed} AS id_hash
                     FROM candidates c JOIN {documents} d USING (document) WHERE c.run = {int(run)})"""
-    content, n_queries, n_rows = ranking_hash(con, f"({row_sum(relation)})", "queries")
+    content, n_queries, n_rows = ranking_hash(con, f"({row_sum(relation)})")
     return content, n_queries, n_rows, int(depth)
 
 

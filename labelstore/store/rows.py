@@ -26,3 +26,8 @@ def named(names: Sequence[str], found: Iterable[Sequence[Any]]) -> list[Row]:
         ValueError: a row has more or fewer values than names.
     """
     return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def first_row(con: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
+    """Run a query and return its first row."""
+    return con.execute(sql, parameters).fetchall()[0]

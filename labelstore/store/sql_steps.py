@@ -32,6 +32,15 @@ def set_variables(con: duckdb.DuckDBPyConnection, values: Mapping[str, Any]) -> 
         con.execute(f"SET VARIABLE {key} = ?", [list(value) if isinstance(value, tuple) else value])
 
 
+def reasons(counts: Sequence[Filter]) -> str:
+    """Tell what each step left out, for an error when nothing is left."""
+    return "; ".join(
+        f"{count.step}: {count.n_in:,} in, "
+        + (", ".join(f"{n:,} {reason}" for reason, (n, _) in count.drops.items()) or "none dropped")
+        for count in counts
+    )
+
+
 def filters(con: duckdb.DuckDBPyConnection, steps: Sequence[str]) -> list[Filter]:
     """Read the temporary table ``tally`` as filters, in the order of `steps`."""
     found = {step: Filter(step) for step in steps}

@@ -25,7 +25,7 @@ from labelstore.store import foreign, lookup
 from labelstore.store.keys import canonical_json
 from labelstore.store.label_store import LabelStore, next_id
 from labelstore.store.rows import fetch
-from labelstore.store.sql_steps import Filter, filters, set_variables, sql_file
+from labelstore.store.sql_steps import Filter, filters, reasons, set_variables, sql_file
 from labelstore.views import folder as export
 from labelstore.views import leakage
 from labelstore.views.parameters import make_parameters
@@ -72,6 +72,7 @@ def build(
     clock = provenance.Clock()
     with work_folder(store.folder("views")) as work:
         staging = work / "view"
+        staging.mkdir()
         with store.read(reach=[work]) as con:
             chosen, sources = resolve(
                 con, kind, options, datasets=datasets, runs=runs, negatives=negatives, labels=labels, note=say
@@ -79,31 +80,25 @@ def build(
             sql = select(con, kind, chosen, sources, options, seed)
             ending, counts = finish(con, kind)
             _require_lists(con, kind, counts)
-            staging.mkdir()
             sizes = export.write_rows(con, kind, staging, progress)
             licence = _licence(con, chosen, sources)
-        view_hash = export.content_hash(staging, kind)
         name = name or _default_name(kind, sources)
-        head, *more = counts
         manifest = {
             "format": export.FORMAT,
             "kind": kind,
             "name": name,
-            "view_hash": view_hash,
+            "view_hash": export.content_hash(staging, kind),
             "seed": seed,
             **sizes,
             "parameters": asdict(options),
             "sources": [{"kind": s.kind, "name": s.name, "hash": s.hash} for s in sources],
             "licence": licence,
-            "counts": _as_counts(head),
-            "more_counts": {c.step: _as_counts(c) for c in more},
+            **_as_counts(counts),
         }
-        export.write_manifest(staging, manifest)
-        _say_drops(name, counts, say)
         return _record(store, staging, manifest, sql + ending, sources, counts, clock, say)
 
 
-def _say_drops(name: str, counts: list[Filter], say: Callable[[str], None]) -> None:
+def _say_drops(name: str, counts: Sequence[Filter], say: Callable[[str], None]) -> None:
     for count in counts:
         if count.drops:
             left = ", ".join(f"{n:,} {reason}" for reason, (n, _) in sorted(count.drops.items()))
@@ -224,25 +219,21 @@ def _require_lists(con: duckdb.DuckDBPyConnection, kind: str, counts: list[Filte
     (n,) = con.execute("SELECT count(*) FROM numbered_lists").fetchall()[0]
     if n:
         return
-    reasons = "; ".join(
-        f"{step.step}: {step.n_in:,} in, "
-        + (", ".join(f"{n:,} {r}" for r, (n, _) in step.drops.items()) or "none dropped")
-        for step in counts
-    )
     hint = "check the sources: `msft data list`, `msft status`"
     if any(leakage.REASON in step.drops for step in counts):
         hint = leakage.HINT
     elif any("not held" in reason or "no passage held" in reason for step in counts for reason in step.drops):
         hint = "add the collection's texts: `msft data add`"
-    raise DataMissing(f"the {kind} view has no list ({reasons})", hint=hint)
+    raise DataMissing(f"the {kind} view has no list ({reasons(counts)})", hint=hint)
 
 
-def _as_counts(count: Filter) -> dict[str, Any]:
-    return {
-        "in": count.n_in,
-        "kept": count.kept,
-        "dropped": {reason: n for reason, (n, _) in count.drops.items()},
-    }
+def _as_counts(counts: Sequence[Filter]) -> dict[str, Any]:
+    """Write the counts for the manifest: those of lists or queries, and those of the other steps."""
+    head, *more = (
+        {"in": c.n_in, "kept": c.kept, "dropped": {reason: n for reason, (n, _) in c.drops.items()}}
+        for c in counts
+    )
+    return {"counts": head, "more_counts": {c.step: each for c, each in zip(counts[1:], more, strict=True)}}
 
 
 def _default_name(kind: str, sources: Sequence[ViewSource]) -> str:
@@ -281,7 +272,9 @@ def _record(
     clock: provenance.Clock,
     say: Callable[[str], None],
 ) -> lookup.View:
-    """Move the folder to its place and record the view, unless the store has the same content."""
+    """Complete the folder, move it to its place and record the view, unless the store has the same content."""
+    export.write_manifest(staging, manifest)
+    _say_drops(manifest["name"], counts, say)
     view_hash = manifest["view_hash"]
     place = store.files / "views" / view_hash
     with store.read() as con:

@@ -21,7 +21,7 @@ from labelstore.evaluation import scores as evaluation
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 from students.jobs.candidates import Tick, candidates, score
-from students.jobs.rerank import DEFAULT_DEPTH, load_reranker, rerank_run
+from students.jobs.rerank import DEFAULT_DEPTH, check_depth, load_reranker, rerank_run
 
 Row = dict[str, Any]
 Pending = list[tuple[str, lookup.Run]]
@@ -104,35 +104,20 @@ def evaluate(
         DataMissing: a name is not found, or a dataset has no judgments.
         UsageError: both `suite` and `datasets` are given, the depth is below 1, or a measure is unknown.
     """
-    if suite and datasets:
-        raise UsageError("--suite and --dataset exclude each other", hint="leave --dataset out")
-    if depth < 1:
-        raise UsageError(f"depth is {depth}: expected at least 1", hint="--depth 100")
-    names = _names(store, datasets, suite, talk)
+    check_depth(depth)
+    present, missing = _present(store, _names(store, datasets, suite, talk), suite, talk)
     rows: list[Row] = []
-    missing: list[str] = []
-    for number, name in enumerate(names):
-        try:
-            own = ensure_dataset(store, name, talk)
-        except DataMissing as error:
-            if not suite:
-                raise
-            (talk.warn or talk.note)(f"{error} ({error.hint})")
-            missing.append(name)
-            continue
-        names[number] = own
-        wanted = _measures(store, own, measures)
-        ensure_first_stage(store, own, depth, talk)
-        over = first_stages(store, own, runs)
+    for name in present:
+        wanted = _measures(store, name, measures)
+        ensure_first_stage(store, name, depth, talk)
+        over = first_stages(store, name, runs)
         if rerank:
-            todo = pending(store, own, students, over, depth)
-            rerank_pending(store, own, todo, depth, talk)
+            rerank_pending(store, name, pending(store, name, students, over, depth), depth, talk)
         if fuse:
-            on = fuse if isinstance(fuse, str) else None
-            fuse_students(store, own, students, over, wanted[0], on, talk)
+            fuse_students(store, name, students, over, wanted[0], fuse, talk)
         rows += evaluation.evaluate(
             store,
-            own,
+            name,
             runs=runs,
             labelings=labels,
             students=students,
@@ -143,8 +128,28 @@ def evaluate(
             warn=talk.warn,
         )
     if suite:
-        rows += suites.macro_means(suite, rows, names)
-    return Evaluated(rows, missing, len(names))
+        rows += suites.macro_means(suite, rows, present + missing)
+    return Evaluated(rows, missing, len(present) + len(missing))
+
+
+def _present(
+    store: LabelStore, names: Sequence[str], suite: str | None, talk: Talk
+) -> tuple[list[str], list[str]]:
+    """Return the datasets' names in the store, added if necessary, and the names of a suite's missing datasets.
+
+    Raises:
+        DataMissing: a dataset is missing, and it is not one of a suite.
+    """
+    present, missing = [], []
+    for name in names:
+        try:
+            present.append(ensure_dataset(store, name, talk))
+        except DataMissing as error:
+            if not suite:
+                raise
+            (talk.warn or talk.note)(f"{error} ({error.hint})")
+            missing.append(name)
+    return present, missing
 
 
 def _measures(store: LabelStore, dataset: str, measures: Sequence[str]) -> list[str]:
@@ -162,6 +167,8 @@ def _measures(store: LabelStore, dataset: str, measures: Sequence[str]) -> list[
 
 
 def _names(store: LabelStore, datasets: str | Sequence[str], suite: str | None, talk: Talk) -> list[str]:
+    if suite and datasets:
+        raise UsageError("--suite and --dataset exclude each other", hint="leave --dataset out")
     if suite:
         return suites.datasets(suite)
     if datasets:
@@ -286,10 +293,15 @@ def fuse_students(
     students: Sequence[str] | None,
     runs: Sequence[lookup.Run],
     measure: str,
-    on: str | None,
+    on: str | bool,
     talk: Talk = Talk(),
 ) -> None:
-    """Make a fused run for each student's run over the given first stages."""
+    """Make a fused run for each student's run over the given first stages.
+
+    Args:
+        on: the dataset whose queries fix the weight; True takes a dev set.
+    """
+    on = on if isinstance(on, str) else None
     with store.read() as con:
         of = lookup.dataset(con, dataset)
         wanted = {run.run for run in runs}

@@ -49,10 +49,7 @@ def export_student(
         UsageError: the form is unknown. BadInput: the folder is not empty. DataMissing: the student is not found.
     """
     folder = Path(folder)
-    if form not in FORMS:
-        raise UsageError(f"format {form!r} is not known", hint=f"--format {' | '.join(FORMS)}")
-    if form != "hf":
-        extras.require("onnx")
+    _check_form(form)
     _check_place(folder, replace)
     with store.read() as con:
         student = lookup.student(con, name)
@@ -78,15 +75,27 @@ def export_student(
         write_card(staged, facts)
         as_umask(staged)
         row["megabytes"] = round(sum(f.stat().st_size for f in staged.rglob("*") if f.is_file()) / 1e6, 1)
-        old = folder.with_name(f".{folder.name}.replaced")
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        staged.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _put(staged, folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return [row]
+
+
+def _check_form(form: str) -> None:
+    if form not in FORMS:
+        raise UsageError(f"format {form!r} is not known", hint=f"--format {' | '.join(FORMS)}")
+    if form != "hf":
+        extras.require("onnx")
+
+
+def _put(staged: Path, folder: Path) -> None:
+    """Move a complete export to its place; an earlier one stays until then."""
+    old = folder.with_name(f".{folder.name}.replaced")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    staged.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_place(folder: Path, replace: bool) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from labelstore.errors import DataMissing, UsageError
 from labelstore.files.work_folder import set_aside
 from labelstore.provenance import record as provenance
-from labelstore.store import keys, lookup
+from labelstore.store import lookup
 from labelstore.store.foreign import check_name
+from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore, next_id
 from labelstore.store.rows import fetch
 from students.jobs.card import CardFacts, Measured, StageFacts, write_card
@@ -54,7 +55,7 @@ def add_student(
     shutil.rmtree(staged, ignore_errors=True)
     try:
         encoder.save(staged)
-        hash_ = keys.file_hash(staged / "model.safetensors")
+        hash_ = file_hash(staged / "model.safetensors")
         if store.exists and (taken := _named(store, name)) is not None:
             if taken.weights_hash == hash_:
                 return taken
@@ -86,7 +87,7 @@ def add_student(
 def clear(folder: Path, weights_hash: str) -> None:
     """Make room for a student's folder. Remains of an interrupted job are removed; anything else is moved aside."""
     weights = folder / "model.safetensors"
-    if weights.is_file() and not folder.is_symlink() and keys.file_hash(weights) == weights_hash:
+    if weights.is_file() and not folder.is_symlink() and file_hash(weights) == weights_hash:
         shutil.rmtree(folder)
     elif folder.exists() or folder.is_symlink():
         set_aside(folder)
@@ -136,7 +137,7 @@ def base_revision(model: str, encoder: "CrossEncoder | None" = None) -> str | No
 
     weights = Path(resolve_base(model)) / "model.safetensors"
     if weights.is_file():
-        return keys.file_hash(weights)
+        return file_hash(weights)
     commit = getattr(encoder.model.config, "_commit_hash", None) if encoder is not None else None
     return None if commit is None else str(commit)
 

@@ -5,14 +5,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
 from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.provenance import record as provenance
-from labelstore.runs.write import store_run
+from labelstore.runs.write import NewRun, store_run
 from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
 from students.errors import StudentError
@@ -77,6 +77,12 @@ def load_reranker(
     )
 
 
+def check_depth(depth: int) -> None:
+    """Refuse a depth below 1."""
+    if depth < 1:
+        raise UsageError(f"depth is {depth}: expected at least 1", hint="--depth 100")
+
+
 def rerank_run(
     store: LabelStore,
     *,
@@ -110,61 +116,64 @@ def rerank_run(
         StudentError: the model gives a score that is not finite.
         BadInput: a text, the source or the student was changed in the meantime.
     """
-    from students.rerank.reranker import resolve_precision
-
-    if depth < 1:
-        raise UsageError(f"depth is {depth}: expected at least 1", hint="--depth 100")
+    check_depth(depth)
     with store.read() as con:
-        of_student = lookup.student(con, student)
+        by = lookup.student(con, student)
         of = lookup.pick_dataset(con, dataset)
         source = lookup.pick_run(con, of, run)
-        _say(note, f"re-ranking {source.name} over {of.name} with {of_student.name}", dataset, run)
+        _say(note, f"re-ranking {source.name} over {of.name} with {by.name}", dataset, run)
         depth = min(depth, source.depth)
-        parameters = {
-            "depth": depth,
-            "precision": resolve_precision(precision),
-            "max_length": of_student.max_length,
-            "weights_hash": of_student.weights_hash,
-            "source_hash": source.content_hash,
-        }
+        parameters = _parameters(by, source, depth, precision)
         runs = lookup.runs(con, of)
-        for other in runs:
-            if (
-                other.student == of_student.student
-                and other.parameters == parameters
-                and name in (None, other.name)
-            ):
-                _say(note, f"run {other.name} exists with the same settings: nothing to score")
-                return other
-        name = name or _run_name(of_student, source, depth, runs)
-        if not replace and any(other.name == name for other in runs):
-            raise UsageError(
-                f"{of.name} has a run {name!r} already",
-                hint="choose another name with --name, or give --replace",
-            )
+        if (same := _same_run(runs, by, parameters, name)) is not None:
+            _say(note, f"run {same.name} exists with the same settings: nothing to score")
+            return same
+        if not replace:
+            _check_free(name, of, runs)
         found = candidates(con, source, depth)
+    name = name or _run_name(by, source, depth, runs)
     clock = provenance.Clock()
     if reranker is None:
         reranker = load_reranker(store, student, precision=precision, batch_tokens=batch_tokens)
     frame = _frame(found, score(store, reranker, found, progress=progress))
     with store.write() as con, provenance.recorded_in(con, "students.rerank", clock) as job:
-        _check_unchanged(con, source, of_student)
+        _check_unchanged(con, source, by)
         con.register("reranked", frame.to_arrow())
-        made = store_run(
-            con,
-            job,
-            dataset=of.dataset,
-            name=name,
-            kind="student",
-            system=f"student:{of_student.name}",
-            relation="reranked",
-            source_run=source.run,
-            student=of_student.student,
-            parameters=parameters,
-            replace=replace,
-        )
+        new = NewRun(of.dataset, name, "student", f"student:{by.name}", parameters, source.run, by.student)
+        made = store_run(con, job, new, "reranked", replace=replace)
         job.count(con, "rerank", f"{of.name}/{name}", found.n_pairs)
         return made
+
+
+def _check_free(name: str | None, of: lookup.Dataset, runs: list[lookup.Run]) -> None:
+    if any(run.name == name for run in runs):
+        raise UsageError(
+            f"{of.name} has a run {name!r} already",
+            hint="choose another name with --name, or give --replace",
+        )
+
+
+def _parameters(student: lookup.Student, source: lookup.Run, depth: int, precision: str) -> dict[str, Any]:
+    """Say what a re-ranking depends on: a run with the same parameters is the same run."""
+    from students.rerank.reranker import resolve_precision
+
+    return {
+        "depth": depth,
+        "precision": resolve_precision(precision),
+        "max_length": student.max_length,
+        "weights_hash": student.weights_hash,
+        "source_hash": source.content_hash,
+    }
+
+
+def _same_run(
+    runs: list[lookup.Run], student: lookup.Student, parameters: dict[str, Any], name: str | None
+) -> lookup.Run | None:
+    """Find the run that the student made with these parameters."""
+    for run in runs:
+        if run.student == student.student and run.parameters == parameters and name in (None, run.name):
+            return run
+    return None
 
 
 def _frame(found: Candidates, scores: "Scores") -> pl.DataFrame:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labelstore.store import foreign, keys, lookup
+from labelstore.store import foreign, lookup
+from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore
 from labelstore.store.rows import fetch
 from students.recipes.recipe import KINDS, Recipe
@@ -46,7 +47,7 @@ def begin_where_another_ended(
         student = lookup.student(con, name)
         stages, log = _stages(con, student), _log(con, student.student)
     weights = foreign.own_folder(store.files, "student", name, student.folder) / "model.safetensors"
-    if not weights.is_file() or keys.file_hash(weights) != student.weights_hash:
+    if not weights.is_file() or file_hash(weights) != student.weights_hash:
         return None
     hashes = [{o.name: views[KINDS[o.name]].view_hash for o in stage.objectives} for stage in recipe.stages]
     begin_after(work, recipe, hashes, stages, log, weights)

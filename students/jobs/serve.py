@@ -5,7 +5,7 @@ import os
 import socket
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labelstore.errors import DataMissing
 from labelstore.store import lookup
@@ -14,6 +14,9 @@ from msft.host import extras
 from students.errors import StudentError
 from students.jobs.register import warnings_of
 from students.jobs.rerank import Note, student_folder
+
+if TYPE_CHECKING:
+    from students.rerank.reranker import Reranker
 
 
 def serve_student(
@@ -51,7 +54,25 @@ def serve_student(
             for warning in warnings_of(con, name.removeprefix("student:")):
                 warn(warning)
     reranker = Reranker.load(folder, precision=precision, max_length=max_length, any_size=True)
-    info = {
+    limits = Limits(texts=max_texts, body=max_body, bodies=4 * max_body, waiting=max_waiting)
+    app = create_app(reranker, _info(name, reranker, facts), limits)
+    key = os.environ.get("MSFT_SERVE_KEY", "").strip()
+    guarded = RequireKey(app, key) if key else app
+    server = Server(config(guarded))
+    if note is not None:
+        address, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        note(f"serving {name} ({reranker.precision}) at http://{shown}:{port}/rerank; stop with Ctrl-C")
+        if not key and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            note(
+                f"warning: anyone who reaches {host} can use this server; set MSFT_SERVE_KEY to require a key"
+            )
+    server.run(sockets=[listening])
+
+
+def _info(name: str, reranker: "Reranker", facts: dict[str, Any]) -> dict[str, Any]:
+    """Make the answer of /info, in the keys of text-embeddings-inference."""
+    return {
         "model_id": name,
         "model_sha": facts.get("weights_hash"),
         "model_dtype": reranker.precision,
@@ -60,22 +81,6 @@ def serve_student(
         "version": metadata.version("msft"),
         **facts,
     }
-    app = create_app(
-        reranker, info, Limits(texts=max_texts, body=max_body, bodies=4 * max_body, waiting=max_waiting)
-    )
-    key = os.environ.get("MSFT_SERVE_KEY", "").strip()
-    guarded = RequireKey(app, key) if key else app
-    server = Server(config(guarded))
-    if note is not None:
-        shown = f"[{host}]" if ":" in host else host
-        note(
-            f"serving {name} ({reranker.precision}) at http://{shown}:{listening.getsockname()[1]}/rerank; stop with Ctrl-C"
-        )
-        if not key and not ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback:
-            note(
-                f"warning: anyone who reaches {host} can use this server; set MSFT_SERVE_KEY to require a key"
-            )
-    server.run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

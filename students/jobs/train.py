@@ -16,6 +16,7 @@ from labelstore.provenance import record as provenance
 from labelstore.store import keys, lookup
 from labelstore.store.foreign import check_name
 from labelstore.store.job_lock import student_alone
+from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore
 from labelstore.views import build as views
 from labelstore.views import parameters as parameters_module
@@ -309,7 +310,7 @@ def _store_student(
 
     trained = work / "model"
     encoder = CrossEncoder.load(trained, max_length=recipe.max_length, precision="fp32", device="cpu")
-    hash_ = keys.file_hash(trained / "model.safetensors")
+    hash_ = file_hash(trained / "model.safetensors")
     licences = sorted({view.licence for view in built.values() if view.licence})
     by_hash = {view.view_hash: view.view for view in built.values()}
     with store.write() as con, provenance.recorded_in(con, "students.train", clock) as job:

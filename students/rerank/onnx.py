@@ -135,13 +135,13 @@ def _quantise(plain: Path, path: Path) -> None:
 class OnnxScorer:
     """Score lists with an exported folder, as `Reranker` does."""
 
-    def __init__(self, folder: Path, *, max_length: int, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, *, max_length: int) -> None:
         extras.require("onnx")
         import onnxruntime
         from transformers import AutoTokenizer
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(
             str(folder / FILE), options, providers=["CPUExecutionProvider"]
         )

@@ -1,6 +1,5 @@
 """Record a training's stages and figures, with the columns of the ``stages`` and ``training_log`` tables."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder
 from students.recipes.recipe import Recipe, Stage
 from students.train.checkpoints import StageState, clear
+from students.train.view_folder import file_hash
 
 _IDENTITY = "training.json"
 
@@ -190,15 +190,6 @@ def stage_record(
         "best_value": state.best_value,
         "stopped_by": state.stopped_by,
     }
-
-
-def file_hash(path: Path) -> str:
-    """Compute the 128-bit hex hash of a file's bytes, as the store does."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _dropout(encoder: CrossEncoder, which: str) -> float | None:

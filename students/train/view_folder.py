@@ -87,6 +87,12 @@ def read_view(folder: str | Path) -> View:
     )
 
 
+def file_hash(path: Path) -> str:
+    """Hash a file's bytes to 128-bit hex, as the store does."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 def _check_file(path: Path, expected: str | None) -> None:
     if not path.is_file():
         raise StudentError(
@@ -94,13 +100,9 @@ def _check_file(path: Path, expected: str | None) -> None:
         )
     if expected is None:
         return
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    if (found := file_hash(path)) != expected:
         raise StudentError(
-            f"{path} is not the file that the manifest names (hash {digest.hexdigest()}, not {expected})",
+            f"{path} is not the file that the manifest names (hash {found}, not {expected})",
             hint="export the view again: the copy is damaged or was changed",
         )
 

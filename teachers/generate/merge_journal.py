@@ -111,10 +111,7 @@ class MergedJournal:
     calls: int = 0  # new in the store
     permutations: int = 0  # new in the store
     quarantined: int = 0
-    torn_bytes: int = 0
-    damaged_lines: int = 0
     aside: int = 0  # segments that could not be merged completely
-    skipped: int = 0  # segments that a running job is writing
     notes: list[str] = field(default_factory=list)
 
 
@@ -141,8 +138,8 @@ def merge_journal(
 
 
 def _merge(store: LabelStore, folder: Path) -> MergedJournal:
-    ready, held = journal.closed(folder)
-    done = MergedJournal(skipped=held)
+    ready = journal.closed(folder)
+    done = MergedJournal()
     wrong: dict[Path, list[str]] = {path: [] for path, _ in ready}  # reasons why records cannot be merged
 
     def calls(con: duckdb.DuckDBPyConnection, target: Target, chunk: list[Record]) -> None:
@@ -151,8 +148,6 @@ def _merge(store: LabelStore, folder: Path) -> MergedJournal:
     for path, head in ready:
         damage = journal.Damage()
         wrong[path] += _taken(store, head, journal.read(path, damage), ("call", "canary"), calls)
-        done.torn_bytes += damage.torn
-        done.damaged_lines += len(damage.lines)
         if damage.torn or damage.lines:
             done.notes.append(
                 f"journal segment {path.name}: {damage.torn} bytes of an unfinished last line,"

@@ -19,6 +19,7 @@ from teachers.engines.base import Sampling
 from teachers.generate.calls import Teacher, check_reading
 from teachers.generate.settings import Settings
 from teachers.journal.segments import Record
+from teachers.prompts.template import Template
 from teachers.strategies import by_name as windows
 from teachers.strategies.by_name import Strategy
 
@@ -111,22 +112,9 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
     if settings.depth > run.depth and run.n_queries:
         settings = replace(settings, depth=run.depth)
     strategy = _strategy(settings, model, pointwise)
-    template = None if pointwise else model.template
     reading = "scores" if pointwise else "first" if model.scoring == "first-token" else "text"
-    window = getattr(strategy, "window", settings.depth)
-    if template is not None:
-        check_reading(template, reading, window)
-        for position in {1, min(window, settings.depth)}:
-            template.identifier(position)
-    if settings.logprobs and template is not None and not template.prefill:
-        template = replace(template, prefill="[")  # so that the first generated position is the identifier
-    sampling = Sampling(
-        temperature=settings.temperature,
-        seed=settings.seed if settings.temperature > 0 else None,
-        logprobs=20 if reading == "first" or settings.logprobs else 0,
-        constraint="identifiers" if _constrained(settings, engine, reading) else None,
-        top=settings.top,
-    )
+    template = None if pointwise else _template(settings, model, reading, strategy)
+    sampling = _sampling(settings, engine, reading)
     revision = revision_of(location) if engine != "openai" else None
     identity = revision or location
     row = _row(settings, model, engine, location, revision, template, sampling, reading)
@@ -139,12 +127,6 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
         reading=reading,
         renders=engine != "openai",
     )
-    parameters: dict[str, Any] = {**strategy.parameters, "depth": settings.depth}
-    if settings.fuse:
-        parameters["fuse"] = "reciprocal ranks with the run, k = 60"
-        # Labelings from before this setting have equal weights, and their parameters must stay the same.
-        if settings.fuse_weight != 0.5:
-            parameters["fuse_weight"] = settings.fuse_weight
     made = Plan(
         settings=settings,
         model=model,
@@ -157,13 +139,50 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
         run=run,
         name=settings.name or f"{model.name}@{run.name}",
         depth=settings.depth,
-        parameters=parameters,
+        parameters=_parameters(settings, strategy),
         context=model.context,
     )
     with store.read() as con:
         _check_labeling(con, made)
         _check_texts(con, made)
     return made
+
+
+def _template(settings: Settings, model: models.TeacherModel, reading: str, strategy: Strategy) -> Template:
+    """Return the model's prompt once the strategy's windows fit it.
+
+    Raises:
+        TeacherError: its replies cannot be read so, or it has too few identifiers.
+    """
+    template = model.template
+    window = getattr(strategy, "window", settings.depth)
+    check_reading(template, reading, window)
+    for position in {1, min(window, settings.depth)}:
+        template.identifier(position)
+    if settings.logprobs and not template.prefill:
+        return replace(template, prefill="[")  # so that the first generated position is the identifier
+    return template
+
+
+def _sampling(settings: Settings, engine: str, reading: str) -> Sampling:
+    return Sampling(
+        temperature=settings.temperature,
+        seed=settings.seed if settings.temperature > 0 else None,
+        logprobs=20 if reading == "first" or settings.logprobs else 0,
+        constraint="identifiers" if _constrained(settings, engine, reading) else None,
+        top=settings.top,
+    )
+
+
+def _parameters(settings: Settings, strategy: Strategy) -> dict[str, Any]:
+    """Return what a labeling's ranking depends on beside its teacher and run."""
+    parameters: dict[str, Any] = {**strategy.parameters, "depth": settings.depth}
+    if settings.fuse:
+        parameters["fuse"] = "reciprocal ranks with the run, k = 60"
+        # Labelings from before this setting have equal weights, and their parameters must stay the same.
+        if settings.fuse_weight != 0.5:
+            parameters["fuse_weight"] = settings.fuse_weight
+    return parameters
 
 
 def _constrained(settings: Settings, engine: str, reading: str) -> bool:
@@ -407,8 +426,7 @@ def revision_of(model: str) -> str | None:
     for path in _model_files(folder):
         digest.update(f"{path.name}:{path.stat().st_size}:".encode())
         with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 

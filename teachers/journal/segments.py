@@ -242,26 +242,24 @@ def segments(folder: Path) -> list[Path]:
     return [path for *_, path in sorted(found)]
 
 
-def closed(folder: Path) -> tuple[list[tuple[Path, Record | None]], int]:
-    """Return the segments that no living writer holds, with their headers (None: damaged), and the number held.
+def closed(folder: Path) -> list[tuple[Path, Record | None]]:
+    """Return the segments that no living writer holds, with their headers (None: damaged).
 
     A segment whose writer was killed before its header was complete is empty, and is removed.
     """
     found: list[tuple[Path, Record | None]] = []
-    held = 0
     for path in segments(folder):
         with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                held += 1
                 continue
             head = header(path)  # read under the lock: the writer of a new file waits for it
             if head is None and not file.readline().endswith(b"\n"):
                 remove(path)
             else:
                 found.append((path, head))
-    return found, held
+    return found
 
 
 def size(path: Path) -> int:

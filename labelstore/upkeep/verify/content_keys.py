@@ -14,7 +14,7 @@
 | calls `call_key` | asked: request, job, attempt, sample; imported: request, reply | the row |
 | canaries `reply_hash` | reply | the row (teachers.canary) |
 | views `view_hash` | rows by text ids and texts | the folder (export.content_hash) |
-| students `weights_hash` | bytes of model.safetensors | the folder (keys.file_hash) |
+| students `weights_hash` | bytes of model.safetensors | the folder (file_hash) |
 | provenance `job_key` | random | nothing: it is unique |
 """
 

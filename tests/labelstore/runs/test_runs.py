@@ -156,8 +156,7 @@ def stored(con: Any, job: Any, name: str, rows: list[tuple[str, str, float]], **
     )
     con.register("made_rows", frame)
     dataset = lookup.dataset(con, "mine").dataset
-    options = {"kind": "first_stage", "system": "s", **options}
-    return runs.store_run(con, job, dataset=dataset, name=name, relation="made_rows", **options)
+    return runs.store_run(con, job, runs.NewRun(dataset, name, "first_stage", "s"), "made_rows", **options)
 
 
 def test_store_run_ranks_by_score_and_breaks_ties(store: LabelStore) -> None:

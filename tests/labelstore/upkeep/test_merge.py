@@ -13,6 +13,7 @@ from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.evaluation import scores as evaluation
 from labelstore.negatives import mine as negatives
 from labelstore.store import keys, lookup
+from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore
 from labelstore.store.row_hashes import qrels_hash
 from labelstore.upkeep.merge.job import Contradictory, MergedStore, merge_stores
@@ -350,7 +351,7 @@ def with_student(store: LabelStore, name: str, weights: bytes) -> None:
         con.execute(
             """INSERT INTO students SELECT coalesce(max(student), 0) + 1, ?, 'base', NULL, 'bert', 'kd', ?, ?, 64, 42,
                                            NULL, NULL, 1 FROM students""",
-            [name, f"students/{name}", keys.file_hash(folder / "model.safetensors")],
+            [name, f"students/{name}", file_hash(folder / "model.safetensors")],
         )
         ((student, view, view_hash),) = con.execute(
             "SELECT max(student), (SELECT view FROM views), (SELECT view_hash FROM views) FROM students"

@@ -16,8 +16,8 @@ from benchmarks.labelling_store import make as make_labelled
 from labelstore.errors import BadInput, DataMissing, MsftError, UsageError
 from labelstore.evaluation import scores as evaluation
 from labelstore.negatives import mine as negatives
-from labelstore.store import keys
 from labelstore.store.job_lock import labeling_alone
+from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore
 from labelstore.store.relations import REFERENCES
 from labelstore.upkeep import remove as removing
@@ -65,7 +65,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         con.execute(
             """INSERT INTO students VALUES (1, 'tiny', 'base', NULL, 'bert', 'kd', 'students/tiny', ?, 64, 42, NULL,
                                             NULL, 1)""",
-            [keys.file_hash(folder / "model.safetensors")],
+            [file_hash(folder / "model.safetensors")],
         )
         con.execute(
             """INSERT INTO stages SELECT 1, 1, 'kd', 'ranknet', view, view_hash, 'a', 'b', '{}', 1, 2, 0, 0, 1, .1, NULL, NULL, 'end'

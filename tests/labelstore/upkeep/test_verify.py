@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.labelling_store import make as make_labelled
 from labelstore.errors import StoreDamaged
-from labelstore.store import keys
+from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore
 from labelstore.store.relations import REFERENCES, TARGETS, UNIQUE
 from labelstore.upkeep.verify.blocks import HEADERS, mismatches
@@ -43,7 +43,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         con.execute(
             """INSERT INTO students VALUES (1, 'tiny', 'base', NULL, 'bert', 'none', 'students/tiny', ?, 64, 42, NULL,
                                             NULL, 1)""",
-            [keys.file_hash(folder / "model.safetensors")],
+            [file_hash(folder / "model.safetensors")],
         )
         con.execute("COMMIT; CHECKPOINT; BEGIN")
     return made.path.parent
@@ -212,7 +212,7 @@ def test_a_view_whose_rows_are_not_its_hashs_is_named_though_its_manifest_fits(s
     manifest = json.loads((folder / "manifest.json").read_text())
     other = _views(store)[1][1]
     shutil.copy(other / "queries.parquet", folder / "queries.parquet")
-    manifest["files"]["queries.parquet"] = keys.file_hash(folder / "queries.parquet")
+    manifest["files"]["queries.parquet"] = file_hash(folder / "queries.parquet")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (finding,) = verify(store).findings
     assert (finding.what, finding.name) == ("view", name)

@@ -21,10 +21,9 @@ from students.train import diagnostics
 from students.train import stage as stages
 from students.train.checkpoints import StageState
 from students.train.optimiser import Bounds, learning_rate, make, set_rate
-from students.train.records import file_hash
 from students.train.run import train
 from students.train.steps import Task, targets_of
-from students.train.view_folder import read_view
+from students.train.view_folder import file_hash, read_view
 
 
 @pytest.fixture(scope="module")

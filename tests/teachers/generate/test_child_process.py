@@ -149,7 +149,7 @@ def test_no_segment_is_removed_under_its_writer(tmp_path: Path) -> None:
 
     def take() -> None:
         while not ending.is_set():
-            for path, _ in journal.closed(tmp_path)[0]:
+            for path, _ in journal.closed(tmp_path):
                 taken.extend(r["k"] for r in journal.read(path) if r["t"] == "call")
                 journal.remove(path)
 
