@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, fitted, render
+from cli.output import diagnostics, fitted, latex, render
 from cli.output.render import Format
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ def _print(rows: "Sequence[Row]", format: Format) -> None:
     if format is Format.table and rows:
         fitted.rows(wide(rows), format, keys=("system",), about=ABOUT)
         _tell_of_depths(rows)
+    elif format is Format.latex and rows:
+        render.text(latex.scores(rows))
     elif format in FOR_PEOPLE:
         render.rows(wide(rows), format)
     elif rows:

@@ -53,12 +53,73 @@ def comparison(rows: Sequence[Mapping[str, Any]], p_column: str, correction: str
         [marks[name], escape(name), *(column.cell(name, marks) for column in columns.values())]
         for name in systems
     ]
+    return _float("ll" + "l" * len(columns), lines, _caption(rows, correction))
+
+
+def scores(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write a table of evaluated systems: a column for each dataset and measure, the best value bold, with a caption.
+
+    Args:
+        rows: rows of `msft eval`. A dagger marks a value that differs from the first stage's.
+    """
+    columns = list(dict.fromkeys((row["dataset"], row["measure"]) for row in rows))
+    several = len({dataset for dataset, _ in columns}) > 1
+    cells = {(row["system"], row["first_stage"], row["dataset"], row["measure"]): row for row in rows}
+    best = {
+        (d, m): max(row["value"] for row in rows if (row["dataset"], row["measure"]) == (d, m))
+        for d, m in columns
+    }
+    lines = [["System", "Candidates", *(escape(f"{d} {m}" if several else m) for d, m in columns)]]
+    for system, stage in dict.fromkeys((row["system"], row["first_stage"]) for row in rows):
+        line = [escape(system), escape(stage) if stage and stage != system else "--"]
+        for d, m in columns:
+            row = cells.get((system, stage, d, m))
+            line.append("--" if row is None else _score(row, row["value"] == best[d, m]))
+        lines.append(line)
+    queries = ", ".join(
+        f"{d}: {n} queries" for d, n in {row["dataset"]: row["n_queries"] for row in rows}.items()
+    )
+    depths = sorted({row["depth"] for row in rows if row.get("depth") is not None})
+    caption = (
+        rf"$\dagger$: differs from the candidates' own ranking (two-sided paired $t$-test, $p<{ALPHA:g}$, not corrected)."
+        f" Best values are bold. {escape(queries)}"
+        + (f"; lists of {' or '.join(map(str, depths))}" if depths else "")
+    )
+    return _float("ll" + "r" * len(columns), lines, caption)
+
+
+def _score(row: Mapping[str, Any], best: bool) -> str:
+    number = f"{row['value']:.3f}"
+    p = row.get("p_value")
+    sign = r"^{\dagger}" if p is not None and p < ALPHA else ""
+    return "$" + (rf"\mathbf{{{number}}}" if best else number) + sign + "$"
+
+
+def captioned(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
+    """Write any rows as a table with a caption: numbers with three decimals, right-aligned."""
+    names = list(rows[0])
+    numeric = [all(isinstance(row[n], int | float | None) for row in rows) for n in names]
+    lines = [[escape(name) for name in names]]
+    lines += [[_plain(row[name]) for name in names] for row in rows]
+    return _float("".join("r" if right else "l" for right in numeric), lines, escape(caption))
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "--"
+    if isinstance(value, float):
+        return f"${value:.3f}$" if abs(value) >= 0.001 or not value else f"${value:.1e}$"
+    return escape(str(value))
+
+
+def _float(spec: str, lines: Sequence[Sequence[str]], caption: str) -> str:
+    """Write a tabular of escaped cells as a float with a caption."""
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_caption(rows, correction)}.}}",
-            _tabular("ll" + "l" * len(columns), lines, escaped=True),
+            rf"\caption{{{caption}.}}",
+            _tabular(spec, lines, escaped=True),
             r"\end{table}",
         ]
     )

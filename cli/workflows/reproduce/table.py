@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cli.output import diagnostics, fitted, render
+from cli.output import diagnostics, fitted, latex, render
 from cli.output.render import Format
 from cli.workflows.reproduce.plan import Plan
 from cli.workflows.reproduce.spec import FirstStage, Spec, TestSet, Training
@@ -182,14 +182,28 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
     if spec.note:
         render.text(f"{_COMMENT.get(format, '')}{spec.note}: these values say nothing about the study")
         render.write("")
-    fitted.rows(beside(spec, found), format, keys=("first_stage", "student", "regime"), about=ABOUT)
+    _write(
+        beside(spec, found),
+        format,
+        ("first_stage", "student", "regime"),
+        "Values of the grid, and those of the study",
+    )
     judged = on_par(spec, found)
     if judged:
         render.text(f"\n{_COMMENT.get(format, '')}Is a single contrastive stage on par with two?")
         render.write("")
-        fitted.rows(judged, format, keys=("student", "regimes"), about=ABOUT)
+        _write(judged, format, ("student", "regimes"), "Differences of two stages to one")
         for sentence in hardly_trained(judged):
             render.text(f"\n{_COMMENT.get(format, '')}{sentence}")
+
+
+def _write(rows: Sequence[Row], format: Format, keys: Sequence[str], caption: str) -> None:
+    """Print one of the tables: in LaTeX with a caption, on a terminal within its width."""
+    if format is Format.latex and rows:
+        meanings = "; ".join(f"{name}: {meaning}" for name, meaning in ABOUT.items() if name in rows[0])
+        render.text(latex.captioned(rows, f"{caption}. {meanings}" if meanings else caption))
+    else:
+        fitted.rows(rows, format, keys=keys, about=ABOUT)
 
 
 def hardly_trained(judged: Sequence[Row]) -> list[str]:
