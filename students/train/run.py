@@ -95,7 +95,10 @@ def train(
     held = {folder: read_view(folder) for of_stage in folders for folder in of_stage.values()}
     for stage, of_stage in zip(recipe.stages, folders, strict=True):
         _check_losses(stage, {name: held[folder] for name, folder in of_stage.items()})
-    with refusals.named(out, RuntimeError, SafetensorError), _alone(out, accelerator.is_main_process):
+    with (
+        refusals.named(out, RuntimeError, SafetensorError, ImportError),
+        _alone(out, accelerator.is_main_process),
+    ):
         return _train(recipe, folders, held, out, accelerator, tokens, progress, say, trackers)
 
 
