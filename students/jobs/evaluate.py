@@ -301,7 +301,7 @@ def fuse_students(
     Args:
         on: the dataset whose queries fix the weight; True takes a dev set.
     """
-    on = on if isinstance(on, str) else None
+    dev = on if isinstance(on, str) else None
     with store.read() as con:
         of = lookup.dataset(con, dataset)
         wanted = {run.run for run in runs}
@@ -312,7 +312,9 @@ def fuse_students(
             if r.source_run in wanted and (keys is None or r.student in keys)
         ]
     for student_run in chosen:
-        fusion.fuse(store, of, student_run, _scorer(store, student_run, talk), measure, on=on, note=talk.note)
+        fusion.fuse(
+            store, of, student_run, _scorer(store, student_run, talk), measure, on=dev, note=talk.note
+        )
 
 
 def _scorer(
