@@ -30,7 +30,7 @@ def told(con: duckdb.DuckDBPyConnection, datasets: Iterable[str], measures: Sequ
         measure, at, cut = folding[0].partition("@")
         found.append(
             f"{name} has grades up to {highest}; {', '.join(folding)} count passages of grade 1 and above as relevant."
-            f" For grade 2 and above: --measure '{measure}(rel=2){at}{cut}'"
+            f"\n  For grade 2 and above: --measure '{measure}(rel=2){at}{cut}'"
         )
     return found
 
