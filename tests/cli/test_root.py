@@ -40,6 +40,7 @@ def test_shell_completion(line: str, offered: str) -> None:
     assert offered in done.stdout.split()
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
 def test_what_commands_write_is_readable_as_the_umask_says(
     tmp_path: Path, tiny_bert: Path, umask: int

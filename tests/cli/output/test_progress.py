@@ -70,6 +70,7 @@ with diagnostics.progress("building the index", 10, "passages") as tick:
 """
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(("seconds", "shown"), [(3.0, True), (0.0, False)])
 def test_long_work_shows_a_line_before_its_first_result(seconds: float, shown: bool) -> None:
     done = subprocess.run(
@@ -79,6 +80,7 @@ def test_long_work_shows_a_line_before_its_first_result(seconds: float, shown: b
     assert ("building the index: working\n" in done.stderr) is shown, done.stderr
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize("columns", [40, 60, 100])
 def test_a_line_never_wraps_on_a_terminal(columns: int) -> None:
     ours, theirs = pty.openpty()

@@ -45,6 +45,7 @@ def store(tmp_path: Path) -> LabelStore:
     return made_store.make(tmp_path / "s.duckdb")
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     ("way", "words"),
     [("write", "data list"), ("write", "eval --dataset c/test"), ("write", "report"),
@@ -72,6 +73,7 @@ def test_a_short_wait_is_silent(store: LabelStore, words: str) -> None:
     assert "waiting" not in done.err
 
 
+@pytest.mark.test_all
 def test_a_reader_behind_a_waiting_writer_is_told_too(store: LabelStore) -> None:
     """The writer waits for a reader, and later readers wait for the writer."""
     told: list[str] = []

@@ -213,6 +213,7 @@ MOMENTS = {
 }  # fmt: skip
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     ("kind", "name", "moment", "goes"),
     [(*thing, *moment) for thing in [("student", "tiny"), ("view", "kd")] for moment in MOMENTS.items()]

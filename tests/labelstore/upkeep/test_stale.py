@@ -97,6 +97,7 @@ def test_an_interrupted_training_goes_with_yes_alone(store: LabelStore, name: st
     assert not work.exists()
 
 
+@pytest.mark.test_all
 @pytest.mark.parametrize(
     ("moment", "left"), [("before the row", ["leftover", "view"]), ("before the move", ["leftover"])]
 )
