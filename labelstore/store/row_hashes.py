@@ -34,13 +34,20 @@ def _mix(x: str) -> str:
     return f"xor(({x} & {_LOW}) * {_A}, ({x} >> 32) * {_B})"
 
 
-def row_sum(relation: str) -> str:
-    """Make SQL for (query, total HUGEINT, n) of a relation with query, id_hash UBIGINT, rank and score FLOAT."""
+SCORE_BITS = f"(score::FLOAT::BIT::INTEGER::BIGINT & {_LOW})::UBIGINT"
+
+
+def row_sum(relation: str, score_bits: str = SCORE_BITS) -> str:
+    """Make SQL for (query, total HUGEINT, n) of a relation with query, id_hash UBIGINT, rank and score FLOAT.
+
+    Args:
+        score_bits: SQL for the 32 bits of the score, if `score` is not a FLOAT.
+    """
     return f"""
         SELECT query, sum(xor(h, h >> 29)) AS total, count(*) AS n FROM (
           SELECT query, {_mix("h")} AS h FROM (
             SELECT query, {_mix("h")} AS h FROM (
-              SELECT query, xor({_mix("h")}, (score::FLOAT::BIT::INTEGER::BIGINT & {_LOW})::UBIGINT * {_SCORE}) AS h FROM (
+              SELECT query, xor({_mix("h")}, {score_bits} * {_SCORE}) AS h FROM (
                 SELECT query, score, xor(id_hash, rank::UBIGINT * {_RANK}) AS h FROM {relation}))))
         GROUP BY query"""
 
