@@ -248,7 +248,7 @@ def _refuse_disorder(block: _Lines, starts: Any, seen: Any) -> None:
 def _refuse_twice(block: _Lines, starts: Any, path: Path) -> None:
     n_documents = int(block.document.max()) + 1
     number = np.uint32 if len(starts) * n_documents < 2**32 else np.uint64  # the smaller sorts faster
-    first = np.arange(len(starts), dtype=number) * number(n_documents)
+    first = (np.arange(len(starts)) * n_documents).astype(number)
     pairs = np.repeat(first, _sizes(block, starts)) + block.document.astype(number)
     order = np.sort(pairs)
     again = np.flatnonzero(order[1:] == order[:-1])
