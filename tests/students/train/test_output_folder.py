@@ -103,13 +103,13 @@ def test_a_limit_of_the_machine_ends_a_training_with_a_plain_error(made, tmp_pat
 
 
 @pytest.mark.test_all
-@pytest.mark.parametrize("limit", ["-n 24", "-n 14", "-v 2000000"])
+@pytest.mark.parametrize("limit", ["-n 24", "-n 14"])
 def test_a_training_under_a_limit_ends_well_or_names_it(made, tmp_path, limit):
     done = run(["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", *words(made, tmp_path / "out")])
     assert done.returncode in (0, 1), done.stderr
     assert (done.returncode == 0) == (tmp_path / "out/model/model.safetensors").exists()
     if done.returncode:
-        assert "no more files" in done.stderr or "too little memory" in done.stderr, done.stderr
+        assert "no more files" in done.stderr, done.stderr
         assert "hint: " in done.stderr
     assert "Traceback" not in done.stderr
 
