@@ -16,7 +16,6 @@ from labelstore.files import trec
 from labelstore.files.lines import BYTE_ORDER_MARK, DAMAGED, compression, open_bytes
 
 _BLOCK = 1 << 18  # bytes: a block fits the processor's cache
-_SMALL = 1 << 16  # bytes that are compared at once
 _WHITE = b" \t\r\x0b\x0c"  # what separates fields, beside the end of a line
 _PATTERN = set("*?[\\")  # DuckDB would read the files that fit the pattern
 
@@ -48,8 +47,7 @@ class RunLines:
         DuckDB refuses numbers that `trec.read_run` refuses, or gives NULL, NaN or infinity.
         """
         names = trec.RUN_FIELDS[self.n_fields].split()
-        numbers = () if self.odd_numbers else ("rank", "score")  # the reader is faster than a cast
-        columns = ", ".join(f"'{name}': '{'DOUBLE' if name in numbers else 'VARCHAR'}'" for name in names)
+        columns = ", ".join(f"'{name}': 'VARCHAR'" for name in names)
         score = self._number("score") if "score" in names else f"-abs({self._number('rank')})"
         return f"""(SELECT query_id, doc_id, {self._number("rank")} AS rank, {score} AS score
             FROM read_csv('{str(self.file).replace("'", "''")}', columns = {{{columns}}}, delim = '{self.separator}',
@@ -58,7 +56,7 @@ class RunLines:
 
     def _number(self, column: str) -> str:
         if not self.odd_numbers:
-            return column
+            return f"{column}::DOUBLE"
         return f"CASE WHEN NOT contains({column}, '_') AND NOT starts_with({column}, '+-') THEN {column}::DOUBLE END"
 
 
@@ -144,21 +142,12 @@ def _is_plain(block: bytes, separator: bytes) -> bool:
     """Tell whether DuckDB reads the lines as `trec.read_run` does."""
     if any(byte in block for byte in _WHITE.replace(separator, b"")):
         return False
-    if not block or block[0] <= ord(" ") or block.endswith(separator) or _has_two_blanks(block):
+    blank = np.frombuffer(block, np.uint8) <= ord(" ")
+    if not block or blank[0] or (blank[1:] & blank[:-1]).any() or block.endswith(separator):
         return False
     if block.startswith((b"#", BYTE_ORDER_MARK)) or (b"#" in block and b"\n#" in block):
         return False
     return block.isascii() or _is_text(block)
-
-
-def _has_two_blanks(block: bytes) -> bool:
-    codes = np.frombuffer(block, np.uint8)
-    # Larger arrays would be new memory each time, and its first use takes longer than the comparison.
-    for start in range(0, len(codes), _SMALL):
-        blank = codes[start : start + _SMALL + 1] <= ord(" ")
-        if (blank[1:] & blank[:-1]).any():
-            return True
-    return False
 
 
 def _is_text(block: bytes) -> bool:
