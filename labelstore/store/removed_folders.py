@@ -17,6 +17,7 @@ from typing import NamedTuple
 import duckdb
 
 from labelstore.store.own_folders import own_folder
+from msft.host.durable import flush
 
 FOLDER = ".removing"
 
@@ -44,7 +45,7 @@ class Note:
             file.flush()
             os.fsync(file.fileno())
         beside.rename(self._path)
-        _sync(self._path.parent)
+        flush(self._path.parent)
 
     def move_away(self) -> None:
         """Move the folders out of their places; the rows are gone, and the caller still holds the store."""
@@ -96,11 +97,3 @@ def _drop(note: Path) -> None:
     note.unlink(missing_ok=True)
     with suppress(OSError):  # another note is there
         note.parent.rmdir()
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

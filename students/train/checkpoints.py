@@ -5,7 +5,6 @@ and values only) and one ``random-RANK.pt`` per process. It is written under a t
 renamed. The previous checkpoint is removed only after that.
 """
 
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
+
+from msft.host.durable import flush
 
 _NAME = re.compile(r"checkpoint-(\d+)-(\d+)$")
 
@@ -70,10 +71,10 @@ def save(
     wait()
     if rank == 0:
         for path in beside.iterdir():
-            _flush(path)
+            flush(path)
         shutil.rmtree(folder / name, ignore_errors=True)
         beside.rename(folder / name)
-        _flush(folder)
+        flush(folder)
         for path in _all(folder):
             if path.name != name:
                 shutil.rmtree(path)
@@ -125,7 +126,7 @@ def save_weights(model: torch.nn.Module, path: Path) -> None:
     """Write a model's weights atomically, with the same bytes as transformers' ``save_pretrained``."""
     beside = path.with_name(f".{path.name}")
     save_model(model, str(beside), metadata={"format": "pt"})  # a tensor that two names share is written once
-    _flush(beside)
+    flush(beside)
     beside.rename(path)
 
 
@@ -155,11 +156,3 @@ def clear_weights(folder: Path) -> None:
 def _all(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("checkpoint-*") if _NAME.match(path.name)]
     return sorted(found, key=lambda path: [int(x) for x in _NAME.match(path.name).groups()])  # type: ignore[union-attr]
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msft.host.durable import flush
 from teachers.errors import TeacherError
 from teachers.journal import exact_json
 
@@ -163,7 +164,7 @@ class Journal:
                 os.close(file)
         self._size = 0
         self._write(encode(self._header))
-        _sync_folder(self.folder)
+        flush(self.folder)
 
     def _write(self, line: bytes) -> None:
         file = self._file
@@ -323,7 +324,7 @@ def header(path: Path) -> Record | None:
 def remove(path: Path) -> None:
     """Remove a segment that the store has checkpointed."""
     path.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    flush(path.parent)
 
 
 def set_aside(path: Path, reasons: list[str]) -> None:
@@ -341,8 +342,8 @@ def set_aside(path: Path, reasons: list[str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     path.rename(target)
-    _sync_folder(folder)
-    _sync_folder(path.parent)
+    flush(folder)
+    flush(path.parent)
 
 
 def aside(folder: Path) -> list[tuple[Path, list[str]]]:
@@ -389,11 +390,3 @@ def summary(folder: Path) -> list[Record]:
             }
         )
     return rows
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

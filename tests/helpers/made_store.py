@@ -146,6 +146,19 @@ def add_run(
     con.execute("UPDATE runs SET content_hash = ? WHERE run = ?", [run_hash(con, run), run])
 
 
+def add_student(store: LabelStore, regime: str) -> None:
+    """A student ``tiny`` with its folder, whose weights are no model's."""
+    folder = store.folder("students") / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    with store.write() as con:
+        con.execute(
+            """INSERT INTO students VALUES (1, 'tiny', 'base', NULL, 'bert', ?, 'students/tiny', ?, 64, 42, NULL, NULL, 1)""",
+            [regime, keys.file_hash(folder / "model.safetensors")],
+        )
+
+
 def add_labeling(
     con,
     name: str,

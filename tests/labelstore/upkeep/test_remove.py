@@ -17,7 +17,6 @@ from labelstore.errors import BadInput, DataMissing, MsftError, UsageError
 from labelstore.evaluation import scores as evaluation
 from labelstore.negatives import mine as negatives
 from labelstore.store.job_lock import labeling_alone
-from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore
 from labelstore.store.relations import REFERENCES
 from labelstore.upkeep import remove as removing
@@ -57,16 +56,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         per_query=2,
         allow_overlap=True,
     )
-    folder = made.folder("students") / "tiny"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
+    made_store.add_student(made, "kd")
     with made.write() as con:
-        con.execute(
-            """INSERT INTO students VALUES (1, 'tiny', 'base', NULL, 'bert', 'kd', 'students/tiny', ?, 64, 42, NULL,
-                                            NULL, 1)""",
-            [file_hash(folder / "model.safetensors")],
-        )
         con.execute(
             """INSERT INTO stages SELECT 1, 1, 'kd', 'ranknet', view, view_hash, 'a', 'b', '{}', 1, 2, 0, 0, 1, .1, NULL, NULL, 'end'
                FROM views WHERE view = ?""",

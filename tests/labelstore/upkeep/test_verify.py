@@ -35,16 +35,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = made_store.make(tmp_path_factory.mktemp("template") / "s.duckdb", unheld=(50,))
     views.build(made, "distillation", labels=["teacher@first"], name="kd", allow_overlap=True)
     views.build(made, "contrastive", datasets=["c/train"], runs=["first"], name="cl", per_query=5, depth=30)
-    folder = made.folder("students") / "tiny"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
+    made_store.add_student(made, "none")
     with made.write() as con:
-        con.execute(
-            """INSERT INTO students VALUES (1, 'tiny', 'base', NULL, 'bert', 'none', 'students/tiny', ?, 64, 42, NULL,
-                                            NULL, 1)""",
-            [file_hash(folder / "model.safetensors")],
-        )
         con.execute("COMMIT; CHECKPOINT; BEGIN")
     return made.path.parent
 
