@@ -102,7 +102,7 @@ def _replies(store: "LabelStore") -> None:
     for one in found:
         diagnostics.note(
             f"{one.labeling}: {one.n_replies:,} stored replies for {one.n_queries:,} queries would be read otherwise"
-            f" today: `msft teachers reread {shlex.quote(one.labeling)}` does it, --dry-run says what changes"
+            f" today: run `msft teachers reread {shlex.quote(one.labeling)}`, with --dry-run to see what changes"
         )
     if unknown:
         diagnostics.note(

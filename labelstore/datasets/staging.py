@@ -144,7 +144,7 @@ class Staging:
         yield bad
         if found:
             more = f"; and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
-            self.notes.append(f"{len(found):,} bad lines skipped: {'; '.join(found[:NAMED])}{more}")
+            self.notes.append(f"bad lines skipped, {len(found):,}: {'; '.join(found[:NAMED])}{more}")
 
     def add_documents(
         self,

@@ -51,7 +51,7 @@ def test_a_bad_line_is_left_out_counted_and_named(tmp_path: Path, kind: str, nam
     row = json.loads(done.out)[0]
     assert (row["step"], row["read"], row["kept"], row["rejected"]) == ("documents", 7, 6, 1)
     assert f"{name}:3" in row["reasons"]
-    assert "1 bad lines skipped: " in done.err
+    assert "bad lines skipped, 1: " in done.err
     assert verify(store).findings == []
 
 
@@ -62,7 +62,7 @@ def test_more_bad_lines_than_allowed_change_nothing(tmp_path: Path) -> None:
     assert "2 bad lines were skipped before it" in done.err
     assert not store.exists or "own" not in msft(store, "data", "list").out
     _, done = add(tmp_path, "--qrels", "qrels/test.tsv", "--skip-bad-lines", "5")
-    assert "3 bad lines skipped: " in done.err
+    assert "bad lines skipped, 3: " in done.err
 
 
 @pytest.mark.parametrize(
