@@ -23,6 +23,7 @@ from labelstore.runs.known_ids import BATCH, UNKNOWN, KnownIds
 from labelstore.store.row_hashes import number_hash, row_sum
 
 _ROWS = pa.schema([("query", pa.int32()), ("rank", pa.int32()), ("document", pa.int32()), ("score", pa.float32()), ("id_hash", pa.uint64())])  # fmt: skip
+_NO_NUMBER = "4294967295::UINTEGER"  # above all numbers that are looked up
 _REFUSED = re.compile("(Invalid Input|Conversion) Error")
 
 
@@ -127,15 +128,15 @@ def _with_keys(lines: RunLines, known: KnownIds, in_order: bool) -> str:
                    FROM (SELECT *, row_number() OVER () - 1 AS row FROM {lines.relation}) l
                    LEFT JOIN known_queries q USING (query_id) LEFT JOIN known_documents d USING (doc_id) {order}"""
     row = ", row_number() OVER () - 1 AS row" if in_order else ""
-    return f"""SELECT *, {number_hash("document")} AS id_hash {row} FROM (
+    return f"""SELECT *, {number_hash("document::UBIGINT")} AS id_hash {row} FROM (
                  SELECT {_number("query_id")} AS query, {_number("doc_id")} AS document, rank, score
                  FROM {lines.relation}) {order}"""
 
 
 def _number(id_: str) -> str:
-    """Make SQL like `whole_number`; larger numbers than these are not looked up."""
+    """Make SQL like `whole_number`, with a number that no known id has for other text and for larger numbers."""
     value = f"try_cast({id_} AS UINTEGER)"
-    return f"CASE WHEN {value}::VARCHAR = {id_} THEN {value} END::BIGINT"
+    return f"CASE WHEN {value}::VARCHAR = {id_} THEN {value} ELSE {_NO_NUMBER} END"
 
 
 def _keyed(batches: pa.RecordBatchReader, known: KnownIds, staged: StagedRun) -> Iterator[_Lines]:
@@ -170,7 +171,7 @@ def _keyed(batches: pa.RecordBatchReader, known: KnownIds, staged: StagedRun) ->
 def _look_up(keys: Any, column: pa.Array) -> Any:
     if keys is None:
         return column.fill_null(UNKNOWN).to_numpy()
-    return keys.take(column.fill_null(len(keys)).to_numpy(), mode="clip")  # the last one is UNKNOWN
+    return keys.take(column.to_numpy(), mode="clip")  # the last one is UNKNOWN
 
 
 def _known(lines: _Lines, known: KnownIds, staged: StagedRun) -> _Lines:
@@ -213,15 +214,22 @@ def _checked(
 
 
 def _whole_queries(blocks: Iterator[_Lines]) -> Iterator[_Lines]:
-    """Yield the same lines in blocks that end at the end of a query."""
+    """Yield the same lines in blocks that end at the end of a query. Only the lines of a cut query are copied."""
     held: _Lines | None = None
     for block in blocks:
-        lines = _Lines(*map(np.concatenate, zip(held, block, strict=True))) if held else block
-        last = np.flatnonzero(lines.query != lines.query[-1])
-        cut = int(last[-1]) + 1 if len(last) else 0
+        if held:
+            same = block.query == held.query[-1]
+            end = len(same) if same.all() else int(same.argmin())
+            held = _Lines(*map(np.concatenate, zip(held, block.part(slice(end)), strict=True)))
+            if end == len(same):
+                continue
+            yield held
+            block = block.part(slice(end, None))
+        others = block.query[::-1] != block.query[-1]
+        cut = len(others) - int(others.argmax()) if others.any() else 0
         if cut:
-            yield lines.part(slice(cut))
-        held = lines.part(slice(cut, None))
+            yield block.part(slice(cut))
+        held = block.part(slice(cut, None))
     if held:
         yield held
 
