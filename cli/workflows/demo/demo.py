@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ _ANEW = "`msft demo --fresh` replaces it; `--folder OTHER` keeps it"
 
 @dataclass(frozen=True)
 class Profile:
-    """The sizes of a demo: ``full`` takes about eight minutes on two cores, ``short`` about one."""
+    """The sizes of a demo: ``full`` takes about ten minutes on two cores, ``short`` about one."""
 
     packages: tuple[str, ...]  # empty: all packages
     passages: int | None
@@ -36,7 +36,7 @@ class Profile:
 
 
 PROFILES = {
-    "full": Profile((), None, test=600, dev=200, train=2500, depth=10, labelled=20, pairs=0),
+    "full": Profile((), None, test=600, dev=200, train=1000, depth=10, labelled=20, pairs=0),
     "short": Profile(
         ("python", "numpy", "networkx", "typer", "rich"),
         1200, test=60, dev=20, train=200, depth=10, labelled=10, pairs=320, settings=("layers=2",),
@@ -55,7 +55,7 @@ def demo(
         Path, typer.Option("--folder", help="The folder to work in; the store is FOLDER/demo.duckdb.")
     ] = Path("demo"),
     profile: Annotated[
-        str, typer.Option("--profile", help="full (some 8 minutes on two cores) or short (about 1).")
+        str, typer.Option("--profile", help="full (some 10 minutes on two cores) or short (about 1).")
     ] = "full",
     teacher: Annotated[
         str | None,
@@ -154,8 +154,13 @@ def _collect(folder: Path, profile_name: str) -> None:
             hint=_ANEW,
         )
     split = demo_collection.Split(profile.test, profile.dev, profile.train)
+    sizes = asdict(split)
+    if held and held.get("queries") != sizes:
+        raise BadInput(
+            f"{folder} has a demo with other numbers of queries, made by another version", hint=_ANEW
+        )
     demo_collection.write(collection, split, folder)
-    about = {"profile": profile_name, "collection_hash": collection.content_hash}
+    about = {"profile": profile_name, "collection_hash": collection.content_hash, "queries": sizes}
     record.write_text(json.dumps(about), encoding="utf-8")
 
 
