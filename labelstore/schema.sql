@@ -171,7 +171,7 @@ CREATE TABLE teachers (
     name           VARCHAR NOT NULL,          -- registry name, or the name in an imported file
     model          VARCHAR,                   -- Hugging Face id or folder; NULL when only a name was imported
     revision       VARCHAR,                   -- commit or weight hash of the model
-    engine         VARCHAR NOT NULL,          -- vllm, openai, ray, cross-encoder, bi-encoder, scripted, imported
+    engine         VARCHAR NOT NULL,          -- vllm, openai, ray, cross-encoder, bi-encoder, scripted, imported, combined
     prompt         VARCHAR,                   -- template name and version, e.g. rankzephyr@1
     prompt_hash    VARCHAR,                   -- hash of the template's bytes
     sampling       JSON,                      -- temperature, max_tokens, seed, constraint …
@@ -188,13 +188,13 @@ CREATE TABLE labelings (
     dataset        INTEGER NOT NULL,          -- datasets.dataset
     run            INTEGER,                   -- runs.run that was labelled; NULL for imported lists without one
     first_stage    VARCHAR,                   -- its name as the labels' origin gives it
-    strategy       VARCHAR NOT NULL,          -- sliding, single, full, top-down …, pointwise, imported
+    strategy       VARCHAR NOT NULL,          -- sliding, single, full, top-down …, pointwise, imported, combined
     parameters     JSON NOT NULL,             -- window, stride, depth, passes, samples, fusion …
     depth          INTEGER NOT NULL,          -- passages per query offered to the teacher
     reliable_depth INTEGER,                   -- ranks that the strategy settles; NULL if unknown
     licence        VARCHAR,                   -- terms of the labels
-    origin         VARCHAR NOT NULL,          -- generated, or the imported file's name
-    origin_hash    VARCHAR,                   -- hash of the imported file
+    origin         VARCHAR NOT NULL,          -- generated, combined, or the imported file's name
+    origin_hash    VARCHAR,                   -- hash of the imported file, or of a combined labeling's parts
     job            INTEGER                    -- provenance.job that began it
 );
 COMMENT ON TABLE labelings IS 'A teacher over a run';

@@ -1,4 +1,4 @@
-"""`msft teachers`: import, list and export LLM rankings."""
+"""`msft teachers`: import, list, combine, compare and export LLM rankings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +9,23 @@ import typer
 from cli.command import Context, command, group
 from cli.commands.teachers_generate import add_generate
 from cli.output import diagnostics, render
+from cli.output.render import Format
 
-teachers_app = group(help="Labels of LLM teachers: list, generate, import, reread, show, export.")
+teachers_app = group(
+    help="Labels of LLM teachers: list, generate, combine, compare, import, reread, show, export."
+)
 add_generate(teachers_app)
 
 _LAYOUTS = (
     "permutations, trec, parquet, rankgpt, rankllm, replies or conversations; by default told by the file."
 )
+
+
+# The columns of the formats for people; json and csv have all columns.
+COMPARED = (
+    "labeling", "first_stage", "value", "ci95_low", "ci95_high", "gain", "difference", "ci90_low", "ci90_high", "p_holm",
+    "verdict", "tau", "position_bias", "calls", "tokens_in", "tokens_out", "cost", "seconds_per_query", "cost_per_point",
+)  # fmt: skip
 
 
 def add_to(app: typer.Typer) -> None:
@@ -212,3 +222,91 @@ def import_labels(
             f"{done.n_faulty} of {done.n_read} lists could not be used",
             hint=f"msft teachers show {done.labelings[0].name} lists them with their reasons",
         )
+
+
+@dataclass(frozen=True)
+class Combine:
+    """How labelings are combined."""
+
+    by: Annotated[
+        str, "How: borda or median (of ranks), rrf (reciprocal ranks) or mean-score (of scores)."
+    ] = "borda"
+    name: Annotated[str | None, "The new labeling's name; by default BY@FIRST_STAGE."] = None
+
+
+@dataclass(frozen=True)
+class Compare:
+    """What is compared."""
+
+    dataset: Annotated[str | None, "The dataset; by default the labelings' own, or the only one."] = None
+    measure: Annotated[str | None, "A measure in ir-measures' names; by default the dataset's first one."] = (
+        None
+    )
+    baseline: Annotated[
+        str | None,
+        "The labeling that the verdicts are against; by default the best one that is not combined.",
+    ] = None
+    margin: Annotated[
+        float, "The largest difference that counts as equal; declare it before you see the results."
+    ] = 0.01
+
+
+@command(
+    teachers_app,
+    "combine",
+    example="msft teachers combine rankzephyr@bm25 minilm@bm25 --by rrf --name both",
+    lists=True,
+)
+def combine(
+    context: Context,
+    labels: Annotated[
+        list[str], typer.Argument(help="Labelings of one run; `msft teachers list` names them.")
+    ],
+    options: Combine,
+) -> None:
+    """Combine labelings of one run into a new labeling; its calls and its cost are those of its parts.
+
+    Scores are scaled within a query before they are averaged. The same command again makes it anew from what its parts hold.
+    """
+    from labelstore.labels.combine import combine as together
+
+    done = together(context.store, labels, **vars(options), note=diagnostics.note)
+    row = {
+        "labeling": done.name,
+        "by": done.by,
+        "parts": len(done.parts),
+        "lists": done.lists,
+        "new": done.stored.new,
+        "replaced": done.stored.replaced,
+        "left_out": done.left_out,
+        "disagreement": done.disagreement,
+    }
+    render.rows([row], context.format)
+    diagnostics.note(f"`msft teachers compare {done.name} {done.parts[0]}` compares it with a part")
+
+
+@command(teachers_app, "compare", example="msft teachers compare rankzephyr@bm25 minilm@bm25", lists=True)
+def compare(
+    context: Context,
+    labels: Annotated[
+        list[str] | None,
+        typer.Argument(help="Labelings of one dataset; by default all of them.", show_default=False),
+    ] = None,
+    options: Compare = Compare(),
+) -> None:
+    """Compare labelings on judged queries: quality, verdicts, agreement, position bias, calls, tokens and cost.
+
+    Verdicts are those of `msft compare`, Holm-corrected, against one baseline. `gain` is over the first stage; `tau` is
+    Kendall's tau with the baseline's order. Calls, tokens, cost and seconds are those of the judged queries, and
+    `cost_per_point` is the cost of one hundredth of the measure over the first stage.
+    """
+    from labelstore.evaluation import teachers
+
+    rows = teachers.compare(context.store, labels or None, **vars(options), note=diagnostics.note)
+    for_people = context.format not in (Format.json, Format.csv)
+    render.rows(rows, context.format, COMPARED if for_people else None)
+    first = rows[0]
+    diagnostics.note(
+        f"{first['dataset']}, {first['measure']} over {first['n_queries']} judged queries, baseline {first['baseline']},"
+        f" margin {options.margin:g}"
+    )

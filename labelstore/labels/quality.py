@@ -54,7 +54,7 @@ def show(con: duckdb.DuckDBPyConnection, name: str) -> list[Row]:
 
 def analysis(con: duckdb.DuckDBPyConnection, name: str, **parameters: Any) -> list[Row]:
     """Run an analysis that comes with msft; parameters that are not given are unset."""
-    for key in ("dataset", "reference", "labels", "p", "bucket"):
+    for key in ("dataset", "reference", "labels", "p", "bucket", "judged"):
         con.execute(f"SET VARIABLE {key} = ?", [parameters.get(key)])
     return fetch(con, files("labelstore").joinpath("analyses", f"{name}.sql").read_text("utf-8"))
 
@@ -199,6 +199,9 @@ def _agreement(con: duckdb.DuckDBPyConnection, of: lookup.Labeling) -> list[Row]
 def _cost(con: duckdb.DuckDBPyConnection, of: lookup.Labeling, quality: Row) -> list[Row]:
     if not quality["calls"]:
         return []
+    own = next(
+        r for r in analysis(con, "label_costs", dataset=quality["dataset"]) if r["labeling"] == of.name
+    )
     seconds, queries = con.execute(
         """SELECT sum(c.seconds), count(DISTINCT lc.query) FROM labeling_calls lc JOIN calls c USING (call)
            WHERE lc.labeling = ?""",
@@ -211,9 +214,9 @@ def _cost(con: duckdb.DuckDBPyConnection, of: lookup.Labeling, quality: Row) -> 
         _row(
             "cost",
             "price",
-            quality["cost"],
+            own["cost"],
             quality["calls"],
-            None if quality["cost"] is not None else "no price known",
+            None if own["cost"] is not None else "no price known",
         ),
     ]
     if queries:

@@ -255,15 +255,34 @@ class _Tree:
         ):
             detail = {"dataset": row["of"], "strategy": row["strategy"], "depth": row["depth"]}
             detail |= {"lists": row["lists"], "calls": row["calls"] or None, "origin": row["origin"]}
+            if row["origin"] == "combined":
+                detail["by"] = json.loads(row["parameters"])["by"]
             node = Node("labels", row["name"], row["origin_hash"], detail, row["command"])
             run = self._run(row["run"]) if row["run"] is not None else None
             if run is not None:
                 node.children.append(run)
             elif row["first_stage"]:
                 node.children.append(Node("run", row["first_stage"], None, {"now": "not in this store"}))
-            node.children.append(self._teacher(row["teacher"]))
+            if row["origin"] == "combined":
+                node.children += self._parts(row["name"], json.loads(row["parameters"]))
+            else:
+                node.children.append(self._teacher(row["teacher"]))
             return node
         return None
+
+    def _parts(self, name: str, parameters: Row) -> list[Node]:
+        """List the labelings that a combined one was made from, each on the way up once."""
+        nodes = []
+        mark = f"labels {name}"
+        self.seen.add(mark)
+        for part in parameters["parts"]:
+            found = self._rows("SELECT labeling FROM labelings WHERE name = ?", part)
+            node = (
+                self._labeling(found[0]["labeling"]) if found and f"labels {part}" not in self.seen else None
+            )
+            nodes.append(node or Node("labels", part, None, {"now": "not in this store"}))
+        self.seen.discard(mark)
+        return nodes
 
     def _teacher(self, key: int) -> Node:
         (t,) = self._rows("SELECT * FROM teachers WHERE teacher = ?", key)

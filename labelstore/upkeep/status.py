@@ -63,7 +63,7 @@ def _labelings(con: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
         detail = ", ".join(f"{n:,} {status}" for status, n in json.loads(statuses or "{}").items())
         detail += f", {calls:,} calls" if calls else ""
         detail += f", {quarantined:,} in quarantine" if quarantined else ""
-        state = "imported"
+        state = "combined" if origin == "combined" else "imported"
         if origin == "generated":
             done = permutations + quarantined
             state = (

@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from labelstore.errors import DataMissing, PartlyDone
+from labelstore.errors import DataMissing, PartlyDone, UsageError
 from labelstore.labels import write as labels
 from labelstore.provenance import record as provenance
 from labelstore.store import lookup
@@ -86,6 +86,7 @@ def reread(store: LabelStore, name: str, *, dry_run: bool = False) -> Done:
 
     Raises:
         DataMissing: if the labeling is not found, or the store does not contain its replies.
+        UsageError: if it was combined from other labelings.
         MsftError: if another process is working on the labeling, or on one that shares its replies.
     """
     with ExitStack() as locks:
@@ -125,6 +126,11 @@ def _check_replies(con: duckdb.DuckDBPyConnection, of: lookup.Labeling) -> None:
            FROM labelings l JOIN datasets d USING (dataset) WHERE l.labeling = ?""",
         [of.labeling],
     ).fetchall()[0]
+    if origin == "combined":
+        raise UsageError(
+            f"{of.name} is combined from other labelings and has no replies of its own",
+            hint="read its parts again, then give the `msft teachers combine` command that made it",
+        )
     if origin != "generated" and not n_calls:
         command = f"msft teachers import {shlex.quote(origin)} --dataset {shlex.quote(dataset)}"
         raise DataMissing(

@@ -1,6 +1,6 @@
 """Parse the replies behind labelings again with the current parser, and find those with a different result.
 
-A labeling depends on the calls that its permutations were merged from. A generated labeling also depends, for each
+A labeling depends on the calls that its permutations were merged from. A combined one depends on its parts instead. A generated labeling also depends, for each
 quarantined query, on all calls of its teacher for that query. The store is released after every :data:`CHUNK` calls.
 """
 
@@ -23,6 +23,7 @@ CHUNK = 20_000
 RESTING = """
     resting AS (
         SELECT labeling, query, call FROM labeling_calls
+        WHERE labeling NOT IN (SELECT labeling FROM labelings WHERE origin = 'combined')
         UNION ALL
         SELECT z.labeling, z.query, c.call
         FROM (SELECT DISTINCT labeling, query FROM quarantine WHERE query IS NOT NULL) z
@@ -119,6 +120,8 @@ def teachers_of_replies(con: duckdb.DuckDBPyConnection) -> tuple[dict[int, Teach
     ).fetchall():
         if engine == "imported":  # its prompt is unknown, and its replies name passages by numbers
             found[key] = Teacher(teacher_key, "", prompts.template("listwise"), Sampling())
+            continue
+        if engine == "combined":  # it was never asked
             continue
         drawn: dict[str, Any] = json.loads(sampling or "{}")
         how = str(
