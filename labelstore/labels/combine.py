@@ -202,8 +202,8 @@ def _make(con: duckdb.DuckDBPyConnection, parts: list[lookup.Labeling], by: str)
     return _Made(
         parts=parts,
         lists=_lists(con),
-        items=con.execute(_ITEMS.format(_STRENGTH[by])).to_arrow_table(),
-        calls=con.execute(
+        items=con.sql(_ITEMS.format(_STRENGTH[by])).to_arrow_table(),
+        calls=con.sql(
             """SELECT q.query_id, (row_number() OVER (PARTITION BY u.query ORDER BY u.part, u.step) - 1)::INTEGER AS step,
                       c.call_key FROM part_calls u JOIN calls c USING (call) JOIN queries q ON q.query = u.query"""
         ).to_arrow_table(),
@@ -239,7 +239,7 @@ GROUP BY c.query, c.call"""
 
 _ITEMS = """
 WITH scored AS (
-    SELECT query, document, n, round({}, 9)::FLOAT AS score FROM part_places GROUP BY ALL
+    SELECT query, document, n, round({}, 9)::FLOAT AS score FROM part_places GROUP BY query, document, n
 ), pinned AS (
     SELECT query, document, min(initial_rank) AS initial_rank, max(text_hash) AS text_hash
     FROM part_items GROUP BY ALL
@@ -311,7 +311,7 @@ def _check_scores(con: duckdb.DuckDBPyConnection) -> None:
 
 def _lists(con: duckdb.DuckDBPyConnection) -> pa.Table:
     """Return the combined lists' counts, with how much the parts disagree on each list."""
-    lists = con.execute(_LISTS).to_arrow_table()
+    lists = con.sql(_LISTS).to_arrow_table()
     con.execute(
         "SELECT query, list(place ORDER BY document) FROM part_places GROUP BY query, part ORDER BY query, part"
     )

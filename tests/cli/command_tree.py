@@ -45,6 +45,8 @@ teachers generate --model student:s --dataset mini/train --run bm25s --name labe
 teachers import labels.txt --layout trec --model other --dataset mini/train --run bm25s --name others
 teachers show labels
 teachers reread labels
+teachers combine labels others --by rrf --name both
+teachers compare labels others both
 eval --dataset mini/test --measure nDCG@10
 compare bm25s s@bm25s --dataset mini/test --measure nDCG@10
 sql "SELECT name AS dataset, role FROM datasets"
@@ -58,6 +60,7 @@ merge copy.duckdb
 queries generate --model sentences --collection mini --n 5
 views remove cl --yes
 negatives remove hard --yes
+teachers remove both --yes
 teachers remove others --yes
 students remove s --yes
 runs remove imported --dataset mini/test --yes

@@ -182,7 +182,7 @@ def test_dl19s_real_labelings_combined_against_the_best_single_one(tmp_path: Pat
     """The table of benchmarks/results/teachers.md: nine teachers and three combinations of the seven over bm25."""
     source = shared / "dl19-passage"
     store = LabelStore(tmp_path / "s.duckdb")
-    add_folder(store, NewDataset("dl19"), source)
+    add_folder(store, source, NewDataset("dl19"))
     import_run.import_run(store, source / "runs" / "bm25.run.gz", "dl19", "bm25")
     import_labels(store, source / "permutations.jsonl.gz", LabelsToImport("dl19"), replies)
     single = [f"{teacher}@bm25" for teacher in BM25]

@@ -27,9 +27,7 @@ INITIAL = [f"d{n}" for n in range(12)]
 Lists = dict[str, list[tuple[str, float]]]  # query -> (doc_id, score), best first; equal scores are ties
 
 
-def label_lines(
-    teacher: str, lists: Lists, initial: list[str] = INITIAL, **more: Any
-) -> list[dict[str, Any]]:
+def label_lines(teacher: str, lists: Lists, **more: Any) -> list[dict[str, Any]]:
     made = []
     for query_id, items in lists.items():
         groups: dict[float, list[str]] = {}
@@ -37,8 +35,8 @@ def label_lines(
             groups.setdefault(score, []).append(doc_id)
         docs, scores = [d for d, _ in items], [s for _, s in items]
         made.append(
-            line(query_id, docs, teacher=teacher, scores=scores, tie_groups=list(groups.values()), initial=initial, **more)
-        )  # fmt: skip
+            line(query_id, docs, teacher=teacher, scores=scores, tie_groups=list(groups.values()), **more)
+        )
     return made
 
 
@@ -77,7 +75,7 @@ def reference(parts: list[list[tuple[str, float]]], by: str) -> list[tuple[str, 
             "rrf": fused,
             "mean-score": statistics.mean(scaled),
         }[by]
-    return sorted(found.items(), key=lambda item: (-round(item[1], 9), INITIAL.index(item[0])))
+    return sorted(found.items(), key=lambda item: (-round(item[1], 9), item[0]))
 
 
 def parts(store: LabelStore, file: Callable[..., Path], *drawings: Lists, **more: Any) -> list[str]:
@@ -117,6 +115,16 @@ def test_orders_and_scores_are_those_of_the_reference(
     )
     assert tied == [(0,)], "equal scores are ties"
     assert not [finding for finding in verify(store).findings if "text" not in finding.problem]
+
+
+def test_ties_keep_the_first_stages_order(store: LabelStore, file: Callable[..., Path]) -> None:
+    there = [("d2", 3.0), ("d10", 2.0), ("d1", 1.0)]
+    lists = {"q0": there}, {"q0": [(d, s) for (d, _), (_, s) in zip(there[::-1], there, strict=True)]}
+    combine(store, parts(store, file, *lists, initial=["d10", "d1", "d2"]), by="borda", name="all")
+    assert [doc_id for doc_id, _ in listed(store, "all")["q0"]] == ["d10", "d1", "d2"]
+    assert rows(store, "SELECT grade, initial_rank FROM labels WHERE labeling = 'all' ORDER BY rank") == [
+        (3, 1), (3, 2), (3, 3)
+    ]  # fmt: skip
 
 
 def test_disagreement_is_one_minus_the_mean_tau_of_the_parts(
