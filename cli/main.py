@@ -21,12 +21,14 @@ def _assemble() -> None:
     )
     from cli.commands import store as store_commands
     from cli.commands import upkeep as store_upkeep
+    from cli.commands.from_documents import queries
     from cli.workflows.demo import demo
     from cli.workflows.reproduce import reproduce
 
     for module in (
         demo,
         data,
+        queries,
         runs,
         retrieve,
         teachers,

@@ -203,7 +203,7 @@ CREATE TABLE requests (
     request        BIGINT NOT NULL,           -- surrogate key
     request_key    VARCHAR NOT NULL,          -- content key over token ids, model revision, sampling, constraint
     teacher        INTEGER NOT NULL,          -- teachers.teacher
-    query          INTEGER NOT NULL,          -- queries.query
+    query          INTEGER,                   -- queries.query; NULL where a query was asked for
     n_passages     USMALLINT NOT NULL,        -- passages shown
     n_prompt_tokens INTEGER NOT NULL,         -- rendered prompt length
     truncated_words USMALLINT                 -- words kept per passage when the context forced shortening; NULL if not
@@ -295,6 +295,61 @@ CREATE TABLE canaries (
     drifted      BOOLEAN NOT NULL             -- whether it differs from the first one on record
 );
 COMMENT ON TABLE canaries IS 'A fixed set of calls repeated at each start: does the model still answer as it did?';
+
+-- ------------------------------------------------------------------- generated queries, judgments of LLMs
+CREATE TABLE query_origins (
+    query      INTEGER NOT NULL,              -- queries.query
+    dataset    INTEGER NOT NULL,              -- datasets.dataset that it was generated for, whether or not a filter took it out
+    document   INTEGER NOT NULL,              -- documents.document that it was generated from: its positive
+    text_hash  UBIGINT NOT NULL,              -- hash of the text version that was shown
+    call       BIGINT NOT NULL,               -- calls.call whose reply it is
+    place      USMALLINT NOT NULL,            -- its place among the reply's queries, from 1
+    log_probability FLOAT                     -- mean log-probability of the reply's tokens; NULL if unknown
+);
+COMMENT ON TABLE query_origins IS 'Where a generated query comes from; its positive is generated, never a human judgment';
+
+CREATE TABLE query_filters (
+    filter     INTEGER PRIMARY KEY,           -- surrogate key
+    filter_key VARCHAR NOT NULL UNIQUE,       -- random 128-bit hex id: the same filter in merged stores
+    dataset    INTEGER NOT NULL,              -- datasets.dataset of generated queries
+    kind       VARCHAR NOT NULL,              -- leakage, length, copied, duplicate, log-probability, round-trip, reranker
+    parameters JSON NOT NULL,                 -- its thresholds, and the run or model that it used
+    active     BOOLEAN NOT NULL,              -- whether the dataset leaves out what failed it
+    n_in       INTEGER NOT NULL,              -- queries that it tested
+    n_kept     INTEGER NOT NULL,              -- queries that passed
+    job        INTEGER                        -- provenance.job
+);
+COMMENT ON TABLE query_filters IS 'A test of generated queries; undone, it stays as a row and takes nothing out';
+
+CREATE TABLE query_tests (
+    filter     INTEGER NOT NULL,              -- query_filters.filter
+    query      INTEGER NOT NULL,              -- queries.query
+    passed     BOOLEAN NOT NULL,              -- whether it stays
+    value      DOUBLE,                        -- what was measured: words, rank, score, similarity; NULL if there was nothing to measure
+    evidence   VARCHAR                        -- the other query, or why it failed
+);
+COMMENT ON TABLE query_tests IS 'One generated query''s result in a filter';
+
+CREATE TABLE judgings (
+    judging    INTEGER PRIMARY KEY,           -- surrogate key
+    name       VARCHAR NOT NULL UNIQUE,       -- how commands call it
+    dataset    INTEGER NOT NULL,              -- datasets.dataset
+    teacher    INTEGER NOT NULL,              -- teachers.teacher that judged: model, prompt, sampling
+    parameters JSON NOT NULL,                 -- scale, depth, and the runs that were pooled, by name and content hash
+    job        INTEGER                        -- provenance.job that began it
+);
+COMMENT ON TABLE judgings IS 'An LLM judge over a pool; human judgments are in qrels and nowhere else';
+
+CREATE TABLE llm_judgments (
+    judging    INTEGER NOT NULL,              -- judgings.judging
+    query      INTEGER NOT NULL,              -- queries.query
+    document   INTEGER NOT NULL,              -- documents.document
+    grade      SMALLINT,                      -- the judge's grade; NULL where its reply held none (quarantined, never 0)
+    status     VARCHAR NOT NULL,              -- ok, repaired; wrong_format, truncated, refused, engine_error without a grade
+    call       BIGINT,                        -- calls.call with the reply; NULL if no prompt could be made
+    text_hash  UBIGINT NOT NULL               -- hash of the text version that was judged
+);
+COMMENT ON TABLE llm_judgments IS 'One passage''s grade for one query by an LLM judge';
 
 -- ------------------------------------------------------------------------------------------ training views
 CREATE TABLE views (
@@ -438,9 +493,35 @@ CREATE VIEW teacher_calls AS
            c.n_missing, c.n_repeated, c.n_out_of_range, c.finish_reason, c.tokens_in, c.tokens_out, c.seconds,
            c.server, c.completed_at, rq.request_key, t.prompt, t.prompt_hash
     FROM calls c JOIN requests rq USING (request) JOIN teachers t ON t.teacher = rq.teacher
-    JOIN queries q ON q.query = rq.query
+    LEFT JOIN queries q ON q.query = rq.query
     LEFT JOIN labeling_calls lc ON lc.call = c.call LEFT JOIN labelings l ON l.labeling = lc.labeling;
-COMMENT ON VIEW teacher_calls IS 'Calls with teacher, labeling and query names; labeling NULL for an answer that none uses';
+COMMENT ON VIEW teacher_calls IS 'Calls with teacher, labeling and query names; labeling NULL for an answer that none uses, query_id NULL where a query was asked for';
+
+CREATE VIEW judge_grades AS
+    SELECT j.name AS judging, ds.name AS dataset, t.name AS judge, t.model, t.prompt, t.prompt_hash, q.query_id, d.doc_id,
+           g.grade, g.status, c.call_key, g.text_hash = d.text_hash AS text_is_current
+    FROM llm_judgments g JOIN judgings j USING (judging) JOIN datasets ds ON ds.dataset = j.dataset
+    JOIN teachers t ON t.teacher = j.teacher JOIN queries q ON q.query = g.query JOIN documents d ON d.document = g.document
+    LEFT JOIN calls c ON c.call = g.call;
+COMMENT ON VIEW judge_grades IS 'Grades of LLM judges by text ids; human ones are in judgments';
+
+CREATE VIEW filtered_out AS
+    SELECT dataset, query FROM query_origins ANTI JOIN dataset_queries USING (dataset, query);
+COMMENT ON VIEW filtered_out IS 'Generated queries that a filter has taken out of their dataset, by surrogate keys';
+
+CREATE VIEW generated_queries AS
+    SELECT ds.name AS dataset, q.query_id, q.text, d.doc_id, t.name AS teacher, t.model, t.prompt, t.prompt_hash,
+           c.call_key, c.job_key, o.log_probability, m.query IS NOT NULL AS kept,
+           coalesce(f.passed, []) AS passed, coalesce(f.failed, []) AS failed
+    FROM query_origins o JOIN datasets ds USING (dataset) JOIN queries q USING (query)
+    JOIN documents d ON d.document = o.document JOIN calls c ON c.call = o.call JOIN requests r USING (request)
+    JOIN teachers t ON t.teacher = r.teacher
+    LEFT JOIN dataset_queries m ON m.dataset = o.dataset AND m.query = o.query
+    LEFT JOIN (SELECT x.dataset, s.query, list(x.kind ORDER BY x.filter) FILTER (s.passed) AS passed,
+                      list(x.kind ORDER BY x.filter) FILTER (NOT s.passed) AS failed
+               FROM query_tests s JOIN query_filters x USING (filter) WHERE x.active GROUP BY ALL) f
+           ON f.dataset = o.dataset AND f.query = o.query;
+COMMENT ON VIEW generated_queries IS 'Generated queries with passage, prompt, call and the filters that they passed or failed';
 
 CREATE VIEW labeling_quality AS
     WITH items AS (

@@ -7,6 +7,7 @@ pointwise. ``--prompt`` overrides the choice.
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,6 +133,23 @@ _ALL = (
     ),
 )
 REGISTRY: Mapping[str, TeacherModel] = {teacher.name: teacher for teacher in _ALL}
+
+
+# A word of a model's name, and the family that it belongs to.
+_FAMILIES = {
+    "gpt": "gpt", "chatgpt": "gpt", "rankgpt": "gpt", "qwen": "qwen", "qwq": "qwen", "llama": "llama", "vicuna": "llama",
+    "mistral": "mistral", "mixtral": "mistral", "zephyr": "mistral", "gemma": "gemma", "gemini": "gemini",
+    "claude": "claude", "phi": "phi", "deepseek": "deepseek", "command": "command", "bge": "bge", "t5": "t5",
+}  # fmt: skip
+
+
+def family(model: str | None) -> str | None:
+    """Return the family of a model by the words of its name; None if it is not known."""
+    words = re.findall(r"t5|[a-z]+", (model or "").rsplit("/", 1)[-1].lower())
+    found = [
+        family for word in words for known, family in _FAMILIES.items() if word.removeprefix("rank") == known
+    ]
+    return found[0] if found else None
 
 
 def resolve(

@@ -1,4 +1,4 @@
-"""`msft data` and `msft queries`: add and list datasets, and make queries from a collection."""
+"""`msft data`: add and list datasets, and write sheets to judge them on."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from labelstore.datasets.add import Added
 
 data_app = group("Datasets: documents, queries, judgments.")
-queries_app = group("Queries: made from a collection where real ones are few.")
 
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="The dataset; by default the only one.")]
 
@@ -20,7 +19,6 @@ DatasetOption = Annotated[str | None, typer.Option("--dataset", help="The datase
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.add_typer(data_app, name="data")
-    app.add_typer(queries_app, name="queries")
 
 
 @command(
@@ -149,38 +147,44 @@ def show(
     render.rows(rows, context.format)
 
 
+@command(
+    data_app, "sheet", example="msft data sheet nfcorpus --run bm25s --depth 10 -o sheet.html", lists=True
+)
+def sheet(
+    context: Context,
+    dataset: Annotated[str | None, typer.Argument(help="The dataset; by default the only one.")] = None,
+    run: Annotated[
+        list[str] | None, "A run whose top is judged; repeatable; by default the only first stage."
+    ] = None,
+    depth: Annotated[int, "Passages per query and run."] = 10,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("sheet.html"),
+    judged: Annotated[bool, "Also show passages that people have judged."] = False,
+    seed: Annotated[int, "The seed that shuffles queries and passages."] = 42,
+) -> None:
+    """Write a page to judge passages with the keyboard, in a browser, without a network.
+
+    Keys 0 to 3 grade a passage, U takes a grade back, S saves the grades as TREC qrels. The page does not show which
+    system ranked a passage. Grades stay in the browser over a reload.
+    """
+    from labelstore.judgments.sheet import write_sheet
+
+    made = write_sheet(context.store, dataset, output, runs=run or (), depth=depth, seed=seed, judged=judged)
+    _announce(dataset, made.dataset)
+    row = {
+        "sheet": str(made.path),
+        "dataset": made.dataset,
+        "queries": made.queries,
+        "pooled": made.count.n_in,
+        "to_judge": made.count.kept,
+        "left_out": _reasons(made.count.drops),
+    }
+    render.rows([row], context.format)
+    diagnostics.note(
+        f"open {made.path} in a browser; then: msft data add {made.dataset}/judged --qrels FILE"
+        f" --collection {made.collection} --role test"
+    )
+
+
 def _announce(asked: str | None, taken: str, what: str = "dataset") -> None:
     if asked is None:
         diagnostics.note(f"{what}: {taken} (the only one)")
-
-
-@command(
-    queries_app,
-    "generate",
-    example="msft queries generate --model sentences --collection mysearch --n 1500",
-    lists=True,
-)
-def generate(
-    context: Context,
-    model: Annotated[str, "sentences: titles, or each passage's most informative sentence."],
-    collection: Annotated[str | None, "The collection of passages; by default the only one."] = None,
-    n: Annotated[int, "Queries at most; the seed draws their passages."] = 1500,
-    name: Annotated[str | None, "The dataset's name; by default COLLECTION/sentences."] = None,
-    seed: Annotated[int, "The seed of the draw of passages."] = 42,
-) -> None:
-    """Make a training dataset of pseudo-queries: no model, no cost. Label it as a log, and train on both."""
-    from labelstore.datasets import sentences
-    from labelstore.errors import UsageError
-
-    if model != sentences.MODEL:
-        raise UsageError(f"--model {model} makes no queries", hint=f"--model {sentences.MODEL}")
-    made = sentences.generate(context.store, collection, n=n, name=name, seed=seed, note=diagnostics.note)
-    if not made.changed:
-        diagnostics.note(f"{made.dataset}: nothing new, the store is as it was")
-    row = {
-        "dataset": made.dataset,
-        "passages": made.n_read,
-        "queries": made.n_queries,
-        "left_out": "; ".join(f"{reason}: {count:,}" for reason, (count, _) in made.drops.items()) or None,
-    }
-    render.rows([row], context.format)

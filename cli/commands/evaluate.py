@@ -37,6 +37,21 @@ class Beside:
     ] = True
 
 
+@dataclass(frozen=True)
+class On:
+    """What the measures rest on."""
+
+    judge: Annotated[
+        str | None,
+        "Measure by an LLM judge's grades: JUDGING, or JUDGING+human for human grades where there are any; by default"
+        " human judgments alone. Such values are not stored.",
+    ] = None
+    exclude_self: Annotated[
+        bool,
+        "Leave out passages that have their query's id (always done for ArguAna and Quora); such values are not stored.",
+    ] = False
+
+
 def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
     command(app, "eval", example="msft eval --dataset dl20 --measure nDCG@10 --fuse", lists=True)(evaluate)
@@ -56,10 +71,7 @@ def evaluate(
     beside: Beside = Beside(),
     suite: Annotated[str | None, "dl, beir, or a file of datasets; adds the macro mean."] = None,
     rerank: Annotated[bool, "Let students re-rank first what they have not re-ranked yet."] = True,
-    exclude_self: Annotated[
-        bool,
-        "Leave out passages that have their query's id (always done for ArguAna and Quora); such values are not stored.",
-    ] = False,
+    on: On = On(),
 ) -> None:
     """Measure first stages, teachers and students side by side.
 
@@ -70,6 +82,7 @@ def evaluate(
     from cli.workflows import offline_teachers
     from labelstore.errors import PartlyDone
     from labelstore.evaluation import advice
+    from labelstore.evaluation.systems import Basis
     from students.jobs import evaluate as job
 
     talk = job.Talk(diagnostics.note, diagnostics.warn, diagnostics.progress)
@@ -86,13 +99,18 @@ def evaluate(
         fuse=(beside.fuse_on or True) if beside.fuse else False,
         suite=suite,
         rerank=rerank,
-        exclude_self=exclude_self,
+        basis=Basis(on.judge, on.exclude_self),
         talk=talk,
     )
     _print(done.rows, context.format)
-    _note_grades(context, done.rows)
+    if on.judge is None:
+        _note_grades(context, done.rows)
+    else:
+        diagnostics.note(f"judge: {on.judge}; these are grades of an LLM, see msft teachers agreement")
     for each in advice.from_rows(done.rows):
-        diagnostics.note(each.sentence())
+        diagnostics.note(
+            each.sentence() if on.judge is None else f"by the judge {on.judge}: {each.sentence()}"
+        )
     if done.missing:
         raise PartlyDone(
             f"{len(done.missing)} of {done.n_datasets} datasets are missing: {', '.join(done.missing)}",
@@ -136,7 +154,17 @@ def _print(rows: "Sequence[Row]", format: Format) -> None:
     elif rows:
         render.rows(rows, format)
     else:
-        columns = ["dataset", "system", "kind", "first_stage", "measure", "value", "n_queries", "p_value"]
+        columns = [
+            "dataset",
+            "system",
+            "kind",
+            "first_stage",
+            "measure",
+            "value",
+            "n_queries",
+            "p_value",
+            "judge",
+        ]
         render.rows(rows, format, columns)
 
 
@@ -163,6 +191,7 @@ def wide(rows: "Sequence[Row]") -> list[Row]:
                 "judged": row["judged"],
                 "depth": row["depth"],
                 "recall": row["recall"],
+                **({"judge": row["judge"]} if row.get("judge") is not None else {}),
             },
         )
         line[row["measure"]] = row["value"]

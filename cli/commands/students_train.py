@@ -61,6 +61,9 @@ class ViewParameters:
 
     valid_fraction: Annotated[float | None, "The share of queries kept for validation."] = None
     per_query: Annotated[int | None, "Negatives per list in the view (cl)."] = None
+    positives: Annotated[
+        str | None, "each, one or all judged positives; generated: also those of generated queries (cl)."
+    ] = None
     retrieved: Annotated[bool, "Use only positives that the negatives' runs rank (cl)."] = False
     judged_first: Annotated[bool, "Put passages judged relevant at the top of the teacher's lists (kd)."] = (
         False

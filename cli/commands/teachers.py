@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.command import Context, command, group
+from cli.commands.from_documents.judge import add_to_teachers
 from cli.commands.teachers_generate import add_generate
 from cli.output import diagnostics, render
 from cli.output.render import Format
@@ -15,6 +16,7 @@ teachers_app = group(
     help="Labels of LLM teachers: list, generate, combine, compare, import, reread, show, export."
 )
 add_generate(teachers_app)
+add_to_teachers(teachers_app)
 
 _LAYOUTS = (
     "permutations, trec, parquet, rankgpt, rankllm, replies or conversations; by default told by the file."

@@ -72,10 +72,14 @@ class Parameters:
     per_query: Annotated[int | None, "Negatives per list [99]; 0 takes all (contrastive)."] = None
     positives: Annotated[
         str | None,
-        "Lists of a query with several positives: each (a list per positive), one (drawn) or all (in one list).",
+        "Lists of a query with several positives: each (a list per positive), one (drawn) or all (in one list);"
+        " generated: each, and the passages that queries were generated from.",
     ] = None
     max_positives: Annotated[int | None, "The most lists per query (contrastive)."] = None
     min_relevance: Annotated[int | None, "The lowest grade that counts as positive."] = None
+    judging: Annotated[
+        str | None, "An LLM judge whose grades count where people have not judged (contrastive)."
+    ] = None
     retrieved: Annotated[bool, "Use only positives that the negatives' runs rank (contrastive)."] = False
     scores: Annotated[bool, "Add the runs' scores to the lists (contrastive)."] = False
     max_repairs: Annotated[

@@ -163,7 +163,11 @@ def measure_systems(
     if not found:
         raise DataMissing(f"nothing has ranked {of.name} yet", hint=f"msft eval --dataset {of.name}")
     scored = evaluation.scores(
-        store, of, [s for c in found for s in c.systems], chosen, selection.exclude_self
+        store,
+        of,
+        [s for c in found for s in c.systems],
+        chosen,
+        systems.Basis(exclude_self=selection.exclude_self),
     )
     values = {
         c.name: {m: np.array([[scored[s, m][q] for q in judged] for s in c.systems]) for m in chosen}

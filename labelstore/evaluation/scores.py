@@ -16,7 +16,7 @@ from labelstore.errors import NoRoom, NotWritable
 from labelstore.evaluation import measures as measuring
 from labelstore.evaluation import significance
 from labelstore.evaluation.measures import Scores
-from labelstore.evaluation.systems import KINDS, System, qrels, ranking, select
+from labelstore.evaluation.systems import KINDS, Basis, System, qrels, ranking, select
 from labelstore.provenance import record as provenance
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore, next_id
@@ -39,6 +39,7 @@ def evaluate(
     measures: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
     exclude_self: bool = False,
+    judge: str | None = None,
     note: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> list[Row]:
@@ -50,10 +51,10 @@ def evaluate(
         students: names of students. None: all.
         measures: ir-measures names. None: the catalog's for this dataset.
         kinds: which kinds of system.
-        exclude_self: see :func:`scores`.
+        exclude_self, judge: see :func:`scores`.
 
     Returns:
-        rows with dataset, system, kind, first_stage, measure, value, n_queries, p_value (two-sided paired t-test
+        rows with dataset, system, kind, first_stage, measure, judge (None: human judgments), value, n_queries, p_value (two-sided paired t-test
         against the first stage; None for a first stage, or if the store lacks it), regime, judged (Judged@10),
         depth and recall (of the candidates that were ordered: the ceiling of a re-ranking).
 
@@ -65,8 +66,8 @@ def evaluate(
         of = lookup.dataset(con, dataset)
         names = [measuring.canonical(m) for m in measures] if measures else default_measures(of)
         chosen = select(con, of, runs, labelings, students, kinds)
-    scored = scores(store, of, chosen, names, exclude_self=exclude_self, note=note, warn=warn)
-    return rows(of, chosen, names, scored)
+    scored = scores(store, of, chosen, names, Basis(judge, exclude_self), note=note, warn=warn)
+    return rows(of, chosen, names, scored, judge)
 
 
 def scores(
@@ -74,7 +75,7 @@ def scores(
     of: lookup.Dataset,
     chosen: Sequence[System],
     measures: Sequence[str],
-    exclude_self: bool = False,
+    basis: Basis = Basis(),
     note: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> dict[tuple[System, str], Scores]:
@@ -84,20 +85,21 @@ def scores(
 
     Args:
         measures: canonical names.
-        exclude_self: leave out passages that have their query's id. This is always done if the dataset's protocol says
-            so (`catalog.leaves_out_self`); otherwise such values are not stored.
+        basis: the judge, and whether passages that have their query's id are left out. This is always done if the
+            dataset's protocol says so (`catalog.leaves_out_self`); otherwise such values are not stored. Values by an
+            LLM judge are never stored: evaluations rest on human judgments alone.
         warn: called with the reason if values cannot be stored; without it that is an error.
     """
     by_protocol = any(
         catalog.leaves_out_self(name) for name in (of.ir_datasets_id or of.name, of.collection_name)
     )
-    not_stored = exclude_self and not by_protocol
+    not_stored = (basis.exclude_self and not by_protocol) or basis.judge is not None
     level = measuring.relevance_level(measures)
     wanted = {s: list(dict.fromkeys([*measures, *companions(s, level)])) for s in chosen}
     found: dict[tuple[System, str], Scores] = {}
     todo: dict[System, list[str]] = {}
     with store.read() as con:
-        judged = qrels(con, of)
+        judged = qrels(con, of, basis.judge)
         for system, names in wanted.items():
             held = {} if not_stored else stored(con, of, system, names)
             found.update({(system, name): values for name, values in held.items()})
@@ -106,7 +108,9 @@ def scores(
                 todo[system] = lacking
     if todo:
         clock = provenance.Clock()
-        fresh = _measured(store, judged, todo, by_protocol or exclude_self, note or (lambda message: None))
+        fresh = _measured(
+            store, judged, todo, by_protocol or basis.exclude_self, note or (lambda message: None)
+        )
         found.update(fresh)
         if not_stored:
             return found
@@ -156,6 +160,7 @@ def rows(
     chosen: Sequence[System],
     measures: Sequence[str],
     scored: dict[tuple[System, str], Scores],
+    judge: str | None = None,
 ) -> list[Row]:
     """Make a row per system and measure, grouped by first stage, best first within each kind."""
     by_run = {s.run: s for s in chosen if s.run is not None}
@@ -186,6 +191,7 @@ def rows(
                     "judged": measuring.mean(scored[system, judged]),
                     "depth": system.depth,
                     "recall": measuring.mean(scored[system, recall]),
+                    "judge": judge,
                 }
             )
     return made

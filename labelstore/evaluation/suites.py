@@ -65,5 +65,12 @@ def macro_means(suite: str, rows: Sequence[Row], expected: Sequence[str]) -> lis
             "n_queries": sum(m["n_queries"] for m in members),
             "p_value": None,
         }
-        means.append({**dict.fromkeys(members[0]), **mean, "regime": members[0].get("regime")})
+        means.append(
+            {
+                **dict.fromkeys(members[0]),
+                **mean,
+                "regime": members[0].get("regime"),
+                "judge": members[0].get("judge"),
+            }
+        )
     return means

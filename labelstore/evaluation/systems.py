@@ -93,12 +93,62 @@ def _labeling_systems(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> lis
     ]  # fmt: skip
 
 
-def qrels(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> Qrels:
-    """Read the dataset's judgments.
+HUMAN = "+human"  # after a judging's name: human grades where there are any, the judge's elsewhere
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What measures rest on: the human judgments, unless an LLM judge is named.
+
+    Attributes:
+        judge: a judging, or ``JUDGING+human``; None: human judgments alone.
+        exclude_self: leave out passages that have their query's id.
+    """
+
+    judge: str | None = None
+    exclude_self: bool = False
+
+
+def qrels(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, judge: str | None = None) -> Qrels:
+    """Read the dataset's judgments, or those of an LLM judge.
+
+    Args:
+        judge: as in :class:`Basis`.
 
     Raises:
-        DataMissing: the dataset has no judgments.
+        DataMissing: there are no judgments, or no such judging.
+        UsageError: the judging is over another dataset.
     """
+    return _human(con, of) if judge is None else _by_judge(con, of, judge)
+
+
+def _by_judge(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, judge: str) -> Qrels:
+    name = judge.removesuffix(HUMAN)
+    judging = lookup.judging(con, name)
+    if judging.dataset != of.dataset:
+        raise UsageError(
+            f"the judging {name} is not over {of.name}",
+            hint=f"msft teachers judge --dataset {of.name} --run RUN judges it",
+        )
+    rows = con.execute(
+        """SELECT g.query, g.document, coalesce(CASE WHEN ? THEN r.relevance END, g.grade) FROM llm_judgments g
+           LEFT JOIN qrels r ON r.dataset = ? AND r.query = g.query AND r.document = g.document
+           WHERE g.judging = ? AND g.grade IS NOT NULL
+           UNION SELECT query, document, relevance FROM qrels WHERE dataset = ? AND ? ORDER BY ALL""",
+        [judge.endswith(HUMAN), of.dataset, judging.judging, of.dataset, judge.endswith(HUMAN)],
+    ).fetchall()
+    if not rows:
+        raise DataMissing(
+            f"the judging {name} holds no grade",
+            hint="run its `msft teachers judge` again with --retry-quarantined",
+        )
+    judged: dict[int, dict[str, int]] = {}
+    for query, document, grade in rows:
+        judged.setdefault(query, {})[str(document)] = grade
+    return Qrels(judged, keys.rows_key("judge", rows))
+
+
+def _human(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> Qrels:
     found = con.execute(
         "SELECT query, document, relevance FROM qrels WHERE dataset = ? ORDER BY query", [of.dataset]
     ).fetchall()

@@ -303,7 +303,7 @@ def store_requests(
     """Merge requests by request_key and return the number of new ones.
 
     Args:
-        requests: relation (request_key, query_id, n_passages, n_prompt_tokens, truncated_words).
+        requests: relation (request_key, query_id (NULL where a query is asked for), n_passages, n_prompt_tokens, truncated_words).
         passages: relation (request_key, position, doc_id, text_hash).
 
     Raises:
@@ -327,7 +327,7 @@ def store_requests(
                    ON d.doc_id = p.doc_id"""
     )
     unknown = con.execute(
-        """SELECT 'query ' || query_id FROM new_requests WHERE query IS NULL UNION ALL
+        """SELECT 'query ' || query_id FROM new_requests WHERE query IS NULL AND query_id IS NOT NULL UNION ALL
            SELECT 'passage ' || doc_id FROM new_request_passages WHERE document IS NULL ORDER BY 1 LIMIT 1"""
     ).fetchall()
     if unknown:

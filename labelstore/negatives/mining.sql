@@ -8,7 +8,11 @@
 -- Out  mining_draws, filled by mining_draw.sql source by source; mining_end.sql counts.
 
 CREATE OR REPLACE TEMP TABLE judged AS
-SELECT query, document, max(relevance) AS relevance FROM qrels JOIN mined_dataset USING (dataset) GROUP BY query, document;
+SELECT query, document, max(relevance) AS relevance FROM (
+    SELECT dataset, query, document, relevance FROM qrels
+    -- A passage that a query was generated from is no negative of it, whoever uses it as a positive.
+    UNION ALL SELECT dataset, query, document, getvariable('min_relevance') FROM query_origins
+) JOIN mined_dataset USING (dataset) GROUP BY query, document;
 
 CREATE OR REPLACE TEMP TABLE positives AS
 SELECT query, document, d.text_hash FROM judged JOIN documents d USING (document)

@@ -5,13 +5,9 @@ request. Texts from the store are escaped by Jinja; the script's data is JSON wi
 and the script puts texts into the page as text alone.
 """
 
-import base64
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from scipy import stats
 from labelstore.errors import MsftError
 from labelstore.evaluation import comparison
 from labelstore.evaluation import measures as measuring
+from labelstore.files import html_page
 from labelstore.files.whole_file import appearing
 from labelstore.report import boards, costs, curves, explorer, lineage, plots, svg
 from labelstore.report import label_quality as labels
@@ -253,9 +250,9 @@ def render(page: Page, explorers: Sequence[explorer.Explorer]) -> str:
         axis_labels=plots.axis_labels,
         style=Markup(_asset("style.css")),
         script=Markup(script),
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
+        policy=html_page.policy(script),
         data=Markup(
-            embedded(
+            html_page.embedded(
                 {
                     "boards": page.differences,
                     "explorers": [e.data() for e in explorers if e.queries],
@@ -269,19 +266,7 @@ def render(page: Page, explorers: Sequence[explorer.Explorer]) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("labelstore.report").joinpath("templates", name).read_text("utf-8").strip()
-
-
-def _digest(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def embedded(data: Any) -> str:
-    """Write JSON that is safe in a script element, whatever its texts."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return html_page.asset("report/templates", name)
 
 
 def differences(parts: Sequence[Part]) -> tuple[list[Row], list[str]]:

@@ -34,7 +34,7 @@ __all__ = [
     "view_inside",
 ]
 
-_NAMED = ("collections", "datasets", "runs", "minings", "teachers", "labelings", "views")
+_NAMED = ("collections", "datasets", "runs", "minings", "teachers", "labelings", "views", "judgings")
 _SHAPE = """SELECT table_name, column_name, data_type, coalesce(column_default, '') FROM duckdb_columns()
             WHERE NOT internal AND schema_name = 'main' AND table_name IN
                   (SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main' AND NOT temporary)"""
@@ -55,15 +55,25 @@ def check_store(store: LabelStore) -> None:
     """
     with store.as_it_is() as con:
         lock(con)
-        _check_shape(con, store.path)
+        version = _version(con)
+        _check_shape(con, store.path, older=version is not None and version < migrations.CURRENT_VERSION)
         version = migrations.schema_version(con)
         if version is not None:
             migrations.check_not_newer(version, store.path)
-        if version == migrations.CURRENT_VERSION:
             check_rows(con, store.path)
 
 
-def _check_shape(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+def _version(con: duckdb.DuckDBPyConnection) -> int | None:
+    """Read the version that a file claims; None if it claims none."""
+    try:
+        ((version,),) = con.execute("SELECT max(version) FROM migrations").fetchall()
+    except duckdb.Error:
+        return None
+    return version if isinstance(version, int) else None
+
+
+def _check_shape(con: duckdb.DuckDBPyConnection, path: Path, older: bool) -> None:
+    """Check tables, columns, views and macros; an older store may lack what migrations add."""
     own_tables, own_views, own_shape = _schema()
     tables = {name for (name,) in con.execute(
         "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'").fetchall()}  # fmt: skip
@@ -76,10 +86,10 @@ def _check_shape(con: duckdb.DuckDBPyConnection, path: Path) -> None:
         raise BadInput(f"{path} holds the view {instead[0]!r}, which no store has", hint=hint)
     if functions:
         raise BadInput(f"{path} holds the macro {functions[0]!r}, which no store has", hint=hint)
-    if "migrations" in tables and (odd := sorted(tables ^ own_tables)):
+    if "migrations" in tables and (odd := sorted(tables - own_tables if older else tables ^ own_tables)):
         raise BadInput(f"{path} holds other tables than a store: {', '.join(odd[:5])}", hint=hint)
     shape = set(con.execute(_SHAPE).fetchall())
-    if "migrations" in tables and (odd_columns := sorted(shape ^ own_shape)):
+    if "migrations" in tables and (odd_columns := sorted(shape - own_shape if older else shape ^ own_shape)):
         table, column, kind, value = odd_columns[0]
         raise BadInput(f"{path}: {table}.{column} ({kind} {value}) is not a column of a store", hint=hint)
 
@@ -102,7 +112,8 @@ def check_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
         BadInput: a name or folder is not allowed.
     """
     hint = f"take nothing from {path}, or correct the row in a copy of it"
-    for table in _NAMED:
+    held = {table for (table,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    for table in held.intersection(_NAMED):
         for (name,) in con.execute(f"SELECT name FROM {table}").fetchall():
             if not name or CONTROL.search(name):
                 raise BadInput(f"{path}: {name!r} in {table} cannot be a name", hint=hint)

@@ -12,6 +12,16 @@ def labeling_alone(store: LabelStore, name: str) -> AbstractContextManager[None]
     return _alone(store, "labeling", name, "made")
 
 
+def judging_alone(store: LabelStore, name: str) -> AbstractContextManager[None]:
+    """Lock a judging, so that one job at a time writes it (`msft.job_lock.alone`)."""
+    return _alone(store, "judging", name, "made")
+
+
+def dataset_alone(store: LabelStore, name: str) -> AbstractContextManager[None]:
+    """Lock a dataset of generated queries, so that one job at a time writes it (`msft.job_lock.alone`)."""
+    return _alone(store, "dataset", name, "generated")
+
+
 def student_alone(store: LabelStore, name: str) -> AbstractContextManager[None]:
     """Lock a student's name, so that one process at a time trains it (`msft.job_lock.alone`)."""
     return _alone(store, "student", name, "trained")

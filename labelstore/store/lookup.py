@@ -67,6 +67,17 @@ class Mining:
 
 
 @dataclass(frozen=True)
+class Judging:
+    judging: int
+    name: str
+    dataset: int
+    teacher: int
+    model: str | None
+    prompt: str | None
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Student:
     student: int
     name: str
@@ -124,6 +135,27 @@ def dataset(con: duckdb.DuckDBPyConnection, name: str) -> Dataset:
         known = [n for (n,) in con.execute("SELECT name FROM datasets").fetchall()]
         raise missing("dataset", name, known, "msft data list", f"msft data add {name}")
     return Dataset(*found[0])
+
+
+def collection(con: duckdb.DuckDBPyConnection, name: str | None) -> int:
+    """Look up a collection's key by its name, or the only one if no name is given.
+
+    Raises:
+        DataMissing: the collection is not found.
+        UsageError: there are several, and no name is given.
+    """
+    found = dict(con.execute("SELECT name, collection FROM collections ORDER BY name").fetchall())
+    if name is None and len(found) > 1:
+        raise UsageError(
+            "the store has several collections", hint=f"--collection {' | '.join(list(found)[:8])}"
+        )
+    if name is None and not found:
+        raise DataMissing("the store has no collection", hint="msft data add DATASET --from FOLDER")
+    if name is not None and name not in found:
+        raise missing(
+            "collection", name, list(found), "msft data list", "msft data add DATASET --from FOLDER"
+        )
+    return int(found[name] if name is not None else next(iter(found.values())))
 
 
 def pick_dataset(con: duckdb.DuckDBPyConnection, name: str | None) -> Dataset:
@@ -240,6 +272,30 @@ def mining(con: duckdb.DuckDBPyConnection, name: str) -> Mining:
         )
     key, own_name, of, parameters, *rest = found[0]
     return Mining(key, own_name, of, json.loads(parameters), *rest)
+
+
+def judging(con: duckdb.DuckDBPyConnection, name: str) -> Judging:
+    """Look up an LLM judge's judgments by their name.
+
+    Raises:
+        DataMissing: the judging is not found.
+    """
+    found = con.execute(
+        """SELECT j.judging, j.name, j.dataset, j.teacher, t.model, t.prompt, j.parameters
+           FROM judgings j JOIN teachers t USING (teacher) WHERE j.name = ?""",
+        [name],
+    ).fetchall()
+    if not found:
+        known = [n for (n,) in con.execute("SELECT name FROM judgings").fetchall()]
+        raise missing(
+            "judging",
+            name,
+            known,
+            'msft sql "SELECT name FROM judgings"',
+            "msft teachers judge --model MODEL --dataset DATASET --run RUN",
+        )
+    key, own_name, of, teacher, model, prompt, parameters = found[0]
+    return Judging(key, own_name, of, teacher, model, prompt, json.loads(parameters))
 
 
 def student(con: duckdb.DuckDBPyConnection, name: str) -> Student:

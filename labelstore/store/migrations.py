@@ -24,7 +24,101 @@ class Migration:
     sql: str
 
 
-MIGRATIONS: tuple[Migration, ...] = ()
+_FROM_DOCUMENTS = """
+ALTER TABLE requests ALTER COLUMN query DROP NOT NULL;
+
+CREATE TABLE query_origins (
+    query      INTEGER NOT NULL,
+    dataset    INTEGER NOT NULL,
+    document   INTEGER NOT NULL,
+    text_hash  UBIGINT NOT NULL,
+    call       BIGINT NOT NULL,
+    place      USMALLINT NOT NULL,
+    log_probability FLOAT
+);
+COMMENT ON TABLE query_origins IS 'Where a generated query comes from; its positive is generated, never a human judgment';
+
+CREATE TABLE query_filters (
+    filter     INTEGER PRIMARY KEY,
+    filter_key VARCHAR NOT NULL UNIQUE,
+    dataset    INTEGER NOT NULL,
+    kind       VARCHAR NOT NULL,
+    parameters JSON NOT NULL,
+    active     BOOLEAN NOT NULL,
+    n_in       INTEGER NOT NULL,
+    n_kept     INTEGER NOT NULL,
+    job        INTEGER
+);
+COMMENT ON TABLE query_filters IS 'A test of generated queries; undone, it stays as a row and takes nothing out';
+
+CREATE TABLE query_tests (
+    filter     INTEGER NOT NULL,
+    query      INTEGER NOT NULL,
+    passed     BOOLEAN NOT NULL,
+    value      DOUBLE,
+    evidence   VARCHAR
+);
+COMMENT ON TABLE query_tests IS 'One generated query''s result in a filter';
+
+CREATE TABLE judgings (
+    judging    INTEGER PRIMARY KEY,
+    name       VARCHAR NOT NULL UNIQUE,
+    dataset    INTEGER NOT NULL,
+    teacher    INTEGER NOT NULL,
+    parameters JSON NOT NULL,
+    job        INTEGER
+);
+COMMENT ON TABLE judgings IS 'An LLM judge over a pool; human judgments are in qrels and nowhere else';
+
+CREATE TABLE llm_judgments (
+    judging    INTEGER NOT NULL,
+    query      INTEGER NOT NULL,
+    document   INTEGER NOT NULL,
+    grade      SMALLINT,
+    status     VARCHAR NOT NULL,
+    call       BIGINT,
+    text_hash  UBIGINT NOT NULL
+);
+COMMENT ON TABLE llm_judgments IS 'One passage''s grade for one query by an LLM judge';
+
+DROP VIEW teacher_calls;
+CREATE VIEW teacher_calls AS
+    SELECT t.name AS teacher, l.name AS labeling, q.query_id, lc.step, c.attempt, c.sample, c.status, c.reply,
+           c.n_missing, c.n_repeated, c.n_out_of_range, c.finish_reason, c.tokens_in, c.tokens_out, c.seconds,
+           c.server, c.completed_at, rq.request_key, t.prompt, t.prompt_hash
+    FROM calls c JOIN requests rq USING (request) JOIN teachers t ON t.teacher = rq.teacher
+    LEFT JOIN queries q ON q.query = rq.query
+    LEFT JOIN labeling_calls lc ON lc.call = c.call LEFT JOIN labelings l ON l.labeling = lc.labeling;
+COMMENT ON VIEW teacher_calls IS 'Calls with teacher, labeling and query names; labeling NULL for an answer that none uses, query_id NULL where a query was asked for';
+
+CREATE VIEW judge_grades AS
+    SELECT j.name AS judging, ds.name AS dataset, t.name AS judge, t.model, t.prompt, t.prompt_hash, q.query_id, d.doc_id,
+           g.grade, g.status, c.call_key, g.text_hash = d.text_hash AS text_is_current
+    FROM llm_judgments g JOIN judgings j USING (judging) JOIN datasets ds ON ds.dataset = j.dataset
+    JOIN teachers t ON t.teacher = j.teacher JOIN queries q ON q.query = g.query JOIN documents d ON d.document = g.document
+    LEFT JOIN calls c ON c.call = g.call;
+COMMENT ON VIEW judge_grades IS 'Grades of LLM judges by text ids; human ones are in judgments';
+
+CREATE VIEW filtered_out AS
+    SELECT dataset, query FROM query_origins ANTI JOIN dataset_queries USING (dataset, query);
+COMMENT ON VIEW filtered_out IS 'Generated queries that a filter has taken out of their dataset, by surrogate keys';
+
+CREATE VIEW generated_queries AS
+    SELECT ds.name AS dataset, q.query_id, q.text, d.doc_id, t.name AS teacher, t.model, t.prompt, t.prompt_hash,
+           c.call_key, c.job_key, o.log_probability, m.query IS NOT NULL AS kept,
+           coalesce(f.passed, []) AS passed, coalesce(f.failed, []) AS failed
+    FROM query_origins o JOIN datasets ds USING (dataset) JOIN queries q USING (query)
+    JOIN documents d ON d.document = o.document JOIN calls c ON c.call = o.call JOIN requests r USING (request)
+    JOIN teachers t ON t.teacher = r.teacher
+    LEFT JOIN dataset_queries m ON m.dataset = o.dataset AND m.query = o.query
+    LEFT JOIN (SELECT x.dataset, s.query, list(x.kind ORDER BY x.filter) FILTER (s.passed) AS passed,
+                      list(x.kind ORDER BY x.filter) FILTER (NOT s.passed) AS failed
+               FROM query_tests s JOIN query_filters x USING (filter) WHERE x.active GROUP BY ALL) f
+           ON f.dataset = o.dataset AND f.query = o.query;
+COMMENT ON VIEW generated_queries IS 'Generated queries with passage, prompt, call and the filters that they passed or failed';
+"""
+
+MIGRATIONS: tuple[Migration, ...] = (Migration(2, "from_documents", _FROM_DOCUMENTS),)
 
 CURRENT_VERSION = MIGRATIONS[-1].version if MIGRATIONS else FIRST_VERSION
 

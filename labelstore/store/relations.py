@@ -45,6 +45,8 @@ TARGETS = {
     "views": "view",
     "students": "student",
     "evaluations": "evaluation",
+    "query_filters": "filter",
+    "judgings": "judging",
 }
 
 REFERENCES: tuple[Reference, ...] = (
@@ -79,6 +81,15 @@ REFERENCES: tuple[Reference, ...] = (
     *_to("students", ("stages", "student"), ("training_log", "student"), part=True),
     *_to("students", ("runs", "student")),
     *_to("evaluations", ("query_scores", "evaluation"), part=True),
+    *_to("datasets", ("query_origins", "dataset"), part=True),
+    *_to("queries", ("query_origins", "query"), ("query_tests", "query"), ("llm_judgments", "query")),
+    *_to("documents", ("query_origins", "document"), ("llm_judgments", "document")),
+    *_to("calls", ("query_origins", "call"), ("llm_judgments", "call")),
+    *_to("datasets", ("query_filters", "dataset"), ("judgings", "dataset")),
+    *_to("teachers", ("judgings", "teacher")),
+    *_to("provenance", ("query_filters", "job"), ("judgings", "job")),
+    *_to("query_filters", ("query_tests", "filter"), part=True),
+    *_to("judgings", ("llm_judgments", "judging"), part=True),
 )  # fmt: skip
 # view_sources.source is left out on purpose: a view outlives a mining or run that was replaced, and its parameters
 # keep the name and hash of the source.
@@ -110,6 +121,9 @@ UNIQUE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("training_log", ("student", "stage", "step", "measure")),
     ("evaluations", ("dataset", "run", "labeling", "measure", "run_hash", "qrels_hash")),
     ("query_scores", ("evaluation", "query")),
+    ("query_origins", ("dataset", "query")),
+    ("query_tests", ("filter", "query")),
+    ("llm_judgments", ("judging", "query", "document")),
 )
 
 # Names of a large table's rows in messages: SQL for the name, over `t` joined by the clause.
@@ -138,4 +152,7 @@ OWNERS: dict[str, tuple[str, str]] = {
         "d.name || ' ' || o.measure",
         "LEFT JOIN evaluations o ON o.evaluation = t.evaluation LEFT JOIN datasets d ON d.dataset = o.dataset",
     ),
+    "query_origins": ("o.name", "LEFT JOIN datasets o ON o.dataset = t.dataset"),
+    "query_filters": ("o.name", "LEFT JOIN datasets o ON o.dataset = t.dataset"),
+    "llm_judgments": ("o.name", "LEFT JOIN judgings o ON o.judging = t.judging"),
 }

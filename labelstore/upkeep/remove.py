@@ -30,6 +30,8 @@ _WITH = (
     ("minings", "dataset", "datasets", "true"),
     ("labelings", "dataset", "datasets", "true"),
     ("evaluations", "dataset", "datasets", "true"),
+    ("judgings", "dataset", "datasets", "true"),
+    ("query_filters", "dataset", "datasets", "true"),
     ("runs", "source_run", "runs", "true"),
     ("runs", "student", "students", "true"),
     ("minings", "mining", "runs", "true"),  # by the runs of its negatives
@@ -39,11 +41,11 @@ _WITH = (
 )
 _KEYS = {
     "datasets": "dataset", "runs": "run", "minings": "mining", "labelings": "labeling", "views": "view",
-    "students": "student", "evaluations": "evaluation",
+    "students": "student", "evaluations": "evaluation", "judgings": "judging", "query_filters": "filter",
 }  # fmt: skip
 _TABLES = {
     "dataset": "datasets", "run": "runs", "negatives": "minings", "labels": "labelings", "view": "views",
-    "student": "students",
+    "student": "students", "judging": "judgings",
 }  # fmt: skip
 _IN_VIEWS = {"dataset": "datasets", "run": "runs", "mining": "minings", "labeling": "labelings"}
 
@@ -153,6 +155,8 @@ def _found(con: duckdb.DuckDBPyConnection, kind: str, name: str, dataset: str | 
         return {lookup.mining(con, name).mining}
     if kind == "labels":
         return {lookup.labeling(con, name).labeling}
+    if kind == "judging":
+        return {lookup.judging(con, name).judging}
     if kind == "student":
         return {lookup.student(con, name).student}
     newest = lookup.view(con, name)
@@ -223,6 +227,7 @@ _SIZES = {
     "labels": "SELECT labeling, name, (SELECT count(*) FROM permutations p WHERE p.labeling = t.labeling) FROM labelings t",
     "view": "SELECT view, name, n_pairs FROM views t",
     "student": "SELECT student, name, (SELECT count(*) FROM stages g WHERE g.student = t.student) FROM students t",
+    "judging": "SELECT judging, name, (SELECT count(*) FROM llm_judgments g WHERE g.judging = t.judging) FROM judgings t",
 }
 
 
@@ -271,8 +276,9 @@ def _mark_queries(con: duckdb.DuckDBPyConnection, keys: dict[str, set[int]]) -> 
     con.execute(
         """CREATE OR REPLACE TEMP TABLE removed_queries AS
            SELECT query FROM dataset_queries WHERE list_contains(?, dataset)
+           UNION SELECT query FROM query_origins WHERE list_contains(?, dataset)
            UNION SELECT query FROM queries WHERE collection IN (FROM removed_collections)""",
-        [datasets],
+        [datasets, datasets],
     )
     for table, owner, of in (
         ("dataset_queries", "dataset", "datasets"),
@@ -283,6 +289,8 @@ def _mark_queries(con: duckdb.DuckDBPyConnection, keys: dict[str, set[int]]) -> 
         ("labeling_calls", "labeling", "labelings"),
         ("quarantine", "labeling", "labelings"),
         ("query_scores", "evaluation", "evaluations"),
+        ("query_origins", "dataset", "datasets"),
+        ("llm_judgments", "judging", "judgings"),
     ):
         con.execute(
             f"""DELETE FROM removed_queries WHERE query IN (
@@ -357,6 +365,10 @@ def _delete(con: duckdb.DuckDBPyConnection, keys: dict[str, set[int]]) -> None:
     )
     for table in ("permutations", "labeling_calls", "quarantine", "labelings"):
         delete(table, "labelings")
+    for table in ("llm_judgments", "judgings"):
+        delete(table, "judgings")
+    for table in ("query_tests", "query_filters"):
+        delete(table, "query_filters")
     delete("negatives", "minings")
     delete("minings", "minings")
     delete("candidates", "runs")
@@ -372,26 +384,30 @@ def _delete(con: duckdb.DuckDBPyConnection, keys: dict[str, set[int]]) -> None:
             "UPDATE view_sources SET source = NULL WHERE kind = ? AND list_contains(?, source)",
             [kind, sorted(keys[table])],
         )
-    for table in ("qrels", "dataset_queries", "datasets"):
+    for table in ("qrels", "query_origins", "dataset_queries", "datasets"):
         delete(table, "datasets")
     _delete_unused(con)
 
 
 def _delete_unused(con: duckdb.DuckDBPyConnection) -> None:
     """Delete queries, requests and calls that nothing uses any more, collections without a dataset, and idle teachers."""
-    asked = "(SELECT request FROM requests WHERE query IN (FROM removed_queries))"
-    for table in ("calls", "request_passages", "requests"):
-        con.execute(f"DELETE FROM {table} WHERE request IN {asked}")
-    con.execute("DELETE FROM queries WHERE query IN (FROM removed_queries)")
     documents = "(SELECT document FROM documents WHERE collection IN (FROM removed_collections))"
+    con.execute(
+        f"""CREATE OR REPLACE TEMP TABLE removed_requests AS
+            SELECT request FROM requests WHERE query IN (FROM removed_queries)
+            UNION SELECT request FROM request_passages WHERE document IN {documents}"""
+    )
+    for table in ("calls", "request_passages", "requests"):
+        con.execute(f"DELETE FROM {table} WHERE request IN (FROM removed_requests)")
+    con.execute("DELETE FROM queries WHERE query IN (FROM removed_queries)")
     con.execute(f"DELETE FROM document_versions WHERE document IN {documents}")
     for table in ("documents", "collections"):
         con.execute(f"DELETE FROM {table} WHERE collection IN (FROM removed_collections)")
     con.execute(
         """CREATE OR REPLACE TEMP TABLE removed_teachers AS SELECT teacher FROM teachers
-           EXCEPT SELECT teacher FROM labelings EXCEPT SELECT teacher FROM requests"""
+           EXCEPT SELECT teacher FROM labelings EXCEPT SELECT teacher FROM requests EXCEPT SELECT teacher FROM judgings"""
     )
     for table in ("canaries", "teachers"):
         con.execute(f"DELETE FROM {table} WHERE teacher IN (FROM removed_teachers)")
-    for table in ("removed_queries", "removed_collections", "removed_teachers"):
+    for table in ("removed_queries", "removed_collections", "removed_teachers", "removed_requests"):
         con.execute(f"DROP TABLE {table}")

@@ -17,9 +17,11 @@ class Contrastive:
         depth: deepest rank that a negative straight from a run may have (mined negatives: the mining decided).
         per_query: negatives per list; None takes all.
         positives: ``each`` judged positive makes a list of its own, ``one`` is drawn per query, or ``all`` of a
-            query's positives stand in one list.
+            query's positives stand in one list. ``generated``: as ``each``, and the passages that queries were generated
+            from are positives too; without it they are none.
         max_positives: with ``each``: lists per query at most.
         min_relevance: the lowest grade that counts as positive.
+        judging: an LLM judge whose grades count where people have not judged; refused for a test set that it judges.
         retrieved: use only positives that a run of the negatives ranks; otherwise a student may learn to recognise
             retrieved passages instead of relevant ones.
         scores: put the runs' scores into the lists (for layouts with scores); lists are left out
@@ -35,6 +37,7 @@ class Contrastive:
     positives: str = "each"
     max_positives: int | None = None
     min_relevance: int = 1
+    judging: str | None = None
     retrieved: bool = False
     scores: bool = False
     easy: int = 0
@@ -105,8 +108,10 @@ def make_parameters(kind: str, given: Mapping[str, Any]) -> Any:
         raise UsageError(f"easy is {easy}: it must be from 0 to {MOST_EASY}", hint="--easy 3")
     if easy and getattr(options, "scores", False):
         raise UsageError("random passages have no scores", hint="leave out --easy or --scores")
-    if isinstance(options, Contrastive) and options.positives not in ("each", "one", "all"):
-        raise UsageError(f"positives is {options.positives!r}", hint="--positives each | one | all")
+    if isinstance(options, Contrastive) and options.positives not in ("each", "one", "all", "generated"):
+        raise UsageError(
+            f"positives is {options.positives!r}", hint="--positives each | one | all | generated"
+        )
     if not 0 <= getattr(options, "valid_fraction", 0) < 1:
         raise UsageError(f"valid_fraction is {options.valid_fraction}", hint="--valid-fraction 0.01")
     return options

@@ -68,9 +68,32 @@ def resolve(
         note(f"dataset: {named[0].name} (the only one)")
     if kind in ("contrastive", "rerank") and (runs or not negatives):
         sources += _run_sources(con, named, runs, note, len(sources))
+    if getattr(options, "judging", None) is not None:
+        _check_judging(con, options.judging, named)
     if kind != "rerank":
         leakage.refuse_test_sets(named, allow_overlap=options.allow_overlap)
     return named, [*(ViewSource("dataset", d.dataset, d.name, d.qrels_hash) for d in named), *sources]
+
+
+def _check_judging(con: duckdb.DuckDBPyConnection, name: str, datasets: list[lookup.Dataset]) -> None:
+    """Refuse a judging as training labels for a test set that it judges, whatever else is allowed.
+
+    Raises:
+        UsageError: the judging is over a test set, or over none of the datasets.
+    """
+    judging = lookup.judging(con, name)
+    ((of, role),) = con.execute(
+        "SELECT name, role FROM datasets WHERE dataset = ?", [judging.dataset]
+    ).fetchall()
+    if role == "test":
+        raise UsageError(
+            f"the judging {name} judges the test set {of}: training on it would teach the answers of the test",
+            hint="judge a training set: msft teachers judge --dataset TRAIN --run RUN",
+        )
+    if judging.dataset not in {dataset.dataset for dataset in datasets}:
+        raise UsageError(
+            f"the judging {name} is over {of}, which is not among the datasets", hint=f"--dataset {of}"
+        )
 
 
 def _datasets_of(

@@ -51,6 +51,8 @@ class StageFacts:
     n_lists: int | None
     licence: str | None
     sources: list[str]
+    generated: list[str] = field(default_factory=list)  # who wrote the queries that have generated positives
+    judging: str | None = None  # the LLM judge whose grades are labels
 
 
 @dataclass(frozen=True)

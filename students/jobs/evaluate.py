@@ -58,7 +58,7 @@ class Evaluated:
 
     Attributes:
         rows: a flat row for each dataset, system and measure: dataset, system, kind (first_stage, teacher, student,
-            fused), first_stage, measure, value, n_queries, p_value (two-sided paired t-test against the first stage),
+            fused), first_stage, measure, judge (None: human judgments), value, n_queries, p_value (two-sided paired t-test against the first stage),
             regime, judged (Judged@10), depth, recall (at that depth).
         missing: datasets of the suite that are neither in the store nor in ir_datasets.
         n_datasets: number of datasets requested.
@@ -81,7 +81,7 @@ def evaluate(
     fuse: bool | str = False,
     suite: str | None = None,
     rerank: bool = True,
-    exclude_self: bool = False,
+    basis: systems.Basis = systems.Basis(),
     talk: Talk = Talk(),
 ) -> Evaluated:
     """Measure first stages, labelings and students; values are kept per query in the store and reused.
@@ -97,7 +97,8 @@ def evaluate(
             dev set, or of the dataset named here.
         suite: dl, beir, or a file of datasets; adds the macro mean. It replaces `datasets`.
         rerank: False measures only existing rankings.
-        exclude_self: leave out passages with their query's id; such values are not kept.
+        basis: an LLM judge instead of the human judgments, and whether passages with their query's id are left out. Such
+            values are not kept.
         talk: where messages and progress go, e.g. ``Talk(note=print)``.
 
     Raises:
@@ -108,7 +109,7 @@ def evaluate(
     present, missing = _present(store, _names(store, datasets, suite, talk), suite, talk)
     rows: list[Row] = []
     for name in present:
-        wanted = _measures(store, name, measures)
+        wanted = _measures(store, name, measures, basis.judge)
         ensure_first_stage(store, name, depth, talk)
         over = first_stages(store, name, runs)
         if rerank:
@@ -123,7 +124,8 @@ def evaluate(
             students=students,
             measures=wanted,
             kinds=systems.KINDS if fuse else tuple(k for k in systems.KINDS if k != "fused"),
-            exclude_self=exclude_self,
+            exclude_self=basis.exclude_self,
+            judge=basis.judge,
             note=talk.note,
             warn=talk.warn,
         )
@@ -152,7 +154,7 @@ def _present(
     return present, missing
 
 
-def _measures(store: LabelStore, dataset: str, measures: Sequence[str]) -> list[str]:
+def _measures(store: LabelStore, dataset: str, measures: Sequence[str], judge: str | None) -> list[str]:
     """Name the measures, by default the dataset's.
 
     Raises:
@@ -162,7 +164,7 @@ def _measures(store: LabelStore, dataset: str, measures: Sequence[str]) -> list[
     with store.read() as con:
         of = lookup.dataset(con, dataset)
         wanted = [measuring.canonical(m) for m in measures] or evaluation.default_measures(of)
-        measuring.check_grades(wanted, systems.qrels(con, of))
+        measuring.check_grades(wanted, systems.qrels(con, of, judge))
     return wanted
 
 

@@ -209,6 +209,11 @@ def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> Car
     stages = con.execute(
         """SELECT g.objective, g.loss, v.name, g.view_hash, g.steps, g.pairs, g.weights_moved, g.hyperparameters,
                   v.n_lists, v.licence,
+                  (SELECT list(DISTINCT coalesce(t.model, t.name) || ' with ' || t.prompt ORDER BY 1)
+                   FROM view_sources vs JOIN query_origins qo ON qo.dataset = vs.source JOIN calls c ON c.call = qo.call
+                   JOIN requests r USING (request) JOIN teachers t USING (teacher)
+                   WHERE vs.view = v.view AND vs.kind = 'dataset' AND v.parameters->>'positives' = 'generated'),
+                  v.parameters->>'judging',
                   (SELECT list(DISTINCT o.source ORDER BY 1) FROM student_sources o
                    WHERE o.student = ? AND o.stage = g.stage)
            FROM stages g LEFT JOIN views v USING (view) WHERE g.student = ? ORDER BY g.stage""",
@@ -232,9 +237,11 @@ def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> Car
         stages=[
             StageFacts(
                 objective, loss, view, view_hash, steps, pairs, moved, json.loads(settings or "{}"), n_lists,
-                licence, list(sources or []),
+                licence, list(sources or []), list(generated or []), judging,
             )
-            for objective, loss, view, view_hash, steps, pairs, moved, settings, n_lists, licence, sources in stages
+            for (
+                objective, loss, view, view_hash, steps, pairs, moved, settings, n_lists, licence, generated, judging, sources
+            ) in stages
         ],
         measured=[Measured(*row) for row in measured],
         warnings=warnings_of(con, student.name),

@@ -20,7 +20,7 @@ class Sampling:
 
     ``logprobs`` is how many alternatives to report at the first generated position (0: none). With ``constraint``
     ``"identifiers"``, only unused identifiers and the separator may be generated, and the reply ends after ``top``
-    identifiers.
+    identifiers. ``mean_logprob`` asks for the mean log-probability of the reply's tokens.
     """
 
     temperature: float = 0.0
@@ -29,6 +29,7 @@ class Sampling:
     logprobs: int = 0
     constraint: str | None = None
     top: int | None = None
+    mean_logprob: bool = False
 
     def key(self) -> dict[str, Any]:
         """Return the part for content keys: only the settings that differ from a plain greedy reply."""
@@ -87,6 +88,7 @@ class Completion:
         retry_after: seconds that the server asked to wait.
         logprobs: the first position's alternatives, token text to log-probability, only if requested.
         scores: a score per passage shown, from engines that score.
+        mean_logprob: mean log-probability of the reply's tokens, where the engine gives it.
     """
 
     ticket: int
@@ -102,6 +104,7 @@ class Completion:
     retry_after: float | None = None
     logprobs: Mapping[str, float] | None = None
     scores: Sequence[float] | None = None
+    mean_logprob: float | None = None
 
 
 class Engine(Protocol):

@@ -280,6 +280,8 @@ class OpenAIEngine:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         if sampling.logprobs:
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+        elif sampling.mean_logprob:
+            body["logprobs"] = True
         return body
 
     def _constraint(self, identifiers: tuple[str, ...], prefix: str) -> dict[str, Any]:
@@ -311,6 +313,7 @@ class OpenAIEngine:
             seconds=time.monotonic() - job.submitted,
             server=server.label,
             logprobs=_by_identifier(answer.logprobs, request.identifiers) if answer.logprobs else None,
+            mean_logprob=answer.mean_logprob,
         )
 
     def _n_tokens(self, text: str) -> int:

@@ -44,6 +44,7 @@ class Answer:
     tokens_in: int | None
     tokens_out: int | None
     logprobs: dict[str, float] | None
+    mean_logprob: float | None = None
 
 
 def receive(response: httpx.Response) -> httpx.Response:
@@ -111,6 +112,7 @@ def read(body: bytes, raw: bool) -> Answer:
         _count(counts.get("prompt_tokens")),
         _count(counts.get("completion_tokens")),
         _first_position(choice.get("logprobs")),
+        _mean_logprob(choice.get("logprobs")),
     )
 
 
@@ -185,6 +187,20 @@ def _first_position(logprobs: Any) -> dict[str, float] | None:
         if isinstance(token, str) and isinstance(value, int | float) and -1e6 < value < 1e6
     }
     return found or None
+
+
+def _mean_logprob(logprobs: Any) -> float | None:
+    """Return the mean log-probability of a chat reply's tokens; None if one is absent or impossible."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(content, list) or not content:
+        return None
+    values = [entry.get("logprob") if isinstance(entry, dict) else None for entry in content]
+    known = [
+        float(value)
+        for value in values
+        if isinstance(value, int | float) and not isinstance(value, bool) and -1e6 < value <= 0
+    ]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def as_text(value: Any) -> str:

@@ -193,6 +193,7 @@ class VllmEngine:
             tokens_out=len(reply.token_ids),
             seconds=time.monotonic() - submitted,
             logprobs=logprobs,
+            mean_logprob=_mean_logprob(reply) if self.sampling.mean_logprob else None,
         )
 
     def _sampling_params(self, request: Request) -> Any:
@@ -213,6 +214,7 @@ class VllmEngine:
                 top_p=sampling.top_p,
                 seed=sampling.seed,
                 max_tokens=request.max_tokens,
+                logprobs=0 if sampling.mean_logprob else None,  # 0: the generated token's own
                 logprob_token_ids=sorted(self._named_tokens(request)) if sampling.logprobs else None,
                 extra_args=extra or None,
                 stop_token_ids=stop or None,
@@ -257,6 +259,12 @@ def _multiplies_bf16() -> bool:
 
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"avx512_bf16": True}
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def _mean_logprob(reply: Any) -> float | None:
+    """Return the mean log-probability of a reply's tokens; None for an empty reply."""
+    total = reply.cumulative_logprob
+    return None if total is None or not reply.token_ids else total / len(reply.token_ids)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,6 +11,9 @@ from teachers.generate.worklist import Work
 from teachers.scheduling.job import Answer
 
 QUERIES = 1000  # queries per batch
+# The queries of a run, without generated ones that a filter has taken out; the parameter, twice, is the run.
+OF_RUN = """SELECT DISTINCT query FROM candidates WHERE run = ? AND query NOT IN
+              (SELECT f.query FROM filtered_out f JOIN runs r USING (dataset) WHERE r.run = ?) ORDER BY query"""
 
 
 def fill(con: duckdb.DuckDBPyConnection, made: Plan, work: Work) -> int:
@@ -26,8 +29,8 @@ def fill(con: duckdb.DuckDBPyConnection, made: Plan, work: Work) -> int:
     con.execute(
         f"""CREATE TEMP TABLE asked AS
             SELECT row_number() OVER (ORDER BY query) - 1 AS number, query FROM
-              (SELECT DISTINCT query FROM candidates WHERE run = ? ORDER BY query {limit})""",
-        [made.run.run],
+              ({OF_RUN} {limit})""",
+        [made.run.run, made.run.run],
     )
     (queries,) = con.execute("SELECT count(*) FROM asked").fetchall()[0]
     kept = (
@@ -98,10 +101,11 @@ def answers(con: duckdb.DuckDBPyConnection, made: Plan, queries: str) -> Iterato
             JOIN teachers t ON t.teacher = r.teacher WHERE t.teacher_key = ? ORDER BY c.call""",
         [made.row.teacher_key],
     )
-    return ((row[0], row[1], _answer(row[2:])) for row in rows)
+    return ((row[0], row[1], answer_of(row[2:])) for row in rows)
 
 
-def _answer(row: tuple[Any, ...]) -> Answer:
+def answer_of(row: tuple[Any, ...]) -> Answer:
+    """Make an answer from call_key, status, parsed, scores, repairs, tokens_in, tokens_out, attempt and reply."""
     call_key, status, parsed, scores, repairs, tokens_in, tokens_out, attempt, reply = row
     return Answer(
         call_key=call_key,

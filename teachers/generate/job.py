@@ -23,7 +23,7 @@ from teachers.generate import canary, child_process
 from teachers.generate import make_engine as engines
 from teachers.generate import merge_journal as merge
 from teachers.generate.calls import Labelling, Rendering
-from teachers.generate.fill_worklist import fill
+from teachers.generate.fill_worklist import OF_RUN, fill
 from teachers.generate.plan import Plan, Settings, plan
 from teachers.generate.worklist import Task, Work
 from teachers.journal.segments import Journal
@@ -299,7 +299,7 @@ class _Ticker:
 @contextmanager
 def _work(running: _Running, path: Path) -> Iterator[tuple[Work, int, dict[str, str]]]:
     """Yield the working file with the remaining queries, the job's total of queries, and the first canaries."""
-    _remove_stale(path.parent)
+    remove_stale(path.parent)
     try:
         if running.plan.run.n_candidates < child_process.LARGE_CANDIDATES:
             queries, first_canaries = filled(running.store, running.plan, path)
@@ -324,7 +324,7 @@ def filled(store: LabelStore, made: Plan, path: Path) -> tuple[int, dict[str, st
         work.close()
 
 
-def _remove_stale(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove the working files of killed jobs; their names end with their process id."""
     for path in folder.glob("*.work"):
         pid = path.stem.rpartition(".")[2]
@@ -335,19 +335,20 @@ def _remove_stale(folder: Path) -> None:
 def _result(running: _Running, queries: int) -> Labelled:
     made, figures, row = running.plan, running.figures, running.plan.row
     limit = "" if made.settings.limit is None else f"LIMIT {int(made.settings.limit)}"
-    asked = f"(SELECT DISTINCT query FROM candidates WHERE run = ? ORDER BY query {limit})"
+    asked = f"({OF_RUN} {limit})"
+    run = made.run.run
     with running.store.read() as con:
         statuses = dict(
             con.execute(
                 f"""SELECT p.status, count(*) FROM permutations p JOIN labelings l USING (labeling)
                     WHERE l.name = ? AND p.query IN {asked} GROUP BY 1 ORDER BY 1""",
-                [made.name, made.run.run],
+                [made.name, run, run],
             ).fetchall()
         )
         (quarantined,) = con.execute(
             f"""SELECT count(DISTINCT z.query) FROM quarantine z JOIN labelings l USING (labeling)
                 WHERE l.name = ? AND z.query IN {asked}""",
-            [made.name, made.run.run],
+            [made.name, run, run],
         ).fetchall()[0]
     cost = running.budget.cost() if row.input_price is not None and row.output_price is not None else None
     return Labelled(

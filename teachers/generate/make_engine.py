@@ -1,11 +1,28 @@
 """Make a plan's engine, only when a call is needed."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from msft.host import extras
 from teachers.engines.base import Engine
 from teachers.errors import ExitCode, TeacherError
-from teachers.generate.plan import Plan
+from teachers.generate.calls import Teacher
+
+
+class Plan(Protocol):
+    """What an engine is made from: the plan of a labelling job, or of one that asks about single passages."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def location(self) -> str: ...
+    @property
+    def teacher(self) -> Teacher: ...
+    @property
+    def context(self) -> int | None: ...
+    @property
+    def pointwise(self) -> bool: ...
+    @property
+    def settings(self) -> Any: ...
 
 
 def require(plan: Plan) -> None:

@@ -272,10 +272,10 @@ def _chunks(
 
 @dataclass(frozen=True)
 class Target:
-    """The store's rows that a segment's records belong to."""
+    """The store's rows that a segment's records belong to; without a labeling its records are calls alone."""
 
     teacher: int
-    labeling: int
+    labeling: int | None
     collection: int
     job: Job
 
@@ -283,8 +283,10 @@ class Target:
     def of(cls, con: duckdb.DuckDBPyConnection, head: Record) -> "Target":
         found = con.execute("SELECT job FROM provenance WHERE job_key = ?", [head["job"]]).fetchall()
         job = Job(int(found[0][0]) if found else 0, head["job"], KIND)
-        teacher, labeling, collection = store_labeling(con, job, head)
-        return cls(teacher, labeling, collection, job)
+        if "labeling" not in head:
+            teacher = labels.store_teacher(con, labels.Teacher(**head["teacher"]))
+            return cls(teacher, None, lookup.collection(con, head["collection"]), job)
+        return cls(*store_labeling(con, job, head), job)
 
     def calls(self, con: duckdb.DuckDBPyConnection, records: list[Record]) -> int:
         canaries = [record for record in records if record["t"] == "canary"]
@@ -307,6 +309,8 @@ class Target:
 
     def lists(self, con: duckdb.DuckDBPyConnection, records: list[Record]) -> tuple[int, int]:
         new = failed = 0
+        if self.labeling is None:
+            raise BadInput("the segment's first line names no labeling, and lists belong to one")
         # After a kill, a query may be done again and have two equal permutations; the last one counts.
         made = list({r["query_id"]: r for r in records if r["t"] == "permutation"}.values())
         if made:

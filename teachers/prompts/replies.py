@@ -204,17 +204,22 @@ def parse(
         return Parsed(None, ENGINE_ERROR)
     span = _longest_span(answer, identifiers)
     if span is None:
-        if finish_reason == "length":
-            return Parsed(None, TRUNCATED)
-        return Parsed(
-            None, REFUSED if finish_reason == "content_filter" or _REFUSAL.search(answer) else WRONG_FORMAT
-        )
+        return Parsed(None, without_answer(answer, finish_reason))
     parsed = _read(_NAME[identifiers].findall(span[0]), n, identifiers, wanted)
     if parsed.order is None:
         return parsed
     if parsed.n_missing and (finish_reason == "length" or _DANGLING.match(answer, span[1])):
         return _without_order(parsed, TRUNCATED)
     return _most_named(replace(parsed, status=REPAIRED), wanted)
+
+
+def without_answer(answer: str, finish_reason: str | None) -> str:
+    """Return the status of a reply in which no answer was found."""
+    if _ERROR.search(answer):
+        return ENGINE_ERROR
+    if finish_reason == "length":
+        return TRUNCATED
+    return REFUSED if finish_reason == "content_filter" or _REFUSAL.search(answer) else WRONG_FORMAT
 
 
 def is_ranking(named: int, wanted: int) -> bool:

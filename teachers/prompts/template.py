@@ -25,7 +25,7 @@ from teachers.prompts import chats
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 _MARKER = re.compile(r"^--- (system|user|assistant)(, each passage)?$", re.M)
-_PLACEHOLDER = re.compile(r"\{(num|query|passages|identifier|passage)\}")
+_PLACEHOLDER = re.compile(r"\{(num|query|passages|identifier|passage|examples)\}")
 
 # Formats that turn messages into text, for templates that do not use the model's chat template.
 _CHATS: Mapping[str, Mapping[str, str]] = {
@@ -68,6 +68,8 @@ class Template:
         chat: ``model`` (the model's own chat template) or ``vicuna`` (``{system} USER: {user} ASSISTANT:``).
         prefill: text after the rendered prompt, with which the reply would begin (FIRST's ``[``); the reply lacks it.
         hash: hash of the file's bytes together with `identifiers`, `chat` and `prefill`.
+        reply_tokens: most tokens of a reply that is no ranking (:mod:`teachers.prompts.single`).
+        examples: what stands for ``{examples}``.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Template:
     chat: str
     prefill: str
     hash: str
+    reply_tokens: int | None = None
+    examples: str = ""
 
     @property
     def ident(self) -> str:
@@ -127,6 +131,8 @@ class Template:
             "num": str(len(passages)),
             "query": query,
             "passages": "\n".join(f"[{name}] {text}" for name, text in zip(names, passages, strict=True)),
+            "passage": passages[0],  # of a prompt that shows one
+            "examples": self.examples,
         }
         messages: list[Message] = []
         k = 0
@@ -174,6 +180,8 @@ def output_budget(
     section 2). With tokenizers that split digits the order does not change the count; `margin` is for the others. A reply that
     stops after `top` identifiers may name the longest ones, which are the last: ``[11] > … > [20]``.
     """
+    if template.reply_tokens is not None:
+        return template.reply_tokens
     return count_tokens(template.ranking(range(n - min(n, top or n), n))) + margin
 
 

@@ -27,6 +27,7 @@ data show mini/train
 retrieve --dataset mini/train --retriever bm25s --depth 10
 retrieve --dataset mini/test --retriever bm25s --depth 10
 runs list
+data sheet mini/test --run bm25s --depth 3
 runs export bm25s --dataset mini/test -o exported.run
 runs import exported.run --dataset mini/test --name imported
 negatives mine --dataset mini/train --run bm25s --name hard

@@ -120,11 +120,11 @@ class Browser:
 
     def key(self, name: str, shift: bool = False) -> None:
         """Press a key, as a user would."""
-        text = {"Enter": "\r"}.get(name)
+        text = {"Enter": "\r"}.get(name, name if len(name) == 1 else None)
         shared = {
             "key": name,
             "code": name,
-            "windowsVirtualKeyCode": KEYS[name],
+            "windowsVirtualKeyCode": KEYS.get(name) or ord(name.upper()),
             "modifiers": 8 if shift else 0,
         }
         self.send("Input.dispatchKeyEvent", type="keyDown", **shared, **({"text": text} if text else {}))

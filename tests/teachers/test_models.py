@@ -88,3 +88,14 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(TeacherError, match="not JSON"):
         models.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("gpt-4o-mini", "gpt"), ("Qwen/Qwen3-Reranker-4B", "qwen"), ("castorini/rank_zephyr_7b_v1_full", "mistral"),
+        ("castorini/rank_vicuna_7b_v1", "llama"), ("meta-llama/Llama-3.1-8B", "llama"), ("my/own-model", None), (None, None),
+    ],
+)  # fmt: skip
+def test_a_models_family_is_told_by_its_name(model: str | None, family: str | None) -> None:
+    assert models.family(model) == family

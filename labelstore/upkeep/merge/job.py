@@ -17,7 +17,7 @@ from labelstore.store.label_store import LabelStore, Undo
 from labelstore.upkeep.merge.folders import lacking
 from labelstore.upkeep.merge.maps import Contradiction, Maps
 from labelstore.upkeep.merge.match_corpora import match_collections, match_datasets
-from labelstore.upkeep.merge.match_labels import match_evaluations, match_labels
+from labelstore.upkeep.merge.match_labels import match_evaluations, match_judgings, match_labels
 from labelstore.upkeep.merge.match_rankings import match_minings, match_runs, match_students
 from labelstore.upkeep.merge.write import Taken, Writer
 
@@ -144,6 +144,8 @@ def _matched(con: duckdb.DuckDBPyConnection, suffix: str | None) -> Maps:
     match_runs(maps)
     match_minings(maps)
     match_labels(maps)
+    maps.keyed("query_filters", "filter_key")
+    match_judgings(maps)
     maps.keyed("views", "view_hash")
     match_evaluations(maps)
     return maps

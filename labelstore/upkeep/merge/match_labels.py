@@ -121,6 +121,36 @@ def _pair(maps: Maps, other: int, own: int) -> None:
     )
 
 
+def match_judgings(maps: Maps) -> None:
+    """Make m_judgings: the same name with the same judge over the same pool, and no pair with two grades."""
+    maps.match_by_name("judging", "judgings", _of_judging)
+
+
+def _of_judging(maps: Maps, other: int, name: str, own: int) -> list[Contradiction]:
+    found = maps.compared(
+        "judging",
+        name,
+        """SELECT unnest(['dataset', 'judge', 'parameters']),
+                  unnest([d.name, t.teacher_key, p.parameters::VARCHAR]),
+                  unnest([m.name, x.teacher_key, o.parameters::VARCHAR])
+           FROM (FROM judgings WHERE judging = ?) p JOIN datasets d ON d.dataset = p.dataset
+                JOIN teachers t ON t.teacher = p.teacher,
+                (FROM msft_theirs.judgings WHERE judging = ?) o JOIN m_datasets m ON m.other = o.dataset
+                JOIN msft_theirs.teachers x ON x.teacher = o.teacher""",
+        [own, other],
+    )
+    grades = maps.rows(
+        """SELECT q.query_id || ' ' || d.doc_id, p.grade, o.grade, count(*) OVER ()
+           FROM msft_theirs.llm_judgments o JOIN m_queries mq ON mq.other = o.query
+           JOIN m_documents md ON md.other = o.document
+           JOIN llm_judgments p ON p.judging = ? AND p.query = mq.own AND p.document = md.own
+           JOIN queries q ON q.query = p.query JOIN documents d ON d.document = p.document
+           WHERE o.judging = ? AND p.grade <> o.grade ORDER BY 1 LIMIT ?""",
+        [own, other, SHOWN],
+    )
+    return found + shown("judging", name, grades, RENAME)
+
+
 def match_evaluations(maps: Maps) -> None:
     """Make m_evaluations: the same ranking, judgments and measure make the same evaluation."""
     maps.con.execute(

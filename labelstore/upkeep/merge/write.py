@@ -63,6 +63,8 @@ class Writer:
         self._corpora()
         self._rankings()
         self._labels()
+        self._generated()
+        self._judged()
         self._training()
         self._evaluations()
 
@@ -162,6 +164,8 @@ class Writer:
             "dataset_queries",
             """INSERT INTO dataset_queries SELECT d.own AS dataset, q.own AS query FROM msft_theirs.dataset_queries t
                LEFT JOIN m_datasets d ON d.other = t.dataset LEFT JOIN m_queries q ON q.other = t.query
+               ANTI JOIN (SELECT f.dataset, s.query FROM query_tests s JOIN query_filters f USING (filter)
+                          WHERE f.active AND NOT s.passed) gone ON gone.dataset = d.own AND gone.query = q.own
                EXCEPT FROM dataset_queries ORDER BY ALL""",
         )
         self._count(
@@ -290,6 +294,60 @@ class Writer:
         )
         for (labeling,) in self.maps.rows("SELECT own FROM m_labelings ORDER BY own"):
             self._of("quarantine").changed += labels.release(self.maps.con, labeling)
+
+    # ------------------------------------------------------------------------------- generated queries, judgings
+    def _generated(self) -> None:
+        """Unite generated queries' origins and filters; a filter that one store has undone is undone."""
+        self._count(
+            "query_origins",
+            """INSERT INTO query_origins
+               SELECT q.own, k.own, d.own, t.text_hash, c.own, t.place, t.log_probability FROM msft_theirs.query_origins t
+               JOIN m_datasets k ON k.other = t.dataset LEFT JOIN m_queries q ON q.other = t.query
+               LEFT JOIN m_documents d ON d.other = t.document LEFT JOIN m_calls c ON c.other = t.call
+               ANTI JOIN query_origins u ON u.dataset = k.own AND u.query = q.own ORDER BY k.own, q.own""",
+        )
+        self._take("query_filters", order="filter")
+        self._take("query_tests", "filter", order="filter, query")
+        self._count(
+            "query_filters",
+            """UPDATE query_filters SET active = false FROM msft_theirs.query_filters t JOIN m_query_filters m ON m.other = t.filter
+               WHERE query_filters.filter = m.own AND query_filters.active AND NOT t.active""",
+            changed=True,
+        )
+        self._count(
+            "dataset_queries",
+            """DELETE FROM dataset_queries USING query_tests s JOIN query_filters f USING (filter)
+               WHERE f.active AND NOT s.passed AND dataset_queries.dataset = f.dataset AND dataset_queries.query = s.query""",
+            changed=True,
+        )
+        self._count(
+            "dataset_queries",
+            """INSERT INTO dataset_queries SELECT dataset, query FROM query_origins
+               ANTI JOIN (SELECT f.dataset, s.query FROM query_tests s JOIN query_filters f USING (filter)
+                          WHERE f.active AND NOT s.passed) USING (dataset, query)
+               EXCEPT FROM dataset_queries ORDER BY ALL""",
+        )
+
+    def _judged(self) -> None:
+        """Unite judgings pair by pair; a grade replaces a reply that held none."""
+        self._take("judgings", order="judging", name="k.name")
+        theirs = """(SELECT j.own AS judging, q.own AS query, d.own AS document, t.grade, t.status, c.own AS call, t.text_hash
+                     FROM msft_theirs.llm_judgments t JOIN m_judgings j ON j.other = t.judging
+                     LEFT JOIN m_queries q ON q.other = t.query LEFT JOIN m_documents d ON d.other = t.document
+                     LEFT JOIN m_calls c ON c.other = t.call)"""
+        self._count(
+            "llm_judgments",
+            f"""UPDATE llm_judgments SET grade = t.grade, status = t.status, call = t.call, text_hash = t.text_hash FROM {theirs} t
+                WHERE llm_judgments.judging = t.judging AND llm_judgments.query = t.query
+                  AND llm_judgments.document = t.document AND llm_judgments.grade IS NULL AND t.grade IS NOT NULL""",
+            changed=True,
+        )
+        self._count(
+            "llm_judgments",
+            f"""INSERT INTO llm_judgments FROM {theirs} t
+                ANTI JOIN llm_judgments u ON u.judging = t.judging AND u.query = t.query AND u.document = t.document
+                ORDER BY ALL""",
+        )
 
     # -------------------------------------------------------------------------------------------------- training
     def _training(self) -> None:

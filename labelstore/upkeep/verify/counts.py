@@ -52,6 +52,22 @@ _CHECKS: tuple[tuple[str, str, str], ...] = (
         COPY,
     ),
     (
+        "judging",
+        """SELECT concat_ws(' ', j.name, q.query_id, d.doc_id), 'grade', g.grade, c.scores[1]
+           FROM llm_judgments g JOIN judgings j USING (judging) JOIN queries q ON q.query = g.query
+           JOIN documents d ON d.document = g.document JOIN calls c ON c.call = g.call""",
+        COPY,
+    ),
+    (
+        "query filter",
+        """SELECT d.name || ' ' || f.kind, unnest(['queries', 'kept']), unnest([f.n_in, f.n_kept]),
+                  unnest([coalesce(t.n, 0), coalesce(t.kept, 0)])
+           FROM query_filters f JOIN datasets d USING (dataset)
+           LEFT JOIN (SELECT filter, count(*) AS n, count(*) FILTER (passed) AS kept FROM query_tests GROUP BY filter) t
+                  USING (filter)""",
+        COPY,
+    ),
+    (
         "evaluation",
         """SELECT concat_ws(' ', d.name, coalesce(r.name, l.name), e.measure), 'queries', e.n_queries, coalesce(s.n, 0)
            FROM evaluations e JOIN datasets d USING (dataset) LEFT JOIN runs r ON r.run = e.run

@@ -51,7 +51,7 @@ _PINS = """(SELECT permutation, sum(rank::HUGEINT * coalesce(text_hash, 1)) AS p
 _SHOWN = (
     """(SELECT request, sum(position::HUGEINT * text_hash) AS shown FROM request_passages GROUP BY request)"""
 )
-_OF_QUERY = "JOIN queries q USING (query) JOIN collections c USING (collection)"
+_OF_QUERY = "LEFT JOIN queries q USING (query) LEFT JOIN collections c USING (collection)"
 
 _PARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("collections", ("name", "licence"), "FROM collections"),
@@ -122,6 +122,25 @@ _PARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "canaries",
         ("t.teacher_key", "p.job_key", "k.request_key", "k.reply_hash"),
         "FROM canaries k JOIN teachers t USING (teacher) JOIN provenance p USING (job)",
+    ),
+    (
+        "query_origins",
+        ("d.name", "q.query_id", "p.doc_id", "o.text_hash", "c.call_key", "o.place", "o.log_probability"),
+        """FROM query_origins o JOIN datasets d USING (dataset) JOIN queries q USING (query)
+           JOIN documents p ON p.document = o.document JOIN calls c USING (call)""",
+    ),
+    (
+        "query_tests",
+        ("f.filter_key", "d.name", "f.kind", "f.parameters", "f.active", "q.query_id", "t.passed", "t.value", "t.evidence"),
+        """FROM query_filters f JOIN datasets d USING (dataset) LEFT JOIN query_tests t USING (filter)
+           LEFT JOIN queries q USING (query)""",
+    ),
+    (
+        "judgings",
+        ("j.name", "d.name", "t.teacher_key", "j.parameters", "q.query_id", "p.doc_id", "g.grade", "g.status", "c.call_key"),
+        """FROM judgings j JOIN datasets d USING (dataset) JOIN teachers t USING (teacher)
+           LEFT JOIN llm_judgments g USING (judging) LEFT JOIN queries q USING (query)
+           LEFT JOIN documents p ON p.document = g.document LEFT JOIN calls c ON c.call = g.call""",
     ),
     ("views", ("kind", "view_hash"), "FROM views"),
     ("students", ("name", "regime", "max_length", "weights_hash"), "FROM students"),

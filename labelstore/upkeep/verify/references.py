@@ -48,6 +48,7 @@ _RUN = "JOIN runs o ON o.run = t.run"
 _MINING = "JOIN minings o ON o.mining = t.mining"
 _LABELING = "JOIN labelings o ON o.labeling = t.labeling"
 _ITEM = "JOIN permutations p ON p.permutation = t.permutation JOIN labelings o ON o.labeling = p.labeling"
+_JUDGING = "JOIN judgings o ON o.judging = t.judging"
 _SCOPED = (
     ("dataset_queries", _DATASET, "query"),
     ("qrels", _DATASET, "query"),
@@ -58,6 +59,10 @@ _SCOPED = (
     ("negatives", _MINING, "document"),
     ("permutations", _LABELING, "query"),
     ("permutation_items", _ITEM, "document"),
+    ("query_origins", _DATASET, "query"),
+    ("query_origins", _DATASET, "document"),
+    ("llm_judgments", _JUDGING, "query"),
+    ("llm_judgments", _JUDGING, "document"),
 )
 
 

@@ -1,7 +1,7 @@
 -- contrastive: for each query its positives (judgments) and sampled negatives (mined ones, or straight from runs).
 --
 -- In   chosen_datasets(dataset), chosen_sources(source, mining, run), protected(normal_hash) and the variables
---      seed, depth, per_query, positives (each | one | all), max_positives, min_relevance, retrieved; own_passages, which
+--      seed, depth, per_query, positives (each | one | all | generated), max_positives, min_relevance, retrieved, judging; own_passages, which
 --      own_passages.sql makes of `asked`.
 -- Out  lists, pairs, tally as finish.sql takes them.
 -- A query that stands in two datasets is one query; its judgments are united.
@@ -19,17 +19,29 @@ UNION ALL
 SELECT s.source * 1000 AS source, c.query, c.document, c.rank, 0 AS label, 1 AS weight
 FROM candidates c JOIN chosen_sources s USING (run) WHERE c.rank <= getvariable('depth');
 
--- Positives: judged, or relabelled by denoising; numbered in an order that the seed draws.
+-- Positives: judged, relabelled by denoising, or, if named, the passages that queries were generated from (with no grade),
+-- and those that an LLM judge grades so where people have not judged;
+-- numbered in an order that the seed draws.
 CREATE OR REPLACE TEMP TABLE positives AS
 SELECT p.query, p.document, p.relevance, d.doc_id, d.text_hash,
        CASE WHEN d.text_hash IS NULL THEN 'positive not held'
+            WHEN p.text_hash <> d.text_hash THEN 'the text has changed since its query or grade was made'
             WHEN row_number() OVER (PARTITION BY p.query, d.text_hash ORDER BY d.doc_id) > 1
             THEN 'same text as another positive' END AS reason,
        0 AS number
 FROM (
-    SELECT query, document, max(relevance) AS relevance FROM (
-        SELECT query, document, relevance FROM judged WHERE relevance >= getvariable('min_relevance')
-        UNION ALL SELECT query, document, -1 FROM pool WHERE label = 1
+    SELECT query, document, max(relevance) AS relevance,
+           CASE WHEN bool_and(text_hash IS NOT NULL) THEN any_value(text_hash) END AS text_hash
+    FROM (
+        SELECT query, document, relevance, NULL::UBIGINT AS text_hash FROM judged
+        WHERE relevance >= getvariable('min_relevance')
+        UNION ALL SELECT query, document, -1, NULL FROM pool WHERE label = 1
+        UNION ALL SELECT query, document, -1, text_hash FROM query_origins JOIN chosen_datasets USING (dataset)
+                  WHERE getvariable('positives') = 'generated'
+        UNION ALL SELECT g.query, g.document, g.grade, g.text_hash
+                  FROM llm_judgments g JOIN judgings j USING (judging) JOIN chosen_datasets c ON c.dataset = j.dataset
+                  ANTI JOIN judged h ON h.query = g.query AND h.document = g.document
+                  WHERE j.name = getvariable('judging') AND g.grade >= getvariable('min_relevance')
     ) GROUP BY query, document
 ) p JOIN documents d USING (document) JOIN asked a USING (query) WHERE NOT a.leaks;
 

@@ -13,12 +13,14 @@ CREATE OR REPLACE TEMP TABLE offered AS
 SELECT row_number() OVER (ORDER BY p.query, p.content_hash, p.permutation)::INTEGER AS list, p.permutation, p.query,
        q.query_id, l.dataset, p.content_hash AS variant,
        CASE WHEN q.normal_hash IN (SELECT normal_hash FROM protected) THEN 'stands in a test set'
+            WHEN f.query IS NOT NULL THEN 'taken out by a filter of generated queries'
             WHEN NOT list_contains(getvariable('statuses'), p.status) THEN 'status ' || p.status
             WHEN p.repairs > getvariable('max_repairs') THEN 'too many repairs'
             WHEN row_number() OVER (PARTITION BY p.query, p.content_hash ORDER BY p.permutation) > 1
             THEN 'same permutation twice' END AS reason
 FROM permutations p JOIN chosen_labelings USING (labeling) JOIN labelings l USING (labeling)
 JOIN queries q ON q.query = p.query
+LEFT JOIN filtered_out f ON f.dataset = l.dataset AND f.query = p.query
 WHERE l.dataset IN (SELECT dataset FROM chosen_datasets);
 
 CREATE OR REPLACE TEMP TABLE items AS

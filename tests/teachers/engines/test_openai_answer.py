@@ -151,3 +151,24 @@ def test_counts_beyond_what_a_text_can_have_are_not_believed(
 ) -> None:
     assert [plausible_count(count, text, 4096) for count in counts] == counts
     assert [plausible_count(count, text, 4096) for count in absurd] == [None] * len(absurd)
+
+
+@pytest.mark.parametrize(
+    ("content", "mean"),
+    [
+        ([{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.5}], -1.0),
+        ([{"token": "a", "logprob": 0}], 0.0),
+        ([{"token": "a", "logprob": -0.5}, {"token": "b"}], None),
+        ([{"token": "a", "logprob": 0.5}], None),
+        ([{"token": "a", "logprob": float("nan")}], None),
+        ([{"token": "a", "logprob": True}], None),
+        ([None], None),
+        ([], None),
+        ("-0.5", None),
+    ],
+)
+def test_the_mean_log_probability_of_a_reply_is_whole_or_none(content: object, mean: float | None) -> None:
+    body = {
+        "choices": [{"message": {"content": "hi"}, "finish_reason": "stop", "logprobs": {"content": content}}]
+    }
+    assert read(json.dumps(body).encode(), raw=False).mean_logprob == mean

@@ -115,6 +115,25 @@ def test_without_the_constraint_the_same_model_talks_nonsense(engine: Any) -> No
     assert not any(parse(c.text, 20, finish_reason=c.finish_reason).status == "ok" for c in done.values())
 
 
+def test_the_mean_log_probability_of_a_reply_comes_if_it_is_asked_for(engine: Any) -> None:
+    from teachers.engines.base import Sampling
+
+    constrained = engine.sampling
+    found = {}
+    try:
+        for wanted in (True, False):
+            engine.sampling = Sampling(mean_logprob=wanted)
+            engine._parameters.clear()
+            done = ask(engine, [request(engine, f"Write {k}", 2, k, most=12) for k in range(6)])
+            found[wanted] = [done[k].mean_logprob for k in range(6)]
+    finally:
+        engine.sampling = constrained
+        engine._parameters.clear()
+    assert found[False] == [None] * 6
+    assert all(value is not None and -50 < value <= 0 for value in found[True])
+    assert len(set(found[True])) > 1
+
+
 def test_early_stop_names_the_best_and_keeps_the_rest(engine: Any) -> None:
     from teachers.prompts.replies import parse
 

@@ -1,0 +1,1 @@
+"""Commands for those who have documents and little else: queries and judgments by an LLM."""
