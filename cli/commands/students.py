@@ -19,6 +19,21 @@ STUDENT_COLUMNS = (
 DatasetOption = Annotated[
     str | None, typer.Option("--dataset", help="The dataset; by default the only one.", show_default=False)
 ]
+FrameOption = Annotated[
+    str,
+    typer.Option(
+        "--frame",
+        help="A decoder's text frame: qwen3-reranker, mxbai-rerank-v2, bge-gemma, plain, or a text with {query} and"
+        " {passage}; by default the one that its name says.",
+        show_default=False,
+    ),
+]
+InstructionOption = Annotated[
+    str,
+    typer.Option(
+        "--instruction", help="Replaces the instruction of a decoder's text frame.", show_default=False
+    ),
+]
 PrecisionOption = Annotated[
     str,
     typer.Option(
@@ -45,12 +60,22 @@ def add(
     max_length: Annotated[int | None, "The most tokens per pair."] = None,
     seed: Annotated[int, "The seed of the new head, if the model has no head."] = 42,
     licence: Annotated[str | None, "The licence of the model."] = None,
+    frame: FrameOption = "",
+    instruction: InstructionOption = "",
 ) -> None:
     """Register a model as a student: an untrained baseline, or a model that was trained elsewhere."""
     from students.jobs.register import add_student
+    from students.text.frames import Framing
 
     student = add_student(
-        context.store, model, name=name, regime=regime, max_length=max_length, seed=seed, licence=licence
+        context.store,
+        model,
+        name=name,
+        regime=regime,
+        max_length=max_length,
+        seed=seed,
+        licence=licence,
+        framing=Framing(frame, instruction),
     )
     diagnostics.note(f"student {student.name}: {student.architecture}, regime {student.regime}")
 

@@ -53,6 +53,11 @@ class Settings:
     seed: Annotated[int | None, "The seed of samples, order, new head and dropout."] = None
     max_length: Annotated[int | None, "The most tokens per pair."] = None
     precision: Annotated[str | None, "auto, fp32 or bf16."] = None
+    frame: Annotated[
+        str | None,
+        "A decoder's text frame: qwen3-reranker, mxbai-rerank-v2, bge-gemma, plain, or a text with {query} and {passage}.",
+    ] = None
+    instruction: Annotated[str | None, "Replaces the instruction of a decoder's text frame."] = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore, next_id
 from labelstore.store.rows import fetch
 from students.jobs.card import CardFacts, Measured, StageFacts, write_card
+from students.text.frames import Framing
 
 if TYPE_CHECKING:
     import duckdb
@@ -30,6 +31,7 @@ def add_student(
     max_length: int | None = None,
     seed: int = 42,
     licence: str | None = None,
+    framing: Framing = Framing(),
 ) -> lookup.Student:
     """Register a model as a student. Its weights are copied beside the store, so later changes do not affect them.
 
@@ -40,16 +42,19 @@ def add_student(
         model: a folder, a Hugging Face id, or an alias such as ``minilm``.
         name: by default the model's last path component.
         regime: how it was trained elsewhere; by default not at all.
+        framing: a decoder's text frame, if it is not the one that its name says.
 
     Raises:
-        StudentError: the model is not found (exit code 4).
+        StudentError: the model is not found (exit code 4), or it is a decoder without a frame (exit code 2).
         UsageError: another model has the name.
     """
     from students.model.encoder import CrossEncoder
 
     clock = provenance.Clock()
     name = check_name(name or Path(model.rstrip("/")).name.lower())
-    encoder = CrossEncoder.load(model, max_length=max_length, precision="fp32", device="cpu", seed=seed)
+    encoder = CrossEncoder.load(
+        model, max_length=max_length, precision="fp32", device="cpu", seed=seed, framing=framing
+    )
     folder = store.folder("students") / name
     staged = folder.with_name(f".{name}.adding")
     shutil.rmtree(staged, ignore_errors=True)

@@ -81,7 +81,7 @@ def train_student(
     chosen = _recipe(regime, base, recipe, settings)
     _check_sources(store, chosen, sources)
     folder_of_base = _base_folder(store, chosen.base)
-    revision = _revision(folder_of_base or chosen.base)
+    revision = _revision(folder_of_base or chosen.base, chosen)
     clock = provenance.Clock()
     built = build_views(store, chosen, sources, note)
     identity = {
@@ -209,15 +209,15 @@ def _base_folder(store: LabelStore, base: str) -> Path | None:
         return student_folder(store, lookup.student(con, base.removeprefix("student:")))
 
 
-def _revision(base: str | Path) -> str | None:
+def _revision(base: str | Path, recipe: Recipe) -> str | None:
     """Load the base, so that a missing model fails first; returns its commit or its weights' hash.
 
     Raises:
-        StudentError: the model is not found (exit code 4).
+        StudentError: the model is not found (exit code 4), or its text frame does not fit (exit code 2).
     """
     from students.model.encoder import CrossEncoder
 
-    encoder = CrossEncoder.load(base, precision="fp32", device="cpu")
+    encoder = CrossEncoder.load(base, precision="fp32", device="cpu", framing=recipe.framing)
     return base_revision(str(base), encoder)
 
 

@@ -51,6 +51,8 @@ TABLE = (
     Base("bge-reranker-v2-m3", "BAAI/bge-reranker-v2-m3", RERANKER, 568, GPU, "Apache-2.0"),
     Base("ettin-reranker-32m", "cross-encoder/ettin-reranker-32m-v1", RERANKER, 32, LAPTOP, "Apache-2.0"),
     Base("ettin-reranker", "cross-encoder/ettin-reranker-150m-v1", RERANKER, 150, GPU, "Apache-2.0"),
+    Base("qwen3-reranker", "Qwen/Qwen3-Reranker-0.6B", RERANKER, 596, GPU, "Apache-2.0"),
+    Base("mxbai-rerank-v2", "mixedbread-ai/mxbai-rerank-base-v2", RERANKER, 494, GPU, "Apache-2.0"),
     Base("ettin-32m", "jhu-clsp/ettin-encoder-32m", ENCODER, 32, LAPTOP, "MIT"),
     Base("ettin", "jhu-clsp/ettin-encoder-150m", ENCODER, 150, GPU, "MIT"),
     Base("electra", "google/electra-base-discriminator", ENCODER, 109, GPU, "Apache-2.0"),

@@ -1,6 +1,6 @@
 """The cross-encoder: maps a query and a passage to one raw logit. It is an ordinary Hugging Face folder on disk.
 
-Any model that AutoModelForSequenceClassification loads works. ELECTRA, RoBERTa, BERT and ModernBERT also run packed,
+Any model that AutoModelForSequenceClassification loads works, encoder or decoder (`students.model.decoder`). ELECTRA, RoBERTa, BERT and ModernBERT also run packed,
 without padding (`students.model.packed_attention`). Weights are read and written as safetensors only. Code that comes
 with a model is never run.
 """
@@ -26,16 +26,17 @@ from msft.host.permissions import as_umask
 from students.cpu.bert import FusedEncoder, LearningEncoder
 from students.cpu.capabilities import multiplies_bf16
 from students.errors import ExitCode, StudentError
+from students.model import base_config
 from students.model.bases import BASES
+from students.model.decoder import framed_tokenizer, head_from_answers
 from students.model.head import keep_fp32
 from students.model.hub import local_only
 from students.model.module_head import load_module_head
 from students.text.batches import Layout, PairBatch, collate
+from students.text.frames import Framing
 from students.text.tokens import PairFormat, Tokens, tokenise
 
 Precision = Literal["auto", "fp32", "bf16"]
-
-DEFAULT_MAX_LENGTH = 512
 
 
 def resolve_base(name: str) -> str:
@@ -97,6 +98,7 @@ class CrossEncoder(nn.Module):
         seed: int | None = None,
         layers: int | None = None,
         head_scale: float = 1.0,
+        framing: Framing = Framing(),
     ) -> "CrossEncoder":
         """Load a folder, a Hugging Face id or an alias (`resolve_base`). A model without a head gets a new one.
 
@@ -110,35 +112,25 @@ class CrossEncoder(nn.Module):
             seed: seed of a new head's weights.
             layers: keep only the first layers.
             head_scale: factor on the output weights of a new head.
+            framing: a decoder's text frame, if it is not the one that its name says.
 
         Raises:
-            StudentError: the model is not found (exit code 4), has no safetensors weights, or has several outputs.
+            StudentError: the model is not found (exit code 4), has no safetensors weights, or has several outputs; a
+                decoder has no frame (exit code 2).
         """
-        from transformers import AutoConfig, AutoTokenizer
-
         source = resolve_base(str(path_or_id))
         local = local_only(source)
-        try:
-            config = AutoConfig.from_pretrained(
-                source, num_labels=1, trust_remote_code=False, local_files_only=local
-            )
-            tokenizer = AutoTokenizer.from_pretrained(
-                source, use_fast=True, trust_remote_code=False, local_files_only=local
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise _not_there(path_or_id, source, error) from error
-        _set_padding(config, tokenizer, path_or_id)
-        _set_dropout(config, attention_dropout, hidden_dropout)
+        config, tokenizer = _read_config(path_or_id, source, local)
+        base_config.set_padding(config, tokenizer, path_or_id)
+        tokenizer = framed_tokenizer(tokenizer, config, source, framing)
+        base_config.set_dropout(config, attention_dropout, hidden_dropout)
         if layers is not None:
-            _cut_layers(config, layers, path_or_id)
+            base_config.cut_layers(config, layers, path_or_id)
+        max_length = base_config.max_length(max_length, tokenizer, config, path_or_id)
         if seed is not None:
             torch.manual_seed(seed)
-        model = _load_model(path_or_id, source, config, attention, head_scale, local)
-        try:
-            load_module_head(model, source, local)
-        except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError) as error:
-            raise _not_there(path_or_id, source, error) from error
-        max_length = _max_length(max_length, tokenizer, config, path_or_id)
+        model, new = _load_model(path_or_id, source, config, attention, local)
+        _fill_head(model, tokenizer, path_or_id, source, new, head_scale, local)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         encoder = cls(model, tokenizer, max_length, choose_precision(precision, where))
         return encoder.to(where)
@@ -286,10 +278,22 @@ class CrossEncoder(nn.Module):
         return digest.hexdigest()
 
 
+def _read_config(model: str | Path, source: str, local: bool) -> tuple[Any, Any]:
+    """Load a model's config, with one label, and its tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    options = {"trust_remote_code": False, "local_files_only": local}
+    try:
+        config = AutoConfig.from_pretrained(source, num_labels=1, **options)
+        return config, AutoTokenizer.from_pretrained(source, use_fast=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_there(model, source, error) from error
+
+
 def _load_model(
-    model: str | Path, source: str, config: Any, attention: str | None, head_scale: float, local: bool
-) -> Any:
-    """Load the classifier with its weights in fp32; the output weights of a new head are scaled.
+    model: str | Path, source: str, config: Any, attention: str | None, local: bool
+) -> tuple[Any, set[str]]:
+    """Load the classifier with its weights in fp32; returns it with the names of its new weights.
 
     Raises:
         StudentError: weights are missing or not safetensors, or the head has another shape.
@@ -316,47 +320,33 @@ def _load_model(
         raise _not_there(model, source, error) from error
     except RuntimeError as error:
         raise _other_head(model, source, error) from error
+    return loaded, set(told["missing_keys"])
+
+
+def _fill_head(
+    model: Any,
+    tokenizer: Any,
+    asked: str | Path,
+    source: str,
+    new: set[str],
+    scale: float,
+    local: bool,
+) -> None:
+    """Read a head that is saved apart, or make one of a decoder's answers; otherwise scale the weights of a new one.
+
+    Args:
+        new: names of the weights that the model's file lacks.
+    """
+    try:
+        made = load_module_head(model, source, local)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError) as error:
+        raise _not_there(asked, source, error) from error
+    if made or ("score.weight" in new and head_from_answers(model, tokenizer, source, local)):
+        return
     with torch.no_grad():
-        for name, weight in loaded.named_parameters():
-            if name in told["missing_keys"] and weight.ndim == 2 and len(weight) == 1:
-                weight.mul_(head_scale)
-    return loaded
-
-
-def _max_length(wanted: int | None, tokenizer: Any, config: Any, model: str | Path) -> int:
-    """Return the tokens per pair: the wanted number, by default the tokenizer's limit within the model's positions.
-
-    Raises:
-        StudentError: the wanted number exceeds the model's positions (exit code 2).
-    """
-    limit = _position_limit(config)
-    if wanted is None:
-        return min(int(tokenizer.model_max_length), limit, DEFAULT_MAX_LENGTH)
-    if wanted > limit:
-        raise StudentError(
-            f"max_length {wanted} is more than the {limit} positions of {model}",
-            hint=f"set max_length to at most {limit}",
-            exit_code=ExitCode.USAGE,
-        )
-    return wanted
-
-
-def _set_padding(config: Any, tokenizer: Any, model: str | Path) -> None:
-    """Give a config without a padding id that of its tokenizer. A decoder finds each pair's last token by it.
-
-    Raises:
-        StudentError: the tokenizer has no token to pad with.
-    """
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise StudentError(
-                f"the tokenizer of {model} has neither a padding token nor an end token",
-                hint="set pad_token in its tokenizer_config.json",
-                exit_code=ExitCode.USAGE,
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
+        for name, weight in model.named_parameters():
+            if name in new and weight.ndim == 2 and len(weight) == 1:
+                weight.mul_(scale)
 
 
 def _other_head(model: str | Path, source: str, error: RuntimeError) -> StudentError:
@@ -373,38 +363,6 @@ def _other_head(model: str | Path, source: str, error: RuntimeError) -> StudentE
     )
 
 
-def _set_dropout(config: Any, attention: float | None, hidden: float | None) -> None:
-    """Set the dropout rates under the names that the architectures give them."""
-    for names, value in (
-        (("attention_probs_dropout_prob", "attention_dropout"), attention),
-        (("hidden_dropout_prob", "embedding_dropout", "mlp_dropout", "classifier_dropout"), hidden),
-    ):
-        for name in names:
-            if value is not None and hasattr(config, name):
-                setattr(config, name, value)
-
-
-def _cut_layers(config: Any, layers: int, model: str | Path) -> None:
-    """Cut a config to its first layers. The weights of the others are then not read."""
-    there = getattr(config, "num_hidden_layers", None)
-    if not isinstance(there, int) or getattr(config, "is_encoder_decoder", False):
-        raise StudentError(
-            f"{model}: layers = {layers} keeps the first layers of one stack,"
-            f" but {config.model_type} has another structure",
-            hint="leave layers out",
-            exit_code=ExitCode.USAGE,
-        )
-    if not 1 <= layers <= there:
-        raise StudentError(
-            f"{model} has {config.num_hidden_layers} layers, not {layers}",
-            hint=f"set layers to 1 to {config.num_hidden_layers}, or leave it out",
-            exit_code=ExitCode.USAGE,
-        )
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
-    config.num_hidden_layers = layers
-
-
 def _layer_stack(model: Any) -> nn.ModuleList:
     """Find the encoder's layers: ``encoder.layer`` in BERT and its relatives, ``layers`` in ModernBERT."""
     base = model.base_model
@@ -416,14 +374,6 @@ def _layer_stack(model: Any) -> nn.ModuleList:
         hint="set compile = false",
         exit_code=ExitCode.USAGE,
     )
-
-
-def _position_limit(config: Any) -> int:
-    """Return the longest pair that the position embeddings allow."""
-    positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 20)
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "longformer"):
-        positions -= int(config.pad_token_id or 0) + 1
-    return positions
 
 
 def _not_there(asked: str | Path, source: str, error: Exception) -> StudentError:

@@ -38,3 +38,20 @@ def _reachable() -> bool:
     trial.start()
     trial.join(WAIT)
     return found.is_set()
+
+
+def model_file(source: str, name: str, local_only: bool) -> Path | None:
+    """Find one of the model's files in its folder, the cache or the hub; None if the model has no such file."""
+    if Path(source).is_dir():
+        path = Path(source, name)
+        return path if path.is_file() else None
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        source,
+        name,
+        local_files_only=local_only,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)

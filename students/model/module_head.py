@@ -5,12 +5,12 @@ those of transformers' ModernBERT classifier under other names.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from students.errors import ExitCode, StudentError
+from students.model.hub import model_file
 
 _PARTS = ["Transformer", "Pooling", "Dense", "LayerNorm", "Dense"]
 _GELU = "torch.nn.modules.activation.GELU"
@@ -69,7 +69,7 @@ def _fill(target: Any, weights: dict[str, torch.Tensor], where: str) -> None:
 def _weights(source: str, name: str, local_only: bool) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    path = _path(source, name, local_only)
+    path = model_file(source, name, local_only)
     if path is None:
         raise StudentError(
             f"{source}: {name} is missing", hint="fetch the model again", exit_code=ExitCode.DATA_MISSING
@@ -78,22 +78,5 @@ def _weights(source: str, name: str, local_only: bool) -> dict[str, torch.Tensor
 
 
 def _json(source: str, name: str, local_only: bool) -> Any:
-    path = _path(source, name, local_only)
+    path = model_file(source, name, local_only)
     return None if path is None else json.loads(path.read_text("utf-8"))
-
-
-def _path(source: str, name: str, local_only: bool) -> Path | None:
-    """Find one of the model's files in its folder, the cache or the hub; None if the model has no such file."""
-    if Path(source).is_dir():
-        path = Path(source, name)
-        return path if path.is_file() else None
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        source,
-        name,
-        local_files_only=local_only,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else Path(found)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from students.errors import ExitCode, StudentError
 from students.losses import REDUCTIONS
+from students.text.frames import Framing
 
 OBJECTIVES = ("cl", "kd")
 KINDS = {"cl": "contrastive", "kd": "distillation"}  # the kind of view for each objective
@@ -161,12 +162,25 @@ class Recipe:
     compile: bool = False
     """Let `torch.compile` fuse the operations of each layer. The first steps wait for the compiler. On a CPU
     it replaces the forward of `students/cpu/`, which is faster."""
+    frame: str = ""
+    """Only decoders: the text around query and passage: `qwen3-reranker`, `mxbai-rerank-v2`, `bge-gemma`, `plain`,
+    or a text with `{query}` and `{passage}`. By default the frame that the name of the base says."""
+    instruction: str = ""
+    """Only decoders: replaces the instruction of the frame."""
+    answers: tuple[str, ...] = ()
+    """Only decoders: the two words, one token each, whose logits a causal model compares: `["yes", "no"]`. By
+    default those of the frame. Their weights are the first weights of the head."""
     stages: tuple[Stage, ...] = ()
+
+    @property
+    def framing(self) -> Framing:
+        """The settings of a decoder's text frame."""
+        return Framing(self.frame, self.instruction, self.answers)
 
     def flat(self) -> dict[str, Any]:
         """Return plain values for JSON, without later settings at their default: older trainings are recognised."""
         values = asdict(self)
-        for later in ("compile", "head_scale"):
+        for later in ("compile", "head_scale", "frame", "instruction", "answers"):
             if values[later] == getattr(Recipe, later):
                 del values[later]
         return values

@@ -3,7 +3,8 @@
 A cross-encoder reads ``[CLS] query [SEP] passage [SEP]``. Tokenising that text again for every pair and every epoch
 would leave a GPU waiting. So each text is tokenised once, alone, and a pair is two slices of integers between special
 tokens. `PairFormat` reproduces the tokenizer's pair truncation (``longest_first``), so ids, token types and lengths
-equal ``tokenizer(query, passage, truncation=True, max_length=…)``. `PairFormat.of` checks this on samples.
+equal ``tokenizer(query, passage, truncation=True, max_length=…)``. `PairFormat.of` checks this on samples. In a text frame
+(`students.text.frames`) the passage is cut first.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from students.errors import ExitCode, StudentError
+from students.text.frames import frame_of
 
 Progress = Callable[[int, int | None], None]
 Ints = NDArray[np.int64]
@@ -96,7 +98,7 @@ class PairFormat:
     """The special tokens that a tokenizer puts around a pair, and its length limit.
 
     A pair is ``before query between passage after``, with the token types of the five parts. ``max_length`` counts all
-    five.
+    five. With ``passage_first`` only the passage is cut, and a query beyond three quarters of the room.
     """
 
     before: tuple[int, ...]
@@ -107,6 +109,7 @@ class PairFormat:
     pad_id: int
     has_types: bool  # whether the model takes token_type_ids
     pad_type: int = 0
+    passage_first: bool = False
 
     @classmethod
     def of(cls, tokenizer: Any, max_length: int) -> "PairFormat":
@@ -123,12 +126,13 @@ class PairFormat:
             pad_id=int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0),
             has_types="token_type_ids" in tokenizer.model_input_names,
             pad_type=int(getattr(tokenizer, "pad_token_type_id", 0) or 0),
+            passage_first=frame_of(tokenizer) is not None,
         )
         if made.room < 2:
             raise StudentError(
                 f"max_length {max_length} leaves no room for a query and a passage beside "
                 f"{made.n_special} special tokens",
-                hint="give --max-length (recipe: max_length) of at least 16",
+                hint=f"give --max-length (recipe: max_length) of at least {made.n_special + 13}",
                 exit_code=ExitCode.USAGE,
             )
         made._prove(tokenizer)
@@ -145,11 +149,15 @@ class PairFormat:
         return self.max_length - self.n_special
 
     def truncated(self, query_lengths: Ints, passage_lengths: Ints) -> tuple[Ints, Ints]:
-        """Compute how many tokens of each query and passage are kept, from their full lengths (``longest_first``).
+        """Compute how many tokens of each query and passage are kept, from their full lengths.
 
-        The longer text is cut until both are equally long. Then each gets half of the room. An odd token goes to the
-        longer text, or to the passage if both were equally long.
+        ``longest_first``: the longer text is cut until both are equally long. Then each gets half of the room. An odd
+        token goes to the longer text, or to the passage if both were equally long.
         """
+        if self.passage_first:
+            most = np.maximum(self.room * 3 // 4, self.room - passage_lengths)
+            kept = np.minimum(query_lengths, most)
+            return kept, np.minimum(passage_lengths, self.room - kept)
         short, long = np.minimum(query_lengths, passage_lengths), np.maximum(query_lengths, passage_lengths)
         kept_long = np.maximum(short, self.room - short)
         halves = short + kept_long > self.room
@@ -193,7 +201,10 @@ class PairFormat:
         queries = tokenise(tokenizer, [q for q, _ in samples])
         passages = tokenise(tokenizer, [p for _, p in samples])
         each = np.arange(len(samples))
-        for limit in sorted({self.max_length, self.n_special + 9, self.n_special + 12}):
+        limits = {self.max_length, self.n_special + 9, self.n_special + 12}
+        if self.passage_first:  # the tokenizer cuts the longer text first
+            limits = {self.n_special + int(queries.lengths.max() + passages.lengths.max())}
+        for limit in sorted(limits):
             joined = PairFormat(**{**self.__dict__, "max_length": limit}).join(queries, passages, each, each)
             ends = np.cumsum(joined.lengths)
             for i, (query, passage) in enumerate(samples):

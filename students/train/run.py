@@ -223,6 +223,7 @@ def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
         "seed": recipe.seed,
         "layers": recipe.layers or None,
         "head_scale": recipe.head_scale,
+        "framing": recipe.framing,
     }
     encoder = CrossEncoder.load(recipe.base, attention_dropout=recipe.attention_dropout, **options)
     packed, attention_dropout = choose_layout(recipe, encoder.architecture, device.type, encoder.precision)

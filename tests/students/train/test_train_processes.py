@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_decoders
 import tiny_models
 import tiny_views
 
@@ -108,9 +109,9 @@ def kill_at(arguments: list[str], out: Path, stage: int, step: int, delay: float
     return killed
 
 
-def kill_and_compare(folders, tmp_path: Path, trials: list[tuple[int, int, float]]) -> int:
+def kill_and_compare(folders, tmp_path: Path, trials: list[tuple[int, int, float]], **settings) -> int:
     """Kill one training again and again; its end must equal that of one that nobody killed. Returns the kills."""
-    chosen = recipe(folders, tmp_path / "recipe.toml")
+    chosen = recipe(folders, tmp_path / "recipe.toml", **settings)
     finish(command(folders, chosen, tmp_path / "whole", "-q"))
     arguments = command(folders, chosen, tmp_path / "killed", "-q")
     kills = sum(kill_at(arguments, tmp_path / "killed", *trial) for trial in trials)
@@ -124,6 +125,12 @@ def kill_and_compare(folders, tmp_path: Path, trials: list[tuple[int, int, float
 def test_a_killed_training_resumes_to_the_same_bits(folders, tmp_path):
     """Dropout is on, the best weights are kept, gradients come in several micro-batches, the second stage is killed too."""
     assert kill_and_compare(folders, tmp_path, [(1, 12, 0.11), (2, 6, 0.02)]) == 2
+
+
+def test_a_killed_training_of_a_decoder_resumes_to_the_same_bits(folders, tmp_path):
+    base = tiny_decoders.make("qwen3", tmp_path / "base", attention_dropout=0.1)
+    settings = {"base": str(base), "frame": "qwen3-reranker", "max_length": 130, "epochs": 2}
+    assert kill_and_compare(folders, tmp_path, [(1, 6, 0.05), (2, 3, 0.02)], **settings) == 2
 
 
 @pytest.mark.slow
