@@ -259,7 +259,7 @@ def _cell(text: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- settings
 def settings_page() -> str:
     """Every setting of a recipe with its default, every loss, and the recipes that come with msft."""
-    from students.recipes.recipe import Objective, Recipe, Stage
+    from students.recipes.recipe import Lora, Objective, Recipe, Stage
 
     return "\n".join(
         [
@@ -273,7 +273,16 @@ def settings_page() -> str:
             "",
             "They stand at the top of a recipe.",
             "",
-            *_setting_table(Recipe, {"stages"}),
+            *_setting_table(Recipe, {"stages", "lora", "instructions"}),
+            "",
+            'The table `[instructions]` has an instruction for each of some datasets: `nfcorpus = "…"` or',
+            '`"nfcorpus/train" = "…"`. It is used in training and in re-ranking.',
+            "",
+            "## Settings of LoRA",
+            "",
+            "They stand in the table `[lora]`. On a command line: `--lora r=32,alpha=64`, or `--set lora.r=32`.",
+            "",
+            *_setting_table(Lora, set()),
             "",
             "## Settings of a stage",
             "",

@@ -50,6 +50,7 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
         ),
         "no environment with PyLate (make setup-colbert)",
     ),
+    "peft": (_module("peft"), "peft is not installed (pip install 'msft[lora]')"),
     "chromium": (
         lambda: shutil.which("chromium") is not None,
         "Chromium is not installed (apt-get install chromium)",

@@ -141,10 +141,30 @@ def rerank(
     precision: PrecisionOption = "auto",
     batch_tokens: Annotated[int | None, "Tokens per batch."] = None,
     replace: Annotated[bool, "Overwrite a run of the same name."] = False,
+    long: Annotated[
+        str,
+        typer.Option(
+            "--long",
+            help="first cuts passages beyond max_length; max and mean score windows over the whole passage; by default"
+            " as in training.",
+            show_default=False,
+        ),
+    ] = "",
+    instruction: InstructionOption = "",
 ) -> None:
     """Re-rank a run with a student and store the new run; an equal run is returned without scoring again."""
-    from students.jobs.rerank import rerank_run
+    from students.jobs.rerank import load_reranker, rerank_run
 
+    reranker = None
+    if long or instruction:
+        reranker = load_reranker(
+            context.store,
+            student,
+            precision=precision,
+            batch_tokens=batch_tokens,
+            long=long,
+            instruction=instruction,
+        )
     with diagnostics.progress(f"re-ranking with {student}", unit="pairs") as tick:
         made = rerank_run(
             context.store,
@@ -156,6 +176,7 @@ def rerank(
             precision=precision,
             batch_tokens=batch_tokens,
             replace=replace,
+            reranker=reranker,
             progress=tick,
             note=diagnostics.note,
         )
@@ -181,7 +202,11 @@ def export(
     student: Annotated[str, typer.Argument(help="A student's name.")],
     folder: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
     form: Annotated[
-        str, typer.Option("--format", help="hf (Hugging Face folder), onnx, or int8 (quantised ONNX).")
+        str,
+        typer.Option(
+            "--format",
+            help="hf (Hugging Face folder), adapter (LoRA's alone), onnx, or int8 (quantised ONNX).",
+        ),
     ] = "hf",
     check: Annotated[
         bool, "Compare the export's scores with the student's on candidates of the store."

@@ -53,9 +53,17 @@ class Settings:
     seed: Annotated[int | None, "The seed of samples, order, new head and dropout."] = None
     max_length: Annotated[int | None, "The most tokens per pair."] = None
     precision: Annotated[str | None, "auto, fp32 or bf16."] = None
+    long: Annotated[
+        str | None,
+        "Passages beyond max_length: first cuts them; max and mean score windows over the whole passage.",
+    ] = None
     frame: Annotated[
         str | None,
         "A decoder's text frame: qwen3-reranker, mxbai-rerank-v2, bge-gemma, plain, or a text with {query} and {passage}.",
+    ] = None
+    lora: Annotated[
+        str | None,
+        "Train LoRA adapters and the head in place of all weights: r=32[,alpha=64,dropout=0.1,targets=q_proj,v_proj].",
     ] = None
     instruction: Annotated[str | None, "Replaces the instruction of a decoder's text frame."] = None
 

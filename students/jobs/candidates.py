@@ -4,6 +4,7 @@ A pair takes about twenty bytes, a passage about thirty. The store is closed whi
 text's hash shows whether it was changed in the meantime.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -186,8 +187,10 @@ def score(
 
     encoder, folder = reranker.encoder, store.path.parent
 
+    keep = encoder.form.room if encoder.long == "first" else sys.maxsize
+
     def token_file(texts: Texts) -> TokenFile:
-        return TokenFile(encoder.tokenizer, len(texts.key), keep=encoder.form.room, folder=folder)
+        return TokenFile(encoder.tokenizer, len(texts.key), keep=keep, folder=folder)
 
     if progress is not None:
         progress(0, found.n_pairs)

@@ -1,7 +1,8 @@
 """The model card: what a student is, how it was made and how it measures, in the Hub's metadata format."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,11 +86,29 @@ class CardFacts:
     measured: list[Measured] = field(default_factory=list)
     # where the student is worse than its first stage, and what to use instead
     warnings: list[str] = field(default_factory=list)
+    frame: str | None = None  # name of a decoder's text frame
+    instruction: str = ""
+    long: str = "first"  # how msft scores passages beyond max_length
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
-    """Write ``README.md`` into a model's folder."""
-    (folder / "README.md").write_text(card(facts), encoding="utf-8")
+    """Write ``README.md`` into a model's folder, with the settings that its files hold."""
+    (folder / "README.md").write_text(card(_with_settings(facts, folder)), encoding="utf-8")
+
+
+def _with_settings(facts: CardFacts, folder: Path) -> CardFacts:
+    """Add a decoder's frame and the way of long passages, as the model's files have them."""
+    held: dict[str, dict[str, Any]] = {}
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        held[name] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    long, frame = (
+        held["config.json"].get("msft_long", "first"),
+        held["tokenizer_config.json"].get("msft_frame"),
+    )
+    if frame is None:
+        return replace(facts, long=long)
+    return replace(facts, long=long, frame=frame["name"], instruction=" ".join(frame["instruction"].split()))
 
 
 def card(facts: CardFacts) -> str:

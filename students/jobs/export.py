@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from labelstore.errors import BadInput, UsageError
+from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
 from msft.host import extras
@@ -15,8 +15,10 @@ from students.jobs.export_check import compare, sample
 from students.jobs.register import card_facts
 from students.jobs.rerank import Note, student_folder
 
-FORMS = ("hf", "onnx", "int8")
-_EXPORTED = ("model.safetensors", "model.onnx")  # one of them is in every export
+FORMS = ("hf", "adapter", "onnx", "int8")
+_AS_IS = ("hf", "adapter")  # copies of the student's files
+_EXPORTED = ("model.safetensors", "model.onnx", "adapter_model.safetensors")  # one is in every export
+_ADAPTER = "adapter"  # the folder of a student's LoRA adapter, see students.model.lora
 
 
 def export_student(
@@ -36,7 +38,8 @@ def export_student(
     """Write a student as a separate folder, with a card that holds the measures recorded so far.
 
     Args:
-        form: ``hf``, ``onnx`` (model.onnx, fp32) or ``int8`` (model.onnx, dynamically quantised).
+        form: ``hf``, ``adapter`` (the LoRA adapter alone, for peft), ``onnx`` (model.onnx, fp32) or ``int8`` (model.onnx,
+            dynamically quantised).
         check: score candidates of the store with both and report the difference, and nDCG@10 if they are judged.
         dataset, run: what the check scores; by default the only ones. Without a fitting run the check is left out.
         replace: replace an earlier export in that folder.
@@ -46,7 +49,8 @@ def export_student(
         One row: the files written, and the results of the check.
 
     Raises:
-        UsageError: the form is unknown. BadInput: the folder is not empty. DataMissing: the student is not found.
+        UsageError: the form is unknown. BadInput: the folder is not empty. DataMissing: the student or its adapter is not
+            found.
     """
     folder = Path(folder)
     _check_form(form)
@@ -54,7 +58,7 @@ def export_student(
     with store.read() as con:
         student = lookup.student(con, name)
         facts = card_facts(con, student)
-        on = sample(con, dataset, run, note) if check and form != "hf" else None
+        on = sample(con, dataset, run, note) if check and form not in _AS_IS else None
     if warn is not None:
         for warning in facts.warnings:
             warn(warning)
@@ -64,8 +68,8 @@ def export_student(
     shutil.rmtree(staged, ignore_errors=True)
     row: dict[str, Any] = {"student": name, "format": form, "folder": str(folder)}
     try:
-        if form == "hf":
-            shutil.copytree(source, staged, ignore=shutil.ignore_patterns("checkpoint*", "*.jsonl"))
+        if form in _AS_IS:
+            _copy(name, source, staged, form)
         else:
             from students.rerank.onnx import export_onnx
 
@@ -84,8 +88,25 @@ def export_student(
 def _check_form(form: str) -> None:
     if form not in FORMS:
         raise UsageError(f"format {form!r} is not known", hint=f"--format {' | '.join(FORMS)}")
-    if form != "hf":
+    if form not in _AS_IS:
         extras.require("onnx")
+
+
+def _copy(name: str, source: Path, folder: Path, form: str) -> None:
+    """Copy a student's folder, or its adapter's.
+
+    Raises:
+        DataMissing: the student has no adapter.
+    """
+    if form == "hf":
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("checkpoint*", "*.jsonl", _ADAPTER))
+        return
+    if not (source / _ADAPTER).is_dir():
+        raise DataMissing(
+            f"student {name!r} has no adapter: it was not trained with LoRA",
+            hint="export it with --format hf, or train with --lora r=32",
+        )
+    shutil.copytree(source / _ADAPTER, folder)
 
 
 def _put(staged: Path, folder: Path) -> None:

@@ -86,9 +86,8 @@ def compare(
     def half(offset: int) -> Tick | None:
         return None if progress is None else lambda done, _: progress(offset + done, total)
 
-    ours = Reranker.load(source, precision="fp32", max_length=max_length, device="cpu").scores(
-        on.lists.texts, progress=half(0)
-    )
+    student = Reranker.load(source, precision="fp32", max_length=max_length, device="cpu", long="first")
+    ours = student.scores(on.lists.texts, progress=half(0))
     theirs = OnnxScorer(exported, max_length=max_length).scores(on.lists.texts, progress=half(total // 2))
     row: dict[str, Any] = {"dataset": on.dataset, "run": on.run, "pairs": on.lists.n_pairs}
     row |= differences(ours, theirs)

@@ -140,9 +140,10 @@ def base_revision(model: str, encoder: "CrossEncoder | None" = None) -> str | No
     """Return a Hub model's commit, or the hash of a folder's weights; None if neither is known."""
     from students.model.encoder import resolve_base
 
-    weights = Path(resolve_base(model)) / "model.safetensors"
-    if weights.is_file():
-        return file_hash(weights)
+    for name in ("model.safetensors", "adapter_model.safetensors"):
+        weights = Path(resolve_base(model)) / name
+        if weights.is_file():
+            return file_hash(weights)
     commit = getattr(encoder.model.config, "_commit_hash", None) if encoder is not None else None
     return None if commit is None else str(commit)
 

@@ -51,6 +51,8 @@ def load_reranker(
     precision: str = "auto",
     batch_tokens: int | None = None,
     device: str | None = None,
+    long: str = "",
+    instruction: str = "",
 ) -> "Reranker":
     """Load a student of the store, ready to score lists of passages.
 
@@ -59,10 +61,12 @@ def load_reranker(
         precision: auto (bf16 if the hardware supports it, otherwise fp32), bf16 or fp32.
         batch_tokens: tokens of a batch, with padding; by default chosen by the device.
         device: cpu, cuda or cuda:N; by default CUDA if it is available.
+        long: first, max or mean: how passages beyond max_length are scored; by default as in training.
+        instruction: replaces the one of a decoder's text frame.
 
     Raises:
         DataMissing: the student or its folder is not found.
-        StudentError: the precision is not known (exit code 2).
+        StudentError: the precision or `long` is not known, or an encoder is given an instruction (exit code 2).
     """
     from students.rerank.reranker import Reranker
 
@@ -74,6 +78,8 @@ def load_reranker(
         max_length=found.max_length,
         batch_tokens=batch_tokens,
         device=device,
+        long=long,
+        instruction=instruction,
     )
 
 
@@ -124,6 +130,7 @@ def rerank_run(
         _say(note, f"re-ranking {source.name} over {of.name} with {by.name}", dataset, run)
         depth = min(depth, source.depth)
         parameters = _parameters(by, source, depth, precision)
+        parameters |= {} if reranker is None else reranker.changed
         runs = lookup.runs(con, of)
         if (same := _same_run(runs, by, parameters, name)) is not None:
             _say(note, f"run {same.name} exists with the same settings: nothing to score")
@@ -135,6 +142,8 @@ def rerank_run(
     clock = provenance.Clock()
     if reranker is None:
         reranker = load_reranker(store, student, precision=precision, batch_tokens=batch_tokens)
+    if "instruction" not in reranker.changed:
+        reranker.encoder.form = reranker.encoder.form_for([of.name])
     frame = _frame(found, score(store, reranker, found, progress=progress))
     with store.write() as con, provenance.recorded_in(con, "students.rerank", clock) as job:
         _check_unchanged(con, source, by)

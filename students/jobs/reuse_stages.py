@@ -27,7 +27,8 @@ def begin_where_another_ended(
 ) -> tuple[str, int] | None:
     """Fill the working folder with the stages of the student that shares the most first stages with this training.
 
-    A folder that is not empty stays as it is: its training continues.
+    A folder that is not empty stays as it is: its training continues. A training of LoRA adapters begins anew, because a
+    student's weights hold the merged ones.
 
     Args:
         identity: recipe, views and base of this training, in the format of `students.recipe`.
@@ -35,7 +36,7 @@ def begin_where_another_ended(
     Returns:
         The student's name and the number of its stages; None if no student fits or the folder is not empty.
     """
-    if len(recipe.stages) < 2 or (work / "training.json").exists():
+    if len(recipe.stages) < 2 or recipe.lora.r or (work / "training.json").exists():
         return None
     wanted = json.loads(json.dumps(identity))
     with store.read() as con:

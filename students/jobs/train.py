@@ -20,6 +20,7 @@ from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore
 from labelstore.views import build as views
 from labelstore.views import parameters as parameters_module
+from msft.host import extras
 from students.jobs.card import write_card
 from students.jobs.register import base_revision, card_facts, clear, insert_student
 from students.jobs.rerank import Note, Tick, student_folder
@@ -79,6 +80,8 @@ def train_student(
         DataMissing: negatives, labels or a dataset are not found.
     """
     chosen = _recipe(regime, base, recipe, settings)
+    if chosen.lora.r:
+        extras.require("lora")
     _check_sources(store, chosen, sources)
     folder_of_base = _base_folder(store, chosen.base)
     revision = _revision(folder_of_base or chosen.base, chosen)

@@ -36,7 +36,8 @@ def framed_tokenizer(tokenizer: Any, config: Any, base: str, wanted: Framing) ->
     """
     if not is_decoder(config):
         if wanted != Framing():
-            what = "instruction" if wanted.instruction else "frame" if wanted.frame else "answers"
+            told = bool(wanted.instruction or wanted.instructions)
+            what = "instruction" if told else "frame" if wanted.frame else "answers"
             raise StudentError(
                 f"{base} is an encoder ({config.model_type}), and {what} is a setting of decoders",
                 hint=f"leave {what} out, or give a decoder: `msft students bases`",

@@ -26,15 +26,16 @@ from msft.host.permissions import as_umask
 from students.cpu.bert import FusedEncoder, LearningEncoder
 from students.cpu.capabilities import multiplies_bf16
 from students.errors import ExitCode, StudentError
-from students.model import base_config
+from students.model import base_config, lora
 from students.model.bases import BASES
 from students.model.decoder import framed_tokenizer, head_from_answers
 from students.model.head import keep_fp32
 from students.model.hub import local_only
 from students.model.module_head import load_module_head
 from students.text.batches import Layout, PairBatch, collate
-from students.text.frames import Framing
-from students.text.tokens import PairFormat, Tokens, tokenise
+from students.text.frames import Framing, frame_of, framed
+from students.text.tokens import Ints, PairFormat, Tokens, tokenise
+from students.text.windows import Long, Windows, aggregate, check_mode
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -102,6 +103,8 @@ class CrossEncoder(nn.Module):
     ) -> "CrossEncoder":
         """Load a folder, a Hugging Face id or an alias (`resolve_base`). A model without a head gets a new one.
 
+        A folder of a LoRA adapter is loaded over its base.
+
         Args:
             max_length: tokens per pair. By default the tokenizer's limit, at most 512 and the model's positions.
             precision: precision of the matrix products (`choose_precision`). Weights stay fp32.
@@ -118,9 +121,11 @@ class CrossEncoder(nn.Module):
             StudentError: the model is not found (exit code 4), has no safetensors weights, or has several outputs; a
                 decoder has no frame (exit code 2).
         """
-        source = resolve_base(str(path_or_id))
+        source, adapter = _base_and_adapter(resolve_base(str(path_or_id)))
+        if adapter is not None:
+            path_or_id = f"{source}, the base of the adapter {adapter}"
         local = local_only(source)
-        config, tokenizer = _read_config(path_or_id, source, local)
+        config, tokenizer = _read_config(path_or_id, source, adapter or source, local)
         base_config.set_padding(config, tokenizer, path_or_id)
         tokenizer = framed_tokenizer(tokenizer, config, source, framing)
         base_config.set_dropout(config, attention_dropout, hidden_dropout)
@@ -131,6 +136,8 @@ class CrossEncoder(nn.Module):
             torch.manual_seed(seed)
         model, new = _load_model(path_or_id, source, config, attention, local)
         _fill_head(model, tokenizer, path_or_id, source, new, head_scale, local)
+        if adapter is not None:
+            lora.add_adapter(model, adapter)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         encoder = cls(model, tokenizer, max_length, choose_precision(precision, where))
         return encoder.to(where)
@@ -162,14 +169,57 @@ class CrossEncoder(nn.Module):
         """Lengths are padded to a multiple of this. Tensor cores need it, and oneDNN reuses its work if shapes are few."""
         return 8
 
-    def collate(self, queries: Tokens, passages: Tokens, query: Any, passage: Any) -> PairBatch:
-        """Collate the pairs (query[i], passage[i]) into a batch in this model's layout."""
+    @property
+    def long(self) -> Long:
+        """How passages beyond max_length are scored; it is kept in the student's config."""
+        return check_mode(getattr(self.model.config, "msft_long", "first"))
+
+    @long.setter
+    def long(self, mode: Long) -> None:
+        if mode != self.long:
+            self.model.config.msft_long = mode
+
+    def form_for(self, datasets: Sequence[str]) -> PairFormat:
+        """Return the format of pairs of these datasets: a decoder's frame may have an instruction for them.
+
+        Raises:
+            StudentError: the frame has several instructions for them (exit code 2).
+        """
+        frame = frame_of(self.tokenizer)
+        if frame is None:
+            return self.form
+        chosen = frame.for_datasets(datasets)
+        tokenizer = self.tokenizer if chosen == frame else framed(self.tokenizer, chosen)
+        return PairFormat.of(tokenizer, self.max_length)
+
+    def windows(self, query_lengths: Ints, passage_lengths: Ints, form: PairFormat | None = None) -> Windows:
+        """Divide pairs into windows, from the full lengths of their texts; one window a pair if only the first counts."""
+        return Windows.of(form or self.form, self.long, query_lengths, passage_lengths)
+
+    def cuts(self, query_lengths: Ints, passage_lengths: Ints, form: PairFormat | None = None) -> Any:
+        """Mark the pairs whose score leaves out tokens, from the full lengths of their texts."""
+        form = form or self.form
+        if self.long == "first":
+            return query_lengths + passage_lengths > form.room
+        return form.truncated(query_lengths, passage_lengths)[0] < query_lengths
+
+    def collate(
+        self,
+        queries: Tokens,
+        passages: Tokens,
+        query: Any,
+        passage: Any,
+        start: Any = None,
+        form: PairFormat | None = None,
+    ) -> PairBatch:
+        """Collate the pairs (query[i], passage[i]), or windows of them, into a batch in this model's layout."""
         return collate(
-            self.form,
+            form or self.form,
             queries,
             passages,
             query,
             passage,
+            start,
             layout=self.layout,
             multiple=self.multiple,
             position_start=self.position_start,
@@ -245,11 +295,14 @@ class CrossEncoder(nn.Module):
         """Score one query's passages in one batch. This is for a handful of texts; `students.rerank` is for many."""
         training = self.training
         self.eval()
-        n = len(passages)
-        batch = self.collate(
-            self.tokenise([query]), self.tokenise(passages), np.zeros(n, dtype=np.int64), np.arange(n)
-        )
-        scores: np.ndarray[Any, np.dtype[np.float32]] = self(batch.to(self.device)).cpu().numpy()
+        queries, texts = self.tokenise([query]), self.tokenise(passages)
+        each = np.zeros(len(texts), dtype=np.int64)
+        windows = self.windows(queries.lengths[each], texts.lengths)
+        batch = self.collate(queries, texts, each[windows.owner], windows.owner, windows.start)
+        found = self(batch.to(self.device)).cpu()
+        scores: np.ndarray[Any, np.dtype[np.float32]] = aggregate(
+            found, torch.from_numpy(windows.owner), len(texts), self.long
+        ).numpy()
         self.train(training)
         return scores
 
@@ -278,14 +331,20 @@ class CrossEncoder(nn.Module):
         return digest.hexdigest()
 
 
-def _read_config(model: str | Path, source: str, local: bool) -> tuple[Any, Any]:
+def _base_and_adapter(source: str) -> tuple[str, str | None]:
+    """Return the model to load, and the LoRA adapter that is then put on it, if the source is one."""
+    base = lora.base_of(source)
+    return (source, None) if base is None else (resolve_base(base), source)
+
+
+def _read_config(model: str | Path, source: str, of_tokenizer: str, local: bool) -> tuple[Any, Any]:
     """Load a model's config, with one label, and its tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
     options = {"trust_remote_code": False, "local_files_only": local}
     try:
         config = AutoConfig.from_pretrained(source, num_labels=1, **options)
-        return config, AutoTokenizer.from_pretrained(source, use_fast=True, **options)
+        return config, AutoTokenizer.from_pretrained(of_tokenizer, use_fast=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise _not_there(model, source, error) from error
 

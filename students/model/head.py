@@ -11,17 +11,24 @@ import torch
 from torch import nn
 
 
-def keep_fp32(model: Any) -> None:
-    """Exclude all modules after the encoder, and a pooler within it, from autocast. Weights keep their names."""
+def head_parts(model: Any) -> dict[str, nn.Module]:
+    """Find a classifier's head: all modules with weights after the encoder, and a pooler within it, by name."""
     base = model.base_model
-    after = [child for child in model.children() if child is not base]
+    after = {name: child for name, child in model.named_children() if child is not base}
     if base is model:  # the encoder is not a separate module: the last part is the head
-        after = after[-1:]
+        after = dict(list(after.items())[-1:])
     pooler = getattr(base, "pooler", None)
-    for module in (*after, *([pooler] if isinstance(pooler, nn.Module) else [])):
-        if next(module.parameters(), None) is not None:
-            kind: Any = type(module)
-            module.__class__ = _in_fp32(kind)
+    if isinstance(pooler, nn.Module):
+        prefix = "" if base is model else f"{model.base_model_prefix}."
+        after[f"{prefix}pooler"] = pooler
+    return {name: module for name, module in after.items() if next(module.parameters(), None) is not None}
+
+
+def keep_fp32(model: Any) -> None:
+    """Exclude the head from autocast. Weights keep their names."""
+    for module in head_parts(model).values():
+        kind: Any = type(module)
+        module.__class__ = _in_fp32(kind)
 
 
 @cache

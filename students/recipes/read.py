@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from msft.key_values import toml_value
 from students.errors import ExitCode, StudentError
 from students.losses import LOSSES
 from students.recipes.recipe import (
@@ -16,6 +17,7 @@ from students.recipes.recipe import (
     OBJECTIVES,
     RECIPES,
     Grid,
+    Lora,
     Objective,
     Recipe,
     Stage,
@@ -29,7 +31,7 @@ def make_recipe(settings: Mapping[str, Any] | None = None, *, where: str = "reci
     Raises:
         StudentError: lists every unknown key, wrong type and impossible value, one per line (exit code 2).
     """
-    return _single(_build(dict(settings or {}), where, {}), where)
+    return _single(_build(_nested(settings or {}), where, {}), where)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -40,13 +42,47 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
             selects that training from a grid.
     """
     path, settings = _read(name_or_path)
-    return _single(_build(settings, str(path), overrides or {}), str(path))
+    return _single(_build(settings, str(path), _nested(overrides or {}, settings)), str(path))
 
 
 def load_grid(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Grid:
     """Load all trainings of a recipe file, and the settings of their evaluation; ``overrides`` as in `load_recipe`."""
     path, settings = _read(name_or_path)
-    return _build(settings, str(path), overrides or {})
+    return _build(settings, str(path), _nested(overrides or {}, settings))
+
+
+def _nested(given: Mapping[str, Any], below: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Put settings of LoRA into one table: ``lora.r`` of ``--set``, the text of ``--lora``, and those of the file below."""
+    found = {key: value for key, value in given.items() if not key.startswith("lora.") and key != "lora"}
+    of_file, table = (below or {}).get("lora", {}), given.get("lora", {})
+    inner = {key.removeprefix("lora."): value for key, value in given.items() if key.startswith("lora.")}
+    if table or inner:
+        parts = [lora_settings(part) if isinstance(part, str) else part for part in (of_file, table)]
+        wrong = next((part for part in parts if not isinstance(part, dict)), None)
+        found["lora"] = {k: v for part in parts for k, v in part.items()} | inner if wrong is None else wrong
+    return found
+
+
+def lora_settings(text: str) -> dict[str, Any]:
+    """Read ``r=32,alpha=64,targets=q_proj,v_proj`` as the settings of a recipe's table ``[lora]``.
+
+    Raises:
+        StudentError: a part has no key (exit code 2).
+    """
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if equals:
+            found[key.strip()] = [value.strip()] if key.strip() == "targets" else toml_value(value)
+        elif "targets" in found and part.strip():
+            found["targets"].append(part.strip())
+        else:
+            raise StudentError(
+                f"lora {text!r}: expected KEY=VALUE, found {part!r}",
+                hint="write r=32, or r=32,alpha=64,dropout=0.1,targets=q_proj,v_proj",
+                exit_code=ExitCode.USAGE,
+            )
+    return found
 
 
 def _single(grid: Grid, where: str) -> Recipe:
@@ -203,7 +239,11 @@ def _split(
     stage_wide: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
-        if not isinstance(value, dict):
+        if key == "lora":
+            own["lora"] = Lora(**_lora(value, errors))
+        elif key == "instructions":
+            own["instructions"] = _instructions(value, errors)
+        elif not isinstance(value, dict):
             known, into = (_RECIPE_TYPES, own) if key in _RECIPE_TYPES else (_STAGE_TYPES, stage_wide)
             into |= _typed(known, key, value, "", errors)
         elif key in OBJECTIVES or key == "cl+kd" or key.startswith("stage-"):
@@ -211,8 +251,30 @@ def _split(
             for inner, setting in value.items():
                 tables[key] |= _typed(_STAGE_TYPES, inner, setting, f"[{key}] ", errors)
         else:
-            errors.append(f"[{key}]: unknown table (cl, kd, cl+kd, stage-N, stage-N:kd, evaluate)")
+            errors.append(
+                f"[{key}]: unknown table (cl, kd, cl+kd, stage-N, stage-N:kd, lora, instructions, evaluate)"
+            )
     return own, stage_wide, tables
+
+
+def _instructions(given: Any, errors: list[str]) -> tuple[tuple[str, str], ...]:
+    """Check the table of datasets with their instructions."""
+    if not isinstance(given, dict) or not all(isinstance(text, str) and text for text in given.values()):
+        errors.append(f"instructions must be a table of datasets with a text each, not {given!r}")
+        return ()
+    return tuple(sorted(given.items()))
+
+
+def _lora(given: Any, errors: list[str]) -> dict[str, Any]:
+    """Check the settings of LoRA, a table or a text such as ``r=32``."""
+    settings = lora_settings(given) if isinstance(given, str) else given
+    if not isinstance(settings, dict):
+        errors.append(f"lora must be a table with r, not {given!r}")
+        return {}
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _typed(_LORA_TYPES, key, value, "[lora] ", errors)
+    return found
 
 
 def _stage(
@@ -305,6 +367,12 @@ def _check_recipe(recipe: Recipe, errors: list[str]) -> None:
         errors.append("layers must not be negative")
     if not 0 < recipe.head_scale <= MOST_HEAD_SCALE:
         errors.append(f"head_scale must be above 0 and at most {MOST_HEAD_SCALE:g}, not {recipe.head_scale}")
+    if recipe.lora.r < 0 or recipe.lora.alpha < 0:
+        errors.append("[lora] r and alpha must not be negative")
+    if recipe.lora != Lora() and not recipe.lora.r:
+        errors.append("[lora] its settings need a rank: r = 32")
+    if not 0 <= recipe.lora.dropout < 1:
+        errors.append(f"[lora] dropout must be in [0, 1), not {recipe.lora.dropout}")
     for name in ("attention_dropout", "hidden_dropout"):
         value = getattr(recipe, name)
         if value is not None and not 0 <= value < 1:
@@ -319,7 +387,8 @@ def _types(kind: type, leave_out: Iterable[str]) -> dict[str, Any]:
 _OBJECTIVE_FIELDS = _types(Objective, ("name",))
 _STAGE_FIELDS = _types(Stage, ("number", "objectives"))
 _STAGE_TYPES = {**_OBJECTIVE_FIELDS, **_STAGE_FIELDS}
-_RECIPE_TYPES = _types(Recipe, ("stages",))
+_RECIPE_TYPES = _types(Recipe, ("stages", "lora", "instructions"))
+_LORA_TYPES = _types(Lora, ())
 
 
 def _typed(known: Mapping[str, Any], key: str, value: Any, where: str, errors: list[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ RECIPES = Path(__file__).parent
 
 Schedule = Literal["linear", "cosine", "constant"]
 Measure = Literal["loss", "nDCG@10", "tau"]
+Long = Literal["first", "max", "mean"]  # as students.text.windows.Long, which imports torch
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,21 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Adapters that learn in place of the weights beside them."""
+
+    r: int = 0
+    """Rank of the adapters, such as 32. 0 trains all weights instead."""
+    alpha: float = 0.0
+    """The adapters' products are multiplied by alpha / r. 0 takes twice the rank."""
+    dropout: float = 0.0
+    """Dropout before each adapter."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear maps that have adapters, such as `q_proj`, or a longer end of a name. By default all
+    maps of the layers."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole training."""
 
@@ -144,7 +160,7 @@ class Recipe:
     seed: int = 42
     """Seed of data order, samples, a new head and dropout."""
     max_length: int = 256
-    """Tokens per pair. Longer passages are cut."""
+    """Tokens per pair. Longer passages are cut (see `long`)."""
     layers: int = 0
     """Keep only the first layers of the base. 0 keeps all."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -162,6 +178,9 @@ class Recipe:
     compile: bool = False
     """Let `torch.compile` fuse the operations of each layer. The first steps wait for the compiler. On a CPU
     it replaces the forward of `students/cpu/`, which is faster."""
+    long: Long = "first"
+    """Passages beyond `max_length`: `first` cuts them. `max` scores overlapping windows and takes the best one, `mean`
+    the mean of the best three, in training and in re-ranking."""
     frame: str = ""
     """Only decoders: the text around query and passage: `qwen3-reranker`, `mxbai-rerank-v2`, `bge-gemma`, `plain`,
     or a text with `{query}` and `{passage}`. By default the frame that the name of the base says."""
@@ -170,20 +189,40 @@ class Recipe:
     answers: tuple[str, ...] = ()
     """Only decoders: the two words, one token each, whose logits a causal model compares: `["yes", "no"]`. By
     default those of the frame. Their weights are the first weights of the head."""
+    instructions: tuple[
+        tuple[str, str], ...
+    ] = ()  # (dataset, instruction) pairs; the table [instructions] of a file
+    gradient_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass instead of holding them: less memory, a third more
+    time. Beside the gradient cache it helps with lists of long pairs. On a CPU it leaves out `students/cpu/`."""
+    lora: Lora = Lora()
     stages: tuple[Stage, ...] = ()
 
     @property
     def framing(self) -> Framing:
         """The settings of a decoder's text frame."""
-        return Framing(self.frame, self.instruction, self.answers)
+        return Framing(self.frame, self.instruction, self.answers, self.instructions)
 
     def flat(self) -> dict[str, Any]:
         """Return plain values for JSON, without later settings at their default: older trainings are recognised."""
         values = asdict(self)
-        for later in ("compile", "head_scale", "frame", "instruction", "answers"):
-            if values[later] == getattr(Recipe, later):
+        for later in _LATER:
+            if getattr(self, later) == getattr(Recipe, later):
                 del values[later]
         return values
+
+
+_LATER = (
+    "compile",
+    "head_scale",
+    "long",
+    "frame",
+    "instruction",
+    "answers",
+    "instructions",
+    "gradient_checkpointing",
+    "lora",
+)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ from students.cpu.workers import MAX_WORKERS, each_done, worker_pool
 from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder, choose_precision
 from students.text.batches import PairBatch, budget_batches
+from students.text.frames import Framing
 from students.text.token_file import TokenFile
 from students.text.tokens import Ints, Tokens
+from students.text.windows import aggregate, check_mode
 
 Scores = NDArray[np.float32]
 TextLists = Sequence[tuple[str, Sequence[str]]]
@@ -65,6 +67,7 @@ class Pairs:
     passages: Tokens | TokenFile
     query: NDArray[Any]  # (n_pairs,) integers: the number of each pair's query
     passage: NDArray[Any]  # (n_pairs,)
+    start: Ints | None = None  # (n_pairs,) the first token that is taken of each pair's passage
 
     @property
     def query_lengths(self) -> Ints:
@@ -106,6 +109,7 @@ class Reranker:
         cores = torch.get_num_threads()
         self._workers = 1 if self._cuda else max(1, min(workers or cores, cores, MAX_WORKERS))
         self._pool: ThreadPoolExecutor | None = None
+        self.changed: dict[str, str] = {}  # settings in place of the student's own
 
     @classmethod
     def load(
@@ -118,12 +122,19 @@ class Reranker:
         device: str | None = None,
         workers: int | None = None,
         any_size: bool = False,
+        long: str = "",
+        instruction: str = "",
     ) -> "Reranker":
         """Load a student's folder, a Hugging Face id, or an alias. The arguments are those of the class.
 
+        Args:
+            long: how passages beyond max_length are scored (`students.text.windows`); by default as in training.
+            instruction: replaces the one of a decoder's text frame.
+
         Raises:
-            StudentError: the model is not found (exit code 4), or the precision is not known (exit code 2).
+            StudentError: the model is not found (exit code 4), or the precision or `long` is not known (exit code 2).
         """
+        mode = check_mode(long) if long else None
         chosen = resolve_precision(precision, device)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         packed = _packed_name(path) if where.type == "cuda" and chosen == "bf16" else None
@@ -134,8 +145,15 @@ class Reranker:
             device=device,
             attention=packed,
             attention_dropout=0.0 if packed else None,
+            framing=Framing(instruction=instruction),
         )
-        return cls(encoder, batch_tokens=batch_tokens, workers=workers, any_size=any_size)
+        made = cls(encoder, batch_tokens=batch_tokens, workers=workers, any_size=any_size)
+        if mode is not None and mode != encoder.long:
+            encoder.long = mode
+            made.changed["long"] = mode
+        if instruction:
+            made.changed["instruction"] = instruction
+        return made
 
     def scores(self, lists: TextLists, progress: Progress | None = None) -> list[Scores]:
         """Compute the raw logits of each list's passages, in the order given; an empty list has an empty array.
@@ -154,10 +172,20 @@ class Reranker:
         """Compute the raw logits of tokenised pairs, (n_pairs,) float32 in their order.
 
         Args:
-            progress: called with (pairs scored, pairs).
+            progress: called with (pairs scored, pairs); windows of long passages count one by one.
         """
         if not len(pairs.query):
             return np.empty(0, dtype=np.float32)
+        mode = self.encoder.long
+        if mode == "first":
+            return self._score(pairs, progress)
+        windows = self.encoder.windows(pairs.query_lengths, pairs.passage_lengths)
+        owner = windows.owner
+        each = Pairs(pairs.queries, pairs.passages, pairs.query[owner], pairs.passage[owner], windows.start)
+        scored = torch.from_numpy(self._score(each, progress))
+        return aggregate(scored, torch.from_numpy(owner), len(pairs.query), mode).numpy()
+
+    def _score(self, pairs: Pairs, progress: Progress | None) -> Scores:
         lengths = self.encoder.form.lengths(pairs.query_lengths, pairs.passage_lengths)
         batches = budget_batches(
             lengths,
@@ -206,7 +234,8 @@ class Reranker:
     def _collate(self, pairs: Pairs, batch: NDArray[np.intp]) -> PairBatch:
         queries, query = _in_memory(pairs.queries, pairs.query[batch])
         passages, passage = _in_memory(pairs.passages, pairs.passage[batch])
-        return self.encoder.collate(queries, passages, query, passage)
+        start = None if pairs.start is None else pairs.start[batch]
+        return self.encoder.collate(queries, passages, query, passage, start)
 
     def _on_cpu(self, pairs: Pairs, batches: list[NDArray[np.intp]], progress: Progress | None) -> Scores:
         scored = np.empty(len(pairs.query), dtype=np.float32)

@@ -97,6 +97,7 @@ def collate(
     passages: Tokens,
     query: Ints,
     passage: Ints,
+    start: Ints | None = None,
     *,
     layout: Layout = "padded",
     multiple: int = 1,
@@ -105,11 +106,12 @@ def collate(
     """Make one batch of the pairs (query[i], passage[i]).
 
     Args:
+        start: the first token that is taken of each passage; by default its first one.
         multiple: pad the length to a multiple of this number. In a packed batch, one pair of padding extends the row,
             and its score is not returned.
         position_start: first position id of each packed pair; RoBERTa counts from ``padding_idx + 1``.
     """
-    joined = form.join(queries, passages, np.asarray(query), np.asarray(passage))
+    joined = form.join(queries, passages, np.asarray(query), np.asarray(passage), start)
     if layout == "packed":
         return _packed(form, joined, multiple, position_start)
     return _padded(form, joined, multiple)

@@ -8,6 +8,7 @@ transformers nor in sentence-transformers nor in vLLM.
 
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,22 +30,29 @@ class Framing:
         frame: a name of ``frames.toml``, or a text with ``{query}`` and ``{passage}``.
         instruction: replaces the frame's instruction.
         answers: replace the frame's answers.
+        instructions: (dataset, instruction) pairs; see `Frame`.
     """
 
     frame: str = ""
     instruction: str = ""
     answers: tuple[str, ...] = ()
+    instructions: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A text frame; `frames.toml` describes the fields."""
+    """A text frame; `frames.toml` describes the fields.
+
+    Attributes:
+        instructions: (dataset, instruction) pairs, for datasets with an instruction of their own.
+    """
 
     name: str
     text: str
     instruct: str = INSTRUCTION
     instruction: str = ""
     answers: tuple[str, ...] = ()
+    instructions: tuple[tuple[str, str], ...] = ()
 
     @property
     def parts(self) -> tuple[str, str, str]:
@@ -64,9 +72,10 @@ class Frame:
         Raises:
             StudentError: the frame has no place for an instruction, or there are more than two answers (exit code 2).
         """
-        if wanted.instruction and INSTRUCTION not in self.text:
+        given = [wanted.instruction, *(text for _, text in wanted.instructions)]
+        if any(given) and INSTRUCTION not in self.text:
             raise StudentError(
-                f"frame {self.name!r} takes no instruction, given {wanted.instruction!r}",
+                f"frame {self.name!r} takes no instruction, given {next(filter(None, given))!r}",
                 hint=f"leave instruction out, or give a frame with {INSTRUCTION}: --set frame='…'",
                 exit_code=ExitCode.USAGE,
             )
@@ -77,7 +86,28 @@ class Frame:
                 hint="""set answers = ["yes", "no"]""",
                 exit_code=ExitCode.USAGE,
             )
-        return replace(self, instruction=wanted.instruction or self.instruction, answers=answers)
+        return replace(
+            self,
+            instruction=wanted.instruction or self.instruction,
+            answers=answers,
+            instructions=wanted.instructions or self.instructions,
+        )
+
+    def for_datasets(self, datasets: Sequence[str]) -> "Frame":
+        """Return the frame with the instruction of some datasets. A name serves the datasets below it: ``x`` for ``x/train``.
+
+        Raises:
+            StudentError: the datasets have several instructions (exit code 2).
+        """
+        own = dict(self.instructions)
+        found = {own.get(name, own.get(name.partition("/")[0], self.instruction)) for name in datasets}
+        if len(found) > 1:
+            raise StudentError(
+                f"one view has datasets with {len(found)} instructions: {', '.join(datasets)}",
+                hint="train on one of them in each stage, or give them one instruction",
+                exit_code=ExitCode.USAGE,
+            )
+        return replace(self, instruction=found.pop()) if found else self
 
 
 @cache
@@ -125,7 +155,10 @@ def of_base(base: str) -> Frame | None:
 def frame_of(tokenizer: Any) -> Frame | None:
     """Return the frame that a tokenizer puts around a pair; None if it has its own separators."""
     kept = getattr(tokenizer, "init_kwargs", {}).get(_KEPT)
-    return None if kept is None else Frame(**{**kept, "answers": tuple(kept["answers"])})
+    if kept is None:
+        return None
+    pairs = tuple((name, text) for name, text in kept.get("instructions", ()))
+    return Frame(**{**kept, "answers": tuple(kept["answers"]), "instructions": pairs})
 
 
 def framed(tokenizer: Any, frame: Frame) -> Any:

@@ -172,8 +172,14 @@ class PairFormat:
         """Count the tokens of each pair after truncation, special tokens included."""
         return np.minimum(query_lengths + passage_lengths, self.room) + self.n_special
 
-    def join(self, queries: Tokens, passages: Tokens, query: Ints, passage: Ints) -> Joined:
-        """Join the ids of the pairs (query[i], passage[i]), one pair after the other, without a Python loop over pairs."""
+    def join(
+        self, queries: Tokens, passages: Tokens, query: Ints, passage: Ints, start: Ints | None = None
+    ) -> Joined:
+        """Join the ids of the pairs (query[i], passage[i]), one pair after the other, without a Python loop over pairs.
+
+        Args:
+            start: the first token that is taken of each passage (`students.text.windows`).
+        """
         full_q, full_p = queries.lengths[query], passages.lengths[passage]
         n_q, n_p = self.truncated(full_q, full_p)
         lengths = n_q + n_p + self.n_special
@@ -188,11 +194,11 @@ class PairFormat:
         for k, token in enumerate(self.between):
             ids[at + k], types[at + k] = token, self.types[2]
         at = at + len(self.between)
-        _copy(ids, types, at, passages, passage, n_p, self.types[3])
+        _copy(ids, types, at, passages, passage, n_p, self.types[3], start)
         at = at + n_p
         for k, token in enumerate(self.after):
             ids[at + k], types[at + k] = token, self.types[4]
-        cut = int(np.count_nonzero((n_q < full_q) | (n_p < full_p)))
+        cut = int(np.count_nonzero((n_q < full_q) | ((n_p < full_p) if start is None else False)))
         return Joined(ids, types, lengths, cut)
 
     def _prove(self, tokenizer: Any) -> None:
@@ -222,14 +228,24 @@ class PairFormat:
                     )
 
 
-def _copy(ids: Ints, types: Ints, at: Ints, source: Tokens, text: Ints, n: Ints, kind: int) -> None:
-    """Write the first n[i] tokens of text[i] to ids[at[i]:], for all i at once."""
+def _copy(
+    ids: Ints,
+    types: Ints,
+    at: Ints,
+    source: Tokens,
+    text: Ints,
+    n: Ints,
+    kind: int,
+    start: Ints | None = None,
+) -> None:
+    """Write n[i] tokens of text[i], from start[i] on, to ids[at[i]:], for all i at once."""
     total = int(n.sum())
     if total == 0:
         return
     within = np.arange(total) - np.repeat(_starts(n), n)
     target = np.repeat(at, n) + within
-    ids[target] = source.ids[np.repeat(source.starts[text], n) + within]
+    begin = source.starts[text] if start is None else source.starts[text] + start
+    ids[target] = source.ids[np.repeat(begin, n) + within]
     types[target] = kind
 
 

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="set another top-level setting"
     )
+    parser.add_argument("--lora", metavar="r=32[,alpha=64,…]", help="train LoRA adapters and the head")
     parser.add_argument("--out", required=True, type=Path, help="output folder")
     parser.add_argument(
         "--tokens", type=Path, help="folder of the token cache, to share it between trainings"
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         overrides = key_values("--set", options.set, "lr=1e-5", toml_value)
-        overrides |= {k: v for k in ("regime", "base") if (v := getattr(options, k)) is not None}
+        overrides |= {k: v for k in ("regime", "base", "lora") if (v := getattr(options, k)) is not None}
         recipe = (
             load_recipe(options.recipe, overrides)
             if options.recipe

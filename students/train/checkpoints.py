@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 
 from msft.host.durable import flush
+from students.model import lora
 
 _NAME = re.compile(r"checkpoint-(\d+)-(\d+)$")
 
@@ -123,16 +124,25 @@ def random_state() -> dict[str, torch.Tensor]:
 
 
 def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Write a model's weights atomically, with the same bytes as transformers' ``save_pretrained``."""
+    """Write a model's weights atomically, with the same bytes as transformers' ``save_pretrained``.
+
+    Of a model with adapters only these and the head are written, because the other weights stay those of the base.
+    """
     beside = path.with_name(f".{path.name}")
-    save_model(model, str(beside), metadata={"format": "pt"})  # a tensor that two names share is written once
+    if lora.is_adapted(model):
+        save_file(lora.adapter_state(model), beside, metadata={"format": "pt"})
+    else:
+        save_model(model, str(beside), metadata={"format": "pt"})  # a tensor of two names is written once
     flush(beside)
     beside.rename(path)
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
     """Read weights back into a model."""
-    load_model(model, path)
+    if lora.is_adapted(model):
+        lora.load_adapter_state(model, load_file(path))
+    else:
+        load_model(model, path)
 
 
 def best_path(folder: Path, state: StageState) -> Path:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from students.errors import ExitCode, StudentError
+from students.model.lora import learning_names
 from students.recipes.recipe import Stage
 
 _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
@@ -17,6 +18,8 @@ _LAYER = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
     """Freeze the parameters that the parts name; returns the frozen parameters' names.
+
+    Of a model with LoRA adapters, all but these and the head is frozen already.
 
     A part is ``position_embeddings``, ``embeddings``, ``layers:0-5``, or any piece of parameters' names. A model with
     rotary positions has no position embeddings. Freezing them there does nothing, so one recipe serves several bases.
@@ -37,13 +40,14 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
                 exit_code=ExitCode.USAGE,
             )
         frozen.update(matched)
-    if len(frozen) == len(names):
+    learning = learning_names(model) - frozen
+    if not learning:
         raise StudentError(
             "freeze leaves nothing to learn", hint="freeze fewer parts", exit_code=ExitCode.USAGE
         )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    return sorted(frozen)
+        parameter.requires_grad_(name in learning)
+    return sorted(set(names) - learning)
 
 
 def _names(part: str, name: str) -> bool:

@@ -21,13 +21,16 @@ import torch
 from safetensors import SafetensorError
 
 from msft import refusals
+from msft.host import extras
 from msft.job_lock import alone
 from students.errors import ExitCode, StudentError
 from students.losses import check_pairing, get
+from students.model import lora
 from students.model import packed_attention as attention
 from students.model.encoder import CrossEncoder
-from students.recipes.recipe import Recipe, Stage
+from students.recipes.recipe import Objective, Recipe, Stage
 from students.text.token_cache import TokenCache
+from students.text.tokens import PairFormat, Tokens
 from students.train import checkpoints, diagnostics
 from students.train.checkpoints import StageState
 from students.train.records import Records, stage_record
@@ -85,6 +88,8 @@ def train(
     from accelerate import Accelerator
 
     out = Path(out)
+    if recipe.lora.r:
+        extras.require("lora")
     accelerator = Accelerator(
         cpu=device == "cpu",
         log_with=list(trackers) or None,
@@ -115,12 +120,14 @@ def _train(
 ) -> TrainingResult:
     """Train the stages that ``out`` lacks; the caller holds the folder's lock."""
     hashes = [{name: held[folder].view_hash for name, folder in of_stage.items()} for of_stage in folders]
-    records = Records.open(out, recipe, hashes, main=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
+    records = Records.open(out, recipe, hashes, main=False)
     if records.complete:
         say(f"the training in {out} is complete")
         return TrainingResult(out / "model", records.stages(), records.log())
     encoder = _load(recipe, accelerator.device, say)
+    forms = {folder: encoder.form_for(view.datasets) for folder, view in held.items()}
+    records = Records.open(out, recipe, hashes, main=accelerator.is_main_process)  # the recipe fits its base
+    accelerator.wait_for_everyone()
     if trackers:
         accelerator.init_trackers("msft", config={"recipe": json.dumps(recipe.flat())})
     cache = TokenCache(tokens or out / "tokens", encoder.tokenizer)
@@ -141,7 +148,7 @@ def _train(
         elif accelerator.is_main_process:
             checkpoints.save_weights(encoder.model, start)
         accelerator.wait_for_everyone()
-        tasks = [Task.of(o, held[of_stage[o.name]], *texts[of_stage[o.name]]) for o in stage.objectives]
+        tasks = [_task(o, of_stage[o.name], held, texts, forms) for o in stage.objectives]
         run = StageRun(
             recipe, stage, tasks, encoder, accelerator, out, say=say, progress=progress,
             offset=sum(row["steps"] for row in records.stages()), trackers=bool(trackers),
@@ -153,8 +160,7 @@ def _train(
     if begun > len(recipe.stages):  # stopped between the last stage and the end
         checkpoints.load_weights(encoder.model, out / f"start-{begun}.safetensors")
     if accelerator.is_main_process:
-        shutil.rmtree(out / "model", ignore_errors=True)
-        encoder.save(out / "model")
+        _finish(encoder, out / "model")
         records.finish()
         checkpoints.clear_weights(out)
         if tokens is None:
@@ -163,6 +169,26 @@ def _train(
     if trackers:
         accelerator.end_training()
     return TrainingResult(out / "model", records.stages(), records.log())
+
+
+def _task(
+    objective: Objective,
+    folder: Path,
+    held: Mapping[Path, View],
+    texts: Mapping[Path, tuple[Tokens, Tokens]],
+    forms: Mapping[Path, PairFormat],
+) -> Task:
+    """Make an objective's task of its view."""
+    return Task.of(objective, held[folder], *texts[folder], form=forms[folder])
+
+
+def _finish(encoder: CrossEncoder, folder: Path) -> None:
+    """Write the student. Adapters are written alone too, and then merged into the weights."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if lora.is_adapted(encoder.model):
+        lora.save_adapter(encoder.model, encoder.tokenizer, folder / lora.FOLDER)
+        lora.merge(encoder.model)
+    encoder.save(folder)
 
 
 def _record_stage(run: StageRun, state: StageState, hashes: dict[str, str], records: Records) -> None:
@@ -233,14 +259,22 @@ def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
         encoder = CrossEncoder.load(
             recipe.base, attention_dropout=attention_dropout, attention="packed_varlen", **options
         )
-    fused = not recipe.compile and encoder.fuse()
+    encoder.long = recipe.long
+    if recipe.lora.r:
+        torch.manual_seed(recipe.seed)
+        lora.adapt(encoder.model, recipe.lora, recipe.base)
+    if recipe.gradient_checkpointing:
+        encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+    plain = not recipe.compile and not recipe.gradient_checkpointing and not recipe.lora.r
+    fused = plain and encoder.fuse()
     if device.type == "cpu" and not fused and not packed and encoder.precision == "bf16":
         encoder.model.set_attn_implementation(
             "eager"
         )  # the backward pass of SDPA in bf16 is far slower on a CPU
     if recipe.compile:
         encoder.compile_layers()
-    how = ", compiled" if recipe.compile else ""
+    how = f", LoRA of rank {recipe.lora.r}" if recipe.lora.r else ""
+    how += ", compiled" if recipe.compile else ""
     say(f"{recipe.base}: {encoder.architecture}, {encoder.precision}, {encoder.layout}{how} on {device}")
     return encoder
 

@@ -16,6 +16,7 @@ from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder
 from students.recipes.recipe import Recipe, Stage
 from students.text.batches import budget_batches
+from students.text.windows import aggregate
 from students.train import checkpoints, diagnostics, optimiser, validation
 from students.train import gradient_cache as gradcache
 from students.train.checkpoints import StageState
@@ -161,8 +162,7 @@ class StageRun:
             checkpoints.load_weights(self.encoder.model, checkpoints.best_path(self.out, state))
             self.encoder.refresh()
             self.say(f"{self.name} ends with the weights of step {state.best_step:,}")
-        for parameter in self.encoder.model.parameters():
-            parameter.requires_grad_(True)
+        optimiser.freeze(self.encoder.model, ())
         return state
 
     def _resumed(self, checkpoint: Path) -> StageState:
@@ -271,17 +271,21 @@ class StageRun:
     def _scores(self, task: Task, lists: ViewLists, drawn: Draw) -> NDArray[np.float32]:
         """Score the drawn rows; the processes share the work."""
         accelerator, encoder = self.accelerator, self.encoder
-        lengths = encoder.form.lengths(*task.lengths(lists, drawn.rows))
-        scores = torch.zeros(len(drawn.rows), device=accelerator.device)
+        of_queries, of_passages = task.lengths(lists, drawn.rows)
+        windows = encoder.windows(of_queries, of_passages, task.form)
+        owner = windows.owner
+        lengths = (task.form or encoder.form).lengths(of_queries[owner], of_passages[owner])
+        scores = torch.zeros(len(owner), device=accelerator.device)
         pieces = budget_batches(
             lengths, self.batch_tokens, multiple=encoder.multiple, padded=encoder.layout == "padded"
         )
         for piece in pieces[accelerator.process_index :: accelerator.num_processes]:
-            batch = collate_rows(encoder, task, lists, drawn.rows[piece]).to(accelerator.device)
+            batch = collate_rows(encoder, task, lists, drawn.rows[owner[piece]], windows.starts(piece))
+            batch = batch.to(accelerator.device)
             scores[torch.as_tensor(piece, device=scores.device)] = encoder(batch)
         if accelerator.num_processes > 1:
             scores = accelerator.reduce(scores, "sum")
-        return scores.cpu().numpy()
+        return aggregate(scores.cpu(), torch.from_numpy(owner), len(drawn.rows), encoder.long).numpy()
 
     def _log(self, state: StageState, log: Log, rate: float) -> None:
         n = state.sums.pop("n", 0.0)

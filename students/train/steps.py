@@ -6,7 +6,7 @@ ahead of time, and again after a restart.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,8 @@ from students.losses import Targets, get, normaliser, total
 from students.model.encoder import CrossEncoder
 from students.recipes.recipe import Objective, Stage
 from students.text.batches import PairBatch, budget_batches
-from students.text.tokens import Ints, Tokens
+from students.text.tokens import Ints, PairFormat, Tokens
+from students.text.windows import Long, Windows, aggregate
 from students.train.lists import Draw, ViewLists, draw, epoch_order, stream_key, usable
 from students.train.view_folder import View
 
@@ -33,12 +34,21 @@ class Task:
     passages: Tokens
     train: Ints  # training lists that have a term of the loss
     n_skipped: int  # number of training lists without a term
+    form: PairFormat | None = None  # the view's own format of pairs, if it has one
 
     @classmethod
-    def of(cls, objective: Objective, view: View, queries: Tokens, passages: Tokens) -> "Task":
+    def of(
+        cls,
+        objective: Objective,
+        view: View,
+        queries: Tokens,
+        passages: Tokens,
+        form: PairFormat | None = None,
+    ) -> "Task":
         """Make a task; lists without a term of the loss are set aside."""
         good = usable(view.train, objective, get(objective.loss))
-        return cls(objective, view, queries, passages, np.flatnonzero(good), int(np.count_nonzero(~good)))
+        without = int(np.count_nonzero(~good))
+        return cls(objective, view, queries, passages, np.flatnonzero(good), without, form)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,13 +97,20 @@ class Part:
 
     objective: Objective
     number: int  # number of the objective in the stage
-    cells: Cells  # places of the pairs, in the pieces' order
+    cells: Cells  # places of the pairs, in the pieces' order; with windows in the lists' order
     targets: Targets
+    owner: torch.Tensor | None = None  # the pair of each window, in the pieces' order
 
     @property
-    def n_pairs(self) -> int:
-        """Count this part's pairs; in the micro-batch they follow the pairs of the parts before it."""
-        return len(self.cells.index)
+    def n_scores(self) -> int:
+        """Count this part's scores; in the micro-batch they follow the scores of the parts before it."""
+        return len(self.cells.index) if self.owner is None else len(self.owner)
+
+    def of_pairs(self, scores: torch.Tensor, mode: Long) -> torch.Tensor:
+        """Compute the pairs' scores from those of this part's windows."""
+        if self.owner is None:
+            return scores
+        return aggregate(scores, self.owner.to(scores.device), len(self.cells.index), mode)
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,7 @@ class MicroBatch:
     parts: list[Part]
     pieces: list[PairBatch]
     n_tokens: int
+    long: Long = "first"
 
     def loss(self, scores: torch.Tensor, denominators: list[float]) -> torch.Tensor:
         """Compute this micro-batch's share of the step's loss from scores in the pieces' order.
@@ -113,8 +131,8 @@ class MicroBatch:
         value = scores.new_zeros(())
         first = 0
         for part in self.parts:
-            own = scores[first : first + part.n_pairs]
-            first += part.n_pairs
+            own = part.of_pairs(scores[first : first + part.n_scores], self.long)
+            first += part.n_scores
             objective, device = part.objective, scores.device
             loss = get(objective.loss)
             terms = loss(part.cells.to(device).matrix(own), part.targets.to(device), **objective.parameters)
@@ -123,12 +141,15 @@ class MicroBatch:
 
     def pin(self) -> "MicroBatch":
         """Copy the pieces to page-locked memory."""
-        return MicroBatch(self.parts, [piece.pin() for piece in self.pieces], self.n_tokens)
+        return replace(self, pieces=[piece.pin() for piece in self.pieces])
 
 
-def collate_rows(encoder: CrossEncoder, task: Task, lists: ViewLists, rows: Ints) -> PairBatch:
-    """Make a batch of the pairs in some rows of the lists."""
-    return encoder.collate(task.queries, task.passages, lists.query_of(rows), lists.passage[rows])
+def collate_rows(
+    encoder: CrossEncoder, task: Task, lists: ViewLists, rows: Ints, start: Ints | None = None
+) -> PairBatch:
+    """Make a batch of the pairs, or windows of them, in some rows of the lists."""
+    query, passage = lists.query_of(rows), lists.passage[rows]
+    return encoder.collate(task.queries, task.passages, query, passage, start, task.form)
 
 
 def targets_of(lists: ViewLists, drawn: Draw, n_lists: int) -> tuple[Cells, Targets]:
@@ -176,7 +197,8 @@ class _Drawn:
 
     task: Task
     draw: Draw
-    lengths: Ints  # tokens of each pair after truncation
+    windows: Windows
+    lengths: Ints  # tokens of each window's pair
     tokens: Ints  # tokens of each list; 0 if it has no term
 
 
@@ -208,17 +230,19 @@ def plan(
     for task in tasks:
         chosen, rows = task.drawn(seed, stage.number, step)
         of_queries, of_passages = task.lengths(task.view.train, rows.rows)
-        lengths = encoder.form.lengths(of_queries, of_passages)
+        windows = encoder.windows(of_queries, of_passages, task.form)
+        lengths = (task.form or encoder.form).lengths(of_queries[windows.owner], of_passages[windows.owner])
         cells, targets = targets_of(task.view.train, rows, len(chosen))
         terms = get(task.objective.loss)(torch.zeros(cells.shape), targets, **task.objective.parameters)
         denominators.append(float(normaliser(terms.counts, task.objective.reduction)))
         teaches = (terms.counts > 0).numpy()
-        tokens = np.bincount(rows.local, weights=lengths, minlength=len(chosen)).astype(np.int64) * teaches
-        drawn.append(_Drawn(task, rows, lengths, tokens))
+        of_list = rows.local[windows.owner]
+        tokens = np.bincount(of_list, weights=lengths, minlength=len(chosen)).astype(np.int64) * teaches
+        drawn.append(_Drawn(task, rows, windows, lengths, tokens))
         used = teaches[rows.local]
         n_pairs += int(used.sum())
         n_tokens += int(tokens.sum())
-        n_truncated += int(np.count_nonzero(of_queries[used] + of_passages[used] > encoder.form.room))
+        n_truncated += int(np.count_nonzero(encoder.cuts(of_queries[used], of_passages[used], task.form)))
         n_skipped += int(np.count_nonzero(~teaches))
     units = [(int(n), k, i) for k, one in enumerate(drawn) for i, n in enumerate(one.tokens) if n]
     micro_batches = [
@@ -280,7 +304,7 @@ def _micro_batch(
         inside = np.isin(one.draw.local, chosen)
         local = np.searchsorted(chosen, one.draw.local[inside])
         mine = Draw(local, one.draw.rows[inside], one.draw.tiebreak[inside])
-        lengths = one.lengths[inside]
+        lengths, windows = one.lengths[inside[one.windows.owner]], one.windows.take(np.flatnonzero(inside))
         batches = budget_batches(
             lengths,
             _even(lengths, batch_tokens, workers),
@@ -288,9 +312,16 @@ def _micro_batch(
             padded=encoder.layout == "padded",
         )
         lists = one.task.view.train
-        pieces += [collate_rows(encoder, one.task, lists, mine.rows[batch]) for batch in batches]
+        pieces += [
+            collate_rows(encoder, one.task, lists, mine.rows[windows.owner[batch]], windows.starts(batch))
+            for batch in batches
+        ]
         cells, targets = targets_of(lists, mine, len(chosen))
-        in_order = Cells(cells.index[torch.from_numpy(np.concatenate(batches))], cells.shape)
-        parts.append(Part(one.task.objective, number, in_order, targets))
+        order, owner = np.concatenate(batches), None
+        if windows.start is None:
+            cells = Cells(cells.index[torch.from_numpy(order)], cells.shape)
+        else:
+            owner = torch.from_numpy(windows.owner[order])
+        parts.append(Part(one.task.objective, number, cells, targets, owner))
         n_tokens += int(lengths.sum())
-    return MicroBatch(parts, pieces, n_tokens)
+    return MicroBatch(parts, pieces, n_tokens, encoder.long)

@@ -32,6 +32,7 @@ class View:
     passages: pa.ChunkedArray
     train: ViewLists
     valid: ViewLists
+    datasets: tuple[str, ...] = ()  # names of the datasets that its queries come from
 
     @property
     def has_scores(self) -> bool:
@@ -84,6 +85,7 @@ def read_view(folder: str | Path) -> View:
         passages=pq.read_table(folder / "passages.parquet", columns=["text"])["text"],
         train=lists.take(np.flatnonzero(~validating)),
         valid=lists.take(np.flatnonzero(validating)),
+        datasets=tuple(s["name"] for s in manifest.get("sources", ()) if s["kind"] == "dataset"),
     )
 
 

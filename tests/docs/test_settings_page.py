@@ -9,7 +9,7 @@ import pytest
 
 from students.losses import LOSSES
 from students.recipes.read import shipped
-from students.recipes.recipe import Objective, Recipe, Stage
+from students.recipes.recipe import Lora, Objective, Recipe, Stage
 
 TEXT = (pages.ROOT / "docs" / "reference" / "settings.md").read_text("utf-8")
 
@@ -36,7 +36,8 @@ def shown(field: Field[Any]) -> str:
 @pytest.mark.parametrize(
     ("kind", "heading", "left_out"),
     [
-        (Recipe, "Settings of the whole training", {"stages"}),
+        (Recipe, "Settings of the whole training", {"stages", "lora", "instructions"}),
+        (Lora, "Settings of LoRA", set()),
         (Stage, "Settings of a stage", {"number", "objectives"}),
         (Objective, "Settings of an objective", {"name"}),
     ],

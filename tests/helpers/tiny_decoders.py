@@ -9,15 +9,19 @@ from typing import Any
 import tiny_models
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GemmaTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.gemma.configuration_gemma import GemmaConfig
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.mistral.configuration_mistral import MistralConfig
-from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
 CONFIGS = {
-    "qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig,
+    "qwen3": Qwen3Config, "llama": LlamaConfig, "mistral": MistralConfig, "gemma": GemmaConfig,
 }  # fmt: skip
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 SPLIT = (  # of Qwen2 and Qwen3
@@ -66,6 +70,31 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def gemma_tokenizer() -> GemmaTokenizer:
+    """A tokenizer of Gemma's class: BPE over characters with ▁ for a space, and a BOS before every text."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    merges = [("Y", "e"), ("Ye", "s"), ("y", "e"), ("ye", "s"), ("N", "o"), ("n", "o"), ("\u2581", "a")]
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [
+        *special,
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "\n",
+        "\u2581",
+        *letters,
+        *(a + b for a, b in merges),
+    ]
+    made = GemmaTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, add_bos_token=True
+    )
+    made.model_max_length = 4096
+    return made
+
+
+def tokenizer_of(kind: str) -> Any:
+    """The tokenizer of a kind of decoder."""
+    return gemma_tokenizer() if kind == "gemma" else tokenizer()
+
+
 def config(kind: str, tokenizer: Any, **settings: Any) -> Any:
     """The config of a tiny decoder."""
     return CONFIGS[kind](
@@ -90,8 +119,8 @@ def config(kind: str, tokenizer: Any, **settings: Any) -> Any:
 def make(
     kind: str, folder: Path, *, causal: bool = True, seed: int = 0, of: Any = None, **settings: Any
 ) -> Path:
-    """Write a tiny decoder and its tokenizer (by default `tokenizer()`) to ``folder``."""
-    of = of or tokenizer()
+    """Write a tiny decoder and its tokenizer (by default that of `tokenizer_of`) to ``folder``."""
+    of = of or tokenizer_of(kind)
     torch.manual_seed(seed)
     auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     model = auto.from_config(config(kind, of, **settings), dtype=torch.float32)

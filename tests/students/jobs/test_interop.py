@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 import torch
 
+from labelstore.errors import DataMissing
 from labelstore.evaluation import scores as evaluation
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
@@ -108,3 +109,29 @@ def test_the_folder_holds_safetensors_and_no_code(tiny, tmp_path):
     names = {path.suffix for path in (tmp_path / "out").iterdir()}
     assert ".safetensors" in names
     assert not names & {".bin", ".pt", ".pkl", ".py"}
+
+
+@pytest.mark.needs("peft")
+def test_a_lora_student_is_exported_merged_or_as_its_adapter_alone(tiny, tmp_path):
+    store = made_store.make(tmp_path / "s.duckdb")
+    trained(store, tiny("electra"))
+    with pytest.raises(DataMissing, match="'tiny' has no adapter"):
+        export_student(store, "tiny", tmp_path / "none", form="adapter")
+    settings = {"max_steps": 3, "lists": 4, "lr": 3e-3, "max_length": 32, "precision": "fp32", "lora": "r=2"}
+    train_student(
+        store, regime="kd", base=str(tiny("electra")), sources=Sources(labels=["teacher@first"]), name="adapted",
+        settings=settings,
+    )  # fmt: skip
+    for form in ("hf", "adapter"):
+        export_student(store, "adapted", tmp_path / form, form=form)
+    assert not (tmp_path / "hf/adapter").exists()
+    assert not (tmp_path / "adapter/model.safetensors").exists()
+    lists = [("what does water cause", tiny_models.sentences(12, 2, 60))]
+    merged, alone = (
+        Reranker.load(tmp_path / form, precision="fp32", max_length=32, device="cpu").scores(lists)[0]
+        for form in ("hf", "adapter")
+    )
+    np.testing.assert_allclose(alone, merged, atol=1e-5)
+    again = add_student(store, str(tmp_path / "adapter"), name="again", max_length=32)
+    own = Reranker.load(store.files / again.folder, precision="fp32", device="cpu").scores(lists)[0]
+    np.testing.assert_allclose(own, merged, atol=1e-5)

@@ -15,13 +15,14 @@ from students.rerank.reranker import Reranker
 from students.text.frames import Framing, frame_of
 
 QWEN = Framing("qwen3-reranker")
+FRAMES = {"gemma": "bge-gemma"}
 QUERY = "what is volcano energy"
 PASSAGES = [*tiny_models.sentences(12, seed=4), "", "14 (water)"]
 
 
 def load(folder, framing: Framing = QWEN, **options):
     return CrossEncoder.load(
-        folder, **{"precision": "fp32", "device": "cpu", "max_length": 200, "framing": framing} | options
+        folder, **{"precision": "fp32", "device": "cpu", "max_length": 400, "framing": framing} | options
     )
 
 
@@ -30,11 +31,11 @@ def load(folder, framing: Framing = QWEN, **options):
 @pytest.mark.parametrize("answers", [("yes", "no"), ("1", "0"), ("Yes",)])
 def test_the_score_before_training_is_the_causal_models_difference_of_logits(tmp_path, kind, tied, answers):
     folder = tiny_decoders.make(kind, tmp_path / "m", tie_word_embeddings=tied)
-    encoder = load(folder, Framing("qwen3-reranker", answers=answers))
+    encoder = load(folder, Framing(FRAMES.get(kind, "qwen3-reranker"), answers=answers))
     causal, plain = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     signs = dict(zip(plain.convert_tokens_to_ids(list(answers)), (1, -1), strict=False))
     for passage, score in zip(PASSAGES, encoder.score(QUERY, PASSAGES), strict=True):
-        ids = torch.tensor([encoder.tokenizer(QUERY, passage)["input_ids"]])
+        ids = torch.tensor(encoder.tokenizer([QUERY], [passage])["input_ids"])
         with torch.no_grad():
             logits = causal(ids).logits[0, -1]
         assert score == pytest.approx(
@@ -53,7 +54,7 @@ def test_the_output_weights_are_found_in_one_of_several_files(tmp_path):
 
 @pytest.mark.parametrize("kind", sorted(tiny_decoders.CONFIGS))
 def test_a_saved_student_scores_the_same_in_transformers_padded_on_either_side(tmp_path, kind):
-    encoder = load(tiny_decoders.make(kind, tmp_path / "m"))
+    encoder = load(tiny_decoders.make(kind, tmp_path / "m"), Framing(FRAMES.get(kind, "qwen3-reranker")))
     scores = encoder.score(QUERY, PASSAGES)
     folder = encoder.save(tmp_path / "saved")
     model, tokenizer = (
@@ -69,14 +70,14 @@ def test_a_saved_student_scores_the_same_in_transformers_padded_on_either_side(t
         np.testing.assert_allclose(theirs, scores, atol=1e-4, rtol=1e-4)
     again = CrossEncoder.load(folder, precision="fp32", device="cpu")
     np.testing.assert_array_equal(again.score(QUERY, PASSAGES), scores)
-    assert (again.max_length, frame_of(again.tokenizer)) == (200, frame_of(encoder.tokenizer))
+    assert (again.max_length, frame_of(again.tokenizer)) == (400, frame_of(encoder.tokenizer))
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma"])
 def test_a_saved_student_scores_the_same_in_sentence_transformers(tmp_path, kind):
     from sentence_transformers import CrossEncoder as Theirs
 
-    encoder = load(tiny_decoders.make(kind, tmp_path / "m"))
+    encoder = load(tiny_decoders.make(kind, tmp_path / "m"), Framing(FRAMES.get(kind, "qwen3-reranker")))
     folder = encoder.save(tmp_path / "saved")
     theirs = Theirs(str(folder), device="cpu").predict([(QUERY, passage) for passage in PASSAGES])
     np.testing.assert_allclose(theirs, encoder.score(QUERY, PASSAGES), atol=1e-3)

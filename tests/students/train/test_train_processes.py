@@ -60,7 +60,8 @@ def command(folders, recipe: Path, out: Path, *more: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | more
 
 
 def finish(arguments: list[str], **more: str) -> subprocess.CompletedProcess[str]:
@@ -127,9 +128,11 @@ def test_a_killed_training_resumes_to_the_same_bits(folders, tmp_path):
     assert kill_and_compare(folders, tmp_path, [(1, 12, 0.11), (2, 6, 0.02)]) == 2
 
 
-def test_a_killed_training_of_a_decoder_resumes_to_the_same_bits(folders, tmp_path):
+@pytest.mark.parametrize("lora", [None, pytest.param("r=4,dropout=0.1", marks=pytest.mark.needs("peft"))])
+def test_a_killed_training_of_a_decoder_resumes_to_the_same_bits(folders, tmp_path, lora):
     base = tiny_decoders.make("qwen3", tmp_path / "base", attention_dropout=0.1)
     settings = {"base": str(base), "frame": "qwen3-reranker", "max_length": 130, "epochs": 2}
+    settings |= {"lora": lora} if lora else {}
     assert kill_and_compare(folders, tmp_path, [(1, 6, 0.05), (2, 3, 0.02)], **settings) == 2
 
 
