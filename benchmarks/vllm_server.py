@@ -6,14 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 
 from benchmarks.tiny_mistral import make
-from teachers.generate.plan import PROCESSOR
+from teachers.generate.settings import PROCESSOR
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @contextmanager
 def served(
     folder: Path, *, processor: str = PROCESSOR, texts: Iterable[str] = (), context: int = 2048, batch: int = 16,
-    seconds: float = 240.0,
+    seconds: float = 240.0, model: Path | None = None, arguments: Sequence[str] = (),
 ) -> Iterator[tuple[str, Path]]:  # fmt: skip
     """Start a server and yield (base URL, model folder) once its health check answers.
 
@@ -29,8 +29,10 @@ def served(
         processor: the logits processor that the server loads.
         texts: training texts of the model's tokenizer, beside a prompt.
         batch: requests in one batch.
+        model: the model's folder; None: a tiny random Mistral.
+        arguments: further arguments of the server.
     """
-    model = make(folder / "tiny", texts, context=context)
+    model = model or make(folder / "tiny", texts, context=context)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -42,7 +44,7 @@ def served(
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name",
         "tiny", "--port", str(port), "--host", "127.0.0.1", "--enforce-eager", "--gpu-memory-utilization", "0.3",
-        "--max-num-seqs", str(batch), "--logits-processors", processor,
+        "--max-num-seqs", str(batch), "--logits-processors", processor, *arguments,
     ]  # fmt: skip
     log = folder / "server.log"
     with log.open("wb") as output:

@@ -226,13 +226,13 @@ CREATE TABLE calls (
     attempt        USMALLINT NOT NULL,        -- 1 for the first try
     sample         USMALLINT NOT NULL,        -- 0, or the number of the shuffled order in self-consistency
     status         VARCHAR NOT NULL,          -- ok, repaired, wrong_format, truncated, refused, engine_error
-    reply          VARCHAR,                   -- raw reply, never edited; the error's text for engine_error
+    reply          VARCHAR,                   -- raw reply (a thought only if kept); the error's text for engine_error
     parsed         USMALLINT[],               -- identifiers in the order replied, after repairs; NULL if unusable
     scores         FLOAT[],                   -- score per shown position, where the teacher gives scores
     n_missing      USMALLINT NOT NULL,        -- identifiers that repairs appended
     n_repeated     USMALLINT NOT NULL,        -- repeats dropped
     n_out_of_range USMALLINT NOT NULL,        -- numbers outside the window dropped
-    finish_reason  VARCHAR,                   -- as the engine says: stop, length …
+    finish_reason  VARCHAR,                   -- as the engine says: stop, length …; marks follow after "; "
     tokens_in      INTEGER NOT NULL,          -- prompt tokens billed
     tokens_out     INTEGER NOT NULL,          -- generated tokens
     seconds        DOUBLE NOT NULL,           -- from submission to answer
@@ -258,7 +258,7 @@ CREATE TABLE permutations (
     n_calls     INTEGER NOT NULL,             -- calls used; 0 for imported lists
     tokens_in   BIGINT NOT NULL,              -- their prompt tokens
     tokens_out  BIGINT NOT NULL,              -- their generated tokens
-    disagreement FLOAT,                       -- 1 - mean Kendall tau between samples of self-consistency; else NULL
+    disagreement FLOAT,                       -- 1 - mean Kendall tau between samples, both orders of pairs, or parts; else NULL
     settled     INTEGER,                      -- ranks decided by the teacher when it stopped early; NULL: all
     content_hash VARCHAR NOT NULL             -- hash over its items by text ids
 );

@@ -2,7 +2,7 @@
 
 `--model` takes a name from this registry, a Hugging Face id, a folder, or ``student:NAME``. For an id or folder
 outside the registry, a chat model gets the generic listwise prompt; a sequence classifier or an embedding model scores
-pointwise. ``--prompt`` overrides the choice.
+pointwise. ``--prompt`` overrides the choice; with ``yes-no@1`` or ``rating@1`` any chat model scores one passage a call.
 """
 
 import difflib
@@ -26,9 +26,11 @@ class TeacherModel:
     Attributes:
         name: registry name, or the last part of an id or folder.
         model: Hugging Face id, folder or ``student:NAME``; None where only a prompt is registered.
-        kind: ``listwise`` (an LLM that orders windows), ``cross-encoder`` or ``bi-encoder`` (pointwise scores).
-        prompt: template as ``NAME@VERSION``; None for pointwise models.
-        scoring: ``generation``, or ``first-token`` (FIRST: identifiers' log-probabilities at the first position).
+        kind: ``listwise`` (an LLM that orders windows), ``pointwise`` (an LLM that scores one passage a call),
+            ``cross-encoder`` or ``bi-encoder`` (scores without a prompt).
+        prompt: template as ``NAME@VERSION``; None without a prompt.
+        scoring: ``generation``, ``first-token`` (FIRST: identifiers' log-probabilities at the first position), or ``answers``
+            (of one passage: the answers' log-probabilities at the first position).
         context: tokens of prompt and reply together; None: the limit in the model's configuration.
         engine: the engine to use without ``--engine``.
         window: passages per call in the model's training.
@@ -55,7 +57,7 @@ class TeacherModel:
         """Return the model's prompt.
 
         Raises:
-            TeacherError: if the model is pointwise and so has no prompt.
+            TeacherError: if the model takes no prompt.
         """
         if self.prompt is None:
             raise TeacherError(f"{self.name} is a {self.kind} and takes no prompt")
@@ -65,6 +67,21 @@ class TeacherModel:
     def identifiers(self) -> str:
         """Return ``numbers`` or ``letters``, the prompt's kind of identifiers."""
         return self.template.identifiers
+
+
+def _scorer(name: str, model: str, prompt: str, licence: str = "Apache-2.0") -> TeacherModel:
+    """Describe a model that was trained to score a passage by the first token's probabilities."""
+    note = "a call per passage, scored by the first token's logits"
+    return TeacherModel(
+        name,
+        model,
+        kind="pointwise",
+        prompt=prompt,
+        scoring="answers",
+        context=8192,
+        licence=licence,
+        note=note,
+    )
 
 
 _ALL = (
@@ -125,6 +142,47 @@ _ALL = (
         licence=_OPENAI_TERMS,
         note="RankGPT's turns",
     ),
+    _scorer("qwen3-reranker-0.6b", "Qwen/Qwen3-Reranker-0.6B", "qwen3-reranker@1"),
+    _scorer("qwen3-reranker-4b", "Qwen/Qwen3-Reranker-4B", "qwen3-reranker@1"),
+    _scorer("qwen3-reranker-8b", "Qwen/Qwen3-Reranker-8B", "qwen3-reranker@1"),
+    _scorer("mxbai-rerank-base-v2", "mixedbread-ai/mxbai-rerank-base-v2", "mxbai-rerank@1"),
+    _scorer("mxbai-rerank-large-v2", "mixedbread-ai/mxbai-rerank-large-v2", "mxbai-rerank@1"),
+    _scorer("bge-reranker-v2-gemma", "BAAI/bge-reranker-v2-gemma", "bge-gemma@1", "Gemma terms of use"),
+    TeacherModel(
+        "reasonrank",
+        "liuwenhan/reasonrank-7B",
+        prompt="reasonrank@1",
+        note="thinks before it ranks a window (--think-tokens)",
+    ),
+    TeacherModel(
+        "qwen3-thinking",
+        "Qwen/Qwen3-4B-Thinking-2507",
+        prompt="qwen3-thinking@1",
+        licence="Apache-2.0",
+        note="thinks before it ranks a window (--think-tokens)",
+    ),
+    TeacherModel(
+        "rank-r1",
+        None,
+        prompt="rank-r1@1",
+        note="a prompt for Rank-R1's models: thinks, then names the best passage (--strategy setwise --children 19)",
+    ),
+    TeacherModel(
+        "yes-no",
+        None,
+        kind="pointwise",
+        prompt="yes-no@1",
+        scoring="answers",
+        note="a prompt for any chat model: a call per passage, scored by the log-odds of yes against no",
+    ),
+    TeacherModel(
+        "rating",
+        None,
+        kind="pointwise",
+        prompt="rating@1",
+        scoring="answers",
+        note="a prompt for any chat model: a call per passage, scored by its expected rating from 0 to 4",
+    ),
     TeacherModel(
         "listwise",
         None,
@@ -170,7 +228,9 @@ def resolve(
     if prompt is not None:
         template = prompts.template(prompt)
         scoring = "first-token" if template.name == "first" else "generation"
-        found = replace(found, kind="listwise", prompt=template.ident, scoring=scoring)
+        kind = "pointwise" if template.pointwise else "listwise"
+        scoring = "answers" if template.pointwise else scoring
+        found = replace(found, kind=kind, prompt=template.ident, scoring=scoring)
     if found.model is None:
         raise TeacherError(
             f"{name} is a prompt without a model",

@@ -150,7 +150,7 @@ def _bias(quality: Row) -> list[Row]:
             if quality["position_bias"] is not None else "the first stage's order is not known",
         ),
         _row("position", "untouched", quality["untouched"], n, "share of lists left exactly as they were"),
-    ] + ([_row("position", "disagreement", quality["disagreement"], n, "1 - Kendall tau between samples")]
+    ] + ([_row("position", "disagreement", quality["disagreement"], n, "1 - Kendall tau between samples, the orders of pairs, or parts")]
          if quality["disagreement"] is not None else [])  # fmt: skip
 
 
@@ -219,6 +219,13 @@ def _cost(con: duckdb.DuckDBPyConnection, of: lookup.Labeling, quality: Row) -> 
             None if own["cost"] is not None else "no price known",
         ),
     ]
+    (thought,) = con.execute(
+        """SELECT sum(nullif(regexp_extract(c.finish_reason, 'thought of (\\d+) tokens', 1), '')::BIGINT)
+           FROM labeling_calls lc JOIN calls c USING (call) WHERE lc.labeling = ?""",
+        [of.labeling],
+    ).fetchall()[0]
+    if thought:
+        rows.append(_row("cost", "thought_tokens", thought, quality["calls"], "part of tokens_out"))
     if queries:
         rows.append(
             _row("cost", "call_seconds", seconds, quality["calls"], "summed over calls that ran side by side")

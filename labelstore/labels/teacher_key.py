@@ -9,7 +9,7 @@ from typing import Any
 
 from labelstore.store.keys import content_key
 
-KINDS = ("listwise", "cross-encoder", "bi-encoder")
+KINDS = ("listwise", "cross-encoder", "bi-encoder", "pointwise")
 
 
 def asked(

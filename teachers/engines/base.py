@@ -18,18 +18,22 @@ Message = Mapping[str, str]
 class Sampling:
     """Sampling settings of replies; part of the request's content key.
 
-    ``logprobs`` is how many alternatives to report at the first generated position (0: none). With ``constraint``
+    ``logprobs`` is how many alternatives to report at the first generated position (0: none); with ``logits`` as logits, not
+    as log-probabilities. With ``constraint``
     ``"identifiers"``, only unused identifiers and the separator may be generated, and the reply ends after ``top``
-    identifiers. ``mean_logprob`` asks for the mean log-probability of the reply's tokens.
+    identifiers. ``mean_logprob`` asks for the mean log-probability of the reply's tokens. ``think`` is how many tokens a thought
+    may take before the answer.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     logprobs: int = 0
+    logits: bool = False
     constraint: str | None = None
     top: int | None = None
     mean_logprob: bool = False
+    think: int = 0
 
     def key(self) -> dict[str, Any]:
         """Return the part for content keys: only the settings that differ from a plain greedy reply."""
@@ -55,7 +59,9 @@ class Request:
         token_ids: token ids of the rendered chat, if the engine has the tokenizer.
         n_prompt_tokens: length of the prompt in tokens (in words if no tokenizer is known).
         max_tokens: most tokens to generate.
-        identifiers: the passages' identifiers in the prompt, in order ("1", "2" … or "A", "B" …).
+        identifiers: the passages' identifiers in the prompt, in order ("1", "2" … or "A", "B" …), or the answers from which
+            the score of a passage is read.
+        spelling: ``exact`` or ``any`` for such answers (see `teachers.prompts.template`); empty for identifiers.
         query, passages: texts for pointwise engines.
     """
 
@@ -68,6 +74,7 @@ class Request:
     n_prompt_tokens: int = 0
     max_tokens: int = 0
     identifiers: Sequence[str] = ()
+    spelling: str = ""
     query: str = ""
     passages: Sequence[str] = ()
     sample: int = 0
@@ -86,7 +93,9 @@ class Completion:
         server: host:port without credentials, or in-process.
         error: the failure's message; ``retryable`` then tells whether a retry can help.
         retry_after: seconds that the server asked to wait.
-        logprobs: the first position's alternatives, token text to log-probability, only if requested.
+        thought_tokens: tokens of the thought before the answer, if the server counts them.
+        logprobs: the first position's alternatives, identifier or answer to log-probability, only if requested.
+        floor: the highest log-probability that an answer can have that `logprobs` lacks; None if not known.
         scores: a score per passage shown, from engines that score.
         mean_logprob: mean log-probability of the reply's tokens, where the engine gives it.
     """
@@ -102,7 +111,9 @@ class Completion:
     error: str | None = None
     retryable: bool = True
     retry_after: float | None = None
+    thought_tokens: int | None = None
     logprobs: Mapping[str, float] | None = None
+    floor: float | None = None
     scores: Sequence[float] | None = None
     mean_logprob: float | None = None
 

@@ -12,7 +12,8 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +21,11 @@ import httpx
 
 from teachers.engines.base import Completion, Request, Sampling, completed
 from teachers.engines.breaker import retry_after
-from teachers.engines.openai_answer import MAX_REASON, BadAnswer, as_text, load, plausible_count, read
+from teachers.engines.openai_answer import MAX_REASON, Answer, BadAnswer, as_text, load, plausible_count, read
 from teachers.engines.openai_server import Line, Server, server_at
 from teachers.engines.spelling import ARGUMENT, constraint
 from teachers.errors import ExitCode, TeacherError
+from teachers.prompts.answers import by_answer
 
 _SLACK_IN, _SLACK_OUT = 4096, 32_768  # a server's extra tokens in a prompt, and of thinking in a reply
 _PREFLIGHT_SECONDS = 10.0
@@ -93,6 +95,9 @@ class OpenAIEngine:
         self._done: queue.SimpleQueue[Completion | TeacherError] = queue.SimpleQueue()
         self._change = threading.Condition()
         self._closing = False
+        # Whether a server has answered with the log-probabilities that scores are read from, or without them.
+        self._heard, self._mute = threading.Event(), False
+        self._first = threading.Lock()
         self._constraints: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}
         self._servers = [server_at(url, timeout, transport) for url in base_urls]
         self._lines: list[Line] = []
@@ -131,7 +136,9 @@ class OpenAIEngine:
                     return
                 if id(chosen) not in lines:
                     lines[id(chosen)] = self._line(chosen)
-                self._ask(chosen, lines[id(chosen)], job)
+                with self._alone(job):
+                    if not self._mute:
+                        self._ask(chosen, lines[id(chosen)], job)
             except TeacherError as error:
                 self._done.put(error)
             except RuntimeError as error:  # httpx: another thread has closed the client
@@ -140,6 +147,15 @@ class OpenAIEngine:
                 self._done.put(self._broken(error, chosen))
             except Exception as error:  # noqa: BLE001 - a worker that ends without an answer would stop the job for good
                 self._done.put(self._broken(error, chosen))
+
+    @contextmanager
+    def _alone(self, job: _Job) -> Iterator[None]:
+        """Send requests for a score one at a time until one was answered with log-probabilities."""
+        if not job.request.spelling or self._heard.is_set():
+            yield
+            return
+        with self._first:
+            yield
 
     def _line(self, chosen: Server) -> Line:
         line = chosen.line()
@@ -208,6 +224,7 @@ class OpenAIEngine:
                 self._change.notify_all()
         if completion is not None:
             self._done.put(completion)
+            self._check_logprobs(server, job, completion)
         elif not self._closing:
             job.moves += 1
             job.tried.add(server.label)
@@ -215,6 +232,22 @@ class OpenAIEngine:
                 self._jobs.put(job)
             else:
                 self._done.put(self._failure(job, server, moved or "moved too often"))
+
+    def _check_logprobs(self, server: Server, job: _Job, completion: Completion) -> None:
+        """End the job if a server answers without the log-probabilities that scores are read from."""
+        if not job.request.spelling or completion.error is not None:
+            return
+        if completion.logprobs is not None:
+            self._heard.set()
+            return
+        self._mute = True
+        self._done.put(
+            TeacherError(
+                f"{server.label} sends no log-probabilities, and the score of a passage is read from them",
+                hint="start a server that sends them (vLLM does), or run the model here with --engine vllm",
+                exit_code=ExitCode.TEACHER_ENGINE,
+            )
+        )
 
     def _post(self, server: Server, line: Line, job: _Job) -> Completion:
         request = job.request
@@ -270,7 +303,7 @@ class OpenAIEngine:
         if sampling.constraint is not None:
             body |= self._constraint(tuple(request.identifiers), request.prefix)
         if request.raw:
-            body["prompt"] = request.text
+            body["prompt"] = request.text if request.token_ids is None else list(request.token_ids)
             if sampling.logprobs:
                 body["logprobs"] = sampling.logprobs
             return body
@@ -282,6 +315,8 @@ class OpenAIEngine:
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         elif sampling.mean_logprob:
             body["logprobs"] = True
+        if request.spelling and not server.official:  # a thought would be the first token
+            body["chat_template_kwargs"] = {"enable_thinking": False}
         return body
 
     def _constraint(self, identifiers: tuple[str, ...], prefix: str) -> dict[str, Any]:
@@ -303,16 +338,20 @@ class OpenAIEngine:
         tokens_in = plausible_count(answer.tokens_in, prompt, most_in)
         tokens_out = plausible_count(answer.tokens_out, answer.text, most_out)
         reason = server.mask.reply(answer.finish_reason or "")[:MAX_REASON] or None
+        logprobs, floor = _read_logprobs(answer.logprobs, request)
+        text = _with_thought(answer) if self._sampling.think else answer.text
         return Completion(
             ticket=request.ticket,
-            text=server.mask.reply(answer.text),
+            text=server.mask.reply(text),
             finish_reason=reason,
             tokens_in=request.n_prompt_tokens if tokens_in is None else tokens_in,
-            tokens_out=self._n_tokens(answer.text) if tokens_out is None else tokens_out,
+            tokens_out=self._n_tokens(text) if tokens_out is None else tokens_out,
             own_counts=tokens_in is None or tokens_out is None,
             seconds=time.monotonic() - job.submitted,
             server=server.label,
-            logprobs=_by_identifier(answer.logprobs, request.identifiers) if answer.logprobs else None,
+            thought_tokens=answer.thought_tokens if self._sampling.think else None,
+            logprobs=logprobs,
+            floor=floor,
             mean_logprob=answer.mean_logprob,
         )
 
@@ -401,6 +440,25 @@ class OpenAIEngine:
         limit = known[self._model].get("max_model_len")
         if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
             self.context = min(limit, self.context or limit)
+
+
+def _with_thought(answer: Answer) -> str:
+    """Return a reply with the thought that the server kept apart; a reply that was cut within it has no end of it."""
+    if answer.thought is None:
+        return answer.text
+    cut = answer.finish_reason == "length" and not answer.text
+    return f"<think>{answer.thought}" + ("" if cut else f"</think>{answer.text}")
+
+
+def _read_logprobs(
+    logprobs: Mapping[str, float] | None, request: Request
+) -> tuple[dict[str, float] | None, float | None]:
+    """Return log-probabilities by identifier or answer, and the bound for answers that are not among them."""
+    if not logprobs:
+        return None, None
+    if request.spelling:
+        return by_answer(logprobs, request.identifiers, request.spelling)
+    return _by_identifier(logprobs, request.identifiers), None
 
 
 def _by_identifier(logprobs: Mapping[str, float], identifiers: Sequence[str]) -> dict[str, float]:

@@ -37,7 +37,11 @@ class BadAnswer(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion from a server. Counts are None if the server sent none or impossible ones."""
+    """A completion from a server. Counts are None if the server sent none or impossible ones.
+
+    Attributes:
+        thought: the model's thought, if the server keeps it apart from the text.
+    """
 
     text: str
     finish_reason: str | None
@@ -45,6 +49,8 @@ class Answer:
     tokens_out: int | None
     logprobs: dict[str, float] | None
     mean_logprob: float | None = None
+    thought: str | None = None
+    thought_tokens: int | None = None
 
 
 def receive(response: httpx.Response) -> httpx.Response:
@@ -106,6 +112,8 @@ def read(body: bytes, raw: bool) -> Answer:
         text, reason = refusal, "content_filter"
     usage = answer.get("usage")
     counts: Mapping[str, Any] = usage if isinstance(usage, dict) else {}
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    details = counts.get("completion_tokens_details")
     return Answer(
         clean(text),
         clean(reason) if isinstance(reason, str) else None,
@@ -113,6 +121,8 @@ def read(body: bytes, raw: bool) -> Answer:
         _count(counts.get("completion_tokens")),
         _first_position(choice.get("logprobs")),
         _mean_logprob(choice.get("logprobs")),
+        clean(thought) if isinstance(thought, str) and thought else None,
+        _count(details.get("reasoning_tokens")) if isinstance(details, dict) else None,
     )
 
 

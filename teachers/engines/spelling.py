@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from teachers.errors import ExitCode, TeacherError
+from teachers.prompts.answers import answer_of
 
 ARGUMENT = "msft_identifiers"  # request argument for the logits processor
 
@@ -73,6 +74,30 @@ def first_tokens(tokenizer: Any, identifiers: Sequence[str], prefix: str) -> dic
         for tokens, identifier in zip(first, identifiers, strict=True)
         if shared[tokens[0]] == 1
     }
+
+
+def answer_tokens(tokenizer: Any, answers: Sequence[str], spelling: str) -> dict[int, str]:
+    """Return token id -> answer, for every token that spells an answer.
+
+    Args:
+        spelling: as in :class:`teachers.prompts.template.Template`.
+
+    Raises:
+        TeacherError: if no single token spells an answer.
+    """
+    if spelling == "exact":
+        spelt = {answer: _encode(tokenizer, answer) for answer in answers}
+        found = {tokens[0]: answer for answer, tokens in spelt.items() if len(tokens) == 1}
+    else:
+        named = ((token, answer_of(text, answers, "any")) for text, token in tokenizer.get_vocab().items())
+        found = {token: answer for token, answer in named if answer is not None}
+    if lacking := [answer for answer in answers if answer not in found.values()]:
+        raise TeacherError(
+            f"the answer {lacking[0]!r} is not one token of this model's tokenizer, so its probability cannot be read",
+            hint="choose a prompt whose answers are single tokens: --prompt yes-no@1 or rating@1",
+            exit_code=ExitCode.TEACHER_ENGINE,
+        )
+    return found
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

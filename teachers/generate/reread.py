@@ -33,7 +33,7 @@ from teachers.journal.exact_json import clean
 from teachers.journal.segments import Record
 from teachers.scheduling.job import Answer, Result, scores_by_candidate
 from teachers.strategies import by_name as strategies
-from teachers.strategies.by_name import Ranked, Steps, Strategy, Window
+from teachers.strategies.by_name import Order, Ranked, ScoredOrder, Steps, Strategy, Window
 
 KIND = "teachers.reread"
 QUERIES = 200  # queries whose calls are in memory at once
@@ -378,7 +378,7 @@ def replay(
     If it cannot finish, the result is None, and the step and answer (None: not recorded) show where it stopped.
     """
     result, step = Result(), 0
-    orders: list[list[int]] | None = None
+    orders: list[Order] | None = None
     while True:
         try:
             windows = next(steps) if orders is None else steps.send(list(orders))
@@ -393,7 +393,7 @@ def replay(
             if found is None or found.order is None:
                 return None, step + place, found
             result.take(step + place, found)
-            orders.append(found.order)
+            orders.append(ScoredOrder(found.order, found.scores) if found.scores else found.order)
             alone = step == 0 and len(windows) == 1
             result.scores = scores_by_candidate(tuple(window), found.scores) if alone else None
         step += len(windows)

@@ -1,8 +1,22 @@
-"""Settings of a labelling job, each with its default and its text for `--help`."""
+"""Settings of a labelling job, each with its default and its text for `--help`, and which of them fit together."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
+
+from labelstore.errors import UsageError
+from teachers.models import TeacherModel
+
+ENGINES = ("vllm", "openai", "ray", "cross-encoder", "bi-encoder")
+PAIRS = ("cross-encoder", "bi-encoder")  # engines that score pairs, without a prompt
+CONSTRAINING = ("vllm", "ray")
+WINDOWS = ("window", "stride", "passes", "pivot", "keep", "children", "sort")  # settings of strategies
+CHOOSING = {
+    "setwise": "setwise@1",
+    "pairwise": "pairwise@1",
+}  # strategies that need the best passage alone, and prompts
+THINK_TOKENS = 4096  # of a thought, by default
+PROCESSOR = "teachers.engines.constrained:IdentifierConstraint"
 
 
 @dataclass(frozen=True)
@@ -18,12 +32,21 @@ class Settings:
         None
     )
     depth: Annotated[int, "Candidates per query."] = 100
-    strategy: Annotated[str | None, "sliding (default), single, full, top-down, tournament."] = None
+    strategy: Annotated[
+        str | None,
+        "sliding (default), single, full, top-down, tournament, setwise, pairwise; pointwise for prompts of one passage.",
+    ] = None
     window: Annotated[int | None, "Passages per call; by default the model's."] = None
     stride: Annotated[int | None, "Passages by which a sliding window moves."] = None
     passes: Annotated[int | None, "Passes of a sliding window."] = None
     pivot: Annotated[int | None, "The rank of the pivot (top-down)."] = None
-    keep: Annotated[int | None, "Passages of a group that go on (tournament)."] = None
+    keep: Annotated[
+        int | None, "Passages of a group that go on (tournament), or ranks to settle (setwise, pairwise)."
+    ] = None
+    children: Annotated[int | None, "Passages that a passage is compared with in a call (setwise)."] = None
+    sort: Annotated[str | None, "heap (default) or bubble (setwise, pairwise), or all pairs (pairwise)."] = (
+        None
+    )
     samples: Annotated[int, "Shuffled orders per query whose rankings are merged (self-consistency)."] = 1
     seed: Annotated[int, "The seed of shuffled orders and of sampling."] = 0
     engine: Annotated[str | None, "vllm, openai, ray, cross-encoder, bi-encoder."] = None
@@ -55,9 +78,187 @@ class Settings:
     temperature: Annotated[float, "The sampling temperature; 0 is greedy."] = 0.0
     constrained: bool | None = None  # allow only unused identifiers; None: if the engine supports it
     top: Annotated[int | None, "End each reply after the best N identifiers; needs --constrained."] = None
+    think_tokens: Annotated[
+        int | None, "Tokens that a thinking model may spend before its answer; 4096 by default."
+    ] = None
+    keep_thoughts: Annotated[bool, "Store the thoughts of a thinking model with its replies."] = False
     logprobs: Annotated[bool, "Store the log-probabilities of identifiers as scores."] = False
     fuse: Annotated[bool, "Fuse a scoring model's order with the run's by reciprocal ranks."] = False
     fuse_weight: Annotated[float, "The teacher's share in --fuse; the run has the rest."] = 0.5
     canaries: Annotated[
         int, "Calls repeated at each start to notice that a model has changed; 0 for none."
     ] = 3
+
+
+def check(settings: Settings) -> None:
+    """Check the values that need no model.
+
+    Raises:
+        UsageError: if one is wrong.
+    """
+    if settings.depth < 1:
+        raise UsageError(f"--depth {settings.depth} is below 1")
+    for option, value in (
+        ("--limit", settings.limit),
+        ("--top", settings.top),
+        ("--samples", settings.samples),
+        ("--workers", settings.workers),
+    ):
+        if value is not None and value < 1:
+            raise UsageError(f"{option} {value} is below 1")
+    if settings.max_attempts < 1:
+        raise UsageError(f"--max-attempts {settings.max_attempts} is below 1")
+    for option, limit in (
+        ("--max-calls", settings.max_calls),
+        ("--max-tokens", settings.max_tokens),
+        ("--max-cost", settings.max_cost),
+    ):
+        if limit is not None and limit < 0:
+            raise UsageError(f"{option} {limit} is below 0")
+    if settings.top is not None and settings.constrained is False:
+        raise UsageError("--top ends replies by constrained decoding, and --free switches that off")
+    if settings.temperature < 0:
+        raise UsageError(f"--temperature {settings.temperature} is below 0")
+
+
+def check_engine(settings: Settings, model: TeacherModel, engine: str, own: str | None) -> None:
+    """Check the settings against the model and the engine.
+
+    Args:
+        own: name of an engine that the caller supplies.
+
+    Raises:
+        UsageError: if they do not fit.
+    """
+    if own is None and engine not in ENGINES:
+        raise UsageError(f"no engine named {engine!r}", hint=f"--engine {' | '.join(ENGINES)}")
+    _check_kind(settings, model, engine)
+    if settings.fuse and engine not in PAIRS:
+        raise UsageError("--fuse is for --engine cross-encoder and bi-encoder")
+    if not 0 < settings.fuse_weight < 1:
+        raise UsageError(
+            f"--fuse-weight is {settings.fuse_weight:g}: expected a number between 0 and 1",
+            hint="--fuse-weight 0.7",
+        )
+    if settings.fuse_weight != 0.5 and not settings.fuse:
+        raise UsageError("--fuse-weight is the teacher's share in a fused order", hint="add --fuse")
+    if engine in PAIRS and (
+        settings.constrained or settings.top or settings.logprobs or settings.samples > 1
+    ):
+        raise UsageError(
+            f"--engine {engine} scores pairs: --constrained, --top, --logprobs, --samples do not apply"
+        )
+    if engine == "openai" and not settings.base_urls:
+        raise UsageError(
+            "--engine openai needs a server",
+            hint="--base-url http://127.0.0.1:8000/v1 (repeat it for several)",
+        )
+    if engine == "openai" and settings.top and not settings.constrained:
+        raise UsageError(
+            "--top ends replies by constrained decoding, which a server has to be started for",
+            hint=f"--constrained, over vLLM servers with --logits-processors {PROCESSOR}",
+        )
+    if settings.max_cost is not None and (
+        (settings.input_price if settings.input_price is not None else model.input_price) is None
+        or (settings.output_price if settings.output_price is not None else model.output_price) is None
+    ):
+        raise UsageError(
+            f"--max-cost needs prices, and {model.name} has no prices",
+            hint="--input-price X --output-price Y, per million tokens",
+        )
+
+
+def _check_kind(settings: Settings, model: TeacherModel, engine: str) -> None:
+    """Check that the model, the engine and the strategy score passages or order lists alike."""
+    if model.kind in PAIRS and engine not in PAIRS:
+        raise UsageError(
+            f"{model.name} is a {model.kind}: it scores pairs and cannot be asked for a list",
+            hint=f"--engine {model.kind}",
+        )
+    if model.kind == "pointwise" and (engine in PAIRS or _asks_for_lists(settings)):
+        raise UsageError(
+            f"{model.name} scores one passage a call, by its prompt {model.prompt}:"
+            f" {f'--engine {engine}' if engine in PAIRS else _asks_for_lists(settings)} does not apply",
+            hint="leave it out"
+            if engine not in PAIRS
+            else "--engine vllm, or --engine openai with --base-url",
+        )
+    if model.kind == "pointwise" and engine == "openai" and model.template.reads == "logit":
+        raise UsageError(
+            f"the score of {model.name} is a logit, and servers send log-probabilities alone",
+            hint="--engine vllm",
+        )
+    if settings.strategy in CHOOSING and settings.samples > 1:
+        raise UsageError(
+            f"--strategy {settings.strategy} settles its first ranks alone: --samples does not apply",
+            hint="leave --samples out, or choose another strategy",
+        )
+    _check_thoughts(settings, model)
+    if model.kind == "listwise" and model.template.reads == "choice":
+        _check_choice(settings, model)
+    if model.kind not in ("pointwise", *PAIRS) and settings.strategy == "pointwise":
+        raise UsageError(
+            f"{model.name} orders lists by its prompt {model.prompt}: --strategy pointwise does not apply",
+            hint="leave it out, or ask the model with a prompt for one passage: --prompt yes-no@1 or rating@1",
+        )
+
+
+def _check_choice(settings: Settings, model: TeacherModel) -> None:
+    """Check the settings of a prompt whose reply names the best passage alone."""
+    if settings.strategy not in (None, *CHOOSING):
+        raise UsageError(
+            f"the prompt {model.prompt} asks for the best passage, and --strategy {settings.strategy} needs lists",
+            hint="--strategy setwise or pairwise",
+        )
+    if settings.constrained or settings.top is not None or settings.logprobs:
+        raise UsageError(
+            f"--constrained, --top and --logprobs are for lists, and the prompt {model.prompt} asks for the best passage",
+            hint="leave them out",
+        )
+    strategy = settings.strategy or default_strategy(model)
+    window = 2 if strategy == "pairwise" else 1 + (settings.children or 3)
+    most = model.template.most or (26 if model.template.identifiers == "letters" else window)
+    if window > most:
+        raise UsageError(
+            f"the prompt {model.prompt} shows {most} passages, and --strategy {strategy} compares {window}",
+            hint=f"--children {most - 1}",
+        )
+
+
+def _check_thoughts(settings: Settings, model: TeacherModel) -> None:
+    """Check the settings of thoughts against the prompt."""
+    thinks = model.kind == "listwise" and bool(model.template.thinks)
+    if not thinks and (settings.think_tokens is not None or settings.keep_thoughts):
+        raise UsageError(
+            f"{model.name} writes no thought: --think-tokens and --keep-thoughts do not apply",
+            hint="leave them out, or give a prompt with a thought: --prompt qwen3-thinking@1, reasonrank@1 or rank-r1@1",
+        )
+    if thinks and (settings.constrained or settings.logprobs or settings.top is not None):
+        raise UsageError(
+            f"the prompt {model.prompt} begins with a thought: --constrained, --top and --logprobs do not apply",
+            hint="leave them out",
+        )
+    if settings.think_tokens is not None and settings.think_tokens < 1:
+        raise UsageError(f"--think-tokens {settings.think_tokens} is below 1")
+
+
+def default_strategy(model: TeacherModel) -> str:
+    """Return the strategy that fits a model's prompt."""
+    if model.kind == "pointwise":
+        return "pointwise"
+    if model.template.reads != "choice":
+        return "sliding"
+    return "pairwise" if model.template.most == 2 else "setwise"
+
+
+def _asks_for_lists(settings: Settings) -> str | None:
+    """Name the first option that is for windows of passages, if one was given."""
+    given = {
+        f"--strategy {settings.strategy}": settings.strategy not in (None, "pointwise"),
+        **{f"--{name}": getattr(settings, name) is not None for name in WINDOWS},
+        "--samples": settings.samples > 1,
+        "--constrained": bool(settings.constrained),
+        "--top": settings.top is not None,
+        "--logprobs": settings.logprobs,
+    }
+    return next((option for option, is_given in given.items() if is_given), None)

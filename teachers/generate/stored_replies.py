@@ -14,7 +14,7 @@ import duckdb
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Sampling
 from teachers.errors import TeacherError
-from teachers.generate.calls import OWN_COUNTS, Teacher, read_text
+from teachers.generate.calls import Teacher, engine_reason, read_text
 from teachers.prompts import replies
 from teachers.prompts import template as prompts
 
@@ -92,8 +92,8 @@ def reading(
     finish: str | None,
     n: int,
 ) -> replies.Parsed | None:
-    """Parse a stored reply again; None if there is no reply: an engine error, or the scores of a pair."""
-    if teacher.reading == "scores" or (status == replies.ENGINE_ERROR and finish is None):
+    """Parse a stored reply again; None if there is no reply to parse: an engine error, or scores."""
+    if teacher.reading in ("scores", "answers") or (status == replies.ENGINE_ERROR and finish is None):
         return None
     if teacher.reading == "first":
         if scores is None:
@@ -102,8 +102,7 @@ def reading(
         return replies.from_logprobs(known, n)[0]
     if reply is None:
         return None
-    reason = (finish or "").removesuffix(OWN_COUNTS).removesuffix("; ")
-    return read_text(teacher, reply, reason or None, n)
+    return read_text(teacher, reply, engine_reason(finish), n)
 
 
 def identifiers(parsed: replies.Parsed) -> list[int] | None:

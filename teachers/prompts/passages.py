@@ -20,6 +20,7 @@ MAX_WORDS = 300
 MAX_QUERY_WORDS = 100
 MAX_CHARS = 12_000  # long enough for 300 words of any language; texts without spaces are cut here
 FLOOR_WORDS = 10
+FLOOR_CHARACTERS = 40
 
 # Markers of chat formats that the generic patterns below do not match. They are broken up for every model, because a
 # text must not imitate a turn of any model's format.
@@ -45,6 +46,7 @@ _SHAPES = re.compile(
     re.I | re.X,
 )
 _BAR_TOKEN = re.compile(r"<(/?\|[^<>\n]{0,64}?\|)>|<(\|[^<>|\n]{0,64})>|<([^<>|\n]{0,64}\|)>")
+_HEAD = re.compile(r"\b(passage|document)\s*[\"'(\[]{0,2}([A-Z]|\d{1,6})[\"')\]]{0,2}\s*:", re.I)
 _BRACKETS = str.maketrans(
     {"＜": "<", "﹤": "<", "＞": ">", "﹥": ">", "［": "[", "］": "]", "｜": "|", "¦": "|"}
 )
@@ -163,6 +165,11 @@ def passage(title: str | None, text: str, neutralise: Neutraliser, max_words: in
     return neutralise(clean(text, max_words))
 
 
+def without_labels(text: str) -> str:
+    """Break up what could pass for the head of another passage (``Passage B:``); a prepared text stays prepared."""
+    return _HEAD.sub(lambda m: f"{m[1]} ({m[2]}) -", text)
+
+
 def query(text: str, neutralise: Neutraliser, max_words: int = MAX_QUERY_WORDS) -> str:
     """Prepare a query for a prompt."""
     return neutralise(clean(text, max_words))
@@ -226,3 +233,32 @@ def fit(
         else:
             high = middle
     return best
+
+
+def fit_characters(
+    passages: Sequence[str], count_prompt_tokens: Callable[[Sequence[str]], int], limit: int
+) -> Fitted:
+    """Cut passages to the largest number of characters that fits; for texts that have no word boundaries.
+
+    Raises:
+        TeacherError: if the prompt does not fit with 40 characters each.
+    """
+    low, high = FLOOR_CHARACTERS, max(map(len, passages))
+    best = [text[:low] for text in passages]
+    tokens = count_prompt_tokens(best)
+    if tokens > limit:
+        raise TeacherError(
+            f"{len(passages)} passages of {low} characters take {tokens} tokens, and {limit} are left of the context",
+            hint="give a smaller --window, or a model with a longer context",
+            exit_code=ExitCode.TEACHER_ENGINE,
+        )
+    while low < high - 1:
+        middle = (low + high) // 2
+        shorter = [text[:middle] for text in passages]
+        n_tokens = count_prompt_tokens(shorter)
+        if n_tokens <= limit:
+            low, best, tokens = middle, shorter, n_tokens
+        else:
+            high = middle
+    words = max(len(text.split(" ")) for text in best)
+    return Fitted(tuple(best), words, tokens)

@@ -200,9 +200,7 @@ def parse(
     complete = _complete(_plain(answer), n, identifiers, wanted)
     if complete is not None:
         return complete
-    if _ERROR.search(answer):
-        return Parsed(None, ENGINE_ERROR)
-    span = _longest_span(answer, identifiers)
+    span = _longest_span(answer, identifiers) if not _ERROR.search(answer) else None
     if span is None:
         return Parsed(None, without_answer(answer, finish_reason))
     parsed = _read(_NAME[identifiers].findall(span[0]), n, identifiers, wanted)

@@ -1,9 +1,10 @@
 """Prompts: named, versioned templates read from ``templates/NAME@VERSION.txt``, each with a hash of its bytes.
 
-A template file is a sequence of turns. A line ``--- ROLE`` begins a turn. A line ``--- ROLE, each passage`` begins a
+A template file is a sequence of turns. A line ``--- ROLE`` begins a turn. A file of ``--- part`` turns is the whole prompt,
+byte for byte; each part becomes tokens alone, so that no token reaches from one part into the next. A line ``--- ROLE, each passage`` begins a
 turn that is repeated for each passage; adjacent ones alternate, as in RankGPT. The newline before the next marker is
 not part of a turn. Placeholders: ``{num}``, ``{query}``, ``{passages}`` (a line ``[identifier] text`` for each
-passage), and in repeated turns ``{identifier}`` and ``{passage}``. They are filled in one pass, so a passage that
+passage), ``{passage}`` if one passage is shown, and in repeated turns ``{identifier}`` and ``{passage}``. They are filled in one pass, so a passage that
 contains ``{query}`` stays unchanged.
 
 A model depends on the wording: one published ranker loses 3.7 points of nDCG with the wrong prompt. So a released file
@@ -13,7 +14,7 @@ never changes; a better wording is a new version.
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
 from string import ascii_uppercase
@@ -24,8 +25,11 @@ from teachers.prompts import chats
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
-_MARKER = re.compile(r"^--- (system|user|assistant)(, each passage)?$", re.M)
+_MARKER = re.compile(r"^--- (system|user|assistant|part)(, each passage)?$", re.M)
+_MARKS = re.compile(r"</?\|?\w+\|?>")
 _PLACEHOLDER = re.compile(r"\{(num|query|passages|identifier|passage|examples)\}")
+
+_ENTRY = re.compile(r"\{(identifier|passage)\}")
 
 # Formats that turn messages into text, for templates that do not use the model's chat template.
 _CHATS: Mapping[str, Mapping[str, str]] = {
@@ -61,13 +65,25 @@ class Turn:
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt for a window of passages.
+    """A prompt for a window of passages, or for one passage.
 
     Attributes:
         identifiers: ``numbers`` (``[1]`` …) or ``letters`` (``[A]`` … ``[Z]``, 26 passages at most).
-        chat: ``model`` (the model's own chat template) or ``vicuna`` (``{system} USER: {user} ASSISTANT:``).
+        chat: ``model`` (the model's own chat template), ``vicuna`` (``{system} USER: {user} ASSISTANT:``), or ``parts`` (the
+            file is the whole prompt).
         prefill: text after the rendered prompt, with which the reply would begin (FIRST's ``[``); the reply lacks it.
-        hash: hash of the file's bytes together with `identifiers`, `chat` and `prefill`.
+        hash: hash of the file's bytes together with the other properties.
+        reads: ``list`` (the reply is an order), ``choice`` (it names the best passage), or how a passage's score is read off
+            the first token's probabilities: ``log-odds`` (of the first answer against the second), ``logit`` (of the only
+            answer) or ``expected`` (the mean of the answers as numbers).
+        answers: the answers that the score is read from.
+        spelling: ``exact`` (an answer is one token, as written) or ``any`` (every token that spells it, in any case and with a
+            space before it).
+        begins: whether the prompt begins with the tokenizer's first token.
+        entry, joint: how ``{passages}`` shows a passage, and what stands between two.
+        most: most passages that it can show; None: as many as it has identifiers.
+        thinks: whether the model writes a thought first: empty, ``think`` (the answer follows it) or ``answer`` (it stands between
+            ``<answer>`` and ``</answer>``).
         reply_tokens: most tokens of a reply that is no ranking (:mod:`teachers.prompts.single`).
         examples: what stands for ``{examples}``.
     """
@@ -81,6 +97,27 @@ class Template:
     hash: str
     reply_tokens: int | None = None
     examples: str = ""
+    reads: str = "list"
+    answers: tuple[str, ...] = ()
+    spelling: str = "any"
+    begins: bool = False
+    entry: str = "[{identifier}] {passage}"
+    joint: str = "\n"
+    most: int | None = None
+    thinks: str = ""
+
+    @property
+    def pointwise(self) -> bool:
+        """Tell whether each passage is asked for alone, and gets a score."""
+        return bool(self.answers)
+
+    @cached_property
+    def markers(self) -> frozenset[str]:
+        """Return the marks of the prompt or its answers (``<Query>``, ``<answer>``) that its texts must not contain."""
+        if self.thinks == "answer":
+            return frozenset({"<answer>", "</answer>"})
+        text = "".join(turn.text for turn in self.turns) if self.chat == "parts" else ""
+        return frozenset(_MARKS.findall(text))
 
     @property
     def ident(self) -> str:
@@ -122,15 +159,18 @@ class Template:
         """Return the messages for one window; prepare the texts with :mod:`teachers.prompts.passages` first.
 
         Raises:
-            TeacherError: if there are no passages, or more than there are identifiers.
+            TeacherError: if there are no passages, or more than the prompt can show.
         """
         if not passages:
             raise TeacherError("a window without passages cannot be asked")
+        if self.most is not None and len(passages) > self.most:
+            shown = "one passage" if self.most == 1 else f"{self.most} passages"
+            raise TeacherError(f"the prompt {self.ident} shows {shown}, not {len(passages)}")
         names = self.names(len(passages))
         common = {
             "num": str(len(passages)),
             "query": query,
-            "passages": "\n".join(f"[{name}] {text}" for name, text in zip(names, passages, strict=True)),
+            "passages": self.joint.join(map(self._shown, names, passages)),
             "passage": passages[0],  # of a prompt that shows one
             "examples": self.examples,
         }
@@ -150,6 +190,10 @@ class Template:
                 messages += [{"role": t.role, "content": t.fill(values)} for t in repeated]
         return messages
 
+    def _shown(self, identifier: str, passage: str) -> str:
+        """Return a passage as ``{passages}`` shows it."""
+        return _ENTRY.sub(lambda m: identifier if m[1] == "identifier" else passage, self.entry)
+
     def text(
         self, messages: Sequence[Message], chat_template: Callable[[list[Message]], str] | None = None
     ) -> str:
@@ -159,6 +203,8 @@ class Template:
             chat_template: renders messages with the model's chat template, the assistant's turn opened (see
                 :func:`chat_renderer`). None: for a model without one; plain ``USER:``/``ASSISTANT:`` turns are used.
         """
+        if self.chat == "parts":
+            return "".join(message["content"] for message in messages)
         if self.chat == "model" and chat_template is not None:
             return chat_template(list(messages)) + self.prefill
         kind = "plain" if self.chat == "model" else self.chat
@@ -224,6 +270,32 @@ class _Form:
     identifiers: str = "numbers"
     chat: str = "model"
     prefill: str = ""
+    folder: str = ""  # within templates/
+    reads: str = "list"
+    answers: tuple[str, ...] = ()
+    spelling: str = "any"
+    begins: bool = False
+    entry: str = "[{identifier}] {passage}"
+    joint: str = "\n"
+    most: int | None = None
+    thinks: str = ""
+
+    def tag(self) -> str:
+        """Return what the template's hash covers beside the file."""
+        tag = f"msft:prompt:{self.identifiers}:{self.chat}:{self.prefill}:"
+        if self.reads != "list":
+            tag += f"{self.reads}:{','.join(self.answers)}:{self.spelling}:{self.begins}:{self.entry}:{self.joint}:"
+        return tag + (f"{self.thinks}:" if self.thinks else "")
+
+
+def _frame(reads: str, *answers: str, begins: bool = False) -> _Form:
+    """Describe the prompt of a model that was trained to score a passage by these answers."""
+    return _Form("numbers", "parts", "", "pointwise", reads, answers, "exact", begins, most=1)
+
+
+_QUOTED = _Form(
+    "letters", folder="choices", reads="choice", entry='Passage {identifier}: "{passage}"', joint="\n\n"
+)
 
 
 # Properties that a template file does not contain; the newest version of a name comes last.
@@ -235,6 +307,18 @@ _TEMPLATES: Mapping[str, _Form] = {
     "first@1": _Form(identifiers="letters", prefill="["),
     "rankgpt@1": _Form(),
     "listwise@1": _Form(),
+    "qwen3-reranker@1": _frame("log-odds", "yes", "no"),
+    "mxbai-rerank@1": _frame("log-odds", "1", "0"),
+    "bge-gemma@1": _frame("logit", "Yes", begins=True),
+    "yes-no@1": _Form(folder="pointwise", reads="log-odds", answers=("yes", "no"), most=1),
+    "rating@1": _Form(folder="pointwise", reads="expected", answers=("0", "1", "2", "3", "4"), most=1),
+    "setwise@1": _QUOTED,
+    "pairwise@1": replace(_QUOTED, most=2),
+    "rank-r1@1": _Form(
+        folder="thinking", reads="choice", entry="[{identifier}]: {passage}", most=20, thinks="answer"
+    ),
+    "reasonrank@1": _Form(folder="thinking", thinks="answer"),
+    "qwen3-thinking@1": _Form(folder="thinking", thinks="think"),
 }
 
 
@@ -258,8 +342,8 @@ def template(ident: str) -> Template:
     full = found[-1]
     form = _TEMPLATES[full]
     name, _, version = full.rpartition("@")
-    data = files("teachers").joinpath("templates", f"{full}.txt").read_bytes()
-    tagged = f"msft:prompt:{form.identifiers}:{form.chat}:{form.prefill}:".encode() + data
+    data = files("teachers").joinpath("templates", form.folder, f"{full}.txt").read_bytes()
+    tagged = form.tag().encode() + data
     return Template(
         name=name,
         version=int(version),
@@ -268,6 +352,14 @@ def template(ident: str) -> Template:
         chat=form.chat,
         prefill=form.prefill,
         hash=hashlib.blake2b(tagged, digest_size=16).hexdigest(),
+        reads=form.reads,
+        answers=form.answers,
+        spelling=form.spelling,
+        begins=form.begins,
+        entry=form.entry,
+        joint=form.joint,
+        most=form.most,
+        thinks=form.thinks,
     )
 
 

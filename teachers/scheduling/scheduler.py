@@ -28,7 +28,7 @@ from teachers.prompts.replies import ENGINE_ERROR
 from teachers.scheduling.budget import Budget
 from teachers.scheduling.figures import Figures
 from teachers.scheduling.job import Answer, Job, Result, scores_by_candidate
-from teachers.strategies.by_name import Order, Ranked, Steps, Window
+from teachers.strategies.by_name import Order, Ranked, ScoredOrder, Steps, Window
 
 Rank = tuple[int, int]  # calls left (most first) or 0, then the place among the tasks
 NO_TASK_YET = 0.01  # seconds before the task source is tried again
@@ -398,7 +398,8 @@ class Scheduler(Generic[TaskT]):
             answer = query.answers[place]
             if answer.order is None:
                 raise RuntimeError("a batch is merged when all its windows have usable answers")
-            orders.append(answer.order)
+            scored = answer.scores is not None
+            orders.append(ScoredOrder(answer.order, answer.scores or ()) if scored else answer.order)
             result.take(query.step + place, answer)
         only = query.answers[0] if len(query.windows) == 1 and query.step == 0 else None
         result.scores = scores_by_candidate(query.windows[0], only.scores) if only is not None else None

@@ -2,8 +2,8 @@
 
 A strategy sees only positions 0..n-1 of the prior order. Its generator yields a *batch*: a list of windows that may be
 asked at the same time. A window is a tuple of positions, in the order in which they are shown. The generator receives
-a list of orders, one per window, each a permutation of 0..len(window)-1, best first (``replies.Parsed.order``). It
-returns a :class:`Ranked`. It does no I/O, uses no clock, and its only randomness comes from its seed: the same replies
+a list of orders, one per window, each a permutation of 0..len(window)-1, best first (``replies.Parsed.order``); it is a
+:class:`ScoredOrder` if the teacher gave scores. It returns a :class:`Ranked`. It does no I/O, uses no clock, and its only randomness comes from its seed: the same replies
 give the same order, whatever the order of completion.
 """
 
@@ -15,6 +15,17 @@ from teachers.errors import ExitCode, TeacherError
 
 Window = tuple[int, ...]
 Order = Sequence[int]
+
+
+class ScoredOrder(tuple[int, ...]):
+    """An order with a score per place of its window, from a teacher that gives scores."""
+
+    scores: Sequence[float | None]
+
+    def __new__(cls, order: Order, scores: Sequence[float | None]) -> "ScoredOrder":
+        made = super().__new__(cls, order)
+        made.scores = scores
+        return made
 
 
 @dataclass(frozen=True)

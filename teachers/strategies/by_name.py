@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from teachers.errors import ExitCode, TeacherError
-from teachers.strategies.base import Bounds, Order, Ranked, Steps, Strategy, Window, apply, run
+from teachers.strategies.base import Bounds, Order, Ranked, ScoredOrder, Steps, Strategy, Window, apply, run
 from teachers.strategies.consistent import Consistent
+from teachers.strategies.pairwise import Pairwise
+from teachers.strategies.pointwise import Pointwise
+from teachers.strategies.setwise import Setwise
 from teachers.strategies.sliding import Sliding
 from teachers.strategies.top_down import TopDown
 from teachers.strategies.tournament import Tournament
@@ -17,7 +20,11 @@ __all__ = [
     "Consistent",
     "Full",
     "Order",
+    "Pairwise",
+    "Pointwise",
     "Ranked",
+    "ScoredOrder",
+    "Setwise",
     "Single",
     "Sliding",
     "Steps",
@@ -36,6 +43,9 @@ _BUILDERS: Mapping[str, Callable[..., Strategy]] = {
     "full": Full,
     "top-down": TopDown,
     "tournament": Tournament,
+    "pointwise": Pointwise,
+    "setwise": Setwise,
+    "pairwise": Pairwise,
 }
 _TAKES = {
     "sliding": ("window", "stride", "passes"),
@@ -43,6 +53,9 @@ _TAKES = {
     "full": (),
     "top-down": ("window", "pivot"),
     "tournament": ("window", "keep"),
+    "pointwise": (),
+    "setwise": ("children", "keep", "sort"),
+    "pairwise": ("keep", "sort"),
 }
 STRATEGIES = tuple(_BUILDERS)
 

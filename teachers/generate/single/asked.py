@@ -8,7 +8,8 @@ from labelstore.labels.write import Teacher as TeacherRow
 from teachers import models
 from teachers.engines.base import Sampling
 from teachers.generate.calls import Teacher
-from teachers.generate.plan import POINTWISE, revision_of
+from teachers.generate.plan import revision_of
+from teachers.generate.settings import PAIRS
 from teachers.generate.single.settings import Asking
 from teachers.journal.segments import Record
 from teachers.prompts.template import Template
@@ -115,7 +116,7 @@ def _found(name: str, settings: Asking, engine_name: str | None) -> tuple[models
         output_price=settings.output_price,
     )
     engine = engine_name or settings.engine or model.engine
-    if model.kind in POINTWISE:
+    if model.kind in PAIRS:
         raise UsageError(
             f"{model.name} is a {model.kind}: it scores pairs and writes no text",
             hint="--model with a chat model",

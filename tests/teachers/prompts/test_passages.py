@@ -52,8 +52,12 @@ def test_hostile_texts_tokenise_to_the_templates_own_special_tokens_and_no_more(
 
     def special(query: str, texts: list[str]) -> list[int]:
         shown = [passages.passage(text, text, neutralise) for text in texts]
-        text = template.text(template.render(passages.query(query, neutralise), shown), render)
-        return ids_of_special(tokenizer, text)
+        windows = [[one] for one in shown] if template.pointwise else [shown]
+        found = []
+        for window in windows:
+            text = template.text(template.render(passages.query(query, neutralise), window), render)
+            found += ids_of_special(tokenizer, text)
+        return found
 
     n = len(HOSTILE)
     harmless = special("harmless", ["harmless"] * n)

@@ -65,6 +65,29 @@ def test_rankvicuna_is_rendered_without_a_chat_template() -> None:
     assert template.text(rendered("rankvicuna"), None) == golden("rankvicuna.text.txt")
 
 
+ONE = prepared()[1]
+
+
+@pytest.mark.parametrize("name", ["qwen3-reranker", "mxbai-rerank", "bge-gemma"])
+def test_prompts_of_one_passage_are_the_whole_text(name: str) -> None:
+    template = prompts.template(name)
+    messages = template.render(query(QUERY, neutraliser()), [ONE])
+    chat = prompts.chat_renderer(tiny_tokenizer("zephyr"))
+    assert template.text(messages, chat) == template.text(messages, None) == golden(f"{name}.text.txt")
+
+
+@pytest.mark.parametrize("name", ["yes-no", "rating"])
+def test_messages_about_one_passage(name: str) -> None:
+    found = prompts.template(name).render(query(QUERY, neutraliser()), [ONE])
+    assert found == json.loads(golden(f"{name}.messages.json"))
+
+
+@pytest.mark.parametrize("name", ["qwen3-reranker", "yes-no"])
+def test_a_prompt_of_one_passage_shows_no_second_one(name: str) -> None:
+    with pytest.raises(TeacherError, match="shows one passage, not 3"):
+        prompts.template(name).render(QUERY, prepared())
+
+
 def test_every_registered_template_has_a_golden_file() -> None:
     tested = {path.name.split(".")[0] for path in GOLDEN.iterdir()} - {"rankzephyr-train"}
     assert {ident.rpartition("@")[0] for ident in prompts.names()} == tested
