@@ -1,7 +1,7 @@
 """Attention without padding: all pairs of a batch in one row, and each pair attends only to itself.
 
 Stock transformers layers run unchanged. The attention function is registered through transformers' interface, and the
-boundaries between pairs are forward arguments. A score needs only the first token of the last layer. BERT, ELECTRA and
+boundaries between pairs are forward arguments. A decoder's score is read at each pair's last token. An encoder's score needs only the first token of the last layer. BERT, ELECTRA and
 RoBERTa therefore compute keys and values of all tokens there, and everything else for one token per pair.
 
 On CUDA, attention uses PyTorch's variable-length kernel. flash-attn replaces it if PyTorch's is missing or lacks a
@@ -21,7 +21,10 @@ from students.errors import ExitCode, StudentError
 from students.text.batches import PairBatch
 
 NAME = "packed_varlen"
-SUPPORTED = ("electra", "roberta", "xlm-roberta", "camembert", "bert", "modernbert")
+ENCODERS = ("electra", "roberta", "xlm-roberta", "camembert", "bert", "modernbert")
+DECODERS = ("qwen3", "qwen2", "llama", "mistral", "gemma")
+SUPPORTED = (*ENCODERS, *DECODERS)
+Span = tuple[int, int]  # the tokens that a token sees before and after itself; -1 is all of them
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def packed_attention(
     """Compute attention of each segment over itself. (1, heads, T, dim) inputs give (1, T, heads, dim).
 
     Args:
-        sliding_window: ModernBERT's value, one more than the tokens seen on either side.
+        module: the layer's attention; a causal one sees no token after itself.
+        sliding_window: one more than the tokens seen before a token, and in ModernBERT on either side.
         cu_seq_lens_q: (segments + 1,) int32 boundaries in the row.
 
     Raises:
@@ -119,10 +123,11 @@ def packed_attention(
     """
     if cu_seq_lens_q is None or max_length_q is None:
         raise RuntimeError("packed attention was called without the boundaries of its segments")
-    window = -1 if sliding_window is None else sliding_window - 1
+    before = -1 if sliding_window is None else sliding_window - 1
+    span = (before, 0 if getattr(module, "is_causal", False) else before)
     segments = _Segments(cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-    return _attend(q, k, v, segments, dropout, scaling, window).unsqueeze(0), None
+    return _attend(q, k, v, segments, dropout, scaling, span).unsqueeze(0), None
 
 
 def _attend(
@@ -132,11 +137,14 @@ def _attend(
     segments: _Segments,
     dropout: float,
     scaling: float | None = None,
-    window: int = -1,
+    span: Span = (-1, -1),
 ) -> torch.Tensor:
-    """Compute attention of each segment's queries over its keys, (tokens, heads, dim) each, in the queries' shape."""
+    """Compute attention of each segment's queries over its keys, (tokens, heads, dim) each, in the queries' shape.
+
+    Several heads of the queries may share one of the keys and values.
+    """
     way = _kernel if query.device.type == "cuda" else _loop
-    return cast(torch.Tensor, way(query, key, value, segments, dropout, scaling, window))
+    return cast(torch.Tensor, way(query, key, value, segments, dropout, scaling, span))
 
 
 def _kernel(
@@ -146,14 +154,15 @@ def _kernel(
     segments: _Segments,
     dropout: float,
     scaling: float | None,
-    window: int,
+    span: Span,
 ) -> torch.Tensor:
     """Call a variable-length kernel for fp16 and bf16: PyTorch's, or flash-attn's for dropout or if PyTorch has none."""
     q, k, v = (x.contiguous() for x in (query, key, value))
     at = (segments.queries, segments.keys, segments.longest_query, segments.longest_key)
-    options: dict[str, Any] = {"window_size": (window, window)} if window >= 0 else {}
+    options: dict[str, Any] = {"window_size": span} if span != (-1, -1) else {}
     if _TORCH_VARLEN is not None and not dropout:
-        return cast(torch.Tensor, _TORCH_VARLEN(q, k, v, *at, scale=scaling, **options))
+        shared = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
+        return cast(torch.Tensor, _TORCH_VARLEN(q, k, v, *at, scale=scaling, **options, **shared))
     if _FLASH_ATTN is None:
         raise _no_kernel(dropout)
     return cast(torch.Tensor, _FLASH_ATTN(q, k, v, *at, dropout_p=dropout, softmax_scale=scaling, **options))
@@ -167,12 +176,13 @@ def _loop(
     segments: _Segments,
     dropout: float,
     scaling: float | None,
-    window: int,
+    span: Span,
 ) -> torch.Tensor:
     """Call SDPA once per run of segments of one shape. Batches are sorted by length, so there are few runs."""
     ends = list(zip(segments.queries.tolist(), segments.keys.tolist(), strict=True))
     forms = [(q - p, k - j) for (p, j), (q, k) in pairwise(ends)]
     heads, dim = query.shape[1:]
+    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     outputs, first = [], 0
     for (rows, length), run in groupby(forms):
         last = first + len(list(run))
@@ -181,16 +191,23 @@ def _loop(
             x[part].view(last - first, -1, heads, dim).transpose(1, 2)
             for x, part in zip((query, key, value), parts, strict=True)
         )
-        mask = None
-        if 0 <= window < length - 1:
-            at = torch.arange(length, device=query.device)
-            mask = (at[:, None] - at[None, :]).abs() <= window
+        mask = _mask(span, length, query.device)
         mixed = functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling
         )
         outputs.append(mixed.transpose(1, 2).reshape((last - first) * rows, heads, dim))
         first = last
     return torch.cat(outputs)
+
+
+def _mask(span: Span, length: int, device: torch.device) -> torch.Tensor | None:
+    """Return which keys (columns) a segment's tokens (rows) see; None if all see all."""
+    before, after = (length if seen < 0 else seen for seen in span)
+    if min(before, after) >= length - 1:
+        return None
+    at = torch.arange(length, device=device)
+    distance = at[:, None] - at[None, :]
+    return (distance <= before) & (-distance <= after)
 
 
 def forward(model: Any, batch: PairBatch) -> torch.Tensor:
@@ -200,6 +217,8 @@ def forward(model: Any, batch: PairBatch) -> torch.Tensor:
     architecture = str(model.config.model_type)
     if architecture == "modernbert":
         logits = _modernbert(model, batch, batch.boundaries)
+    elif architecture in DECODERS:
+        logits = _last_tokens(model, batch, batch.boundaries)
     elif architecture in SUPPORTED:
         first = _first_tokens(model.base_model, batch, batch.boundaries)  # (n, width)
         if architecture == "bert":
@@ -246,6 +265,15 @@ def _first_tokens(base: Any, batch: PairBatch, boundaries: torch.Tensor) -> torc
     mixed = _attend(q, k, v, segments, attend.dropout.p if attend.training else 0.0)
     states: torch.Tensor = last.feed_forward_chunk(last.attention.output(mixed.flatten(1), first))
     return states
+
+
+def _last_tokens(model: Any, batch: PairBatch, boundaries: torch.Tensor) -> torch.Tensor:
+    """Compute a decoder's logits, (n, 1), from the last states of each pair's last token."""
+    hidden = model.model(
+        input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **_boundaries(batch)
+    )[0][0]
+    logits: torch.Tensor = model.score(hidden[boundaries[1:].long() - 1])
+    return logits
 
 
 def _modernbert(model: Any, batch: PairBatch, boundaries: torch.Tensor) -> torch.Tensor:

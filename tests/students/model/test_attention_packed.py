@@ -152,7 +152,7 @@ def kernel(takes_dropout):
         assert (max_q, max_k) == tuple(int((cu[1:] - cu[:-1]).max()) for cu in (cu_q, cu_k))
         called.append(dropout)
         segments = attention._Segments(cu_q, cu_k, max_q, max_k)
-        return attention._loop(q, k, v, segments, 0.0, scale, window[0])
+        return attention._loop(q, k, v, segments, 0.0, scale, window)
 
     def torchs(*at, scale=None, window_size=(-1, -1)):
         return attend(*at, 0.0, scale, window_size)
@@ -169,7 +169,7 @@ def test_kernels_get_what_the_loop_gets(tiny, architecture, monkeypatch):
     batch = batch_for(packed)
     expected = packed(batch).detach()
     torchs, flash = kernel(takes_dropout=False), kernel(takes_dropout=True)
-    monkeypatch.setattr(attention, "_attend", lambda *args: attention._kernel(*[*args, None, -1][:7]))
+    monkeypatch.setattr(attention, "_attend", lambda *args: attention._kernel(*[*args, None, (-1, -1)][:7]))
     for own, other in ((torchs, flash), (None, flash)):
         monkeypatch.setattr(attention, "_TORCH_VARLEN", own and own[0])
         monkeypatch.setattr(attention, "_FLASH_ATTN", other[0])
@@ -182,7 +182,7 @@ def test_dropout_is_flash_attns_or_an_error(tiny, monkeypatch):
     _, packed = both(tiny("bert"))
     batch = batch_for(packed)
     torchs, flash = kernel(takes_dropout=False), kernel(takes_dropout=True)
-    monkeypatch.setattr(attention, "_attend", lambda *args: attention._kernel(*[*args, None, -1][:7]))
+    monkeypatch.setattr(attention, "_attend", lambda *args: attention._kernel(*[*args, None, (-1, -1)][:7]))
     monkeypatch.setattr(attention, "_TORCH_VARLEN", torchs[0])
     monkeypatch.setattr(attention, "_FLASH_ATTN", flash[0])
     packed.train()

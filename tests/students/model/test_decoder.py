@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from students.errors import StudentError
+from students.model import packed_attention as packed
 from students.model.decoder import is_decoder
 from students.model.encoder import CrossEncoder
 from students.rerank.reranker import Reranker
+from students.text.batches import collate
 from students.text.frames import Framing, frame_of
 
 QWEN = Framing("qwen3-reranker")
@@ -81,6 +83,49 @@ def test_a_saved_student_scores_the_same_in_sentence_transformers(tmp_path, kind
     folder = encoder.save(tmp_path / "saved")
     theirs = Theirs(str(folder), device="cpu").predict([(QUERY, passage) for passage in PASSAGES])
     np.testing.assert_allclose(theirs, encoder.score(QUERY, PASSAGES), atol=1e-3)
+
+
+@pytest.mark.parametrize("multiple", [1, 64])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("kind", sorted(tiny_decoders.CONFIGS))
+def test_packed_scores_and_gradients_equal_the_padded_forward(tmp_path, kind, window, multiple):
+    if window and kind != "mistral":
+        pytest.skip("only Mistral's layers have a window here")
+    settings = {"sliding_window": window} if kind == "mistral" else {}
+    folder = tiny_decoders.make(kind, tmp_path / "m", **settings)
+    framing = Framing(FRAMES.get(kind, "qwen3-reranker"))
+    weights, results = torch.linspace(-1, 1, len(PASSAGES)), []
+    for attention in (None, "packed_varlen"):
+        encoder = load(folder, framing, attention=attention).eval()
+        each = np.arange(len(PASSAGES))
+        batch = collate(
+            encoder.form, encoder.tokenise([QUERY]), encoder.tokenise(PASSAGES), 0 * each, each,
+            layout=encoder.layout, multiple=multiple, position_start=encoder.position_start,
+        )  # fmt: skip
+        scores = encoder(batch)
+        (scores * weights).sum().backward()
+        results.append((scores.detach(), {n: p.grad for n, p in encoder.model.named_parameters()}))
+    torch.testing.assert_close(results[1][0], results[0][0], atol=1e-5, rtol=1e-4)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(("kind", "window", "span"), [("qwen3", None, (-1, 0)), ("mistral", 5, (4, 0))])
+def test_pytorchs_kernel_is_told_that_a_decoder_reads_from_left_to_right(
+    tmp_path, monkeypatch, kind, window, span
+):
+    settings = {"sliding_window": window} if window else {}
+    encoder = load(tiny_decoders.make(kind, tmp_path / "m", **settings), attention="packed_varlen").eval()
+    expected, told = encoder.score(QUERY, PASSAGES), []
+
+    def kernel(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        told.append((window_size, enable_gqa))
+        return packed._loop(q, k, v, packed._Segments(cu_q, cu_k, max_q, max_k), 0.0, scale, window_size)
+
+    monkeypatch.setattr(packed, "_attend", packed._kernel)
+    monkeypatch.setattr(packed, "_TORCH_VARLEN", kernel)
+    np.testing.assert_allclose(encoder.score(QUERY, PASSAGES), expected, atol=1e-6)
+    assert set(told) == {(span, True)}
 
 
 def test_batches_of_a_reranker_do_not_change_a_decoders_scores(tmp_path):
