@@ -218,10 +218,7 @@ def margin_mse(scores: torch.Tensor, targets: Targets) -> ListLoss:
 def adr_mse(scores: torch.Tensor, targets: Targets, *, alpha: float = 1.0) -> ListLoss:
     """ADR-MSE (Rank-DistiLLM, arXiv 2405.07920): (1/n) Σ_i (π_i − π̂_i)² / log2(π_i + 1), π̂_i = 1 + Σ_{j≠i} σ(α(s_j − s_i))."""
     s = _exact(scores)
-    both = targets.mask.unsqueeze(2) & targets.mask.unsqueeze(1)
-    itself = torch.eye(s.shape[1], dtype=torch.bool, device=s.device)
-    above = torch.sigmoid(-alpha * _differences(s, targets)).where(both & ~itself, 0.0)
-    soft = 1 + above.sum(2)
+    soft = _soft_ranks(alpha * s, targets)
     ranks = targets.ranks().to(s.dtype)
     terms = ((ranks - soft).square() / torch.log2(ranks + 1)).where(targets.mask, 0.0)
     return _where_ordered(terms, targets.mask.to(s.dtype), targets)
@@ -234,24 +231,54 @@ def lambda_loss(scores: torch.Tensor, targets: Targets, *, mu: float = 10.0) -> 
     grades above 8, such as list positions, gains are y/maxDCG, because 2^y would overflow and only the first passage
     would count.
     """
+    found = _discounted(_exact(scores), targets)
+    return _lambda(found, targets, mu * found.apart + found.swapped)
+
+
+def lambdarank(scores: torch.Tensor, targets: Targets) -> ListLoss:
+    """LambdaRank in the LambdaLoss framework (Wang et al. 2018): pairs y_i > y_j weighted by |1/D_i − 1/D_j| · |G_i − G_j|.
+
+    Ranks, D and gains are those of ``lambda``.
+    """
+    found = _discounted(_exact(scores), targets)
+    return _lambda(found, targets, found.swapped)
+
+
+def ndcg_loss2(scores: torch.Tensor, targets: Targets) -> ListLoss:
+    """NDCG-Loss2 (Wang et al. 2018): pairs y_i > y_j weighted by |1/D_d − 1/D_{d+1}| · |G_i − G_j|, d the ranks' distance."""
+    found = _discounted(_exact(scores), targets)
+    return _lambda(found, targets, found.apart)
+
+
+def ndcg_loss1(scores: torch.Tensor, targets: Targets) -> ListLoss:
+    """NDCG-Loss1 (Wang et al. 2018): all pairs of two passages i and j, weighted by G_i / D_i; looser than ``ndcg_loss2``."""
+    found = _discounted(_exact(scores), targets)
+    both = targets.mask.unsqueeze(2) & targets.mask.unsqueeze(1)
+    itself = torch.eye(found.s.shape[1], dtype=torch.bool, device=found.s.device)
+    pairs = both & ~itself & targets.pairs().any(2).any(1)[:, None, None]
+    return _weighed(found, targets, (found.gains * found.inverse).unsqueeze(2).expand_as(found.apart), pairs)
+
+
+def approx_ndcg(scores: torch.Tensor, targets: Targets, *, temperature: float = 1.0) -> ListLoss:
+    """ApproxNDCG (Qin et al. 2010): 1 − Σ_i G_i / log2(1 + π̂_i), with the soft rank π̂_i = 1 + Σ_{j≠i} σ((s_j − s_i)/τ).
+
+    Gains are those of ``lambda``. A list without a gain has no term.
+    """
     s = _exact(scores)
-    pairs = targets.pairs()
-    gains = _gains(targets).to(s.dtype)
-    place = targets.places.to(s.dtype)
-    ideal = (gains / torch.log2(1 + place)).sum(1, keepdim=True)
-    gains = gains / ideal.clamp(min=1e-12)
-    order = s.detach().masked_fill(~targets.mask, -math.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(s).scatter_(
-        1, order, torch.arange(1, s.shape[1] + 1, device=s.device, dtype=s.dtype).expand_as(s)
-    )
-    inverse = 1 / torch.log2(1 + rank)
-    distance = (rank.unsqueeze(2) - rank.unsqueeze(1)).abs()
-    discount = (1 / torch.log2(1 + distance.clamp(min=1)) - 1 / torch.log2(2 + distance.clamp(min=1))).abs()
-    swap = (inverse.unsqueeze(2) - inverse.unsqueeze(1)).abs()
-    weights = (mu * discount + swap) * (gains.unsqueeze(2) - gains.unsqueeze(1)).abs()
-    weights = (weights * targets.pair_weights().to(s.dtype)).where(pairs, 0.0)
-    terms = functional.softplus(-_differences(s, targets)) / math.log(2) * weights
-    return ListLoss(terms.sum((1, 2)), pairs.sum((1, 2)).to(s.dtype))
+    ranks = _soft_ranks(s / temperature, targets)
+    gains, ideal = _normal_gains(targets, s.dtype)
+    value = 1 - (gains / torch.log2(1 + ranks)).where(targets.mask, 0.0).sum(1)
+    valid = targets.pairs().any(2).any(1) & (ideal.squeeze(1) > 0)
+    return ListLoss(value.where(valid, 0.0), valid.to(s.dtype))
+
+
+def mse(scores: torch.Tensor, targets: Targets) -> ListLoss:
+    """Mean squared error on scores: (s_i − t_i)² over passages; needs teacher scores on the scale of logits."""
+    s = _exact(scores)
+    known = torch.isfinite(targets.scores) & targets.mask
+    weights = targets.weights.to(s.dtype).where(known, 0.0)
+    terms = (s - torch.nan_to_num(targets.scores).to(s.dtype)).where(known, 0.0).square() * weights
+    return ListLoss(terms.sum(1), weights.sum(1))
 
 
 def hinge(scores: torch.Tensor, targets: Targets, *, margin: float = 1.0) -> ListLoss:
@@ -285,6 +312,56 @@ def _differences(s: torch.Tensor, targets: Targets) -> torch.Tensor:
     )
 
 
+def _soft_ranks(s: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Compute 1 + Σ_{j≠i} σ(s_j − s_i), (L, n); 1 at padding."""
+    both = targets.mask.unsqueeze(2) & targets.mask.unsqueeze(1)
+    itself = torch.eye(s.shape[1], dtype=torch.bool, device=s.device)
+    return 1 + torch.sigmoid(-_differences(s, targets)).where(both & ~itself, 0.0).sum(2)
+
+
+@dataclass(frozen=True)
+class _Discounted:
+    """What the losses of the LambdaLoss framework weigh pairs by; ranks are the student's, without gradient.
+
+    Attributes:
+        s: the scores, (L, n).
+        gains: G, (L, n). inverse: 1/D at each passage's rank, (L, n).
+        apart: |1/D_d − 1/D_{d+1}| for the ranks' distance d, (L, n, n). swapped: |1/D_i − 1/D_j|, (L, n, n).
+    """
+
+    s: torch.Tensor
+    gains: torch.Tensor
+    inverse: torch.Tensor
+    apart: torch.Tensor
+    swapped: torch.Tensor
+
+
+def _discounted(s: torch.Tensor, targets: Targets) -> _Discounted:
+    gains, _ = _normal_gains(targets, s.dtype)
+    order = s.detach().masked_fill(~targets.mask, -math.inf).argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(s).scatter_(
+        1, order, torch.arange(1, s.shape[1] + 1, device=s.device, dtype=s.dtype).expand_as(s)
+    )
+    inverse = 1 / torch.log2(1 + rank)
+    distance = (rank.unsqueeze(2) - rank.unsqueeze(1)).abs().clamp(min=1)
+    apart = (1 / torch.log2(1 + distance) - 1 / torch.log2(2 + distance)).abs()
+    swapped = (inverse.unsqueeze(2) - inverse.unsqueeze(1)).abs()
+    return _Discounted(s, gains, inverse, apart, swapped)
+
+
+def _lambda(found: _Discounted, targets: Targets, weights: torch.Tensor) -> ListLoss:
+    """Sum softplus(−(s_i − s_j)) in bits over pairs with y_i > y_j, weighted and times |G_i − G_j|."""
+    gained = (found.gains.unsqueeze(2) - found.gains.unsqueeze(1)).abs()
+    return _weighed(found, targets, weights * gained, targets.pairs())
+
+
+def _weighed(found: _Discounted, targets: Targets, weights: torch.Tensor, pairs: torch.Tensor) -> ListLoss:
+    s = found.s
+    weights = (weights * targets.pair_weights().to(s.dtype)).where(pairs, 0.0)
+    terms = functional.softplus(-_differences(s, targets)) / math.log(2) * weights
+    return ListLoss(terms.sum((1, 2)), pairs.sum((1, 2)).to(s.dtype))
+
+
 def _plackett_luce(s: torch.Tensor, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute ListMLE's terms by place, (L, n), and mark the places that hold a passage."""
     by_place = targets.places.argsort(dim=1)
@@ -304,6 +381,13 @@ def _gains(targets: Targets) -> torch.Tensor:
     grades = targets.labels.clamp(min=0).to(torch.float64).where(targets.mask, 0.0)
     large = grades.amax(1, keepdim=True) > 8
     return torch.where(large, grades, torch.exp2(grades.clamp(max=8)) - 1)
+
+
+def _normal_gains(targets: Targets, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute gains over the best possible DCG, (L, n), and that DCG, (L, 1)."""
+    gains = _gains(targets).to(dtype)
+    ideal = (gains / torch.log2(1 + targets.places.to(dtype))).sum(1, keepdim=True)
+    return gains / ideal.clamp(min=1e-12), ideal
 
 
 # -------------------------------------------------------------------------------------------- the registry
@@ -339,6 +423,11 @@ LOSSES: dict[str, Loss] = {
         Loss("margin_mse", margin_mse, "scores"),
         Loss("adr_mse", adr_mse, "order", weighted=False, parameters={"alpha": 1.0}),
         Loss("lambda", lambda_loss, "order", parameters={"mu": 10.0}),
+        Loss("lambdarank", lambdarank, "order"),
+        Loss("ndcg_loss1", ndcg_loss1, "order"),
+        Loss("ndcg_loss2", ndcg_loss2, "order"),
+        Loss("approx_ndcg", approx_ndcg, "order", weighted=False, parameters={"temperature": 1.0}),
+        Loss("mse", mse, "scores"),
         Loss("hinge", hinge, "order", parameters={"margin": 1.0}),
         Loss("bce", bce, "binary", parameters={"positive_weight": 1.0}),
     )

@@ -88,6 +88,44 @@ def test_lambda_is_sentence_transformers():
     same(ours("lambda", RAGGED_SCORES, RAGGED), theirs(peers.LambdaLoss, RAGGED_SCORES, RAGGED))
 
 
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("lambdarank", "LambdaRankScheme"), ("ndcg_loss2", "NDCGLoss2Scheme")]
+)
+def test_the_weighings_of_lambda_loss_are_sentence_transformers(name, scheme):
+    from sentence_transformers.cross_encoder.losses import lambda_loss as schemes
+
+    def make(model):
+        return peers.LambdaLoss(model, weighting_scheme=getattr(schemes, scheme)())
+
+    same(ours(name, RAGGED_SCORES, RAGGED), theirs(make, RAGGED_SCORES, RAGGED))
+
+
+def test_ndcg_loss1_is_sentence_transformers_but_for_pairs_of_a_passage_with_itself():
+    """There each passage is paired with itself too, at one bit: a constant, and n more terms in the mean."""
+    from sentence_transformers.cross_encoder.losses.lambda_loss import NDCGLoss1Scheme
+
+    def make(model):
+        return peers.LambdaLoss(model, weighting_scheme=NDCGLoss1Scheme())
+
+    value, gradient = ours("ndcg_loss1", SCORES, GRADES)
+    their_value, their_gradient = theirs(make, SCORES, GRADES)
+    n_pairs, n_all = 3 * 4 * 3, 3 * 4 * 4
+    assert [g * n_pairs / n_all for g in gradient] == pytest.approx(their_gradient, rel=1e-4, abs=1e-6)
+    itself = 0.0
+    for scores, grades in zip(SCORES, GRADES, strict=True):
+        ideal = sum((2**g - 1) / math.log2(1 + k) for k, g in enumerate(sorted(grades, reverse=True), 1))
+        order = sorted(range(4), key=lambda i: -scores[i])
+        itself += sum((2 ** grades[i] - 1) / ideal / math.log2(1 + k) for k, i in enumerate(order, 1))
+    assert (value * n_pairs + itself) / n_all == pytest.approx(their_value, rel=1e-5)
+
+
+def test_mse_is_torchs_which_sentence_transformers_takes():
+    leaf = torch.tensor(SCORES, requires_grad=True)
+    value = torch.nn.MSELoss()(leaf, torch.tensor(TEACHER))
+    value.backward()
+    same(ours("mse", SCORES, GRADES, TEACHER), (value.item(), leaf.grad.flatten().tolist()))
+
+
 def test_adr_mse_is_sentence_transformers_ties_included():
     same(ours("adr_mse", RAGGED_SCORES, RAGGED), theirs(peers.ADRMSELoss, RAGGED_SCORES, RAGGED))
 
@@ -165,6 +203,16 @@ def test_kl_is_lightning_irs():
     same(
         ours("kl", SCORES, GRADES, TEACHER, reduction="list"),
         of_lightning(lightning.KLDivergence(), SCORES, TEACHER),
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_approx_ndcg_is_lightning_irs_where_its_ideal_order_is_right(temperature):
+    """Its ideal ranks are those of an argsort of an argsort, which are ranks; ties there get ranks by position."""
+    loss = lightning.ApproxNDCG(temperature=temperature)
+    same(
+        ours("approx_ndcg", SCORES, GRADES, reduction="list", temperature=temperature),
+        of_lightning(loss, SCORES, GRADES),
     )
 
 
