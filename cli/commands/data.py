@@ -11,6 +11,7 @@ from cli.output import diagnostics, render
 if TYPE_CHECKING:
     from labelstore.datasets.add import Added
 
+LAYOUTS = ("folder", "triples")
 data_app = group("Datasets: documents, queries, judgments.")
 
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="The dataset; by default the only one.")]
@@ -51,6 +52,10 @@ def add(
     splits: Annotated[
         bool, typer.Option("--splits", help="Add DATASET/SPLIT for each of the folder's qrels/SPLIT.tsv.")
     ] = False,
+    layout: Annotated[
+        str,
+        "folder, or triples: --from is a file with a query, positives and negatives in each JSON line.",
+    ] = "folder",
     skip_bad_lines: Annotated[
         int,
         typer.Option(
@@ -62,6 +67,7 @@ def add(
     from labelstore.datasets.add_dataset import add_dataset, add_splits
     from labelstore.errors import UsageError
 
+    _check_layout(dataset, layout, folder, qrels, splits, skip_bad_lines)
     if splits and (folder is None or qrels is not None or role is not None):
         raise UsageError(
             "--splits takes judgments and roles from a folder's split names",
@@ -73,7 +79,21 @@ def add(
             hint="--from FOLDER",
         )
     with diagnostics.progress("documents", unit="passages") as tick:
-        if splits and folder is not None:
+        if layout == "triples" and folder is not None:
+            from cli.workflows.triples import add_triples
+
+            done = [
+                add_triples(
+                    context.store,
+                    dataset,
+                    folder,
+                    collection=collection,
+                    role=role,
+                    update=update,
+                    progress=tick,
+                )
+            ]
+        elif splits and folder is not None:
             done = add_splits(
                 context.store, dataset, folder, collection=collection, update=update, skip_bad_lines=skip_bad_lines,
                 progress=tick,
@@ -86,6 +106,20 @@ def add(
                 )
             ]  # fmt: skip
     render.rows([row for added in done for row in _told(added)], context.format)
+
+
+def _check_layout(
+    dataset: str, layout: str, folder: Path | None, qrels: Path | None, splits: bool, skip_bad_lines: int
+) -> None:
+    from labelstore.errors import UsageError
+
+    if layout not in LAYOUTS:
+        raise UsageError(f"layout {layout!r} is not known", hint=f"--layout {' | '.join(LAYOUTS)}")
+    if layout == "triples" and (folder is None or qrels is not None or splits or skip_bad_lines):
+        raise UsageError(
+            "--layout triples takes queries, passages and judgments from one file",
+            hint=f"msft data add {dataset} --from FILE --layout triples, without --qrels, --splits, --skip-bad-lines",
+        )
 
 
 def _told(added: "Added") -> list[dict[str, object]]:
