@@ -175,7 +175,7 @@ CREATE TABLE teachers (
     prompt         VARCHAR,                   -- template name and version, e.g. rankzephyr@1
     prompt_hash    VARCHAR,                   -- hash of the template's bytes
     sampling       JSON,                      -- temperature, max_tokens, seed, constraint …
-    input_price    DOUBLE,                    -- currency units per million input tokens; NULL if unknown
+    input_price    DOUBLE,                    -- US dollars per million input tokens; NULL if unknown
     output_price   DOUBLE,                    -- per million output tokens
     licence        VARCHAR                    -- terms that its labels carry
 );
@@ -427,6 +427,27 @@ CREATE TABLE training_log (
 );
 COMMENT ON TABLE training_log IS 'What training measured as it went';
 
+CREATE TABLE calibrations (
+    student        INTEGER PRIMARY KEY,       -- students.student; a newer calibration takes the place of an older one
+    weights_hash   VARCHAR NOT NULL,          -- students.weights_hash that it was fitted for
+    method         VARCHAR NOT NULL,          -- platt or isotonic
+    parameters     JSON NOT NULL,             -- of the map from logit to probability
+    dataset        VARCHAR NOT NULL,          -- name of the dataset whose judged queries it was fitted on
+    run            VARCHAR NOT NULL,          -- name of the run whose candidates were scored
+    depth          INTEGER NOT NULL,          -- candidates per query
+    relevant_from  INTEGER NOT NULL,          -- the lowest grade that counts as relevant
+    n_queries      INTEGER NOT NULL,          -- queries that it was fitted on
+    n_pairs        BIGINT NOT NULL,           -- their scored pairs
+    n_relevant     BIGINT NOT NULL,           -- relevant ones among them
+    ece_before     DOUBLE NOT NULL,           -- expected calibration error of the logits' sigmoid
+    ece            DOUBLE NOT NULL,           -- the same of the map, on queries that it was not fitted on
+    bins           JSON NOT NULL,             -- before and after: [predicted, observed, pairs] of each tenth
+    none_below     DOUBLE,                    -- best probability below which a list holds nothing relevant; NULL: no such bound
+    none_precision DOUBLE NOT NULL,           -- share of such lists for which this holds
+    job            INTEGER                    -- provenance.job
+);
+COMMENT ON TABLE calibrations IS 'A student''s map from logit to probability of relevance';
+
 -- ---------------------------------------------------------------------------------------------- evaluation
 CREATE TABLE evaluations (
     evaluation  INTEGER PRIMARY KEY,          -- surrogate key
@@ -549,7 +570,8 @@ CREATE VIEW labeling_quality AS
            l.reliable_depth, coalesce(n_lists, 0) AS lists, coalesce(n_ok, 0) AS ok, coalesce(n_repaired, 0) AS repaired,
            coalesce(n_quarantined, 0) AS quarantined, coalesce(repairs, 0) AS repairs, b.position_bias, b.untouched,
            disagreement, coalesce(n_calls, 0) AS calls, tokens_in, tokens_out,
-           (tokens_in * t.input_price + tokens_out * t.output_price) / 1e6 AS cost, l.licence
+           (tokens_in * t.input_price + tokens_out * t.output_price) / 1e6 AS cost,
+           CASE WHEN cost IS NOT NULL THEN 'USD' END AS currency, l.licence
     FROM labelings l JOIN teachers t USING (teacher) JOIN datasets ds ON ds.dataset = l.dataset
     LEFT JOIN lists USING (labeling) LEFT JOIN bias b USING (labeling) LEFT JOIN failed USING (labeling);
 COMMENT ON VIEW labeling_quality IS 'Labelings by name: statuses, repairs, tokens, cost; position_bias is the share of neighbours in the prior order that kept it (.5 by chance, 1: nothing moved, NULL: prior order unknown), untouched the share of lists left exactly as they were';

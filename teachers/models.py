@@ -34,7 +34,7 @@ class TeacherModel:
         context: tokens of prompt and reply together; None: the limit in the model's configuration.
         engine: the engine to use without ``--engine``.
         window: passages per call in the model's training.
-        input_price, output_price: currency units (USD) per million tokens; None for local models or if unknown.
+        input_price, output_price: US dollars per million tokens; None for local models or if unknown.
         licence: terms of its labels, if known.
         note: one line for `msft teachers list`.
     """

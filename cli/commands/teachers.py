@@ -11,6 +11,7 @@ from cli.commands.from_documents.judge import add_to_teachers
 from cli.commands.teachers_generate import add_generate
 from cli.output import diagnostics, render
 from cli.output.render import Format
+from labelstore.labels.currency import CURRENCY
 
 teachers_app = group(
     help="Labels of LLM teachers: list, generate, combine, compare, import, reread, show, export."
@@ -26,7 +27,7 @@ _LAYOUTS = (
 # The columns of the formats for people; json and csv have all columns.
 COMPARED = (
     "labeling", "first_stage", "value", "ci95_low", "ci95_high", "gain", "difference", "ci90_low", "ci90_high", "p_holm",
-    "verdict", "tau", "position_bias", "calls", "tokens_in", "tokens_out", "cost", "seconds_per_query", "cost_per_point",
+    "verdict", "tau", "position_bias", "calls", "tokens_in", "tokens_out", "cost", "currency", "seconds_per_query", "cost_per_point",
 )  # fmt: skip
 
 
@@ -68,6 +69,7 @@ def list_teachers(
                 "engine": t.engine,
                 "input_price": t.input_price,
                 "output_price": t.output_price,
+                "currency": None if t.input_price is None else CURRENCY,
                 "licence": t.licence,
                 "note": t.note,
             }

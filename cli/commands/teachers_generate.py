@@ -9,6 +9,7 @@ import typer
 from cli.command import Context, command
 from cli.output import diagnostics, render
 from cli.parameters import After
+from labelstore.labels.currency import CURRENCY
 from teachers.generate.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ def add_generate(app: typer.Typer) -> None:
 
             row = forecast(context.store, settings, note=diagnostics.note).row()
             render.rows([row], context.format)
-            _tell_of_currency(row)
             return
         _tell_of_padded_keys()
         with diagnostics.progress("labelling", unit="queries") as bar:
@@ -77,15 +77,7 @@ def add_generate(app: typer.Typer) -> None:
 
             result = label(context.store, settings, note=diagnostics.note, progress=progress)
         render.rows([summary(result)], context.format)
-        _tell_of_currency(summary(result))
         raise_if_left(result)
-
-
-def _tell_of_currency(row: dict[str, Any]) -> None:
-    if any(value is not None for name, value in row.items() if name.startswith("cost")):
-        diagnostics.note(
-            "cost: in US dollars at the registry's prices, or in the currency of --input-price and --output-price"
-        )
 
 
 def _tell_of_padded_keys() -> None:
@@ -109,7 +101,7 @@ def _shown(figures: "Figures", cost: float | None) -> dict[str, object]:
     shown = always | {key: value for key, value in sometimes.items() if value}
     shown["tokens/s"] = round(figures.tokens_per_second)
     if cost is not None:
-        shown["spent"] = cost
+        shown[f"spent {CURRENCY}"] = cost
     return shown
 
 
@@ -129,6 +121,7 @@ def summary(result: "Labelled") -> dict[str, Any]:
         "tokens_in": figures.tokens_in,
         "tokens_out": figures.tokens_out,
         "cost": result.cost,
+        "currency": None if result.cost is None else CURRENCY,
         "seconds": round(figures.seconds, 2),
         "tokens_per_second": round(figures.tokens_per_second, 1),
         "occupancy": round(figures.occupancy, 3),

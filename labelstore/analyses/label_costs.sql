@@ -26,6 +26,7 @@ WITH chosen AS (
 )
 SELECT c.dataset_name AS dataset, c.name AS labeling, coalesce(t.queries, 0) AS queries, t.calls, t.tokens_in, t.tokens_out,
        CASE WHEN h.calls = t.calls AND h.unpriced = 0 THEN h.cost END AS cost,
+       CASE WHEN h.calls = t.calls AND h.unpriced = 0 AND h.cost IS NOT NULL THEN 'USD' END AS currency,
        CASE WHEN h.calls = t.calls AND h.seconds > 0 THEN h.seconds / t.queries END AS seconds_per_query
 FROM chosen c LEFT JOIN totals t USING (labeling) LEFT JOIN held h USING (labeling)
 ORDER BY dataset, labeling;

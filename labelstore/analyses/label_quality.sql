@@ -57,7 +57,7 @@ WITH chosen AS (
 SELECT q.dataset, q.labeling, q.teacher, q.first_stage, n.ndcg AS "nDCG@10", f.name AS reference, a.tau,
        coalesce(a.shared_passages, 0) AS shared_passages, coalesce(a.shared_queries, 0) AS shared_queries,
        q.position_bias, q.untouched, q.lists, q.ok, q.repaired, q.quarantined, q.repairs, q.depth, q.reliable_depth,
-       q.calls, q.tokens_in, q.tokens_out, q.cost
+       q.calls, q.tokens_in, q.tokens_out, q.cost, q.currency
 FROM chosen c JOIN labeling_quality q ON q.labeling = c.name
 LEFT JOIN ndcg n ON n.labeling = c.labeling LEFT JOIN reference f ON f.dataset = c.dataset
 LEFT JOIN agreement a ON a.labeling = c.labeling

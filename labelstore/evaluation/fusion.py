@@ -17,6 +17,7 @@ import polars as pl
 
 from labelstore.errors import DataMissing, UsageError
 from labelstore.evaluation import measures as measuring
+from labelstore.evaluation import scores as evaluation
 from labelstore.evaluation import systems
 from labelstore.evaluation.measures import Qrels, Ranking
 from labelstore.provenance import record as provenance
@@ -26,6 +27,7 @@ from labelstore.store.label_store import LabelStore
 
 WEIGHTS = tuple(round(0.05 * i, 2) for i in range(21))
 UNTUNED = 0.5
+DEPTH = 100  # candidates of a validation query
 MAX_QUERIES = 200  # validation queries that are scored at most, chosen by a hash of their ids
 
 Pair = tuple[int, int]  # (query, document)
@@ -63,26 +65,65 @@ def validation(
         UsageError: the named dataset is under test.
         DataMissing: the named dataset has no judgments, or no run of that first stage.
     """
+    if named is not None and lookup.dataset(con, named).dataset == of.dataset:
+        raise UsageError(f"{named} is under test: a weight fixed on it would be fitted to the answer")
+    return _find_validation(con, files, first_stage, student, named, [of.dataset])
+
+
+def validation_for_use(
+    con: duckdb.DuckDBPyConnection,
+    files: Path,
+    first_stage: lookup.Run,
+    student: lookup.Student,
+    named: str | None = None,
+) -> Validation | None:
+    """Find the validation queries for a student in use; queries of the collection's test sets are left out.
+
+    Raises:
+        UsageError: the named dataset is a test set.
+        DataMissing: the named dataset has no judgments, or no run of that first stage.
+    """
+    tests = con.execute(
+        """SELECT t.dataset, t.name FROM datasets t JOIN datasets d ON d.collection = t.collection
+           WHERE t.role = 'test' AND d.dataset = ?""",
+        [first_stage.dataset],
+    ).fetchall()
+    if named in [name for _, name in tests]:
+        raise UsageError(
+            f"{named} is a test set: what is fitted on it can no longer be measured on it",
+            hint="name a dataset of role dev or train",
+        )
+    return _find_validation(con, files, first_stage, student, named, [dataset for dataset, _ in tests])
+
+
+def _find_validation(
+    con: duckdb.DuckDBPyConnection,
+    files: Path,
+    first_stage: lookup.Run,
+    student: lookup.Student,
+    named: str | None,
+    barred: Sequence[int],
+) -> Validation | None:
+    """Find validation queries outside of the barred datasets: the named set, a dev set, or those held out in training."""
     if named is not None:
         chosen = lookup.dataset(con, named)
-        if chosen.dataset == of.dataset:
-            raise UsageError(f"{named} is under test: a weight fixed on it would be fitted to the answer")
         run = _same_first_stage(con, chosen, first_stage)
-        queries = _judged(con, chosen, of)
+        queries = _judged(con, chosen, barred)
         if run is None or not queries:
             raise DataMissing(
                 f"{named} has {'no run by ' + first_stage.name if run is None else 'no judged queries that are not under test'}",
                 hint=f"msft retrieve --dataset {named} --retriever bm25s --name {first_stage.name}",
             )
         return Validation(chosen, run, _sample(con, queries), f"dataset {named}, as asked")
-    for chosen in _datasets(con, of, "dev"):
-        run, queries = _same_first_stage(con, chosen, first_stage), _judged(con, chosen, of)
+    for chosen in _datasets(con, first_stage, "dev", barred):
+        run, queries = _same_first_stage(con, chosen, first_stage), _judged(con, chosen, barred)
         if run is not None and queries:
             return Validation(chosen, run, _sample(con, queries), f"dataset {chosen.name} (role dev)")
     held_out = _held_out_texts(con, files, student)
-    for chosen in _datasets(con, of, "train") if held_out else []:
+    for chosen in _datasets(con, first_stage, "train", barred) if held_out else []:
         run = _same_first_stage(con, chosen, first_stage)
-        queries = [q for q in _judged(con, chosen, of) if q in _queries_with(con, chosen, held_out)]
+        held = _queries_with(con, chosen, held_out)
+        queries = [q for q in _judged(con, chosen, barred) if q in held]
         if run is not None and queries:
             return Validation(
                 chosen, run, _sample(con, queries), f"validation queries of {student.name} in {chosen.name}"
@@ -149,6 +190,59 @@ def fuse(
     return _store_fused(store, clock, of, name, student, student_run, first_stage, parameters)
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A student's share in a fusion, and what it was fixed on."""
+
+    weight: float
+    why: str
+
+
+def weight_for_use(
+    store: LabelStore, student: str, run: str, score: Score, *, on: str | None = None
+) -> Weight:
+    """Fix a student's weight for use outside of the store: on validation queries, by their dataset's first measure.
+
+    Args:
+        run: the first stage's name; requests bring the scores of its system.
+        score: called to score validation queries that no stored run has.
+        on: the validation dataset, by name.
+
+    Raises:
+        DataMissing: the student, the run or validation queries are not found.
+        UsageError: the named dataset is a test set.
+    """
+    with store.read() as con:
+        own = lookup.student(con, student)
+        first_stage = first_stage_named(con, run)
+        found = validation_for_use(con, store.files, first_stage, own, on)
+        measure = "" if found is None else evaluation.default_measures(found.dataset)[0]
+    if found is None:
+        raise DataMissing(
+            f"no validation queries to fix the weight of {student} and {run}: expected judged queries of a dev set, or"
+            f" held-out training queries, with a run by {run}",
+            hint="name a dataset with --fuse-on DATASET, or give the weight with --fuse-weight 0.5",
+        )
+    weight, value = _fit(store, found, own, min(found.run.depth, DEPTH), score, measure)
+    return Weight(weight, f"{len(found.queries)} queries, {found.why}: {measure} {value:.4f}")
+
+
+def first_stage_named(con: duckdb.DuckDBPyConnection, name: str) -> lookup.Run:
+    """Find a first stage by name, over any dataset.
+
+    Raises:
+        DataMissing: the first stage is not found.
+    """
+    found = con.execute(
+        "SELECT run, name FROM runs WHERE kind IN ('first_stage', 'imported') ORDER BY run"
+    ).fetchall()
+    key = next((run for run, own in found if own == name), None)
+    if key is None:
+        names = list(dict.fromkeys(own for _, own in found))
+        raise lookup.missing("first stage", name, names, "msft runs list", "msft retrieve --dataset DATASET")
+    return lookup.run_by_id(con, key)
+
+
 def _store_fused(
     store: LabelStore,
     clock: provenance.Clock,
@@ -208,22 +302,10 @@ def _fit(
     measure: str,
 ) -> tuple[float, float]:
     """Choose the weight on validation queries; return it with the measure's mean (see :func:`choose_weight`)."""
-    wanted = set(found.queries)
     with store.read() as con:
         judged = systems.qrels(con, found.dataset)
-        first = _scores(con, found.run).filter(
-            pl.col("query").is_in(list(wanted)) & (pl.col("rank") <= depth)
-        )
-        own = next(
-            (
-                _scores(con, r)
-                for r in lookup.runs(con, found.dataset, ("student",))
-                if r.student == student.student and r.source_run == found.run.run and r.depth >= depth
-            ),
-            None,
-        )
-    if own is None:
-        own = score(found.run, found.queries, depth)
+        first = _of_validation(_scores(con, found.run), found, depth)
+    own = student_scores(store, found, student, depth, score)
     qrels = Qrels({q: judged.judged[q] for q in found.queries}, judged.qrels_hash)
 
     def values(weight: float) -> np.ndarray:
@@ -233,6 +315,34 @@ def _fit(
         return np.array([scored[query] for query in sorted(scored)])
 
     return choose_weight({weight: values(weight) for weight in WEIGHTS})
+
+
+def student_scores(
+    store: LabelStore, found: Validation, student: lookup.Student, depth: int, score: Score
+) -> pl.DataFrame:
+    """Read or make a student's logits of the validation queries' candidates: columns query, document, score."""
+    with store.read() as con:
+        own = next(
+            (
+                _scores(con, r)
+                for r in lookup.runs(con, found.dataset, ("student",))
+                if r.student == student.student
+                and r.source_run == found.run.run
+                and r.depth >= depth
+                and r.parameters.get("weights_hash") == student.weights_hash
+                and not r.parameters.get("probabilities")
+            ),
+            None,
+        )
+        first = _of_validation(_scores(con, found.run), found, depth)
+    if own is None:
+        return score(found.run, found.queries, depth)
+    return own.join(first, on=["query", "document"], how="semi")  # the run may be deeper
+
+
+def _of_validation(scores: pl.DataFrame, found: Validation, depth: int) -> pl.DataFrame:
+    """Take the validation queries' candidates to a depth."""
+    return scores.filter(pl.col("query").is_in(list(found.queries)) & (pl.col("rank") <= depth))
 
 
 def choose_weight(values: Mapping[float, np.ndarray]) -> tuple[float, float]:
@@ -269,11 +379,14 @@ def _scores(con: duckdb.DuckDBPyConnection, of: lookup.Run) -> pl.DataFrame:
     return pl.DataFrame({name: np.asarray(values) for name, values in columns.items()})
 
 
-def _datasets(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, role: str) -> list[lookup.Dataset]:
+def _datasets(
+    con: duckdb.DuckDBPyConnection, first_stage: lookup.Run, role: str, barred: Sequence[int]
+) -> list[lookup.Dataset]:
+    """List the judged datasets of a role over the first stage's collection, without the barred ones."""
     found = con.execute(
-        """SELECT name FROM datasets
-           WHERE collection = ? AND role = ? AND dataset <> ? AND qrels_hash IS NOT NULL ORDER BY name""",
-        [of.collection, role, of.dataset],
+        """SELECT d.name FROM datasets d JOIN datasets own ON own.collection = d.collection AND own.dataset = ?
+           WHERE d.role = ? AND d.qrels_hash IS NOT NULL AND NOT list_contains(?::INTEGER[], d.dataset) ORDER BY d.name""",
+        [first_stage.dataset, role, list(barred)],
     ).fetchall()
     return [lookup.dataset(con, name) for (name,) in found]
 
@@ -288,13 +401,15 @@ def _same_first_stage(
     return next(iter(by_name or (by_system if len(by_system) == 1 else [])), None)
 
 
-def _judged(con: duckdb.DuckDBPyConnection, chosen: lookup.Dataset, under_test: lookup.Dataset) -> list[int]:
+def _judged(con: duckdb.DuckDBPyConnection, chosen: lookup.Dataset, barred: Sequence[int]) -> list[int]:
+    """List the judged queries whose normalised text no barred dataset has."""
     found = con.execute(
         """SELECT DISTINCT r.query FROM qrels r JOIN queries q USING (query)
            WHERE r.dataset = ? AND q.normal_hash NOT IN (
-               SELECT t.normal_hash FROM dataset_queries dq JOIN queries t USING (query) WHERE dq.dataset = ?)
+               SELECT t.normal_hash FROM dataset_queries dq JOIN queries t USING (query)
+               WHERE list_contains(?::INTEGER[], dq.dataset))
            ORDER BY r.query""",
-        [chosen.dataset, under_test.dataset],
+        [chosen.dataset, list(barred)],
     ).fetchall()
     return [query for (query,) in found]
 

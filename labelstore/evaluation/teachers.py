@@ -172,7 +172,10 @@ def _row(
         "disagreement": quality["disagreement"],
         "n_queries": len(values),
         "n_missing": board.n_missing[name],
-        **{key: cost[key] for key in ("calls", "tokens_in", "tokens_out", "cost", "seconds_per_query")},
+        **{
+            key: cost[key]
+            for key in ("calls", "tokens_in", "tokens_out", "cost", "currency", "seconds_per_query")
+        },
         "cost_per_point": cost["cost"] / (100 * gain)
         if cost["cost"] is not None and gain and gain > 0
         else None,

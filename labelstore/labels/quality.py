@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 
+from labelstore.labels.currency import CURRENCY
 from labelstore.store import lookup
 from labelstore.store.rows import Row, fetch
 
@@ -216,7 +217,7 @@ def _cost(con: duckdb.DuckDBPyConnection, of: lookup.Labeling, quality: Row) -> 
             "price",
             own["cost"],
             quality["calls"],
-            None if own["cost"] is not None else "no price known",
+            CURRENCY if own["cost"] is not None else "no price known",
         ),
     ]
     (thought,) = con.execute(

@@ -109,6 +109,10 @@ class Board:
             for stage in order
         ]
 
+    def scores_of(self, systems: Sequence[System], measure: str) -> np.ndarray:
+        """Stack the systems' values, (systems, queries)."""
+        return np.stack([self.scores[system, measure] for system in systems])
+
     def row(self, system: System) -> Row | None:
         return next((row for row in self.rows if row.system == system), None)
 

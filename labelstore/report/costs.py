@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 
+from labelstore.labels.currency import CURRENCY
 from labelstore.report import plots
 from labelstore.report.boards import Board, Row
 from labelstore.report.plots import Figure, Line, Point
 from labelstore.report.svg import short
 
 MAX_MARKS = 40  # of one plot; those of the best places are drawn
+LEAST_SPREAD = 0.02  # costs that differ by less are equal in a plot
 
 
 @dataclass(frozen=True)
@@ -94,19 +96,36 @@ def effectiveness(board: Board, cost: dict[str, Cost], key: str) -> list[Figure]
     axes = (
         ("tokens", "teacher tokens behind its labels"),
         ("calls", "teacher calls behind its labels"),
-        ("price", "price of its labels"),
+        ("price", f"price of its labels, {CURRENCY}"),
         ("seconds", "seconds of training"),
     )
     figures = []
+    drawn: list[list[float]] = []
     for what, label in axes:
         known = [
             (row, float(x)) for row, own in _with_cost(board, cost) if (x := getattr(own, what)) is not None
         ]
-        if any(x > 0 for _, x in known):
+        across = [x for _, x in known]
+        if _says_something(across) and not any(_proportional(across, other) for other in drawn):
+            drawn.append(across)
+            unit = CURRENCY if what == "price" else what
             figures.append(
-                _scatter(board, f"{key}-{what}", f"{board.headline} against {label}", known, label, what)
+                _scatter(board, f"{key}-{what}", f"{board.headline} against {label}", known, label, unit)
             )
     return figures
+
+
+def _says_something(across: Sequence[float]) -> bool:
+    """Tell whether costs differ: a plot over one cost is a column of marks that the leaderboard has already."""
+    return bool(across) and max(across) - min(across) > LEAST_SPREAD * max(across)
+
+
+def _proportional(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Tell whether two plots would be the same but for the axis's unit, as tokens and calls often are."""
+    if len(one) != len(other):
+        return False
+    a, b = np.array(one) / max(one), np.array(other) / max(other)
+    return bool(np.allclose(a, b, atol=LEAST_SPREAD))
 
 
 def of_teachers(con: duckdb.DuckDBPyConnection, board: Board, key: str) -> list[Figure]:
@@ -119,7 +138,7 @@ def of_teachers(con: duckdb.DuckDBPyConnection, board: Board, key: str) -> list[
         ).fetchall()
     )
     known = [(row, float(tokens[row.name])) for row in board.of_kind("teacher") if row.name in tokens]
-    if not any(x > 0 for _, x in known):
+    if not _says_something([x for _, x in known]):
         return []
     title = f"{board.headline} of the teachers themselves"
     return [_scatter(board, f"{key}-teachers", title, known, "tokens per query", "tokens a query")]

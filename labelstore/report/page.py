@@ -21,7 +21,17 @@ from labelstore.evaluation import comparison
 from labelstore.evaluation import measures as measuring
 from labelstore.files import html_page
 from labelstore.files.whole_file import appearing
-from labelstore.report import boards, costs, curves, explorer, lineage, plots, svg
+from labelstore.report import (
+    boards,
+    calibration,
+    costs,
+    curves,
+    explorer,
+    lineage,
+    plots,
+    stage_question,
+    svg,
+)
 from labelstore.report import label_quality as labels
 from labelstore.report.boards import Board
 from labelstore.report.label_quality import Labels
@@ -68,12 +78,42 @@ class Page:
     left_out: list[str] = field(default_factory=list)
     boards: list[Board] = field(default_factory=list)  # of all datasets shown, measured or not
     differences: list[Row] = field(default_factory=list)
-    first_dataset: str = "DATASET"  # named by commands in empty sections
-    train_dataset: str = "TRAIN"
+    question: stage_question.Answer | None = None
+    calibrated: list[calibration.Calibrated] = field(default_factory=list)
+    n_calibrated_left: int = 0
+    suggested: "Suggested" = field(default_factory=lambda: Suggested())
+
+    @property
+    def costs_alike(self) -> bool:
+        """Tell whether trained students are measured; without a plot their costs are then equal or not known."""
+        return any(
+            row.system.regime not in (None, "none") for part in self.measured for row in part.board.rows
+        )
 
     @property
     def measured(self) -> list[Part]:
         return [part for part in self.parts if part.board.rows]
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """The names and sizes that commands in empty sections are given, from the store where it has them."""
+
+    dataset: str = "DATASET"
+    train: str = "TRAIN"
+    run: str = "RUN"
+    negatives: str = "NEGATIVES"
+    labels: str = "LABELS"
+    depth: int = 100  # of a retrieval: at most the collection's passages
+    lists: tuple[int, int] = (1000, 4000)  # few and many labelled lists
+
+    @property
+    def growth(self) -> list[str]:
+        """The commands that train from few and from many labels."""
+        return [
+            f"msft students train --regime kd --labels {self.labels} --max-lists {n} --name kd-{n}"
+            for n in self.lists
+        ]
 
 
 @dataclass(frozen=True)
@@ -153,10 +193,10 @@ def gather(
     chosen, left = _datasets(con, datasets)
     if left:
         page.left_out.append(f"datasets left out: {', '.join(left)} (--dataset names those to show)")
-    page.first_dataset = chosen[0].name if chosen else "DATASET"
-    train = con.execute("SELECT name FROM datasets WHERE role = 'train' ORDER BY dataset LIMIT 1").fetchall()
-    page.train_dataset = train[0][0] if train else "TRAIN"
+    page.suggested = _suggested(con, chosen)
     page.boards = [boards.board(con, of, measures) for of in chosen]
+    page.question = stage_question.answer(con, page.boards)
+    page.calibrated, page.n_calibrated_left = calibration.of_students(con)
     cost, recipes = costs.of_students(con), costs.recipes(con)
     for n, board in enumerate(page.boards):
         if board.of.qrels_hash is None:
@@ -182,6 +222,32 @@ def gather(
     return page
 
 
+def _suggested(con: duckdb.DuckDBPyConnection, chosen: Sequence[lookup.Dataset]) -> Suggested:
+    """Choose what suggested commands name: what the store holds, in its sizes."""
+    ((train, run, mining, labels, n_lists, n_documents),) = con.execute(
+        """WITH train AS (SELECT dataset, name FROM datasets WHERE role = 'train' ORDER BY dataset LIMIT 1)
+           SELECT (SELECT name FROM train),
+                  (SELECT r.name FROM runs r JOIN train USING (dataset) WHERE r.kind IN ('first_stage', 'imported')
+                   ORDER BY r.run LIMIT 1),
+                  (SELECT m.name FROM minings m JOIN train USING (dataset) ORDER BY m.mining LIMIT 1),
+                  (SELECT labeling FROM labeling_quality q JOIN train t ON t.name = q.dataset
+                   ORDER BY lists DESC, labeling LIMIT 1),
+                  (SELECT max(lists) FROM labeling_quality q JOIN train t ON t.name = q.dataset),
+                  (SELECT min(n) FROM (SELECT count(*) AS n FROM documents GROUP BY collection))"""
+    ).fetchall()
+    usual = Suggested()
+    few_and_many = usual.lists if not n_lists or n_lists < 4 else (n_lists // 4, n_lists)
+    return Suggested(
+        chosen[0].name if chosen else usual.dataset,
+        train or usual.train,
+        run or usual.run,
+        mining or usual.negatives,
+        labels or usual.labels,
+        min(usual.depth, n_documents or usual.depth),
+        few_and_many,
+    )
+
+
 def _as_of(con: duckdb.DuckDBPyConnection) -> str | None:
     """Return when the store was last written, so that one store always gives the same page."""
     ((value,),) = con.execute("SELECT max(started_at) FROM provenance").fetchall()
@@ -192,7 +258,7 @@ def _totals(con: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
     counts = (
         ("passages", "SELECT count(text_hash) FROM documents"), ("queries", "SELECT count(*) FROM queries"),
         ("judgments", "SELECT count(*) FROM qrels"), ("runs", "SELECT count(*) FROM runs"),
-        ("labelled lists", "SELECT count(*) FROM permutations"), ("LLM calls", "SELECT count(*) FROM calls"),
+        ("labelled lists", "SELECT count(*) FROM permutations"), ("model calls", "SELECT count(*) FROM calls"),
         ("students", "SELECT count(*) FROM students"), ("evaluations", "SELECT count(*) FROM evaluations"),
     )  # fmt: skip
     return [(name, int(con.execute(sql).fetchall()[0][0])) for name, sql in counts]
@@ -262,6 +328,7 @@ def render(page: Page, explorers: Sequence[explorer.Explorer]) -> str:
         ),
         verdict=_verdict,
         margin=comparison.MARGIN,
+        currency=costs.CURRENCY,
     )
 
 
@@ -373,6 +440,10 @@ def _summary(page: Page, explorers: Sequence[explorer.Explorer]) -> list[Row]:
         return {"section": section, "dataset": dataset, "shown": shown, "note": "; ".join(notes) or None}
 
     rows = [row("datasets", None, len(page.boards), page.left_out)]
+    if page.calibrated:
+        rows.append(row("calibration", None, len(page.calibrated), []))
+    if page.question:
+        rows.append(row("one stage or two", None, len(page.question.rows), [page.question.says]))
     rows += [
         row("leaderboard", part.board.of.name, len(part.board.rows), part.board.notes) for part in page.parts
     ]

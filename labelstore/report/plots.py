@@ -8,8 +8,10 @@ from markupsafe import Markup
 from labelstore.report.svg import Scale, element, fitting_scale, percent, scale, short
 
 COLOURS = 8  # the style sheet has as many series colours, s0 … s7
-MARKER_ROOM = 20.0  # pixels that a numbered marker needs
+MARKER_ROOM = 16.0  # pixels; a numbered marker hides what is nearer than this
+MARKER_WIDTH = 4.0  # the same across, in per cent of the plot
 HEIGHT = 260  # pixels; the style sheet's
+MAX_STACKED = 4  # numbers that a stack's label lists
 MAX_NAMED = 16  # marks that a legend names; only the table names more
 
 
@@ -107,6 +109,8 @@ def scatter(
 ) -> Figure:
     """Draw numbered marks with their intervals; first stages are dashed lines, numbered at their end.
 
+    Every mark stands at its values. Marks that would hide each other are a stack: dots under one label with all numbers.
+
     Args:
         baselines: drawn as lines at their y.
     """
@@ -121,9 +125,10 @@ def scatter(
             )
         )
         parts.append(element("text", base.label, class_="tick", x="100%", y=at, dx="7", dy="4"))
-    parts += [
-        _marker(p, across, up, dodge) for p, dodge in zip(points, _dodges(points, across, up), strict=True)
-    ]
+    for stack in _stacks(points, across, up):
+        parts += [_marker(p, across, up, alone=len(stack) == 1) for p in stack]
+        if len(stack) > 1:
+            parts.append(_stack_label(stack, across, up))
     named = [*points, *baselines]
     return Figure(
         key, title, about, _canvas(parts, f"{title}. {about}".strip()), x_label, y_label,
@@ -230,29 +235,52 @@ def _grid(across: Scale, up: Scale) -> list[Markup]:
     return parts
 
 
-def _marker(point: Point, across: Scale, up: Scale, dodge: float) -> Markup:
+def _marker(point: Point, across: Scale, up: Scale, *, alone: bool) -> Markup:
+    """Draw a mark with its interval: a number in a circle, or a dot if a stack's label names it."""
     x, y = percent(across.at(point.x)), percent(100 - up.at(point.y))
     ends = [percent(100 - up.at(v)) for v in (point.low, point.high)]
+    number = [element("text", point.label, x=x, y=y, dy="3.5", text_anchor="middle")] if alone else []
     return element(
         "g",
         element("line", class_="whisker", x1=x, x2=x, y1=ends[0], y2=ends[1]),
-        element("circle", cx=x, cy=y, r="9"),
-        element("text", point.label, x=x, y=y, dy="3.5", text_anchor="middle"),
+        element("circle", cx=x, cy=y, r="9" if alone else "4"),
+        *number,
         class_=f"mark {point.kind}", role="img", aria_label=point.says,
-        transform=f"translate({dodge:g} 0)" if dodge else None,
         data_key=point.name, data_x=point.x, data_y=point.y,
     )  # fmt: skip
 
 
-def _dodges(points: Sequence[Point], across: Scale, up: Scale) -> list[float]:
-    """Compute how many pixels to shift each marker, so that markers of one place stand beside each other."""
-    placed: list[tuple[float, float, float]] = []
-    shifts = []
+def _stack_label(stack: Sequence[Point], across: Scale, up: Scale) -> Markup:
+    """List a stack's numbers from the highest mark to the lowest, at the side where the plot has room."""
+    top = max(stack, key=lambda p: p.y)
+    place = across.at(top.x)
+    numbers = [p.label for p in sorted(stack, key=lambda p: -p.y)]
+    shown = (
+        numbers
+        if len(numbers) <= MAX_STACKED
+        else [*numbers[: MAX_STACKED - 1], f"+{len(numbers) - MAX_STACKED + 1}"]
+    )
+    side = {"dx": "9", "text_anchor": "start"} if place < 60 else {"dx": "-9", "text_anchor": "end"}
+    return element(
+        "text", " · ".join(shown), class_="stack", x=percent(place), y=percent(100 - up.at(top.y)), dy="4",
+        data_stack=" ".join(numbers), **side,
+    )  # fmt: skip
+
+
+def _stacks(points: Sequence[Point], across: Scale, up: Scale) -> list[list[Point]]:
+    """Group the points whose markers would hide each other, in the order of their first points."""
+    stacks: list[list[Point]] = []
+
+    def near(a: Point, b: Point) -> bool:
+        return (
+            abs(across.at(a.x) - across.at(b.x)) < MARKER_WIDTH
+            and abs(up.at(a.y) - up.at(b.y)) / 100 * HEIGHT < MARKER_ROOM
+        )
+
     for point in points:
-        x, y = across.at(point.x), up.at(point.y) / 100 * HEIGHT
-        taken = {d for px, py, d in placed if abs(px - x) < 3 and abs(py - y) < MARKER_ROOM}
-        steps = (sign * n * MARKER_ROOM for n in range(len(points) + 1) for sign in (1, -1))
-        shift = next(s for s in steps if s not in taken)
-        placed.append((x, y, shift))
-        shifts.append(shift)
-    return shifts
+        stack = next((s for s in stacks if any(near(point, other) for other in s)), None)
+        if stack is None:
+            stacks.append([point])
+        else:
+            stack.append(point)
+    return stacks

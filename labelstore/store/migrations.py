@@ -118,7 +118,65 @@ CREATE VIEW generated_queries AS
 COMMENT ON VIEW generated_queries IS 'Generated queries with passage, prompt, call and the filters that they passed or failed';
 """
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(2, "from_documents", _FROM_DOCUMENTS),)
+_CALIBRATIONS = """
+CREATE TABLE calibrations (
+    student        INTEGER PRIMARY KEY,
+    weights_hash   VARCHAR NOT NULL,
+    method         VARCHAR NOT NULL,
+    parameters     JSON NOT NULL,
+    dataset        VARCHAR NOT NULL,
+    run            VARCHAR NOT NULL,
+    depth          INTEGER NOT NULL,
+    relevant_from  INTEGER NOT NULL,
+    n_queries      INTEGER NOT NULL,
+    n_pairs        BIGINT NOT NULL,
+    n_relevant     BIGINT NOT NULL,
+    ece_before     DOUBLE NOT NULL,
+    ece            DOUBLE NOT NULL,
+    bins           JSON NOT NULL,
+    none_below     DOUBLE,
+    none_precision DOUBLE NOT NULL,
+    job            INTEGER
+);
+COMMENT ON TABLE calibrations IS 'A student''s map from logit to probability of relevance';
+DROP VIEW labeling_quality;
+CREATE VIEW labeling_quality AS
+    WITH items AS (
+        SELECT p.labeling, p.permutation,
+               CASE WHEN bool_and(i.initial_rank IS NOT NULL)
+                    THEN list(i.rank ORDER BY i.initial_rank) END AS moved_to
+        FROM permutations p JOIN permutation_items i USING (permutation) GROUP BY ALL
+    ), neighbours AS (
+        SELECT labeling, moved_to, len(moved_to) - 1 AS n,
+               len(list_filter(range(1, len(moved_to)), lambda k: moved_to[k] < moved_to[k + 1])) AS n_kept
+        FROM items WHERE len(moved_to) > 1
+    ), bias AS (
+        SELECT labeling, sum(n_kept) / sum(n) AS position_bias, avg((n_kept = n)::INTEGER) AS untouched
+        FROM neighbours GROUP BY labeling
+    ), lists AS (
+        SELECT labeling, count(*) AS n_lists, count(*) FILTER (WHERE status = 'ok') AS n_ok,
+               count(*) FILTER (WHERE status = 'repaired') AS n_repaired, sum(repairs)::BIGINT AS repairs,
+               sum(n_calls)::BIGINT AS n_calls, sum(tokens_in)::BIGINT AS tokens_in,
+               sum(tokens_out)::BIGINT AS tokens_out, avg(disagreement) AS disagreement
+        FROM permutations GROUP BY labeling
+    ), failed AS (
+        SELECT labeling, count(*) AS n_quarantined FROM quarantine GROUP BY labeling
+    )
+    SELECT l.name AS labeling, t.name AS teacher, ds.name AS dataset, l.first_stage, l.strategy, l.depth,
+           l.reliable_depth, coalesce(n_lists, 0) AS lists, coalesce(n_ok, 0) AS ok, coalesce(n_repaired, 0) AS repaired,
+           coalesce(n_quarantined, 0) AS quarantined, coalesce(repairs, 0) AS repairs, b.position_bias, b.untouched,
+           disagreement, coalesce(n_calls, 0) AS calls, tokens_in, tokens_out,
+           (tokens_in * t.input_price + tokens_out * t.output_price) / 1e6 AS cost,
+           CASE WHEN cost IS NOT NULL THEN 'USD' END AS currency, l.licence
+    FROM labelings l JOIN teachers t USING (teacher) JOIN datasets ds ON ds.dataset = l.dataset
+    LEFT JOIN lists USING (labeling) LEFT JOIN bias b USING (labeling) LEFT JOIN failed USING (labeling);
+COMMENT ON VIEW labeling_quality IS 'Labelings by name: statuses, repairs, tokens, cost; position_bias is the share of neighbours in the prior order that kept it (.5 by chance, 1: nothing moved, NULL: prior order unknown), untouched the share of lists left exactly as they were';
+"""
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(2, "from_documents", _FROM_DOCUMENTS),
+    Migration(3, "add_calibrations_and_currency", _CALIBRATIONS),
+)
 
 CURRENT_VERSION = MIGRATIONS[-1].version if MIGRATIONS else FIRST_VERSION
 

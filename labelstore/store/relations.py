@@ -52,7 +52,7 @@ TARGETS = {
 REFERENCES: tuple[Reference, ...] = (
     *_to("provenance", ("filters", "job"), ("drops", "job"), part=True),
     *_to("provenance", *((table, "job") for table in ("collections", "datasets", "runs", "minings", "labelings"))),
-    *_to("provenance", *((table, "job") for table in ("quarantine", "canaries", "views", "students", "evaluations"))),
+    *_to("provenance", *((table, "job") for table in ("quarantine", "canaries", "views", "students", "evaluations", "calibrations"))),
     *_to("provenance", ("document_versions", "replaced_by")),
     *_to("provenance", ("calls", "job_key"), key="job_key"),
     *_to("collections", ("documents", "collection"), ("queries", "collection"), part=True),
@@ -78,7 +78,7 @@ REFERENCES: tuple[Reference, ...] = (
     *_to("permutations", ("permutation_items", "permutation"), part=True),
     *_to("views", ("view_sources", "view"), part=True),
     *_to("views", ("stages", "view")),
-    *_to("students", ("stages", "student"), ("training_log", "student"), part=True),
+    *_to("students", ("stages", "student"), ("training_log", "student"), ("calibrations", "student"), part=True),
     *_to("students", ("runs", "student")),
     *_to("evaluations", ("query_scores", "evaluation"), part=True),
     *_to("datasets", ("query_origins", "dataset"), part=True),
@@ -148,6 +148,7 @@ OWNERS: dict[str, tuple[str, str]] = {
     "canaries": ("o.name", "LEFT JOIN teachers o ON o.teacher = t.teacher"),
     "stages": ("o.name", "LEFT JOIN students o ON o.student = t.student"),
     "training_log": ("o.name", "LEFT JOIN students o ON o.student = t.student"),
+    "calibrations": ("o.name", "LEFT JOIN students o ON o.student = t.student"),
     "query_scores": (
         "d.name || ' ' || o.measure",
         "LEFT JOIN evaluations o ON o.evaluation = t.evaluation LEFT JOIN datasets d ON d.dataset = o.dataset",

@@ -374,7 +374,7 @@ def _delete(con: duckdb.DuckDBPyConnection, keys: dict[str, set[int]]) -> None:
     delete("candidates", "runs")
     con.execute("UPDATE labelings SET run = NULL WHERE list_contains(?, run)", [sorted(keys["runs"])])
     delete("runs", "runs")
-    for table in ("training_log", "stages", "students"):
+    for table in ("training_log", "stages", "calibrations", "students"):
         delete(table, "students")
     con.execute("UPDATE stages SET view = NULL WHERE list_contains(?, view)", [sorted(keys["views"])])
     delete("view_sources", "views")

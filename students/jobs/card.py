@@ -89,6 +89,7 @@ class CardFacts:
     frame: str | None = None  # name of a decoder's text frame
     instruction: str = ""
     long: str = "first"  # how msft scores passages beyond max_length
+    calibration: Mapping[str, Any] | None = None  # as an export's config.json keeps it
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:

@@ -311,25 +311,30 @@ def fuse_students(
         chosen = [
             r
             for r in lookup.runs(con, of, ("student",))
-            if r.source_run in wanted and (keys is None or r.student in keys)
+            if r.source_run in wanted
+            and (keys is None or r.student in keys)
+            and not r.parameters.get("probabilities")
         ]
     for student_run in chosen:
         fusion.fuse(
-            store, of, student_run, _scorer(store, student_run, talk), measure, on=dev, note=talk.note
+            store, of, student_run, _scorer_of(store, student_run, talk), measure, on=dev, note=talk.note
         )
 
 
-def _scorer(
-    store: LabelStore, student_run: lookup.Run, talk: Talk
-) -> Callable[[lookup.Run, Sequence[int], int], pl.DataFrame]:
-    """Return a function that scores validation queries without a stored run, for fusion."""
+def _scorer_of(store: LabelStore, student_run: lookup.Run, talk: Talk) -> fusion.Score:
+    with store.read() as con:
+        sql = "SELECT name FROM students WHERE student = ?"
+        ((name,),) = con.execute(sql, [student_run.student]).fetchall()
+    return scorer(store, name, student_run.parameters.get("precision", "auto"), talk)
+
+
+def scorer(store: LabelStore, name: str, precision: str = "auto", talk: Talk = Talk()) -> fusion.Score:
+    """Return a function that scores validation queries without a stored run."""
 
     def scored(run: lookup.Run, queries: Sequence[int], depth: int) -> pl.DataFrame:
         with store.read() as con:
-            sql = "SELECT name FROM students WHERE student = ?"
-            ((name,),) = con.execute(sql, [student_run.student]).fetchall()
             found = candidates(con, run, depth, queries)
-        reranker = load_reranker(store, name, precision=student_run.parameters.get("precision", "auto"))
+        reranker = load_reranker(store, name, precision=precision)
         with talk.progress(f"{name} over validation queries", found.n_pairs, "pairs") as tick:
             scores = score(store, reranker, found, progress=tick)
         return pl.DataFrame(

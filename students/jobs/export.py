@@ -1,10 +1,12 @@
 """Export a student as a Hugging Face folder, as ONNX, or as int8 ONNX with its measured loss of quality."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from labelstore.errors import BadInput, DataMissing, UsageError
+from labelstore.evaluation import calibration
 from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
 from msft.host import extras
@@ -15,6 +17,7 @@ from students.jobs.export_check import compare, sample
 from students.jobs.register import card_facts
 from students.jobs.rerank import Note, student_folder
 
+CALIBRATION = "msft_calibration"  # its key in an exported config.json
 FORMS = ("hf", "adapter", "onnx", "int8")
 _AS_IS = ("hf", "adapter")  # copies of the student's files
 _EXPORTED = ("model.safetensors", "model.onnx", "adapter_model.safetensors")  # one is in every export
@@ -58,6 +61,7 @@ def export_student(
     with store.read() as con:
         student = lookup.student(con, name)
         facts = card_facts(con, student)
+        calibrated = calibration.of_student(con, student)
         on = sample(con, dataset, run, note) if check and form not in _AS_IS else None
     if warn is not None:
         for warning in facts.warnings:
@@ -76,6 +80,8 @@ def export_student(
             export_onnx(source, staged, max_length=student.max_length, int8=form == "int8")
             if on is not None:
                 row |= compare(source, staged, student.max_length, on, progress)
+        if calibrated is not None and form != "adapter":  # an adapter has no config.json of its own
+            _keep_calibration(staged / "config.json", calibrated.settings())
         write_card(staged, facts)
         as_umask(staged)
         row["megabytes"] = round(sum(f.stat().st_size for f in staged.rglob("*") if f.is_file()) / 1e6, 1)
@@ -83,6 +89,12 @@ def export_student(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return [row]
+
+
+def _keep_calibration(file: Path, settings: dict[str, Any]) -> None:
+    """Add the map from logit to probability to a model's configuration."""
+    held = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(held | {CALIBRATION: settings}, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_form(form: str) -> None:

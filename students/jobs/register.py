@@ -251,7 +251,15 @@ def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> Car
         ],
         measured=[Measured(*row) for row in measured],
         warnings=warnings_of(con, student.name),
+        calibration=_calibration(con, student),
     )  # fmt: skip
+
+
+def _calibration(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> dict[str, Any] | None:
+    from labelstore.evaluation import calibration  # imports scipy
+
+    found = calibration.of_student(con, student)
+    return None if found is None else found.settings()
 
 
 def warnings_of(con: "duckdb.DuckDBPyConnection", name: str) -> list[str]:

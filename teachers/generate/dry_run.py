@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labelstore.labels.currency import CURRENCY
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Request
 from teachers.errors import TeacherError
@@ -57,6 +58,7 @@ class JobForecast:
             "tokens_in_by": "tokenizer" if self.exact_tokens else "guess",
             "tokens_out_most": own.tokens_out_most,
             "cost_most": self.cost_most,
+            "currency": None if self.cost_most is None else CURRENCY,
             "tokens_per_second": self.tokens_per_second,
             "minutes": None if self.seconds is None else self.seconds / 60,
             "reliable_depth": self.plan.reliable_depth,

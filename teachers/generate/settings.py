@@ -63,12 +63,12 @@ class Settings:
     max_tokens: Annotated[
         int | None, "Stop before the job uses more tokens than this, in and out together."
     ] = None
-    max_cost: Annotated[float | None, "Stop before the job costs more than this."] = None
+    max_cost: Annotated[float | None, "Stop before the job costs more than this, in US dollars."] = None
     input_price: Annotated[
-        float | None, "The price of a million input tokens; by default the registry's."
+        float | None, "The price of a million input tokens in US dollars; by default the registry's."
     ] = None
     output_price: Annotated[
-        float | None, "The price of a million output tokens; by default the registry's."
+        float | None, "The price of a million output tokens in US dollars; by default the registry's."
     ] = None
     max_attempts: Annotated[int, "Attempts per call before its query goes to quarantine."] = 3
     retry_quarantined: Annotated[bool, "Try quarantined queries again."] = False

@@ -13,7 +13,7 @@ class Budget:
     """Limits of one job; None means no limit. Recorded answers that are reused cost nothing.
 
     Attributes:
-        max_cost: limit in the currency of the prices.
+        max_cost: limit in US dollars, as the prices.
         input_price, output_price: prices per million tokens; needed for a cost limit.
     """
 

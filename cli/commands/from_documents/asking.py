@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from labelstore.labels.currency import CURRENCY
 from teachers.generate.single.settings import Asking
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def shown(figures: "Figures", cost: float | None) -> dict[str, object]:
     sometimes = {"resumed": figures.resumed, "retried": figures.retried, "quarantined": figures.quarantined}
     found |= {key: value for key, value in sometimes.items() if value}
     if cost is not None:
-        found["spent"] = cost
+        found[f"spent {CURRENCY}"] = cost
     return found
 
 
@@ -40,6 +41,7 @@ def summary(figures: "Figures", cost: float | None) -> dict[str, Any]:
         "tokens_in": figures.tokens_in,
         "tokens_out": figures.tokens_out,
         "cost": cost,
+        "currency": None if cost is None else CURRENCY,
         "seconds": round(figures.seconds, 2),
         "stopped_by": figures.stopped,
     }

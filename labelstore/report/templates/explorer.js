@@ -99,7 +99,7 @@ const explorer = document.getElementById("explorer") && (() => {
 
   function judgments(query) {
     const box = make("div", { class: "column", "data-kind": "judgments" }), relevant = query.judged.filter(([, grade]) => grade > 0);
-    box.append(make("label", {}, "judgments"), make("p", { class: "measured" }, relevant.length ? `relevant: ${relevant.length}; ranks in the lists at right` : ""));
+    box.append(make("label", {}, "judgments"), make("p", { class: "measured" }, relevant.length ? `relevant: ${relevant.length}; at right the ranks in ${kinds.map(([, label]) => label).join(" · ")}` : ""));
     if (!relevant.length) return box.append(make("p", { class: "quiet" }, query.judged.length ? "none of them relevant" : "this query has no judgments")), box;
     const grades = new Map(query.judged);
     const places = (number) => columns.map((system) => {

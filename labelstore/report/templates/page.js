@@ -81,6 +81,18 @@ theme.addEventListener("click", () => {
 const stored = remembered();
 colour(themes.includes(stored) ? stored : "system");
 
+// A table that is wider than the page says so below it, and fades at the side where more columns are.
+for (const box of document.querySelectorAll(".scroll")) {
+  box.after(make("p", { class: "more", "aria-hidden": "true" }, "scroll sideways for more columns →"));
+  const measure = () => box.classList.toggle("cut", box.scrollWidth > box.clientWidth + 1);
+  new ResizeObserver(measure).observe(box);
+  box.addEventListener("scroll", () => {
+    const end = box.scrollLeft + box.clientWidth >= box.scrollWidth - 1;
+    box.nextElementSibling.textContent = end ? "← scroll back for the first columns" : "scroll sideways for more columns →";
+  });
+  measure();
+}
+
 let opened = [];
 addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];

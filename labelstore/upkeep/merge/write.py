@@ -362,6 +362,7 @@ class Writer:
         )
         self._take("stages", "student", order="student, stage")
         self._take("training_log", "student", order="student, stage, step")
+        self._take("calibrations", "student", order="student")
         self._count(
             "stages",
             """UPDATE stages SET view = v.view FROM views v WHERE stages.view IS NULL AND v.view_hash = stages.view_hash""",

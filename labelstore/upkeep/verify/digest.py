@@ -150,6 +150,11 @@ _PARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
         "FROM stages g JOIN students s USING (student)",
     ),
     (
+        "calibrations",
+        ("s.name", "c.weights_hash", "c.method", "c.dataset", "c.run", "c.depth", "c.n_pairs"),
+        "FROM calibrations c JOIN students s USING (student)",
+    ),
+    (
         "evaluations",
         ("d.name", "r.name", "l.name", "e.run_hash", "e.qrels_hash", "e.measure", "printf('%.6f', e.value)", "e.n_queries"),
         f"""{CURRENT_EVALUATIONS} LEFT JOIN runs r ON r.run = e.run LEFT JOIN labelings l ON l.labeling = e.labeling""",

@@ -21,7 +21,7 @@ class Asking:
     max_tokens: Annotated[
         int | None, "Stop before the job uses more tokens than this, in and out together."
     ] = None
-    max_cost: Annotated[float | None, "Stop before the job costs more than this."] = None
+    max_cost: Annotated[float | None, "Stop before the job costs more than this, in US dollars."] = None
     input_price: Annotated[
         float | None, "The price of a million input tokens; by default the registry's."
     ] = None

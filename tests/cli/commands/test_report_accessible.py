@@ -155,6 +155,13 @@ def test_a_phone_and_paper_show_it(browser: Browser, made: tuple[LabelStore, Pat
             && !e.closest('.scroll, .contents, .columns')).map(e => e.tagName + '.' + e.getAttribute('class'))"""
     )
     assert wide == []
+    # a table that is cut off says so; one that fits does not
+    cut = browser.run(
+        """[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility()).map(e =>
+            [e.scrollWidth > e.clientWidth + 1, e.classList.contains('cut'), e.nextElementSibling.checkVisibility()])"""
+    )
+    assert [True] * 3 in cut
+    assert {tuple(row) for row in cut} <= {(True,) * 3, (False,) * 3}
     assert browser.run(
         "[...document.querySelectorAll('.plot .tick')].every(t => getComputedStyle(t).fontSize === '11px')"
     )

@@ -284,10 +284,75 @@ def test_wide_spans_are_logarithmic_and_a_single_value_has_room() -> None:
     assert alone.low < 0.5 < alone.high
 
 
-def test_marks_of_one_place_stand_beside_each_other() -> None:
-    points = [plots.Point(str(n), f"s{n}", "student", 5.0, 0.5, 0.4, 0.6, "") for n in range(3)]
+def test_marks_that_hide_each_other_are_stacked_where_their_values_are() -> None:
+    values = [(5.0, 0.5), (5.0, 0.501), (9.0, 0.5), (5.0, 0.2), (5.0, 0.5)]
+    points = [
+        plots.Point(str(n), f"s{n}", "student", x, y, y - 0.1, y + 0.1, "") for n, (x, y) in enumerate(values)
+    ]
     drawing = plots.scatter("k", "title", "", points, "x", "y", []).drawing
-    assert re.findall(r"translate\(([-\d]+) 0\)", drawing) == ["20", "-20"]
+    assert "translate" not in drawing
+    assert re.findall(r'data-stack="([^"]*)"', drawing) == ["1 0 4"]  # the highest first
+    circles = re.findall(r'<circle cx="([\d.]+)%" cy="([\d.]+)%" r="(\d)"/>', drawing)
+    assert sorted(r for *_, r in circles) == ["4", "4", "4", "9", "9"]
+    assert len({x for x, *_ in circles}) == 2  # one place across for each cost
+    assert len({y for _, y, _ in circles}) == 3
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 20])
+def test_a_stack_lists_a_few_numbers_and_counts_the_rest(n: int) -> None:
+    points = [plots.Point(str(k), f"s{k}", "student", 5.0, 0.5, 0.4, 0.6, "") for k in range(n)]
+    drawing = plots.scatter("k", "title", "", points, "x", "y", []).drawing
+    (shown,) = re.findall(r'class="stack"[^>]*>([^<]*)<', drawing)
+    listed = shown.split(" · ")
+    assert len(listed) == min(n, plots.MAX_STACKED)
+    assert listed[-1] == (f"+{n - plots.MAX_STACKED + 1}" if n > plots.MAX_STACKED else str(n - 1))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "calls", "drawn"),
+    [
+        ((0, 4200, 12600), (0, 8, 24), ["tokens"]),  # the same plot twice
+        ((0, 4200, 12600), (0, 24, 24), ["tokens", "calls"]),
+        ((5000, 5000, 5050), (2, 3, 4), ["calls"]),  # a column of marks
+        ((0, 0, 0), (0, 0, 0), []),
+    ],
+)
+def test_a_cost_is_plotted_where_it_differs(
+    store: LabelStore, tokens: tuple[float, ...], calls: tuple[float, ...], drawn: list[str]
+) -> None:
+    with store.read() as con:
+        board = boards.board(con, lookup.dataset(con, "toy/test"))
+    own = {
+        name: costs.Cost(4, float(c), float(t), None, 10.0)
+        for name, t, c in zip(report_store.STUDENTS, tokens, calls, strict=True)
+    }
+    found = [figure.key for figure in costs.effectiveness(board, own, "k")]
+    assert found == [f"k-{what}" for what in drawn]
+
+
+def test_prices_have_their_currency(store: LabelStore, tmp_path: Path) -> None:
+    html = page.write(store, tmp_path / "a.html").path.read_text("utf-8")
+    assert re.search(r'>price <span class="unit">USD</span></th>', html)
+
+
+def test_commands_name_what_the_store_holds_in_its_sizes(tmp_path: Path) -> None:
+    store = report_store.make(tmp_path / "toy.duckdb")
+    with store.write() as con:
+        for table in ("stages", "training_log", "students", "evaluations", "query_scores"):
+            con.execute(f"DELETE FROM {table}")
+        con.execute("DELETE FROM runs WHERE kind IN ('student', 'fused')")
+    html = page.write(store, tmp_path / "a.html").path.read_text("utf-8")
+    assert "msft students train --regime kd --labels train-labels --max-lists 3 --name kd-3" in html
+    assert "--labels train-labels --max-lists 12 --name kd-12" in html
+    assert "msft students train --regime cl --dataset toy/train --negatives hard" in html
+    for placeholder in ("NEGATIVES", "LABELS", "TRAIN", "--run RUN"):
+        assert placeholder not in html
+    empty = LabelStore(tmp_path / "empty.duckdb")
+    with empty.write():
+        pass
+    html = page.write(empty, tmp_path / "b.html").path.read_text("utf-8")
+    assert "--labels LABELS --max-lists 1000" in html
+    assert "--depth 100" in html
 
 
 def test_svg_escapes_what_it_is_given() -> None:
