@@ -1,4 +1,4 @@
-"""`msft students`: add, list, show, rerank, export, serve; `cli.commands.students_train` has the training."""
+"""`msft students`: add, list, show, rerank, calibrate, export, serve; `cli.commands.students_train` has the training."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +16,11 @@ STUDENT_COLUMNS = (
     "student", "base", "architecture", "regime", "max_length", "seed", "stages", "steps", "pairs", "seconds",
     "weights_hash", "licence",
 )  # fmt: skip
+ABOUT_CALIBRATION = {
+    "ece_before": "the error of the sigmoid of the logits",
+    "ece": "the error of the calibrated probabilities, on queries that they were not fitted on",
+    "none_below": "if a list's best probability is below, nothing in it is relevant; empty if no bound has the precision",
+}
 DatasetOption = Annotated[
     str | None, typer.Option("--dataset", help="The dataset; by default the only one.", show_default=False)
 ]
@@ -151,6 +156,9 @@ def rerank(
         ),
     ] = "",
     instruction: InstructionOption = "",
+    probabilities: Annotated[
+        bool, "Also store a run with probabilities of relevance as scores, by the student's calibration."
+    ] = False,
 ) -> None:
     """Re-rank a run with a student and store the new run; an equal run is returned without scoring again."""
     from students.jobs.rerank import load_reranker, rerank_run
@@ -180,6 +188,10 @@ def rerank(
             progress=tick,
             note=diagnostics.note,
         )
+    if probabilities:
+        from students.jobs.calibrate import probability_run
+
+        made = probability_run(context.store, made, replace=replace)
     row: dict[str, Any] = {
         "run": made.name,
         "student": student,
@@ -189,6 +201,51 @@ def rerank(
         "content_hash": made.content_hash,
     }
     render.rows([row], context.format)
+
+
+@command(
+    students_app, "calibrate", example="msft students calibrate minilm-cl --dataset mydata/dev", lists=True
+)
+def calibrate(
+    context: Context,
+    student: Annotated[str, typer.Argument(help="A student's name.")],
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="The judged validation queries; never a test set.")
+    ],
+    run: Annotated[
+        str | None, "The run whose candidates are scored, by default the only first stage."
+    ] = None,
+    depth: Annotated[int, "Candidates per query."] = 100,
+    method: Annotated[str, "platt (a logistic curve) or isotonic (steps, for many judged pairs)."] = "platt",
+    relevant_from: Annotated[
+        int | None, "The lowest grade that counts as relevant; by default that of the dataset's measures."
+    ] = None,
+    none_precision: Annotated[
+        float, "The share of lists called without any relevant passage for which this must hold."
+    ] = 0.9,
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Fit a map from a student's logits to probabilities of relevance, on judged validation queries.
+
+    The order never changes. `serve` and `rerank --probabilities` apply it, exports keep it, the report shows how reliable
+    it is. ECE is the mean distance of predicted probability and observed share, on queries that the map was not fitted on.
+    """
+    from students.jobs.calibrate import calibrate_student
+    from students.jobs.evaluate import Talk
+
+    row = calibrate_student(
+        context.store,
+        student,
+        dataset,
+        run=run,
+        depth=depth,
+        method=method,
+        relevant_from=relevant_from,
+        none_precision=none_precision,
+        precision=precision,
+        talk=Talk(diagnostics.note, diagnostics.warn, diagnostics.progress),
+    )
+    fitted.rows([row], context.format, keys=("student",), about=ABOUT_CALIBRATION)
 
 
 @command(
@@ -245,7 +302,13 @@ def export(
 
 def serve(
     context: Context,
-    student: Annotated[str, typer.Argument(help="A student's name, a model's folder, or a Hugging Face id.")],
+    student: Annotated[
+        list[str],
+        typer.Argument(
+            help="Students' names, models' folders, Hugging Face ids or teacher:NAME; requests choose one by its name, and"
+            " the first answers those that name none."
+        ),
+    ],
     host: Annotated[str, "Address to listen on."] = "127.0.0.1",
     port: Annotated[int, "Port; 0 picks a free one."] = 8080,
     precision: Annotated[str, "auto, fp32 or bf16."] = "auto",
@@ -254,19 +317,42 @@ def serve(
     max_waiting: Annotated[
         int, "The most pairs that may wait; further requests are answered with 429."
     ] = 20_000,
+    fuse: Annotated[
+        str | None,
+        "Fuse each score with that of this first stage, which requests bring as `scores`; the weight is fixed on"
+        " validation queries.",
+    ] = None,
+    fuse_on: Annotated[
+        str | None,
+        "The dataset whose queries fix the weight; by default a dev set, or held-out training queries.",
+    ] = None,
+    fuse_weight: Annotated[float | None, "The student's share in --fuse, instead of fixing it."] = None,
 ) -> None:
-    """Serve re-ranking over HTTP with text-embeddings-inference's /rerank route, /health, /info and /metrics."""
-    from students.jobs.serve import serve_student
+    """Serve re-ranking over HTTP, for the clients of text-embeddings-inference, vLLM, Jina and Cohere.
 
-    serve_student(
+    The routes are /rerank, /v1/rerank, /v2/rerank, /score, /info, /health and /metrics; /docs describes them. SIGHUP
+    loads the models anew, and no request is lost.
+    """
+    from cli.workflows.served_teachers import open_teacher
+    from labelstore.errors import UsageError
+    from msft.host import extras
+    from students.jobs.serve import Fusion, Place, serve_students
+
+    extras.require("serve")
+    from students.serve.contracts import Limits
+
+    if fuse is None and (fuse_on is not None or fuse_weight is not None):
+        raise UsageError("--fuse-on and --fuse-weight are settings of a fusion", hint="add --fuse RUN")
+    serve_students(
         context.store,
         student,
-        host=host,
-        port=port,
+        place=Place(host, port),
         precision=precision,
-        max_texts=max_texts,
-        max_body=max_body * 1_000_000,
-        max_waiting=max_waiting,
+        limits=Limits(
+            texts=max_texts, body=max_body * 1_000_000, bodies=4 * max_body * 1_000_000, waiting=max_waiting
+        ),
+        fusion=None if fuse is None else Fusion(fuse, fuse_on, fuse_weight),
+        open_teacher=lambda name: open_teacher(context.store, name, precision),
         note=diagnostics.note,
         warn=diagnostics.warn,
     )

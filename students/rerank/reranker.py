@@ -204,6 +204,16 @@ class Reranker:
         n_query = len(self.encoder.tokenise([query])[0])
         return n_query + self.encoder.tokenise(list(texts)).lengths + self.encoder.form.n_special
 
+    def cut(self, texts: Sequence[str], most_tokens: int) -> list[str]:
+        """Cut each text after its first `most_tokens` tokens."""
+        offsets = self.encoder.tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )["offset_mapping"]
+        return [
+            text[: own[most_tokens - 1][1]] if len(own) > most_tokens else text
+            for text, own in zip(texts, offsets, strict=True)
+        ]
+
     def _usual_tokens(self) -> int:
         if self._cuda:
             return CUDA_BATCH_TOKENS

@@ -47,20 +47,23 @@ class Batcher:
     Args:
         most: largest number of waiting pairs, over all requests.
         round_seconds: duration of a round.
+        thread: scores; an executor with one thread, which several batchers may share.
     """
 
-    def __init__(self, scorer: "Scorer", most: int, metrics: Metrics, round_seconds: float) -> None:
+    def __init__(
+        self, scorer: "Scorer", most: int, metrics: Metrics, round_seconds: float, thread: ThreadPoolExecutor
+    ) -> None:
         self._scorer = scorer
         self._most = most
         self._metrics = metrics
         self._round_seconds = round_seconds
+        self._thread = thread
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self._round_pairs = 64
         self.waiting = 0
 
     async def __aenter__(self) -> "Batcher":
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._loop_task = asyncio.create_task(self._loop())
         return self
 
@@ -69,7 +72,6 @@ class Batcher:
         await asyncio.gather(self._loop_task, return_exceptions=True)
         for request in self._queue:
             request.answer.cancel()
-        self._thread.shutdown(wait=True)
 
     @property
     def alive(self) -> bool:
@@ -99,6 +101,12 @@ class Batcher:
         """Count the tokens of each pair before truncation. It runs in the scoring thread, which owns the tokenizer."""
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, self._scorer.pair_lengths, query, texts
+        )
+
+    async def cut(self, texts: Sequence[str], most_tokens: int) -> list[str]:
+        """Cut each text to its first tokens, in the scoring thread."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._scorer.cut, texts, most_tokens
         )
 
     async def _loop(self) -> None:
@@ -166,3 +174,5 @@ class Scorer(Protocol):
     def scores(self, lists: Sequence[tuple[str, Sequence[str]]]) -> list[Any]: ...
 
     def pair_lengths(self, query: str, texts: Sequence[str]) -> Any: ...
+
+    def cut(self, texts: Sequence[str], most_tokens: int) -> list[str]: ...

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import json
 import os
 import resource
 import socket
@@ -11,6 +12,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from students.serve.contracts import Refused, of_path
 
 SECONDS_FOR_HEADERS = 10.0  # time for a client to send its request line and headers
 SECONDS_TO_END = 10  # time to answer requests in flight after SIGTERM
@@ -115,13 +118,14 @@ class RequireKey:
             headers: list[Any] = scope["headers"]
             given = next((value for name, value in headers if name == b"authorization"), b"")
             if not hmac.compare_digest(given, self._wanted):
-                await _refuse(send)
+                await _refuse(send, scope["path"])
                 return
         await self._app(scope, receive, send)
 
 
-async def _refuse(send: Send) -> None:
-    body = b'{"error":"the key is missing or wrong","error_type":"Unauthorized"}'
+async def _refuse(send: Send, path: str) -> None:
+    _, answer = of_path(path).error(Refused(401, "Unauthorized", "the key is missing or wrong"))
+    body = json.dumps(answer).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"www-authenticate", b"Bearer"),

@@ -134,6 +134,34 @@ class BiEncoderEngine:
             self._threads.shutdown()
             self._threads = None
 
+    @property
+    def max_length(self) -> int:
+        """The tokens of a text, special tokens included; longer texts are cut."""
+        return self._max_length
+
+    def embed_queries(self, queries: Sequence[str]) -> list[Embedded]:
+        """Embed queries, with the prefix that the model has for them."""
+        return self.embed([self._query_prefix + query for query in queries])
+
+    def lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Count the tokens of each text before truncation."""
+        ids = self._encode(list(texts), truncation=False, verbose=False)["input_ids"]
+        return np.array([len(row) for row in ids], dtype=np.int64)
+
+    def cut(self, texts: Sequence[str], most_tokens: int) -> list[str]:
+        """Cut each text after its first `most_tokens` tokens."""
+        offsets = self._encode(
+            list(texts),
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            truncation=False,
+            verbose=False,
+        )["offset_mapping"]
+        return [
+            text[: own[most_tokens - 1][1]] if len(own) > most_tokens else text
+            for text, own in zip(texts, offsets, strict=True)
+        ]
+
     def embed(self, texts: Sequence[str]) -> list[Embedded]:
         """Return unit vectors and lengths, in the order of the texts."""
         if not texts:

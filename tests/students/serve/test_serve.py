@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import tiny_models
-import uvicorn
+from served import serving_app
 
 from students.rerank.reranker import Reranker
 from students.serve.app import Limits, create_app
@@ -26,20 +26,8 @@ LIMITS = Limits(
 @contextlib.contextmanager
 def serving(scorer, limits: Limits = LIMITS, max_length: int = 64) -> Iterator[str]:
     app = create_app(scorer, {"model_id": "tiny", "max_input_length": max_length}, limits, round_seconds=0.05)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="on"))
-    sockets = [server.config.bind_socket()]
-    thread = threading.Thread(target=server.run, kwargs={"sockets": sockets})
-    thread.start()
-    try:
-        deadline = time.monotonic() + 20
-        while not server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+    with serving_app(app) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
