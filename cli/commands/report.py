@@ -1,4 +1,4 @@
-"""`msft report`: write the store's content as one HTML page."""
+"""`msft report`: write the store's content as one HTML page; `msft mcp`: serve it to agents."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +10,9 @@ from cli.output import diagnostics, render
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this module's command."""
+    """Add this module's commands."""
     command(app, "report", example="msft report -o report.html", lists=True)(report)
+    command(app, "mcp", example="msft mcp --store msft.duckdb")(mcp)
 
 
 def report(
@@ -52,3 +53,18 @@ def report(
     )
     render.rows(written.rows, context.format, ["section", "dataset", "shown", "note"])
     diagnostics.note(f"{written.path}: {written.n_bytes / 1e6:.2f} MB, open it in a browser")
+
+
+def mcp(context: Context) -> None:
+    """Serve the store to agents by the Model Context Protocol over stdin and stdout, for reading alone.
+
+    The tools are tables, sql, status, compare and explain.
+    """
+    from cli.workflows import mcp_server
+    from labelstore.errors import DataMissing
+    from msft.host import extras
+
+    extras.require("mcp")
+    if not context.store.exists:
+        raise DataMissing(f"store not found: {context.store_path}", hint="name it with --store")
+    mcp_server.run(context.store)

