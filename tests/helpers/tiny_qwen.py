@@ -52,9 +52,11 @@ def make(folder: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0) -> P
     model = Qwen3ForCausalLM(config).to(torch.float32)
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 4.0
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[0] = layer.mlp.down_proj.weight[0] = 0.0
         answers = [fast.convert_tokens_to_ids(fast.tokenize(answer))[0] for answer in ANSWERS]
         model.lm_head.weight[:, 0] = 0.0
-        model.lm_head.weight[answers, 0] = 12.0
+        model.lm_head.weight[answers, 0] = 20.0
         model.lm_head.weight[answers, 1:] *= 2.0
     model.save_pretrained(folder)
     return folder

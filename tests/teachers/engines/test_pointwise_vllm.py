@@ -1,4 +1,4 @@
-"""Scores of a tiny random Qwen3: in vLLM and in transformers, on the same 200 pairs."""
+"""Scores of a tiny random Qwen3: in vLLM, over vLLM's server and in transformers, on the same 200 pairs."""
 
 import os
 from collections.abc import Iterator
@@ -151,3 +151,35 @@ def test_logits_are_read_as_logits(folder: Path, reference: Any) -> None:
         assert read_answers(done[request.ticket].logprobs, None, ("Yes",), "logit")[1] == pytest.approx(
             [wanted], abs=1e-3
         )
+
+
+def test_over_a_server_the_scores_are_the_same(folder: Path, reference: Any, tmp_path: Path) -> None:
+    import tiny_qwen
+
+    from benchmarks.vllm_server import served
+    from teachers.engines.base import Sampling
+    from teachers.engines.openai import OpenAIEngine
+    from teachers.prompts.answers import read_answers
+
+    with served(tmp_path, model=folder, arguments=("--dtype", "float32", "--max-model-len", "2048")) as (
+        url,
+        _,
+    ):
+        own = OpenAIEngine("tiny", [url], Sampling(logprobs=20), in_flight=8, tokenizer=tiny_qwen.tokenizer())
+        try:
+            for prompt, spelling in (("qwen3-reranker@1", "exact"), ("yes-no@1", "any")):
+                requests = rendered(folder, prompt, renders=False)
+                ids = [list(request.token_ids) for request in rendered(folder, prompt)]
+                done = ask(own, requests)
+                yes, no = (spelt(answer, spelling) for answer in ("yes", "no"))
+                for request, shown in zip(requests, ids, strict=True):
+                    completion = done[request.ticket]
+                    parsed, scores = read_answers(
+                        completion.logprobs, completion.floor, ("yes", "no"), "log-odds"
+                    )
+                    logits = expected(reference, shown)
+                    wanted = float(logits[yes].logsumexp(0) - logits[no].logsumexp(0))
+                    assert parsed.status == "ok"
+                    assert scores == pytest.approx([wanted], abs=1e-2)
+        finally:
+            own.close()

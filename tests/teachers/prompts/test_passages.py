@@ -52,9 +52,10 @@ def test_hostile_texts_tokenise_to_the_templates_own_special_tokens_and_no_more(
 
     def special(query: str, texts: list[str]) -> list[int]:
         shown = [passages.passage(text, text, neutralise) for text in texts]
-        windows = [[one] for one in shown] if template.pointwise else [shown]
+        size = template.most or len(shown)
         found = []
-        for window in windows:
+        for first in range(0, len(shown), size):
+            window = shown[first : first + size]
             text = template.text(template.render(passages.query(query, neutralise), window), render)
             found += ids_of_special(tokenizer, text)
         return found
