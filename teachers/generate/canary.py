@@ -19,9 +19,10 @@ from teachers.scheduling.budget import Budget
 def requests(rendering: Rendering, number: int) -> list[Request]:
     """Return the first `number` canary questions as requests to this teacher."""
     made = []
-    single = rendering.teacher.reading == "answers"
+    template = rendering.teacher.template
+    most = None if template is None else template.most
     for k, (query, listed) in enumerate(QUESTIONS[:number]):
-        passages = listed[:1] if single else listed
+        passages = listed[:most]  # as many as the prompt can show
         shown = [
             Candidate(f"canary-{k}-{i}", None, text, keys.text_hash(None, text), i + 1)
             for i, text in enumerate(passages)

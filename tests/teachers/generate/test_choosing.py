@@ -95,6 +95,13 @@ def test_all_pairs_store_points_and_how_far_the_orders_disagree(store: LabelStor
     assert scores[0][1] <= 29
 
 
+@pytest.mark.parametrize("strategy", ["setwise", "pairwise"])
+def test_canaries_show_as_many_passages_as_the_prompt_can(store: LabelStore, strategy: str) -> None:
+    engine = ScriptedEngine(lambda request: f"Passage {request.identifiers[0]}")
+    assert run(store, engine, strategy=strategy, canaries=3, limit=1).labelled == 1
+    assert rows(store, "SELECT count(*) FROM canaries") == [(3,)]
+
+
 def test_a_rerun_asks_nothing(store: LabelStore) -> None:
     run(store)
     engine = ScriptedEngine(perfect)
