@@ -216,11 +216,14 @@ def _revision(base: str | Path, recipe: Recipe) -> str | None:
     """Load the base, so that a missing model fails first; returns its commit or its weights' hash.
 
     Raises:
-        StudentError: the model is not found (exit code 4), or its text frame does not fit (exit code 2).
+        StudentError: the model is not found (exit code 4), or its text frame or LoRA's targets do not fit (exit code 2).
     """
     from students.model.encoder import CrossEncoder
+    from students.model.lora import find_targets
 
     encoder = CrossEncoder.load(base, precision="fp32", device="cpu", framing=recipe.framing)
+    if recipe.lora.r:
+        find_targets(encoder.model, recipe.lora.targets)
     return base_revision(str(base), encoder)
 
 

@@ -62,8 +62,8 @@ def _frame(tokenizer: Any, base: str, wanted: Framing) -> Frame | None:
         return None
     raise StudentError(
         f"{base} is a decoder without a text frame, and its name says none",
-        hint=f"set the frame that it was trained with, such as --set frame={next(iter(shipped()))}"
-        f" (one of {', '.join(shipped())}, or a text with {{query}} and {{passage}})",
+        hint=f"give the frame that it was trained with, such as --frame {next(iter(shipped()))} (recipe: frame):"
+        f" one of {', '.join(shipped())}, or a text with {{query}} and {{passage}}",
         exit_code=ExitCode.USAGE,
     )
 

@@ -125,7 +125,12 @@ class CrossEncoder(nn.Module):
         if adapter is not None:
             path_or_id = f"{source}, the base of the adapter {adapter}"
         local = local_only(source)
-        config, tokenizer = _read_config(path_or_id, source, adapter or source, local)
+        try:
+            config, tokenizer = _read_config(path_or_id, source, adapter or source, local)
+        except StudentError as error:
+            if adapter is None:
+                raise
+            raise lora.without_base(error, adapter) from error
         base_config.set_padding(config, tokenizer, path_or_id)
         tokenizer = framed_tokenizer(tokenizer, config, source, framing)
         base_config.set_dropout(config, attention_dropout, hidden_dropout)

@@ -38,7 +38,7 @@ def adapt(model: Any, settings: Lora, base: str) -> None:
         r=settings.r,
         lora_alpha=settings.alpha or 2 * settings.r,  # type: ignore[arg-type]  # peft divides it only
         lora_dropout=settings.dropout,
-        target_modules=_targets(model, settings.targets),
+        target_modules=find_targets(model, settings.targets),
         modules_to_save=None,  # the head learns in its place
         task_type="SEQ_CLS",
         base_model_name_or_path=base,
@@ -138,6 +138,15 @@ def base_of(folder: str) -> str | None:
     return str(base)
 
 
+def without_base(error: StudentError, adapter: str) -> StudentError:
+    """Tell how to give an adapter its base, which cannot be loaded."""
+    return StudentError(
+        error.message,
+        hint=f"put the base there, or set base_model_name_or_path in {Path(adapter, CONFIG)}",
+        exit_code=error.exit_code,
+    )
+
+
 def add_adapter(model: Any, folder: str) -> None:
     """Load an adapter's folder over its base, and merge it.
 
@@ -157,8 +166,12 @@ def add_adapter(model: Any, folder: str) -> None:
         ) from error
 
 
-def _targets(model: Any, wanted: tuple[str, ...]) -> list[str]:
-    """Find the full names of the linear maps to adapt: those that end in a wanted name, by default all but the head's."""
+def find_targets(model: Any, wanted: tuple[str, ...]) -> list[str]:
+    """Find the full names of the linear maps to adapt: those that end in a wanted name, by default all but the head's.
+
+    Raises:
+        StudentError: a wanted name matches none, or there are no linear maps (exit code 2).
+    """
     heads = tuple(head_parts(model).values())
     inside = {id(module) for head in heads for module in head.modules()}
     maps = [

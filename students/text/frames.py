@@ -76,7 +76,7 @@ class Frame:
         if any(given) and INSTRUCTION not in self.text:
             raise StudentError(
                 f"frame {self.name!r} takes no instruction, given {next(filter(None, given))!r}",
-                hint=f"leave instruction out, or give a frame with {INSTRUCTION}: --set frame='…'",
+                hint=f"leave instruction out, or give a frame with {INSTRUCTION}: --frame '…'",
                 exit_code=ExitCode.USAGE,
             )
         answers = wanted.answers or self.answers

@@ -176,7 +176,7 @@ def test_a_decoder_without_a_frame_is_refused_with_a_hint(tmp_path, causal):
     with pytest.raises(StudentError, match="is a decoder without a text frame") as raised:
         load(folder, Framing())
     assert raised.value.exit_code == 2
-    assert "--set frame=qwen3-reranker" in (raised.value.hint or "")
+    assert "--frame qwen3-reranker" in (raised.value.hint or "")
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ def test_an_adapter_without_its_base_says_which_one(bases, views, tmp_path):
     with pytest.raises(StudentError, match=f"model not found: {base}, the base of the adapter") as raised:
         load(adapter)
     assert raised.value.exit_code == 4
+    assert "base_model_name_or_path" in (raised.value.hint or "")
     config = json.loads((adapter / lora.CONFIG).read_text("utf-8"))
     (adapter / lora.CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": None}))
     with pytest.raises(StudentError, match="names no base") as raised:
