@@ -51,6 +51,9 @@ def list_teachers(
 
         with context.store.read() as con:
             rows = label_quality.labelings(con, dataset)
+            judgings = [name for (name,) in con.execute("SELECT name FROM judgings ORDER BY name").fetchall()]
+        if judgings:
+            diagnostics.note(f"judgings of LLMs: {', '.join(judgings)}; see `msft teachers agreement NAME`")
     if rows or dataset is not None:
         render.rows(rows, context.format)
         diagnostics.note("`msft teachers list --registry` shows what --model knows by name")

@@ -264,13 +264,24 @@ def _removing(kind: str, noun: str) -> Callable[..., None]:
         name: Annotated[str, typer.Argument(help=f"The name of the {noun}.")],
         yes: YesOption = False,
     ) -> None:
-        _remove(context, kind, name, yes)
+        _remove(context, _judging_or(kind, context, name), name, yes)
 
     remove.__doc__ = (
         f"Remove {'a ' if noun[-1] != 's' else ''}{noun}; without --yes only if nothing depends on "
         f"{'it' if noun[-1] != 's' else 'them'}."
     )
     return remove
+
+
+def _judging_or(kind: str, context: Context, name: str) -> str:
+    """Return ``judging`` if labels are to be removed and only a judging has the name."""
+    if kind != "labels":
+        return kind
+    with context.store.read() as con:
+        labelings = "SELECT 1 FROM labelings WHERE name = ?"
+        judgings = "SELECT 1 FROM judgings WHERE name = ?"
+        only = not con.execute(labelings, [name]).fetchall() and con.execute(judgings, [name]).fetchall()
+    return "judging" if only else kind
 
 
 def remove_run(

@@ -47,6 +47,12 @@ def pick(con: duckdb.DuckDBPyConnection, name: str) -> lookup.Dataset:
     return of
 
 
+def generated(con: duckdb.DuckDBPyConnection) -> set[str]:
+    """Name the datasets that have generated queries."""
+    sql = "SELECT name FROM datasets WHERE dataset IN (SELECT dataset FROM query_origins)"
+    return {name for (name,) in con.execute(sql).fetchall()}
+
+
 def apply(store: LabelStore, name: str, tests: Sequence[Test]) -> list[Applied]:
     """Apply filters one after another, in one transaction: each tests what the ones before it left.
 

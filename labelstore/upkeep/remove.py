@@ -22,7 +22,7 @@ from labelstore.store.removed_folders import Note, Removed
 
 COLUMNS = ("what", "name", "rows", "becomes")
 REMOVED = "removed"
-KINDS = ("dataset", "run", "negatives", "labels", "view", "student")
+KINDS = ("dataset", "run", "negatives", "labels", "judging", "view", "student")
 
 # What goes with a removed row: (table, column, table of the removed row, further condition).
 _WITH = (
