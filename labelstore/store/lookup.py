@@ -291,7 +291,7 @@ def judging(con: duckdb.DuckDBPyConnection, name: str) -> Judging:
             "judging",
             name,
             known,
-            'msft sql "SELECT name FROM judgings"',
+            "msft teachers list",
             "msft teachers judge --model MODEL --dataset DATASET --run RUN",
         )
     key, own_name, of, teacher, model, prompt, parameters = found[0]
