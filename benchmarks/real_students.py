@@ -23,6 +23,10 @@ from scipy import stats
 
 SEED = 42
 MEASURE = "nDCG@10"
+# The settings' own defaults, beside what the commands give.
+PLAIN = (
+    "--recipe", "small", "--set", "max_pairs=0", "--set", "attention_dropout=0.1", "--set", "hidden_dropout=0.1",
+)  # fmt: skip
 
 
 class Commands:
@@ -74,7 +78,7 @@ def contrastive(
         "students", "add", "minilm", "--name", "minilm-untrained", "--max-length", "160", "--seed", str(SEED)
     )
     msft(
-        "students", "train", "--regime", "cl", "--base", "minilm", "--dataset", "nfcorpus/train", "--negatives", "hard",
+        "students", "train", *PLAIN, "--regime", "cl", "--base", "minilm", "--dataset", "nfcorpus/train", "--negatives", "hard",
         *(["--retrieved"] if retrieved else []), "--name", name, "--lr", "1e-4", "--batch", "8", "--group-size", "8", "--max-length", "160",
         "--epochs", "0", "--max-steps", "200", "--max-minutes", str(minutes), "--seed", str(SEED),
         "--set", 'freeze=["embeddings"]', "--set", "keep=last",
@@ -111,7 +115,7 @@ def distillation(msft: Commands, data: Path, minutes: float) -> tuple[str, str, 
         "students", "add", "minilm", "--name", "minilm-untrained", "--max-length", "128", "--seed", str(SEED)
     )
     msft(
-        "students", "train", "--regime", "kd", "--base", "minilm",
+        "students", "train", *PLAIN, "--regime", "kd", "--base", "minilm",
         *(a for source in sources for a in ("--labels", source)),
         "--name", "minilm-kd", "--lr", "2e-4", "--batch", "4", "--group-size", "12", "--max-length", "128",
         "--epochs", "0", "--max-steps", "240", "--max-minutes", str(minutes), "--seed", str(SEED),

@@ -155,9 +155,9 @@ CREATE TABLE negatives (
     mining       INTEGER NOT NULL,            -- minings.mining
     query        INTEGER NOT NULL,            -- queries.query
     document     INTEGER NOT NULL,            -- documents.document
-    source_run   INTEGER NOT NULL,            -- runs.run it was taken from
-    source_rank  INTEGER NOT NULL,            -- its rank there
-    source_score FLOAT NOT NULL,              -- its score there
+    source_run   INTEGER,                     -- runs.run it was taken from; NULL for a random passage of the collection
+    source_rank  INTEGER NOT NULL,            -- its rank there; the number of the draw of a random passage
+    source_score FLOAT,                       -- its score there; NULL for a random passage
     teacher_rank INTEGER,                     -- its rank in the denoising labeling; NULL if that does not hold it
     label        UTINYINT NOT NULL,           -- 0 a negative; 1 relabelled as positive by denoising
     weight       FLOAT NOT NULL               -- 1, or less where denoising down-weights it
@@ -494,11 +494,11 @@ CREATE VIEW ranked AS
 COMMENT ON VIEW ranked IS 'Candidates by text ids';
 
 CREATE VIEW mined AS
-    SELECT m.name AS mining, ds.name AS dataset, q.query_id, d.doc_id, r.name AS source_run, n.source_rank,
-           n.source_score, n.teacher_rank, n.label, n.weight
+    SELECT m.name AS mining, ds.name AS dataset, q.query_id, d.doc_id, coalesce(r.name, 'random') AS source_run,
+           n.source_rank, n.source_score, n.teacher_rank, n.label, n.weight
     FROM negatives n JOIN minings m USING (mining) JOIN datasets ds USING (dataset)
-    JOIN queries q USING (query) JOIN documents d USING (document) JOIN runs r ON r.run = n.source_run;
-COMMENT ON VIEW mined IS 'Negatives by text ids';
+    JOIN queries q USING (query) JOIN documents d USING (document) LEFT JOIN runs r ON r.run = n.source_run;
+COMMENT ON VIEW mined IS 'Negatives by text ids; source_run random and no score for a random passage of the collection';
 
 CREATE VIEW labels AS
     SELECT l.name AS labeling, t.name AS teacher, l.first_stage, ds.name AS dataset, q.query_id, i.rank, d.doc_id,

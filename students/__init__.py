@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from students.jobs.export import export_student
     from students.jobs.register import add_student
     from students.jobs.rerank import load_reranker, rerank_run
-    from students.jobs.train import Sources, train_student
+    from students.jobs.sources import Sources
+    from students.jobs.train import train_student
     from students.recipes.read import load_recipe
     from students.rerank.reranker import Reranker
 
@@ -42,7 +43,7 @@ __all__ = [
 
 _HOMES = {
     "Reranker": "rerank.reranker:Reranker",
-    "Sources": "jobs.train:Sources",
+    "Sources": "jobs.sources:Sources",
     "Talk": "jobs.evaluate:Talk",
     "add_student": "jobs.register:add_student",
     "evaluate": "jobs.evaluate:evaluate",

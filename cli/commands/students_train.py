@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, fitted
+from cli.output import diagnostics, fitted, render
 from cli.parameters import given
+
+if TYPE_CHECKING:
+    from students.jobs.sources import Sources
 
 STAGE_COLUMNS = (
     "student", "stage", "objective", "loss", "view", "steps", "pairs", "seconds", "weights_moved", "best_step",
@@ -97,7 +100,11 @@ class Train:
     ] = None
     names: Names = Names()
     name: Annotated[str | None, "The student's name; by default BASE-REGIME-KEY."] = None
-    recipe: Annotated[str | None, "A TOML file, or the name of a recipe that comes with msft."] = None
+    recipe: Annotated[
+        str | None, "auto (by default), a TOML file, or the name of a recipe that comes with msft."
+    ] = None
+    minutes: Annotated[float | None, "The minutes that auto plans for [10 on a CPU, 30 on a GPU]."] = None
+    dry_run: Annotated[bool, "Print the plan and stop."] = False
     settings: Settings = Settings()
     more: Annotated[
         tuple[str, ...],
@@ -119,25 +126,59 @@ def add_to(app: typer.Typer) -> None:
 def train(context: Context, options: Train) -> None:
     """Train a student from the store's judgments (cl), its LLM rankings (kd), or both, stage after stage.
 
-    Several datasets, negatives and labelings make one view, across collections. Run the same command again to continue
-    an interrupted training. The store is open only before and after the training.
+    Without --recipe, base, stages, lists, pairs and rates are chosen for this device, the data and the minutes, and the
+    plan is printed first. What you give is kept. Several datasets, negatives and labelings make one view, across
+    collections. Run the same command again to continue an interrupted training. The store is open only before and after
+    the training.
     """
     from msft.key_values import key_values, toml_value
     from students.jobs.register import stage_rows
-    from students.jobs.train import Sources, train_student
+    from students.jobs.sources import Sources
+    from students.jobs.train import train_student
 
-    recipe = options.recipe
+    recipe = options.recipe or "auto"
+    sources = Sources(**vars(options.names), view_parameters=given(options.views))
+    settings = given(options.settings) | key_values("--set", options.more, "clip=10", toml_value)
+    chosen: str | Path = Path(recipe) if Path(recipe).suffix else recipe
+    if options.dry_run:
+        settings |= {k: v for k, v in (("regime", options.regime), ("base", options.base)) if v is not None}
+        _show_plan(context, sources, chosen, settings, options.minutes)
+        return
     with diagnostics.progress("training", unit="pairs") as tick:
         student = train_student(
             context.store,
             regime=options.regime,
             base=options.base,
-            sources=Sources(**vars(options.names), view_parameters=given(options.views)),
+            sources=sources,
             name=options.name,
-            recipe=recipe if recipe is None or not Path(recipe).suffix else Path(recipe),
-            settings=given(options.settings) | key_values("--set", options.more, "clip=10", toml_value),
+            recipe=chosen,
+            settings=settings,
+            minutes=options.minutes,
             progress=tick,
             note=diagnostics.note,
         )
     rows = [{name: row[name] for name in STAGE_COLUMNS} for row in stage_rows(context.store, student.name)]
     fitted.rows(rows, context.format, keys=("stage",), about=ABOUT_STAGES)
+
+
+def _show_plan(
+    context: Context, sources: "Sources", recipe: str | Path, settings: dict[str, Any], minutes: float | None
+) -> None:
+    """Print the plan of a training as rows.
+
+    Raises:
+        DataMissing: an objective has no list to learn from.
+    """
+    from labelstore.errors import DataMissing
+    from students.jobs.plan import plan_training
+
+    plan, _ = plan_training(context.store, sources=sources, recipe=recipe, settings=settings, minutes=minutes)
+    for objective, lists in plan.lists.items():
+        if not lists.n:
+            raise DataMissing(
+                f"{objective} has no list to learn from ({lists.names})",
+                hint="msft views build with these sources says what it leaves out, and why",
+            )
+    render.rows([choice.row() for choice in plan.choices], context.format)
+    if plan.few_pairs is not None:
+        diagnostics.note(plan.few_pairs)

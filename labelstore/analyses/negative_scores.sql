@@ -2,18 +2,18 @@
 --
 -- msft sql @negative_scores [--param negatives=NAME]
 -- The scores are those of the run that a negative was taken from; a positive's is its own in the same run, the best of
--- several. difference is positive - negative, over negatives of queries whose positive the run ranks.
+-- several. Random passages have no scores. difference is positive - negative, over negatives of queries whose positive the run ranks.
 WITH chosen AS (
     SELECT * FROM minings WHERE name = coalesce(getvariable('negatives'), name)
 ), positives AS (
     SELECT c.mining, c.dataset, r.run, q.query, max(k.score) AS score
-    FROM chosen c JOIN (SELECT DISTINCT mining, source_run AS run FROM negatives) r USING (mining)
+    FROM chosen c JOIN (SELECT DISTINCT mining, source_run AS run FROM negatives WHERE source_run IS NOT NULL) r USING (mining)
     JOIN qrels q ON q.dataset = c.dataset AND q.relevance >= coalesce((c.parameters->>'min_relevance')::INTEGER, 1)
     JOIN candidates k ON k.run = r.run AND k.query = q.query AND k.document = q.document
     GROUP BY ALL
 ), mined AS (
     SELECT n.mining, n.query, n.source_run AS run, n.source_score AS score
-    FROM negatives n JOIN chosen USING (mining) WHERE n.label = 0
+    FROM negatives n JOIN chosen USING (mining) WHERE n.label = 0 AND n.source_run IS NOT NULL
 ), values_ AS (
     SELECT mining, 'positive' AS of, score FROM positives
     UNION ALL SELECT mining, 'negative', score FROM mined

@@ -1,7 +1,8 @@
 """Mine hard negatives: candidates of a query that train as not relevant, with the evidence for each.
 
 Candidates come from one run or several; ranks, scores, margins against the positive and a teacher's labels filter
-them; a seed or the rank picks among those left. The SQL is ``negatives/mining*.sql``; the options cover what
+them; a seed or the rank picks among those left. Random passages of the
+collection can stand beside them. The SQL is ``negatives/mining*.sql``; the options cover what
 sentence-transformers' ``mine_hard_negatives`` has (its model's scores are the run's, its cross-encoder's those of
 ``scores``, a run that a student or re-ranker made over the same dataset).
 """
@@ -136,7 +137,9 @@ def _row(
             hint="loosen the margins, or give judgments: `msft data show`",
         )
     settings = {
-        **asdict(options),
+        **{
+            key: value for key, value in asdict(options).items() if key != "random" or value
+        },  # later than the others
         "runs": [{"name": run.name, "hash": run.content_hash} for run in sources.runs],
         "denoise_labels": sources.labels.name if sources.labels else None,
         "scores": sources.scorer.name if sources.scorer else None,
@@ -191,7 +194,14 @@ def _select(
         set_variables(con, {"source": source, "quota": quota, "final": final})
         con.execute(draw)
     con.execute(sql_file("mining_end", "negatives"))
-    return filters(con, ["queries", "candidates", "denoising"])
+    if options.random:
+        for part, room in (
+            ("mining_drawers", "negatives"),
+            ("random_passages", "views/sql"),
+            ("mining_random", "negatives"),
+        ):
+            con.execute(sql_file(part, room))
+    return filters(con, ["queries", "candidates", "denoising", "random passages"])
 
 
 def _shares_queries(con: duckdb.DuckDBPyConnection, labels: lookup.Labeling, of: lookup.Dataset) -> bool:
@@ -208,9 +218,10 @@ def _content_hash(con: duckdb.DuckDBPyConnection, relation: str = "mining_rows")
     groups = con.execute(f"SELECT DISTINCT label, weight FROM {relation} ORDER BY ALL").fetchall()
     parts = []
     for label, weight in groups:
-        rows = f"""(SELECT n.query, n.source_rank * 65536 + coalesce(n.teacher_rank, 0) AS rank, n.source_score AS score,
-                           xor({id_hash("d.doc_id")}, md5_number_lower(r.name)) AS id_hash
-                    FROM {relation} n JOIN documents d USING (document) JOIN runs r ON r.run = n.source_run
+        rows = f"""(SELECT n.query, n.source_rank * 65536 + coalesce(n.teacher_rank, 0) AS rank,
+                           coalesce(n.source_score, 0) AS score,
+                           xor({id_hash("d.doc_id")}, md5_number_lower(coalesce(r.name, 'random'))) AS id_hash
+                    FROM {relation} n JOIN documents d USING (document) LEFT JOIN runs r ON r.run = n.source_run
                     WHERE n.label = {int(label)} AND n.weight = {float(weight)!r}::FLOAT)"""
         parts.append([int(label), float(weight), ranking_hash(con, f"({row_sum(rows)})")[0]])
     return content_key("negatives", parts)
@@ -299,10 +310,10 @@ def shown(
     """List the first `limit` negatives of a mining (of one query) with their evidence."""
     return fetch(
         con,
-        """SELECT q.query_id, d.doc_id, r.name AS source_run, n.source_rank, n.source_score, n.teacher_rank, n.label,
-                  n.weight, left(d.text, 80) AS text
+        """SELECT q.query_id, d.doc_id, coalesce(r.name, 'random') AS source_run, n.source_rank, n.source_score,
+                  n.teacher_rank, n.label, n.weight, left(d.text, 80) AS text
            FROM negatives n JOIN queries q USING (query) JOIN documents d USING (document)
-           JOIN runs r ON r.run = n.source_run
+           LEFT JOIN runs r ON r.run = n.source_run
            WHERE n.mining = ? AND (? IS NULL OR q.query_id = ?)
            ORDER BY q.query_id, n.source_run, n.source_rank LIMIT ?""",
         [mining.mining, query_id, query_id, limit],

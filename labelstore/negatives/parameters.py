@@ -7,6 +7,7 @@ from labelstore.errors import UsageError
 
 STRATEGIES = ("uniform", "top")
 DENOISING = ("drop", "relabel", "downweight")
+MOST_RANDOM = 1000  # passages per query
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Parameters:
     depth: Annotated[int, "The deepest rank to take negatives from."] = 200
     min_rank: Annotated[int, "The first rank to take negatives from; 11 skips the first ten."] = 1
     per_query: Annotated[int, "The most negatives per query."] = 99
+    random: Annotated[int, "Random passages of the collection per query, beside the mined ones."] = 0
     at_least: Annotated[int, "Leave out queries with fewer negatives than this."] = 1
     shares: tuple[float, ...] = ()  # of `per_query` for each run, in their order; equal by default
     min_relevance: Annotated[int, "The lowest grade that counts as positive."] = 1
@@ -65,6 +67,10 @@ def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
                 f"{option} is {getattr(options, key)}: it must be at least 1",
                 hint=f"set {option} to 1 or more",
             )
+    if not 0 <= options.random <= MOST_RANDOM:
+        raise UsageError(
+            f"random is {options.random}: it must be from 0 to {MOST_RANDOM}", hint="give --random 3"
+        )
     if options.min_rank > options.depth:
         raise UsageError(
             f"ranks {options.min_rank} to {options.depth} hold nothing", hint="set --min-rank below --depth"

@@ -228,9 +228,11 @@ class _Tree:
             detail |= {
                 key: parameters.get(key) for key in ("strategy", "depth", "per_query", "denoise_labels")
             }
+            detail |= {"random": parameters["random"]} if "random" in parameters else {}
             node = Node("negatives", m["name"], m["content_hash"], detail, m["command"])
             for source in self._rows(
-                "SELECT DISTINCT source_run AS run FROM negatives WHERE mining = ? ORDER BY 1", key
+                "SELECT DISTINCT source_run AS run FROM negatives WHERE mining = ? AND source_run IS NOT NULL ORDER BY 1",
+                key,
             ):
                 run = self._run(source["run"])
                 if run is not None:

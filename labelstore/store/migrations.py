@@ -173,9 +173,21 @@ CREATE VIEW labeling_quality AS
 COMMENT ON VIEW labeling_quality IS 'Labelings by name: statuses, repairs, tokens, cost; position_bias is the share of neighbours in the prior order that kept it (.5 by chance, 1: nothing moved, NULL: prior order unknown), untouched the share of lists left exactly as they were';
 """
 
+_RANDOM_NEGATIVES = """
+ALTER TABLE negatives ALTER COLUMN source_run DROP NOT NULL;
+ALTER TABLE negatives ALTER COLUMN source_score DROP NOT NULL;
+CREATE OR REPLACE VIEW mined AS
+    SELECT m.name AS mining, ds.name AS dataset, q.query_id, d.doc_id, coalesce(r.name, 'random') AS source_run,
+           n.source_rank, n.source_score, n.teacher_rank, n.label, n.weight
+    FROM negatives n JOIN minings m USING (mining) JOIN datasets ds USING (dataset)
+    JOIN queries q USING (query) JOIN documents d USING (document) LEFT JOIN runs r ON r.run = n.source_run;
+COMMENT ON VIEW mined IS 'Negatives by text ids; source_run random and no score for a random passage of the collection';
+"""
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(2, "from_documents", _FROM_DOCUMENTS),
     Migration(3, "add_calibrations_and_currency", _CALIBRATIONS),
+    Migration(4, "random_negatives", _RANDOM_NEGATIVES),
 )
 
 CURRENT_VERSION = MIGRATIONS[-1].version if MIGRATIONS else FIRST_VERSION

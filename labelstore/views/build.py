@@ -204,7 +204,9 @@ def _add_easy(con: duckdb.DuckDBPyConnection, kind: str) -> str:
     """Put random passages into the lists that are left; returns the SQL that ran."""
     source = "pool" if kind == "contrastive" else "items"
     seen = f"CREATE OR REPLACE TEMP TABLE easy_seen AS SELECT DISTINCT query, document FROM {source};\n"
-    text = seen + "".join(sql_file(part) for part in ("easy_asked", "own_passages", "easy", "numbering"))
+    text = seen + "".join(
+        sql_file(part) for part in ("easy_asked", "own_passages", "random_passages", "easy", "numbering")
+    )
     con.execute(text)
     return text
 

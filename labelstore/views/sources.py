@@ -61,6 +61,7 @@ def resolve(
         ]
     elif negatives:
         mined = [lookup.mining(con, name) for name in dict.fromkeys(negatives)]
+        _check_scores(con, mined, options)
         named = _datasets_of(con, named, [(item.name, item.dataset) for item in mined])
         sources = [ViewSource("mining", m.mining, m.name, m.content_hash, n) for n, m in enumerate(mined, 1)]
     if not named:
@@ -94,6 +95,21 @@ def _check_judging(con: duckdb.DuckDBPyConnection, name: str, datasets: list[loo
         raise UsageError(
             f"the judging {name} is over {of}, which is not among the datasets", hint=f"--dataset {of}"
         )
+
+
+def _check_scores(con: duckdb.DuckDBPyConnection, mined: Sequence[lookup.Mining], options: Any) -> None:
+    """Refuse scores for minings with random passages, which have none."""
+    if not getattr(options, "scores", False):
+        return
+    for mining in mined:
+        (n,) = con.execute(
+            "SELECT count(*) FROM negatives WHERE mining = ? AND source_run IS NULL", [mining.mining]
+        ).fetchall()[0]
+        if n:
+            raise UsageError(
+                f"negatives {mining.name} hold {n:,} random passages, which have no scores",
+                hint="leave out --scores, or mine again without --random",
+            )
 
 
 def _datasets_of(

@@ -6,12 +6,12 @@ returns the existing student. `note` receives diagnostics in plain words.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labelstore.errors import DataMissing, UsageError
+from labelstore.errors import UsageError
 from labelstore.provenance import record as provenance
 from labelstore.store import keys, lookup
 from labelstore.store.foreign import check_name
@@ -19,13 +19,14 @@ from labelstore.store.job_lock import student_alone
 from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore
 from labelstore.views import build as views
-from labelstore.views import parameters as parameters_module
 from msft.host import extras
 from students.jobs.card import write_card
+from students.jobs.plan import SpeedWatch, plan_training, recipe_of
 from students.jobs.register import base_revision, card_facts, clear, insert_student
 from students.jobs.rerank import Note, Tick, student_folder
-from students.recipes.read import load_recipe, make_recipe
-from students.recipes.recipe import KINDS, Recipe, parse_regime
+from students.jobs.sources import Sources, check_sources, kinds, named_sources
+from students.recipes.auto import AUTO, Plan
+from students.recipes.recipe import KINDS, Recipe
 
 if TYPE_CHECKING:
     import duckdb
@@ -37,21 +38,6 @@ _STAGE_COLUMNS = (
 _LOG_COLUMNS = ("stage", "step", "pairs", "seconds", "measure", "value")
 
 
-@dataclass(frozen=True)
-class Sources:
-    """The names of the data that views are made from, and the views' parameters.
-
-    Attributes:
-        view_parameters: valid_fraction, allow_overlap, max_lists …; each view takes the ones that its kind supports.
-    """
-
-    datasets: Sequence[str] = ()
-    runs: Sequence[str] = ()
-    negatives: Sequence[str] = ()
-    labels: Sequence[str] = ()
-    view_parameters: Mapping[str, Any] | None = None
-
-
 def train_student(
     store: LabelStore,
     *,
@@ -61,6 +47,7 @@ def train_student(
     name: str | None = None,
     recipe: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
     progress: Tick | None = None,
     note: Note | None = None,
 ) -> lookup.Student:
@@ -70,7 +57,9 @@ def train_student(
         regime: ``cl``, ``kd``, ``cl,kd``, ``kd,cl``, longer ones, ``cl+kd``; by default the recipe's.
         base: Hugging Face id, folder, alias, or ``student:NAME`` to continue from a student.
         name: by default BASE-REGIME-KEY, with a key of recipe and views.
-        recipe: a TOML file or the name of a shipped recipe; `settings` replace its top-level settings.
+        recipe: a TOML file, the name of a shipped recipe, or ``auto``, which chooses what is left open; None has each
+            setting's default. `settings` replace its top-level settings.
+        minutes: what ``auto`` plans for.
         progress: called with (pairs, total pairs or None) and figures such as loss.
 
     Raises:
@@ -79,10 +68,15 @@ def train_student(
         UsageError: another training has the name, or the regime does not use a source.
         DataMissing: negatives, labels or a dataset are not found.
     """
-    chosen = _recipe(regime, base, recipe, settings)
+    given = dict(settings or {}) | {k: v for k, v in (("regime", regime), ("base", base)) if v is not None}
+    if recipe == AUTO or minutes is not None:
+        plan, sources = plan_training(store, sources=sources, recipe=recipe, settings=given, minutes=minutes)
+        chosen, progress = plan.recipe, _say_plan(plan, progress, note)
+    else:
+        chosen = recipe_of(recipe, given)
     if chosen.lora.r:
         extras.require("lora")
-    _check_sources(store, chosen, sources)
+    check_sources(store, chosen.regime, sources)
     folder_of_base = _base_folder(store, chosen.base)
     revision = _revision(folder_of_base or chosen.base, chosen)
     clock = provenance.Clock()
@@ -111,97 +105,25 @@ def train_student(
         return student
 
 
+def _say_plan(plan: Plan, progress: Tick | None, note: Note | None) -> Tick | None:
+    """Print a plan; returns the progress that also looks at the speed."""
+    if note is None:
+        return progress
+    note("\n".join(["plan:", *(f"  {choice}" for choice in plan.choices)]))
+    if plan.few_pairs is not None:
+        note(plan.few_pairs)
+    return SpeedWatch(plan, note, progress)
+
+
 def build_views(
     store: LabelStore, recipe: Recipe, sources: Sources, note: Note | None
 ) -> dict[str, lookup.View]:
     """Build the views that a recipe's regime learns from, by kind. Existing views are reused."""
     made: dict[str, lookup.View] = {}
-    for kind in _kinds(recipe):
-        named, parameters = _named_sources(store, kind, sources, note)
+    for kind in kinds(recipe.regime):
+        named, parameters = named_sources(store, kind, sources, note)
         made[kind] = views.build(store, kind, seed=recipe.seed, note=note, **named, **parameters)  # type: ignore[arg-type]
     return made
-
-
-def _check_sources(store: LabelStore, recipe: Recipe, sources: Sources) -> None:
-    """Check the sources against the store before a model is loaded or a view is built.
-
-    Raises:
-        UsageError: no objective uses the labels or negatives, or a test set is among the sources.
-        DataMissing: a name is not found.
-    """
-    wanted = _kinds(recipe)
-    for given, option, kind in (
-        (sources.negatives, "negatives", "contrastive"),
-        (sources.labels, "labels", "distillation"),
-    ):
-        if given and kind not in wanted:
-            raise UsageError(
-                f"regime {recipe.regime} does not use --{option}",
-                hint=f"leave --{option} out, or give --regime {'cl,kd' if kind == 'distillation' else 'kd,cl'}",
-            )
-    for kind in wanted:
-        named, parameters = _named_sources(store, kind, sources, None)
-        views.check(store, kind, **named, **parameters)  # type: ignore[arg-type]
-
-
-def _kinds(recipe: Recipe) -> list[str]:
-    """List the kinds of view that a regime learns from, in its order."""
-    return list(dict.fromkeys(KINDS[o] for stage in parse_regime(recipe.regime) for o in stage))
-
-
-def _named_sources(
-    store: LabelStore, kind: str, sources: Sources, note: Note | None
-) -> tuple[dict[str, Sequence[str]], dict[str, Any]]:
-    """Select the sources and the parameters for a kind of view."""
-    known = {field.name for field in fields(parameters_module.KINDS[kind])}
-    parameters = {k: v for k, v in (sources.view_parameters or {}).items() if k in known}
-    if kind == "distillation":
-        return {"datasets": () if sources.labels else sources.datasets, "labels": sources.labels}, parameters
-    negatives = list(sources.negatives) or ([] if sources.runs else _only_minings(store, sources, note))
-    return {"datasets": sources.datasets, "runs": sources.runs, "negatives": negatives}, parameters
-
-
-def _only_minings(store: LabelStore, sources: Sources, note: Note | None) -> list[str]:
-    """Find the only mining of each dataset. A dataset without one needs a run, which then gives the negatives."""
-    with store.read() as con:
-        chosen = [lookup.dataset(con, name) for name in sources.datasets] or [lookup.pick_dataset(con, None)]
-        found: list[str] = []
-        for dataset in chosen:
-            names = [
-                n
-                for (n,) in con.execute(
-                    "SELECT name FROM minings WHERE dataset = ? ORDER BY name", [dataset.dataset]
-                ).fetchall()
-            ]
-            if len(names) > 1:
-                raise UsageError(
-                    f"{dataset.name} has several minings",
-                    hint=f"choose with --negatives {' | '.join(names[:8])}",
-                )
-            if not names and not lookup.runs(con, dataset):
-                raise DataMissing(
-                    f"{dataset.name} has no negatives to contrast with",
-                    hint=f"msft retrieve --dataset {dataset.name} --retriever bm25s, then"
-                    f" msft negatives mine --dataset {dataset.name} --run RUN",
-                )
-            found += names
-    if found and note is not None:
-        note(f"negatives: {', '.join(found)} (the only ones)")
-    return found
-
-
-def _recipe(
-    regime: str | None, base: str | None, recipe: str | Path | None, settings: Mapping[str, Any] | None
-) -> Recipe:
-    overrides = dict(settings or {})
-    overrides |= {key: value for key, value in (("regime", regime), ("base", base)) if value is not None}
-    if regime is not None:
-        parse_regime(regime)  # report a wrong regime before errors of the recipe
-    if recipe is not None:
-        return load_recipe(recipe, overrides)
-    if regime is None:
-        raise UsageError("no regime is given", hint="give --regime cl | kd | cl,kd | kd,cl, or --recipe FILE")
-    return make_recipe(overrides, where="options")
 
 
 def _base_folder(store: LabelStore, base: str) -> Path | None:

@@ -17,6 +17,14 @@ def local_only(source: str | Path) -> bool:
     return not _reachable()
 
 
+def obtainable(model: str) -> bool:
+    """Tell whether a model of the hub is in the cache of this machine, or can be downloaded."""
+    import huggingface_hub
+
+    cached = huggingface_hub.try_to_load_from_cache(model, "config.json")
+    return isinstance(cached, str) or not local_only(model)
+
+
 @cache
 def _reachable() -> bool:
     """Try to connect to the hub, or to the proxy in front of it; once in a process."""

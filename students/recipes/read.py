@@ -25,13 +25,19 @@ from students.recipes.recipe import (
 )
 
 
-def make_recipe(settings: Mapping[str, Any] | None = None, *, where: str = "recipe") -> Recipe:
-    """Make a recipe from plain settings, as a TOML file would hold them.
+def make_recipe(
+    settings: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    where: str = "recipe",
+) -> Recipe:
+    """Make a recipe from plain settings, as a TOML file would hold them; ``overrides`` as in `load_recipe`.
 
     Raises:
         StudentError: lists every unknown key, wrong type and impossible value, one per line (exit code 2).
     """
-    return _single(_build(_nested(settings or {}), where, {}), where)
+    given = settings or {}
+    return _single(_build(_nested(given), where, _nested(overrides or {}, given)), where)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -107,7 +113,7 @@ def _read(name_or_path: str | Path) -> tuple[Path, dict[str, Any]]:
     if not path.is_file():
         raise StudentError(
             f"recipe not found: {name_or_path}",
-            hint=f"give a TOML file, or one of {', '.join(shipped())}",
+            hint=f"give a TOML file, or one of auto, {', '.join(shipped())}",
             exit_code=ExitCode.DATA_MISSING,
         )
     try:

@@ -12,9 +12,9 @@ FROM qrels JOIN chosen_datasets USING (dataset) GROUP BY query, document;
 
 -- Candidates for negatives; label 1 is a candidate that denoising found to be a positive.
 CREATE OR REPLACE TEMP VIEW pool AS
-SELECT s.source * 1000 + r.number AS source, n.query, n.document, n.source_rank AS rank, n.label, n.weight
+SELECT s.source * 1000 + coalesce(r.number, 0) AS source, n.query, n.document, n.source_rank AS rank, n.label, n.weight
 FROM negatives n JOIN chosen_sources s USING (mining)
-JOIN (SELECT run, dense_rank() OVER (ORDER BY name) AS number FROM runs) r ON r.run = n.source_run
+LEFT JOIN (SELECT run, dense_rank() OVER (ORDER BY name) AS number FROM runs) r ON r.run = n.source_run
 UNION ALL
 SELECT s.source * 1000 AS source, c.query, c.document, c.rank, 0 AS label, 1 AS weight
 FROM candidates c JOIN chosen_sources s USING (run) WHERE c.rank <= getvariable('depth');
@@ -137,6 +137,12 @@ SELECT o.list, o.document, 1000000 + o.rank * 1000000::BIGINT + o.source AS plac
 FROM (SELECT *, rowid AS row FROM ordered) o
 JOIN (SELECT list, min(rowid) AS start FROM ordered GROUP BY list) s USING (list)
 WHERE o.row - s.start < getvariable('per_query');
+
+-- Random passages of a mining have no rank.
+UPDATE pairs SET rank = 0 FROM (
+    SELECT l.list, n.document, s.source * 1000 AS source
+    FROM negatives n JOIN chosen_sources s USING (mining) JOIN drawn_lists l USING (query) WHERE n.source_run IS NULL
+) r WHERE pairs.list = r.list AND pairs.document = r.document AND pairs.place % 1000000 = r.source;
 
 -- Candidates that were judged and are no positives: what the judgment says.
 UPDATE pairs SET relevance = j.relevance FROM (

