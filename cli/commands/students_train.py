@@ -75,7 +75,9 @@ class Settings:
 class ViewParameters:
     """Parameters of the views; None keeps the view's default."""
 
-    valid_fraction: Annotated[float | None, "The share of queries kept for validation."] = None
+    valid_fraction: Annotated[
+        float | None, "The share of queries held out for validation [1 %, or up to 20 % for 50 lists]."
+    ] = None
     per_query: Annotated[int | None, "Negatives per list in the view (cl)."] = None
     positives: Annotated[
         str | None, "each, one or all judged positives; generated: also those of generated queries (cl)."

@@ -96,7 +96,9 @@ class Parameters:
     ] = None
     easy: Annotated[int | None, "Random passages added at the bottom of each list [0] (not rerank)."] = None
     max_lists: Annotated[int | None, "The most lists, drawn by the seed."] = None
-    valid_fraction: Annotated[float | None, "The share of queries held out for validation [0.01]."] = None
+    valid_fraction: Annotated[
+        float | None, "The share of queries held out for validation [1 %, or up to 20 % for 50 lists]."
+    ] = None
     allow_overlap: Annotated[OverlapOption, After("seed")] = False
 
 

@@ -28,7 +28,7 @@ from labelstore.store.rows import fetch
 from labelstore.store.sql_steps import Filter, filters, reasons, set_variables, sql_file
 from labelstore.views import folder as export
 from labelstore.views import leakage
-from labelstore.views.parameters import make_parameters
+from labelstore.views.parameters import ENOUGH_VALID, MOST_VALID, USUAL_FRACTION, make_parameters
 from labelstore.views.sources import ViewSource, resolve
 
 NO_LIMIT = 1_000_000_000
@@ -80,6 +80,9 @@ def build(
             sql = select(con, kind, chosen, sources, options, seed)
             ending, counts = finish(con, kind)
             _require_lists(con, kind, counts)
+            held_out = _held_out(con)
+            if kind != "rerank" and options.valid_fraction is None and held_out > USUAL_FRACTION:
+                _say_share(con, say)
             sizes = export.write_rows(con, kind, staging, progress)
             licence = _licence(con, chosen, sources)
         name = name or _default_name(kind, sources)
@@ -90,12 +93,49 @@ def build(
             "view_hash": export.content_hash(staging, kind),
             "seed": seed,
             **sizes,
+            "held_out": held_out,
             "parameters": asdict(options),
             "sources": [{"kind": s.kind, "name": s.name, "hash": s.hash} for s in sources],
             "licence": licence,
             **_as_counts(counts),
         }
         return _record(store, staging, manifest, sql + ending, sources, counts, clock, say)
+
+
+def held_out(
+    store: LabelStore,
+    kind: str,
+    *,
+    datasets: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    negatives: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    seed: int = DEFAULT_SEED,
+    **parameters: Any,
+) -> float:
+    """Compute the share of queries that :func:`build` would hold out; nothing is written."""
+    options = make_parameters(kind, parameters)
+    with store.read() as con:
+        chosen, sources = resolve(
+            con, kind, options, datasets=datasets, runs=runs, negatives=negatives, labels=labels,
+            note=lambda message: None,
+        )  # fmt: skip
+        select(con, kind, chosen, sources, options, seed)
+        finish(con, kind)
+        return _held_out(con)
+
+
+def _held_out(con: duckdb.DuckDBPyConnection) -> float:
+    return float(con.execute("SELECT getvariable('held_out')").fetchall()[0][0])
+
+
+def _say_share(con: duckdb.DuckDBPyConnection, say: Callable[[str], None]) -> None:
+    """Tell that more than the usual share of the queries validates."""
+    n, all_lists = con.execute("SELECT count(*) FILTER (valid), count(*) FROM numbered_lists").fetchall()[0]
+    say(
+        f"validation: {n:,} of {all_lists:,} lists are held out, since {USUAL_FRACTION:.0%} of the queries would be too few;"
+        " --valid-fraction sets another share"
+    )
 
 
 def _say_drops(name: str, counts: Sequence[Filter], say: Callable[[str], None]) -> None:
@@ -162,6 +202,7 @@ def select(
     variables = asdict(options) | {"seed": seed, "kind": kind}
     variables.setdefault("min_passages", 2 if kind == "contrastive" else 1)
     variables.setdefault("valid_fraction", 0.0)
+    variables |= {"usual_fraction": USUAL_FRACTION, "enough_valid": ENOUGH_VALID, "most_valid": MOST_VALID}
     variables.setdefault("max_lists", None)
     variables.setdefault("easy", 0)
     for key in ("depth", "per_query", "max_positives"):

@@ -7,6 +7,9 @@ from typing import Any
 from labelstore.errors import UsageError
 
 MOST_EASY = 1000  # random passages per list
+USUAL_FRACTION = 0.01  # of the queries validate …
+ENOUGH_VALID = 50  # … or more, if that gives fewer lists than this …
+MOST_VALID = 0.2  # … but at most this share of the lists
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Contrastive:
             if no run ranks their positive.
         easy: random passages of the collection in each list, as further negatives.
         max_lists: the most lists, drawn by the seed.
-        valid_fraction: share of queries in the validation split.
+        valid_fraction: share of queries in the validation split; None takes 1 %, or as much as gives 50 lists, at most 20 %.
         allow_overlap: train even on queries that a test set has.
     """
 
@@ -42,7 +45,7 @@ class Contrastive:
     scores: bool = False
     easy: int = 0
     max_lists: int | None = None
-    valid_fraction: float = 0.01
+    valid_fraction: float | None = None
     allow_overlap: bool = False
 
 
@@ -69,7 +72,7 @@ class Distillation:
     stratified: int | None = None
     easy: int = 0
     max_lists: int | None = None
-    valid_fraction: float = 0.01
+    valid_fraction: float | None = None
     allow_overlap: bool = False
 
 
@@ -112,6 +115,7 @@ def make_parameters(kind: str, given: Mapping[str, Any]) -> Any:
         raise UsageError(
             f"positives is {options.positives!r}", hint="--positives each | one | all | generated"
         )
-    if not 0 <= getattr(options, "valid_fraction", 0) < 1:
-        raise UsageError(f"valid_fraction is {options.valid_fraction}", hint="--valid-fraction 0.01")
+    share = getattr(options, "valid_fraction", None)
+    if share is not None and not 0 <= share < 1:
+        raise UsageError(f"valid_fraction is {share}", hint="--valid-fraction 0.01")
     return options

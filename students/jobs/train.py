@@ -19,6 +19,7 @@ from labelstore.store.job_lock import student_alone
 from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore
 from labelstore.views import build as views
+from labelstore.views.parameters import USUAL_FRACTION
 from msft.host import extras
 from students.jobs.card import write_card
 from students.jobs.plan import SpeedWatch, plan_training, recipe_of
@@ -118,9 +119,26 @@ def _say_plan(plan: Plan, progress: Tick | None, note: Note | None) -> Tick | No
 def build_views(
     store: LabelStore, recipe: Recipe, sources: Sources, note: Note | None
 ) -> dict[str, lookup.View]:
-    """Build the views that a recipe's regime learns from, by kind. Existing views are reused."""
+    """Build the views that a recipe's regime learns from, by kind. Existing views are reused.
+
+    All views hold out the same share of queries, so that no stage trains on what another one validates with.
+    """
     made: dict[str, lookup.View] = {}
-    for kind in kinds(recipe.regime):
+    wanted = kinds(recipe.regime)
+    if len(wanted) > 1 and (sources.view_parameters or {}).get("valid_fraction") is None:
+        shares = []
+        for kind in wanted:
+            named, parameters = named_sources(store, kind, sources, None)
+            shares.append(views.held_out(store, kind, seed=recipe.seed, **named, **parameters))  # type: ignore[arg-type]
+        share = max(shares)
+        if note is not None and share > USUAL_FRACTION:
+            note(
+                f"validation: {share:.1%} of the queries are held out in every view; --valid-fraction sets another share"
+            )
+        sources = replace(
+            sources, view_parameters={**(sources.view_parameters or {}), "valid_fraction": share}
+        )
+    for kind in wanted:
         named, parameters = named_sources(store, kind, sources, note)
         made[kind] = views.build(store, kind, seed=recipe.seed, note=note, **named, **parameters)  # type: ignore[arg-type]
     return made

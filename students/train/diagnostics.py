@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 from students.errors import StudentError
+from students.recipes.auto import USUAL_PAIRS
 from students.recipes.recipe import Stage
 from students.train.checkpoints import StageState
 from students.train.validation import HIGHER_IS_BETTER
@@ -19,9 +20,7 @@ COLLAPSED = 1e-3  # spread of the scores within a list, in logits
 RANDOM_ORDER_LOSS = math.log(2)  # RankNet's loss per pair for a model that orders at random
 PLATEAU = 0.02  # a loss closer to RANDOM_ORDER_LOSS than this still orders at random
 FEW_LISTS = 20  # validation lists below which one list decides which step is best
-USUAL_PAIRS = (
-    7_000  # the fewest pairs after which a small model began to rank: benchmarks/results/students.md
-)
+USUAL_CUT = 0.2  # share of pairs cut at max_length
 
 
 def weights_moved(model: nn.Module, start: Path) -> float:
@@ -38,8 +37,8 @@ def weights_moved(model: nn.Module, start: Path) -> float:
     return (distance / norm) ** 0.5 if norm else 0.0
 
 
-def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> list[str]:
-    """List what a user should know about a finished stage, one sentence each."""
+def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int, max_length: int) -> list[str]:
+    """List what a user should know about a finished stage, one sentence each, with the likely cause."""
     told = []
     if moved < MOVED_LITTLE:
         told.append(
@@ -51,7 +50,7 @@ def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> lis
         if (gain if HIGHER_IS_BETTER[stage.stop_on] else -gain) <= 0:
             told.append(
                 f"stage {stage.number} ({stage.objective}): validation {stage.stop_on} never got better than before the stage "
-                f"({state.first_value:.4f}, at best {state.best_value:.4f})"
+                f"({state.first_value:.4f}, at best {state.best_value:.4f}); {_more(stage, state)}"
             )
     if (
         stage.loss == "ranknet"
@@ -70,10 +69,10 @@ def of_stage(stage: Stage, state: StageState, moved: float, n_lists: int) -> lis
         told.append(
             f"stage {stage.number} ({stage.objective}) skipped lists {state.lists_skipped:,} times (it has {n_lists:,}), {why}"
         )
-    if state.pairs and state.truncated_pairs > 0.2 * state.pairs:
+    if state.pairs and state.truncated_pairs > USUAL_CUT * state.pairs:
         told.append(
-            f"stage {stage.number} ({stage.objective}) cut {state.truncated_pairs / state.pairs:.0%} of its pairs at max_length; "
-            "a larger one would read more of the passages"
+            f"stage {stage.number} ({stage.objective}) cut {state.truncated_pairs / state.pairs:.0%} of its pairs at max_length"
+            f" {max_length}, and up to {USUAL_CUT:.0%} are usual; a larger --max-length would read more of the passages"
         )
     return told
 
@@ -83,8 +82,9 @@ def of_validation(stage: Stage, n_lists: int) -> str | None:
     if not 0 < n_lists < FEW_LISTS:
         return None
     return (
-        f"stage {stage.number} ({stage.objective}): validation has {n_lists} lists, fewer than {FEW_LISTS}: its curve and"
-        " its best step are mostly chance; hold out more with --valid-fraction 0.2"
+        f"stage {stage.number} ({stage.objective}): validation has {n_lists} lists, fewer than {FEW_LISTS}: no curve is drawn"
+        " from them, no step is chosen by them, and the last weights are kept; label more queries, or hold out more with"
+        " --valid-fraction 0.3"
     )
 
 

@@ -196,7 +196,9 @@ def _record_stage(run: StageRun, state: StageState, hashes: dict[str, str], reco
     number, model = run.stage.number, run.encoder.model
     start, following = (run.out / f"start-{n}.safetensors" for n in (number, number + 1))
     moved = diagnostics.weights_moved(model, start)
-    for sentence in diagnostics.of_stage(run.stage, state, moved, sum(len(t.view.train) for t in run.tasks)):
+    for sentence in diagnostics.of_stage(
+        run.stage, state, moved, sum(len(t.view.train) for t in run.tasks), run.recipe.max_length
+    ):
         run.say(sentence)
     checkpoints.save_weights(model, following)
     records.add_stage(

@@ -85,6 +85,7 @@ class StageRun:
             tasks, stage, recipe.seed, CUDA_VALID_PAIRS if on_gpu else CPU_VALID_PAIRS
         )
         few = diagnostics.of_validation(stage, sum(one.n_lists for one in self.held))
+        self.curve = few is None  # too few lists: no curve is drawn from them, and no step is chosen by them
         if few is not None:
             say(few)
         self.length = diagnostics.length(encoder.model)
@@ -234,8 +235,9 @@ class StageRun:
         self.encoder.eval()
         values = validation.measure(self.held, self._scores)
         diagnostics.check_validation(values, stage, state.step)
-        log.write(state, values)
-        self._track(state, values)
+        if self.curve:
+            log.write(state, values)
+            self._track(state, values)
         spread = values["valid_spread"]
         if diagnostics.collapsed(spread) and "collapsed" not in state.warned and self._warm(state):
             state.warned.append("collapsed")
@@ -248,7 +250,8 @@ class StageRun:
                 exit_code=ExitCode.USAGE,
             )
         if state.step == 0:  # only for comparison: a stage ends with weights that it trained
-            state.first_value, state.first_spread = value, spread
+            state.first_value, state.first_spread = value if self.curve else None, spread
+        if state.step == 0 or not self.curve:
             return
         higher = validation.HIGHER_IS_BETTER[stage.stop_on]
         if state.best_value is None or (value > state.best_value if higher else value < state.best_value):

@@ -318,6 +318,37 @@ def test_validation_split_follows_the_query(tmp_path: Path) -> None:
     assert sum(r["split"] == "valid" for r in tiny[1]) == 1
 
 
+@pytest.mark.parametrize(
+    ("n_queries", "wanted"), [(15, 0), (60, 12), (200, 40), (251, 50), (900, 50), (6000, None)]
+)
+def test_few_validation_lists_take_a_larger_share(tmp_path: Path, n_queries: int, wanted: int | None) -> None:
+    """50 lists or 20 %, whichever is less; 1 % where that is enough. Fewer than twenty lists hold out nothing more."""
+    store = made_store.make(tmp_path / "s.duckdb", n_queries=n_queries, n_documents=40, depth=4, labels=False)
+    named = {"datasets": ["c/train"], "runs": ["first"], "allow_overlap": True}
+    notes: list[str] = []
+    view = views.build(store, "contrastive", note=notes.append, **named)
+    manifest, lists, _, queries = read(store, view)
+    valid = {queries[row["query"]] for row in lists if row["split"] == "valid"}
+    if wanted is None:
+        assert 30 < len(valid) < 100
+        assert manifest["held_out"] == pytest.approx(0.01, abs=0.005)
+        return
+    assert abs(len(valid) - wanted) <= 1
+    assert any(f"{len(valid)} of {n_queries} lists are held out" in note for note in notes) is (wanted > 0)
+    share = views.held_out(store, "contrastive", **named)
+    assert share == manifest["held_out"]
+    wider = read(store, views.build(store, "contrastive", valid_fraction=min(0.9, 2 * share), **named))
+    assert valid <= {wider[3][row["query"]] for row in wider[1] if row["split"] == "valid"}
+
+
+def test_a_given_share_is_kept_however_few_lists_it_gives(tmp_path: Path) -> None:
+    store = made_store.make(tmp_path / "s.duckdb", n_queries=100, n_documents=120, labels=False)
+    given = read(
+        store, views.build(store, "contrastive", datasets=["c/train"], runs=["first"], valid_fraction=0.01)
+    )
+    assert sum(row["split"] == "valid" for row in given[1]) <= 5
+
+
 def test_max_lists_draws_and_counts(store: LabelStore) -> None:
     view = views.build(store, "contrastive", datasets=["c/train"], runs=["first"], max_lists=4)
     manifest, lists, _, _ = read(store, view)

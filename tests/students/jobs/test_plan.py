@@ -175,3 +175,25 @@ def test_a_slow_machine_is_told_once_after_a_while(
     if told:
         assert "trains 5 pairs/s" in notes[0]
         assert "about 40 minutes instead of 10" in notes[0]
+
+
+def test_all_views_of_a_training_hold_out_the_same_queries(tmp_path: Path) -> None:
+    """So no stage trains on a query that another one validates with."""
+    from read_views import read
+
+    from students.jobs.train import build_views
+    from students.recipes.read import make_recipe
+
+    store = made_store.make(tmp_path / "s.duckdb", n_queries=150, n_documents=160)
+    with store.write() as con:  # fewer labels than judgments
+        con.execute("UPDATE permutations SET status = 'truncated' WHERE query % 3 = 0")
+    sources = Sources(datasets=["c/train"], runs=["first"], labels=["teacher@first"])
+    notes: list[str] = []
+    made = build_views(store, make_recipe({"regime": "cl,kd"}), sources, notes.append)
+    sides: dict[str, set[str]] = {}
+    for view in made.values():
+        _, lists, _, queries = read(store, view)
+        for row in lists:
+            sides.setdefault(queries[row["query"]], set()).add(row["split"])
+    assert all(len(split) == 1 for split in sides.values())
+    assert any("of the queries are held out in every view" in note for note in notes)
