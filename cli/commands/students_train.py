@@ -82,6 +82,9 @@ class ViewParameters:
     positives: Annotated[
         str | None, "each, one or all judged positives; generated: also those of generated queries (cl)."
     ] = None
+    graded: Annotated[
+        bool, "Use the grades of all positives of a query in one list (cl, with an order loss)."
+    ] = False
     retrieved: Annotated[bool, "Use only positives that the negatives' runs rank (cl)."] = False
     judged_first: Annotated[bool, "Put passages judged relevant at the top of the teacher's lists (kd)."] = (
         False
@@ -110,7 +113,7 @@ class Train:
     settings: Settings = Settings()
     more: Annotated[
         tuple[str, ...],
-        typer.Option("--set", help="Any other setting of a recipe: KEY=VALUE, e.g. clip=10."),
+        typer.Option("--set", help="Any other setting of a recipe: KEY=VALUE, e.g. clip=10 or kd.loss=kl."),
     ] = ()
     views: ViewParameters = ViewParameters()
 

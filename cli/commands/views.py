@@ -80,6 +80,9 @@ class Parameters:
     judging: Annotated[
         str | None, "An LLM judge whose grades count where people have not judged (contrastive)."
     ] = None
+    graded: Annotated[
+        bool, "Put all positives of a query into one list, with their grades (contrastive)."
+    ] = False
     retrieved: Annotated[bool, "Use only positives that the negatives' runs rank (contrastive)."] = False
     scores: Annotated[bool, "Add the runs' scores to the lists (contrastive)."] = False
     max_repairs: Annotated[

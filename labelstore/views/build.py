@@ -77,6 +77,7 @@ def build(
             chosen, sources = resolve(
                 con, kind, options, datasets=datasets, runs=runs, negatives=negatives, labels=labels, note=say
             )
+            _say_grades(con, chosen, options, say)
             sql = select(con, kind, chosen, sources, options, seed)
             ending, counts = finish(con, kind)
             _require_lists(con, kind, counts)
@@ -123,6 +124,26 @@ def held_out(
         select(con, kind, chosen, sources, options, seed)
         finish(con, kind)
         return _held_out(con)
+
+
+def _say_grades(
+    con: duckdb.DuckDBPyConnection,
+    datasets: Sequence[lookup.Dataset],
+    options: Any,
+    say: Callable[[str], None],
+) -> None:
+    """Tell that positives have several grades, which the lists do not use."""
+    if getattr(options, "graded", True):
+        return
+    grades = con.execute(
+        "SELECT DISTINCT relevance FROM qrels WHERE list_contains(?, dataset) AND relevance >= ? ORDER BY 1",
+        [[d.dataset for d in datasets], options.min_relevance],
+    ).fetchall()
+    if len(grades) > 1:
+        found = ", ".join(str(grade) for (grade,) in grades)
+        say(
+            f"positives have the grades {found}, and all count alike; --graded with an order loss (lambda) learns them"
+        )
 
 
 def _held_out(con: duckdb.DuckDBPyConnection) -> float:

@@ -25,6 +25,7 @@ class Contrastive:
         max_positives: with ``each``: lists per query at most.
         min_relevance: the lowest grade that counts as positive.
         judging: an LLM judge whose grades count where people have not judged; refused for a test set that it judges.
+        graded: all positives of a query in one list, with their grades as labels, for losses that learn an order.
         retrieved: use only positives that a run of the negatives ranks; otherwise a student may learn to recognise
             retrieved passages instead of relevant ones.
         scores: put the runs' scores into the lists (for layouts with scores); lists are left out
@@ -41,6 +42,7 @@ class Contrastive:
     max_positives: int | None = None
     min_relevance: int = 1
     judging: str | None = None
+    graded: bool = False
     retrieved: bool = False
     scores: bool = False
     easy: int = 0
@@ -101,7 +103,12 @@ def make_parameters(kind: str, given: Mapping[str, Any]) -> Any:
             f"a {kind} view takes no parameter {', '.join(unknown)}",
             hint=f"it takes {', '.join(sorted(known))}",
         )
-    options = KINDS[kind](**given)
+    if given.get("graded") and given.get("positives", "all") != "all":
+        raise UsageError(
+            f"graded lists hold all positives of a query, not {given['positives']}",
+            hint="leave out --positives, or give --positives all",
+        )
+    options = KINDS[kind](**given | ({"positives": "all"} if given.get("graded") else {}))
     for key in ("depth", "per_query", "max_positives", "max_lists", "min_passages", "stratified"):
         value = getattr(options, key, None)
         if value is not None and value < 1:

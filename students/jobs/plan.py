@@ -20,7 +20,7 @@ from students.jobs.sources import Sources, check_sources, kinds, named_sources
 from students.model import bases, hub
 from students.model.encoder import resolve_base
 from students.recipes import auto
-from students.recipes.read import load_recipe, make_recipe
+from students.recipes.read import load_recipe, make_recipe, nested
 from students.recipes.recipe import KINDS, Recipe, parse_regime
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def plan_training(
     Raises:
         UsageError, DataMissing, StudentError: as `train_student`.
     """
-    given, views, device = dict(settings or {}), sources.view_parameters or {}, _device()
+    given, views, device = nested(settings or {}, {}), sources.view_parameters or {}, _device()
     if recipe != auto.AUTO:
         if minutes is not None:
             raise UsageError(
@@ -167,16 +167,17 @@ def _labelled(
              AND q.normal_hash NOT IN (SELECT normal_hash FROM protected)""",
         [[s.key for s in sources]],
     )
-    n, depth, scored = con.execute(
-        """SELECT count(*), median(n), bool_and(scored)
-           FROM (SELECT count(*) AS n, count(score) = count(*) AS scored FROM planned GROUP BY list)"""
+    n, depth, scored, spread = con.execute(
+        """SELECT count(*), median(n), bool_and(scored), avg(spread)
+           FROM (SELECT count(*) AS n, count(score) = count(*) AS scored, stddev_pop(score) AS spread
+                 FROM planned GROUP BY list)"""
     ).fetchall()[0]
     (judged,) = con.execute(
         """SELECT count(*) > 0 FROM planned JOIN qrels USING (query, document)
            WHERE relevance > 0 AND list_contains(?, dataset)""",
         [datasets],
     ).fetchall()[0]
-    return auto.Lists(_names("labels", sources), n, int(depth or 0), bool(scored), judged)
+    return auto.Lists(_names("labels", sources), n, int(depth or 0), bool(scored), judged, float(spread or 0))
 
 
 def _contrasted(

@@ -67,6 +67,7 @@ class Lists:
     Attributes:
         names: of the labelings, minings or runs. depth: median number of passages.
         scored: whether the teacher scored all passages. judged: whether a passage is judged relevant.
+        spread: mean standard deviation of the teacher's scores within a list.
     """
 
     names: str
@@ -74,6 +75,7 @@ class Lists:
     depth: int
     scored: bool = False
     judged: bool = False
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,9 @@ def _of_stage(stage: Stage, facts: Facts, pairs: int | None, speed: float, told:
         if lists is not None:
             made.append(Choice(name, "learns from", f"{lists.n:,} lists of {lists.depth}", lists.names))
         made.append(Choice(name, "loss", objective.loss, told("loss", objective.name)))
+        if objective.teacher_temperature is not None:
+            why = told("teacher_temperature", objective.name)
+            made.append(Choice(name, "teacher_temperature", objective.teacher_temperature, why))
         made.append(Choice(name, "lists per step", objective.lists, told("lists", objective.name)))
         made.append(
             Choice(
@@ -283,11 +288,14 @@ def _views(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
 
 def uses_scores(given: Mapping[str, Any], labelled: Lists) -> bool:
     """Return True if the loss of `kd` reads the teacher's scores, which random passages do not have."""
+    loss = _loss_of(given)
+    return loss in LOSSES and (LOSSES[loss].needs == "scores" or (loss == "kl" and labelled.scored))
+
+
+def _loss_of(given: Mapping[str, Any]) -> str:
+    """Return the loss that is given for `kd`; empty if none is."""
     inner = given.get("kd")
-    loss = (inner.get("loss") if isinstance(inner, Mapping) else None) or given.get("loss")
-    if loss not in LOSSES:
-        return False
-    return LOSSES[loss].needs == "scores" or (loss == "kl" and labelled.scored)
+    return (inner.get("loss") if isinstance(inner, Mapping) else None) or given.get("loss") or ""
 
 
 def _settings(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
@@ -302,6 +310,7 @@ def _settings(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
         "regime": facts.regime_why,
         "minutes": f"usual for {facts.device.name}" if facts.minutes is None else "given",
         "group_size": _TRIALS,
+        "teacher_temperature": "the spread of the teacher's scores in a list",
         "max_pairs": f"{minutes:g} minutes, at most {MOST_EPOCHS} epochs",
     }
     settings: dict[str, Any] = {
@@ -335,6 +344,9 @@ def _settings(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
             table = settings.setdefault(objective, {})
             table |= {"lists": 32 if many else {"cl": 8, "kd": 4}[objective], "group_size": GROUP}
             why[f"{objective}.lists"] = "recipe rank-distillm" if many else _TRIALS
+    labelled = facts.lists.get("kd")
+    if labelled is not None and labelled.spread > 0 and labelled.scored and _loss_of(facts.given) == "kl":
+        settings.setdefault("kd", {})["teacher_temperature"] = float(f"{labelled.spread:.2g}")
     why |= {f"{o}.loss": "the default of its objective" for o in DEFAULT_LOSS}
     return settings, why
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from students.losses import Loss
+from students.losses import LOSSES, Loss
 from students.recipes.recipe import Objective
 from students.text.tokens import Ints
 
@@ -106,7 +106,8 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def draw(lists: ViewLists, chosen: Ints, objective: Objective, key: int) -> Draw:
     """Draw an epoch's passages from the chosen lists.
 
-    ``cl`` draws one positive and ``group_size - 1`` negatives at random. ``kd`` takes the teacher's top ``depth``, or
+    ``cl`` draws one positive and negatives at random, ``group_size`` in all. From graded lists a loss that learns an order
+    draws up to half the group as positives. ``kd`` takes the teacher's top ``depth``, or
     ``group_size`` of them at random. Passages keep the view's order.
     """
     rows, sizes = lists.rows(chosen)
@@ -116,13 +117,20 @@ def draw(lists: ViewLists, chosen: Ints, objective: Objective, key: int) -> Draw
     if objective.name == "cl":
         negative = lists.labels[rows] <= 0
         rank = _rank_within(local * 2 + negative, random)
-        kept = rank < np.where(negative, objective.group_size - 1, 1)
+        most = objective.group_size // 2 if _learns_grades(lists, objective) else 1
+        positives = np.clip(np.bincount(local[~negative], minlength=len(chosen)), 1, most)
+        kept = rank < np.where(negative, objective.group_size - positives[local], most)
     else:
         kept = _rank_within(local, random, -lists.labels[rows]) < objective.depth
         if objective.group_size:
             rows, local, random = rows[kept], local[kept], random[kept]
             kept = _rank_within(local, _mix(random)) < objective.group_size
     return Draw(local[kept], rows[kept], random[kept])
+
+
+def _learns_grades(lists: ViewLists, objective: Objective) -> bool:
+    loss = LOSSES.get(objective.loss)
+    return loss is not None and loss.needs == "order" and bool((lists.labels > 1).any())
 
 
 def _rank_within(group: NDArray[Any], *keys: NDArray[Any]) -> Ints:

@@ -1,7 +1,8 @@
 -- contrastive: for each query its positives (judgments) and sampled negatives (mined ones, or straight from runs).
 --
 -- In   chosen_datasets(dataset), chosen_sources(source, mining, run), protected(normal_hash) and the variables
---      seed, depth, per_query, positives (each | one | all | generated), max_positives, min_relevance, retrieved, judging; own_passages, which
+--      seed, depth, per_query, positives (each | one | all | generated), max_positives, min_relevance, graded, retrieved,
+--      judging; own_passages, which
 --      own_passages.sql makes of `asked`.
 -- Out  lists, pairs, tally as finish.sql takes them.
 -- A query that stands in two datasets is one query; its judgments are united.
@@ -159,7 +160,8 @@ SELECT p.query, p.document, arg_min(p.rank, p.source) AS rank
 FROM pool p JOIN positives USING (query, document) GROUP BY p.query, p.document;
 
 INSERT INTO pairs
-SELECT l.list, p.document, p.number, 1, coalesce(r.rank, 0), NULL, 1, p.relevance
+SELECT l.list, p.document, p.number, CASE WHEN getvariable('graded') THEN greatest(p.relevance, 1) ELSE 1 END,
+       coalesce(r.rank, 0), NULL, 1, p.relevance
 FROM drawn_lists l JOIN positives p ON p.query = l.query AND p.reason IS NULL
      AND (l.number = p.number OR getvariable('positives') = 'all')
 LEFT JOIN positive_ranks r ON r.query = p.query AND r.document = p.document

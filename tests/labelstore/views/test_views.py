@@ -163,6 +163,30 @@ def test_positives_each_one_all(store: LabelStore) -> None:
     assert len(draws) > 1  # each list draws its own negatives
 
 
+@pytest.mark.parametrize("min_relevance", [1, 2])
+def test_graded_lists_hold_all_positives_with_their_grades(store: LabelStore, min_relevance: int) -> None:
+    with store.write() as con:
+        con.execute(
+            "INSERT INTO qrels SELECT 1, query, query + 40, 1 + query % 3 FROM qrels WHERE dataset = 1"
+        )
+    named = {"datasets": ["c/train"], "runs": ["first"], "min_relevance": min_relevance}
+    notes: list[str] = []
+    plain = read(store, views.build(store, "contrastive", note=notes.append, **named))
+    assert all(set(row["labels"]) <= {0, 1} for row in plain[1])
+    assert any("--graded with an order loss" in note for note in notes)
+    _, lists, docs, queries = read(store, views.build(store, "contrastive", graded=True, **named))
+    for row in lists:
+        n = int(queries[row["query"]][1:])
+        own = {docs[p]: label for p, label in zip(row["passages"], row["labels"], strict=True) if label}
+        wanted = {f"d{n}": 1, f"d{n + 40}": 1 + n % 3}
+        assert own == {doc_id: grade for doc_id, grade in wanted.items() if grade >= min_relevance}
+
+
+def test_graded_lists_are_those_of_all_positives(store: LabelStore) -> None:
+    with pytest.raises(UsageError, match="graded lists hold all positives"):
+        views.build(store, "contrastive", datasets=["c/train"], graded=True, positives="one")
+
+
 @pytest.mark.parametrize("mined", [False, True])
 def test_positives_that_no_run_ranks_are_left_out_when_asked(store: LabelStore, mined: bool) -> None:
     with store.write() as con:  # q1's run ranks d3 … d32, q2's d6 … d35; q0's begins with its positive

@@ -95,6 +95,16 @@ def test_a_loss_on_scores_gets_lists_that_keep_their_scores(
     assert ("judged_first" in views) is (bottom is not None)
 
 
+def test_kl_reads_scores_in_units_of_their_spread() -> None:
+    cosines = replace(LABELS, scored=True, spread=0.0834)
+    kd = replace(FACTS, regime="kd", lists={"kd": cosines}, given={"kd": {"loss": "kl"}})
+    assert auto.choose(kd).recipe.stages[0].objectives[0].teacher_temperature == 0.083
+    given = replace(kd, given={"kd": {"loss": "kl", "teacher_temperature": 2.0}})
+    assert auto.choose(given).recipe.stages[0].objectives[0].teacher_temperature == 2.0
+    plain = replace(kd, given={})
+    assert auto.choose(plain).recipe.stages[0].objectives[0].teacher_temperature is None
+
+
 def test_given_settings_win_over_every_stage() -> None:
     given = {"lr": 5e-5, "max_length": 32, "base": "other", "kd": {"group_size": 4}}
     plan = auto.choose(replace(FACTS, given=given))

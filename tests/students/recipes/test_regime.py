@@ -65,6 +65,15 @@ def test_what_a_command_says_wins_over_every_table(recipe_file):
     assert [s.lr for s in load_recipe(path, {"regime": "kd"}).stages] == [1e-3]
 
 
+def test_a_setting_of_a_table_can_be_given_alone(recipe_file):
+    path = recipe_file('regime = "cl,kd"\n[kd]\nloss = "kl"\nlists = 5\n')
+    recipe = load_recipe(path, {"kd.loss": "margin_mse", "stage-1.lr": 0.5})
+    cl, kd = recipe.stages
+    assert (kd.loss, kd.objectives[0].lists, cl.loss, cl.lr, kd.lr) == ("margin_mse", 5, "lce", 0.5, 1e-5)
+    with pytest.raises(StudentError, match=r"\[kd\] unknown setting 'losss'"):
+        load_recipe(path, {"kd.losss": "kl"})
+
+
 def test_all_errors_come_at_once(recipe_file):
     path = recipe_file(
         'regime = "cl"\nlr = "fast"\nlearning_rate = 1e-5\nschedule = "cosin"\n[kd]\nloss = "ranknt"\n[stage-2]\nlr = 1.0\n'

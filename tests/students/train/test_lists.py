@@ -187,3 +187,30 @@ def test_views_go_to_their_stages(tmp_path):
         with pytest.raises(StudentError, match=says) as raised:
             assign_views(stages, folders)
         assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("loss", "group", "grades", "positives"),
+    [
+        ("lambda", 8, [3, 2, 1, 1, 1], 4),
+        ("ranknet", 4, [3, 2, 1], 2),
+        ("lambda", 8, [2, 1], 2),
+        ("lce", 8, [3, 2, 1, 1, 1], 1),
+        ("ranknet", 8, [1, 1, 1, 1, 1], 1),
+    ],
+)
+def test_graded_lists_give_several_positives_to_a_loss_that_learns_an_order(
+    tmp_path, loss, group, grades, positives
+):
+    size = 14
+    labels = grades + [0] * (size - len(grades))
+    view = read_view(
+        tiny_views.write(
+            tmp_path / "v", "contrastive", n_lists=6, n_valid=0, size=size, lists=[{"labels": labels}] * 6
+        )
+    )
+    drawn = draw(view.train, np.arange(6), Objective("cl", loss=loss, group_size=group), key=3)
+    for one in range(6):
+        found = view.train.labels[drawn.rows[drawn.local == one]]
+        assert len(found) == group
+        assert int((found > 0).sum()) == positives
