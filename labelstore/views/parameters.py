@@ -108,7 +108,7 @@ def make_parameters(kind: str, given: Mapping[str, Any]) -> Any:
             f"graded lists hold all positives of a query, not {given['positives']}",
             hint="leave out --positives, or give --positives all",
         )
-    options = KINDS[kind](**given | ({"positives": "all"} if given.get("graded") else {}))
+    options = KINDS[kind](**{**given, **({"positives": "all"} if given.get("graded") else {})})
     for key in ("depth", "per_query", "max_positives", "max_lists", "min_passages", "stratified"):
         value = getattr(options, key, None)
         if value is not None and value < 1:

@@ -68,8 +68,9 @@ def plan_training(
     regime, why = given.get("regime"), "given"
     if regime is None:
         regime, why, sources = _regime(store, sources)
+    regime = str(regime)
     lists, tokens = _lists(store, regime, sources)
-    base = _base(store, given.get("base"), device)
+    base = _base(store, str(given["base"]) if "base" in given else None, device)
     plan = auto.choose(auto.Facts(device, base, regime, why, lists, tokens, minutes, given, views))
     return plan, replace(sources, view_parameters=plan.view_parameters)
 
@@ -149,9 +150,12 @@ def _lists(store: LabelStore, regime: str, sources: Sources) -> tuple[dict[str, 
             datasets, resolved = resolve(con, kind, options, note=lambda message: None, **names)  # type: ignore[arg-type]
             leakage.protect(con, allow_overlap=options.allow_overlap)
             keys = [d.dataset for d in datasets]
-            count = _labelled if isinstance(options, Distillation) else _contrasted
             objective = next(o for o, k in KINDS.items() if k == kind)
-            found[objective] = count(con, keys, [s for s in resolved if s.kind != "dataset"])
+            own = [s for s in resolved if s.kind != "dataset"]
+            if isinstance(options, Distillation):
+                found[objective] = _labelled(con, keys, own)
+            else:
+                found[objective] = _contrasted(con, keys, own, options)
             tokens = max(tokens, _tokens(con))
     return found, tokens
 
@@ -162,7 +166,8 @@ def _labelled(
     con.execute(
         """CREATE OR REPLACE TEMP TABLE planned AS
            SELECT p.permutation AS list, p.query, i.document, i.score
-           FROM permutations p JOIN permutation_items i USING (permutation) JOIN queries q USING (query)
+           FROM permutations p JOIN labelings l USING (labeling) JOIN permutation_items i USING (permutation)
+           JOIN queries q USING (query) ANTI JOIN filtered_out f ON f.dataset = l.dataset AND f.query = p.query
            WHERE list_contains(?, p.labeling) AND p.status IN ('ok', 'repaired')
              AND q.normal_hash NOT IN (SELECT normal_hash FROM protected)""",
         [[s.key for s in sources]],
@@ -181,9 +186,9 @@ def _labelled(
 
 
 def _contrasted(
-    con: "duckdb.DuckDBPyConnection", datasets: Sequence[int], sources: Sequence[ViewSource]
+    con: "duckdb.DuckDBPyConnection", datasets: Sequence[int], sources: Sequence[ViewSource], options: Any
 ) -> auto.Lists:
-    """Count a list for each judged positive whose query has negatives."""
+    """Count a list for each positive whose query has negatives."""
     con.execute(
         """CREATE OR REPLACE TEMP TABLE planned AS
            SELECT query AS list, query, document FROM negatives WHERE list_contains(?, mining) AND label = 0
@@ -191,10 +196,15 @@ def _contrasted(
         [[s.key for s in sources if s.kind == "mining"], [s.key for s in sources if s.kind == "run"]],
     )
     (n,) = con.execute(
-        """SELECT count(DISTINCT (query, document)) FROM qrels JOIN queries USING (query)
-           WHERE list_contains(?, dataset) AND relevance > 0 AND query IN (SELECT query FROM planned)
+        """SELECT count(DISTINCT (query, document)) FROM (
+               SELECT dataset, query, document FROM qrels WHERE relevance >= ?
+               UNION ALL SELECT dataset, query, document FROM query_origins WHERE ? = 'generated'
+               UNION ALL SELECT dataset, query, document FROM llm_judgments JOIN judgings j USING (judging)
+                         WHERE j.name = ? AND grade >= ?
+           ) JOIN queries USING (query)
+           WHERE list_contains(?, dataset) AND query IN (SELECT query FROM planned)
              AND normal_hash NOT IN (SELECT normal_hash FROM protected)""",
-        [datasets],
+        [options.min_relevance, options.positives, options.judging, options.min_relevance, datasets],
     ).fetchall()[0]
     (depth,) = con.execute(
         "SELECT median(n) FROM (SELECT count(*) AS n FROM planned GROUP BY list)"

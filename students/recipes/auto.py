@@ -359,7 +359,7 @@ def _length(facts: Facts) -> int:
 def _pairs(wanted: float, name: str, lists: Mapping[str, Lists]) -> int:
     """Bound the pairs of a stage by the epochs over its lists; in hundreds, and at least one step."""
     repeated = [lists[o].n * GROUP * MOST_EPOCHS for o in name.split("+") if o in lists]
-    pairs = int(min([wanted, *([max(repeated)] if repeated else [])]))
+    pairs = round(min([wanted, *([max(repeated)] if repeated else [])]))
     return max(pairs // 100 * 100, GROUP * GROUP)
 
 

@@ -36,6 +36,13 @@ def small(folder: Path) -> None:
     (folder / "FOLDER").symlink_to(here)
 
 
+def research(folder: Path) -> None:
+    """``mydata``, and ``grid.toml`` as the research guide prints it."""
+    small(folder)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "research.md").read_text("utf-8")
+    (folder / "grid.toml").write_text(page.split("```toml\n", 1)[1].split("```", 1)[0])
+
+
 def mysearch(folder: Path) -> None:
     """``mysearch``: cranfield's passages and two thirds of its queries as a log; the rest, judged, in ``mysearch/judged``."""
     here, source = folder / "mysearch", SHARED / "cranfield"
@@ -67,4 +74,4 @@ def _lines(file: Path) -> list[str]:
         return text.read().split("\n")
 
 
-FOLDERS = {"small": small, "mysearch": mysearch, "teachers": teachers}
+FOLDERS = {"small": small, "mysearch": mysearch, "research": research, "teachers": teachers}

@@ -6,7 +6,7 @@ Every step is a command of msft. The store shows which steps are done, so a repr
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,15 @@ class StoreContents:
     minings: set[str]
     labelings: set[str]
     students: dict[str, Any]  # name -> stored recipe, or None
+    views: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # student -> parameters of its views
+
+    def has_views(self, student: str, wanted: Mapping[str, Any]) -> bool:
+        """Return True if the student's views have these parameters, as far as their kinds take them."""
+        return all(
+            held.get(key, value) == value
+            for held in self.views.get(student, [])
+            for key, value in wanted.items()
+        )
 
     @classmethod
     def read(cls, store: "LabelStore") -> "StoreContents":
@@ -126,7 +135,19 @@ class StoreContents:
                     name: json.loads(recipe)["recipe"] if recipe else None
                     for name, recipe in _all(con, "SELECT name, recipe FROM students")
                 },
+                _views(con),
             )
+
+
+def _views(con: "duckdb.DuckDBPyConnection") -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, parameters in _all(
+        con,
+        """SELECT DISTINCT s.name, v.parameters FROM students s JOIN stages USING (student)
+           JOIN views v ON v.view = stages.view""",
+    ):
+        found.setdefault(name, []).append(json.loads(parameters))
+    return found
 
 
 def _all(con: "duckdb.DuckDBPyConnection", sql: str) -> list[Any]:
@@ -234,6 +255,7 @@ def _students(spec: Spec, held: StoreContents) -> list[PlannedCommand]:
     for training in spec.trainings:
         known = held.students.get(training.name)
         done = known is not None and known == expected_recipe(spec, training)
+        done = done and held.has_views(training.name, spec.views)
         missing = () if done else _lacks_for_training(spec, training, training.name in held.students)
         command, needs = ["students", "train", "--recipe", spec.recipe], []
         command += training_options(spec, training)
@@ -241,14 +263,25 @@ def _students(spec: Spec, held: StoreContents) -> list[PlannedCommand]:
         if "cl" in objectives:
             source = spec.sources["cl"]
             command += ["--dataset", source["dataset"], "--negatives", source["negatives"]]
-            command += ["--per-query", str(source["per_query"])] if "per_query" in source else []
+            if "per_query" in source and "per_query" not in spec.views:
+                command += ["--per-query", str(source["per_query"])]
             needs.append(("negatives", str(source["negatives"])))
         if "kd" in objectives:
             command += ["--labels", spec.sources["kd"]["labels"]]
             needs.append(("labels", spec.sources["kd"]["labels"]))
+        command += _view_options(spec.views)
         command += ["--name", training.name]
         steps.append(PlannedCommand(("student", training.name), tuple(command), tuple(needs), done, missing))
     return steps
+
+
+def _view_options(views: Mapping[str, Any]) -> list[str]:
+    """Make the options of `students train` for ``[evaluate.views]``."""
+    found: list[str] = []
+    for key, value in views.items():
+        option = f"--{key.replace('_', '-')}"
+        found += ([option] if value else []) if isinstance(value, bool) else [option, str(value)]
+    return found
 
 
 def training_options(spec: Spec, training: Training) -> list[str]:

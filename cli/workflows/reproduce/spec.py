@@ -1,19 +1,23 @@
 """Read a reproduction from a recipe: its grid, its ``[evaluate]`` table and its ``[[published]]`` rows, typed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from students.recipes.recipe import Recipe
 
+# Options of `msft students train` that make its views.
+VIEW_OPTIONS = {
+    "valid_fraction", "per_query", "graded", "retrieved", "judged_first", "stratified", "easy", "max_lists", "allow_overlap",
+}  # fmt: skip
 RETRIEVER_OPTIONS = ("k1", "b", "language", "index", "model")
 _SOURCES = {
     "cl": {"dataset", "run", "depth", "per_query", "negatives", "n_queries"},
     "kd": {"dataset", "labels", "model", "first_stage", "layout", "file", "replies", "n_queries"},
 }
 _KEYS = {
-    "depth", "margin", "needs_gpu", "pairs_per_second", "first_stages", "datasets", "like", *_SOURCES,
+    "depth", "margin", "needs_gpu", "pairs_per_second", "first_stages", "datasets", "like", "views", *_SOURCES,
 }  # fmt: skip
 
 
@@ -66,6 +70,7 @@ class Spec:
 
     Attributes:
         sources: objective -> the source of its lists, as in the recipe.
+        views: parameters of the views, as options of `msft students train`.
         published: (base, regime, first stage, test set, measure) -> the study's value; base and regime are "" for a
             first stage alone.
         settings: settings that override those of every training at tiny scale.
@@ -81,6 +86,7 @@ class Spec:
     margin: float = 0.01
     needs_gpu: bool = False
     pairs_per_second: float = 1000.0
+    views: dict[str, Any] = field(default_factory=dict)
     published: dict[tuple[str, str, str, str, str], float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     note: str = ""
@@ -119,6 +125,7 @@ def read(recipe: str) -> Spec:
         test_sets=_test_sets(evaluate, errors),
         first_stages=_first_stages(evaluate, errors),
         sources=_sources(evaluate, errors),
+        views=_views(evaluate, errors),
         published=_published(published, {t.base for t in trainings}, errors),
         **_settings(evaluate, errors),
     )
@@ -246,6 +253,29 @@ def _sources(evaluate: Mapping[str, Any], errors: list[str]) -> dict[str, dict[s
         errors += [f"[evaluate.{objective}] unknown setting {key!r}" for key in table.keys() - known]
         found[objective] = dict(table)
     return found
+
+
+def _views(evaluate: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
+    """Read ``[evaluate.views]``: options of `students train` that make the views."""
+    from labelstore.errors import UsageError
+    from labelstore.views.parameters import KINDS, make_parameters
+
+    table = evaluate.get("views", {})
+    if not isinstance(table, dict):
+        errors.append("[evaluate.views] must be a table")
+        return {}
+    for key, value in table.items():
+        takers = [kind for kind in KINDS if key in {f.name for f in fields(KINDS[kind])} & VIEW_OPTIONS]
+        if not takers:
+            errors.append(
+                f"[evaluate.views] unknown setting {key!r}: one of {', '.join(sorted(VIEW_OPTIONS))}"
+            )
+            continue
+        try:
+            make_parameters(takers[0], {key: value})
+        except (UsageError, TypeError) as error:
+            errors.append(f"[evaluate.views] {key}: {error}")
+    return dict(table)
 
 
 def _published(

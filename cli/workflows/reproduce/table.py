@@ -1,5 +1,6 @@
 """Compare the study's table with the store's values, and test whether one stage is on par with two."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,13 @@ Place = tuple[Arm, str]  # an arm over a first stage
 _OF_VERDICT = ("ci90_low", "ci90_high", "p_holm", "tost_p", "margin", "margin_showable", "verdict")
 COLUMNS = (
     "student", "regime", "first_stage", "dataset", "measure", "value", "published", "status", "difference", "setting",
-    "seeds", "single_stage", "single_difference", "ci90_low", "ci90_high", "p_holm", "tost_p", "margin",
+    "seeds", "sd", "by_seed", "single_stage", "single_difference", "ci90_low", "ci90_high", "p_holm", "tost_p", "margin",
     "margin_showable", "verdict", "weights_moved", "measured_on", "why",
 )  # fmt: skip
 
 ABOUT = {
     "status": "run, partly or missing",
+    "seeds": "trainings that a value is the mean of",
     "ci90_low": "lower end of the 90 % interval of the difference",
     "p_holm": "p after Holm's correction",
     "tost_p": "p of the test of equivalence",
@@ -95,6 +97,8 @@ def _row(
         "difference": value - published if value is not None and published is not None else None,
         "setting": variant or None,
         "seeds": len(there) if arm else None,
+        "sd": statistics.stdev(there) if len(there) > 1 else None,
+        "by_seed": _by_seed(trainings, found),
         "measured_on": f"{test_set.dataset}, {stage.run}" + (f": {spec.note}" if spec.note else ""),
     }
     if value is None:
@@ -105,6 +109,12 @@ def _row(
         ]
         row["why"] = next((why for key in keys if (why := plan.why(key))), "not run yet")
     return row
+
+
+def _by_seed(trainings: Sequence[Training], values: Sequence[float | None]) -> str | None:
+    """Write the value of each seed: ``1: 0.41, 2: 0.43``; None for a first stage."""
+    pairs = [(t.recipe.seed, value) for t, value in zip(trainings, values, strict=False) if value is not None]
+    return ", ".join(f"{seed}: {value:.4f}" for seed, value in pairs) or None
 
 
 def verdicts(store: "LabelStore", spec: Spec, held: Value) -> dict[tuple[Arm, str, str], Row]:
@@ -176,8 +186,11 @@ _COMMENT = {Format.md: "### ", Format.latex: "% "}  # the start of a line betwee
 
 def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
     """Print all rows for machines; for people, print the study's table beside the store's, then the verdicts."""
+    warned = below_first_stage(spec, found)
     if format in (Format.json, Format.csv):
         render.rows(found, format, COLUMNS)
+        for sentence in warned:
+            diagnostics.note(sentence)
         return
     if spec.note:
         render.text(f"{_COMMENT.get(format, '')}{spec.note}: these values say nothing about the study")
@@ -188,6 +201,13 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
         ("first_stage", "student", "regime"),
         "Values of the grid, and those of the study",
     )
+    each = seed_rows(spec, found)
+    if each:
+        render.text(f"\n{_COMMENT.get(format, '')}Each seed")
+        render.write("")
+        _write(each, format, ("first_stage", "student", "regime", "seed"), "Values of each seed")
+    for sentence in warned:
+        render.text(f"\n{_COMMENT.get(format, '')}{sentence}")
     judged = on_par(spec, found)
     if judged:
         render.text(f"\n{_COMMENT.get(format, '')}Is a single contrastive stage on par with two?")
@@ -222,8 +242,47 @@ def hardly_trained(judged: Sequence[Row]) -> list[str]:
     ]
 
 
+def below_first_stage(spec: Spec, found: Sequence[Row]) -> list[str]:
+    """Name the test sets on which every student is below its first stage by more than the margin.
+
+    The regimes of such students differ in how little they learnt, which answers no question.
+    """
+    told = []
+    for test_set in spec.test_sets:
+        measure = test_set.measures[0]
+        for stage in spec.first_stages:
+            here = [
+                row for row in found
+                if (row["dataset"], row["first_stage"], row["measure"]) == (test_set.name, stage.name, measure)
+                and row["value"] is not None
+            ]  # fmt: skip
+            alone = next((row["value"] for row in here if row["student"] is None), None)
+            best = max((row["value"] for row in here if row["student"] is not None), default=None)
+            if alone is not None and best is not None and best < alone - spec.margin:
+                told.append(
+                    f"{test_set.name}: every student is far below {stage.name} ({measure} {best:.3f} at best, and"
+                    f" {alone:.3f}): the differences between regimes say little; train on more pairs or better lists first"
+                )
+    return told
+
+
+def seed_rows(spec: Spec, found: Sequence[Row]) -> list[Row]:
+    """Make a row for each seed of each arm that has several, with all measures."""
+    lines: dict[tuple[Any, ...], Row] = {}
+    for row in found:
+        if not row["seeds"] or row["seeds"] < 2:
+            continue
+        for text in row["by_seed"].split(", "):
+            seed, value = text.split(": ")
+            named = {name: row[name] for name in ("first_stage", "student", "regime")}
+            named |= {"setting": row["setting"]} if any(t.variant for t in spec.trainings) else {}
+            line = lines.setdefault((*named.values(), int(seed)), {**named, "seed": int(seed)})
+            line[f"{row['dataset']} {row['measure']}"] = float(value)
+    return list(lines.values())
+
+
 def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
-    """Make a row for each student, regime and first stage, with its value and the study's on each test set's headline.
+    """Make a row for each student, regime and first stage, with its values, and the study's on each headline.
 
     The status is `run`, `missing`, or `partly` if only some test sets have their value.
     """
@@ -231,8 +290,6 @@ def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
     runs = {s.name: s.name if s.run == s.name else f"{s.name} ({s.run})" for s in spec.first_stages}
     lines: dict[tuple[Any, ...], Row] = {}
     for row in found:
-        if row["measure"] != headline[row["dataset"]]:
-            continue
         varied = {"setting": row["setting"]} if any(t.variant for t in spec.trainings) else {}
         line = lines.setdefault(
             (row["first_stage"], row["student"], row["regime"], row["setting"]),
@@ -241,6 +298,7 @@ def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
                 "student": row["student"],
                 "regime": row["regime"],
                 **varied,
+                "seeds": row["seeds"],
                 "status": row["status"],
             },
         )
@@ -248,7 +306,7 @@ def beside(spec: Spec, found: Sequence[Row]) -> list[Row]:
             line["status"] = "partly"
         name = f"{row['dataset']} {row['measure']}"
         line[name] = row["value"]
-        if spec.published:
+        if spec.published and row["measure"] == headline[row["dataset"]]:
             line |= {
                 f"{row['dataset']} study": row["published"],
                 f"{row['dataset']} diff": row["difference"],

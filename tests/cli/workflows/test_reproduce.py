@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from runner import Done, commands
 
+import cli.main  # noqa: F401 - the steps call its commands
 from cli.workflows.reproduce import plan as reproduce_plan
 from cli.workflows.reproduce import reproduce
 from cli.workflows.reproduce import spec as reproduce_spec
@@ -250,8 +251,19 @@ def test_a_recipe_of_ones_own_goes_on_as_what_is_missing_comes(
     assert jobs(store)["students.train"] == 4
     spec = reproduce_spec.read("own.toml")
     assert list(reproduce_table.beside(spec, list(second.values()))[0]) == [
-        "first_stage", "student", "regime", "status", "own/test RR@10",
+        "first_stage", "student", "regime", "seeds", "status", "own/test RR@10",
     ]  # fmt: skip
+    each = reproduce_table.seed_rows(spec, list(second.values()))
+    assert [(row["regime"], row["seed"]) for row in each] == [
+        (regime, seed) for regime in ("cl", "cl,kd") for seed in (1, 2)
+    ]
+    mean = sum(row["own/test RR@10"] for row in each[:2]) / 2
+    assert mean == pytest.approx(second["cl"]["value"], abs=1e-4)
+    Path("own.toml").write_text(Path("own.toml").read_text() + "[evaluate.views]\neasy = 2\n")
+    changed = reproduce_plan.make(store, reproduce_spec.read("own.toml"), prepared=False)
+    assert [step.done for step in changed.steps if step.key[0] == "student"] == [False] * 4, (
+        "other views, other students"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- with stand-ins

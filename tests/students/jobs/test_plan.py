@@ -42,7 +42,7 @@ def plan(store: LabelStore, settings: dict[str, Any], **named: Any) -> auto.Plan
         ({}, "kd,cl"),
         ({"labels": ["teacher@first"]}, "kd"),
         ({"negatives": ["hard"]}, "cl"),
-        ({"runs": ["first"]}, "cl"),
+        ({"runs": ["first"], "datasets": ["c/train"]}, "cl"),
         ({"datasets": ["c/train"]}, "kd,cl"),
         ({"labels": ["teacher@first"], "negatives": ["hard"]}, "kd,cl"),
         ({"labels": ["teacher@first"], "datasets": ["c/train"]}, "kd,cl"),

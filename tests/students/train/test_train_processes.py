@@ -27,8 +27,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """Views, and a model large enough that a step takes a moment."""
     folder = tmp_path_factory.mktemp("trained")
     return {
-        "cl": tiny_views.write(folder / "cl", "contrastive", n_lists=60, longest=60),
-        "kd": tiny_views.write(folder / "kd", "distillation", n_lists=60, longest=60),
+        "cl": tiny_views.write(folder / "cl", "contrastive", n_lists=76, longest=60),
+        "kd": tiny_views.write(folder / "kd", "distillation", n_lists=76, longest=60),
         "base": tiny_models.make("electra", folder / "base", layers=3, hidden=64),
     }
 

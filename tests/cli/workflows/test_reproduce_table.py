@@ -1,0 +1,130 @@
+"""The table of a grid of one's own: every measure, every seed, and a word on students that are far below their first stage."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.output.render import Format
+from cli.workflows.reproduce import plan, spec, table
+from labelstore.errors import UsageError
+
+GRID = """
+base = "minilm"
+regimes = ["cl", "kd"]
+seeds = [1, 2]
+[evaluate]
+margin = 0.02
+[evaluate.views]
+easy = 3
+judged_first = true
+[evaluate.cl]
+dataset = "own/train"
+run = "bm25"
+negatives = "hard"
+[evaluate.kd]
+dataset = "own/train"
+labels = "labels"
+[[evaluate.first_stages]]
+name = "bm25"
+retriever = "bm25s"
+[[evaluate.datasets]]
+name = "own/test"
+measures = ["nDCG@10", "RR@10"]
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> spec.Spec:
+    (tmp_path / "grid.toml").write_text(GRID)
+    return spec.read(str(tmp_path / "grid.toml"))
+
+
+def rows(grid: spec.Spec, values: dict[str, float]) -> list[dict[str, Any]]:
+    """Rows of a grid whose seeds differ by .02 around the values."""
+    held = {}
+    for training in grid.trainings:
+        for measure in ("nDCG@10", "RR@10"):
+            value = values[training.recipe.regime] + (0.01 if training.recipe.seed == 1 else -0.01)
+            held[training.name, "bm25", "own/test", measure] = value
+    held |= {("", "bm25", "own/test", measure): values["bm25"] for measure in ("nDCG@10", "RR@10")}
+    return table.rows(grid, plan.Plan(()), held, {})
+
+
+def test_every_measure_and_every_seed_is_shown(grid: spec.Spec, capsys: pytest.CaptureFixture[str]) -> None:
+    found = rows(grid, {"cl": 0.4, "kd": 0.5, "bm25": 0.45})
+    cl = next(row for row in found if row["regime"] == "cl")
+    assert (cl["seeds"], cl["by_seed"]) == (2, "1: 0.4100, 2: 0.3900")
+    assert cl["sd"] == pytest.approx(0.0141, abs=1e-4)
+    (first, *students) = table.beside(grid, found)
+    assert list(first)[-2:] == ["own/test nDCG@10", "own/test RR@10"]
+    assert [row["seeds"] for row in students] == [2, 2]
+    each = table.seed_rows(grid, found)
+    assert [(row["regime"], row["seed"], row["own/test RR@10"]) for row in each] == [
+        ("cl", 1, 0.41), ("cl", 2, 0.39), ("kd", 1, 0.51), ("kd", 2, 0.49),
+    ]  # fmt: skip
+    table.show(grid, found, Format.table)
+    shown = capsys.readouterr().out
+    assert "Each seed" in shown
+    assert "0.5100" in shown
+
+
+@pytest.mark.parametrize(("best", "says"), [(0.3, True), (0.42, True), (0.44, False), (0.6, False)])
+def test_students_that_are_all_far_below_their_first_stage_are_said(
+    grid: spec.Spec, capsys: pytest.CaptureFixture[str], best: float, says: bool
+) -> None:
+    found = rows(grid, {"cl": 0.2, "kd": best, "bm25": 0.45})
+    told = table.below_first_stage(grid, found)
+    assert bool(told) is says
+    for format in (Format.table, Format.json):
+        table.show(grid, found, format)
+        captured = capsys.readouterr()
+        where = captured.err if format is Format.json else captured.out
+        assert ("every student is far below bm25" in where) is says
+    if says:
+        assert f"nDCG@10 {best:.3f} at best, and 0.450" in told[0]
+
+
+def test_the_views_of_a_grid_are_options_of_each_training(grid: spec.Spec, tmp_path: Path) -> None:
+    from labelstore.store.label_store import LabelStore
+
+    made = plan.make(LabelStore(tmp_path / "none.duckdb"), grid, prepared=True)
+    trainings = [step for step in made.steps if step.key[0] == "student"]
+    assert len(trainings) == 4
+    assert all("--easy 3 --judged-first --name" in str(step) for step in trainings)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("esay = 3", "unknown setting 'esay'"),
+        ("easy = -1", "easy is -1"),
+        ("valid_fraction = 2", "valid_fraction is 2"),
+    ],
+)
+def test_a_wrong_parameter_of_views_is_said(tmp_path: Path, line: str, says: str) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text(GRID.replace("easy = 3", line))
+    with pytest.raises(UsageError, match=says):
+        spec.read(str(path))
+
+
+def test_the_research_guide_names_every_key_of_evaluate() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "guides" / "research.md").read_text("utf-8")
+    keys = {
+        *spec._KEYS,
+        *spec.VIEW_OPTIONS,
+        *spec.RETRIEVER_OPTIONS,
+        *(k for of in spec._SOURCES.values() for k in of),
+    }
+    keys = keys - {"first_stages", "datasets", "cl", "kd"} | {"name", "retriever", "measures"}
+    for key in keys - {"views"}:
+        assert f"`{key}`" in page, key
+    for heading in (
+        "[evaluate.views]",
+        "[evaluate.cl]",
+        "[evaluate.kd]",
+        "[[evaluate.first_stages]]",
+        "[[evaluate.datasets]]",
+    ):
+        assert heading in page, heading
