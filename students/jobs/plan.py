@@ -20,7 +20,7 @@ from students.jobs.sources import Sources, check_sources, kinds, named_sources
 from students.model import bases, hub
 from students.model.encoder import resolve_base
 from students.recipes import auto
-from students.recipes.read import load_recipe, make_recipe, nested
+from students.recipes.read import in_tables, load_recipe, make_recipe
 from students.recipes.recipe import KINDS, Recipe, parse_regime
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def plan_training(
     Raises:
         UsageError, DataMissing, StudentError: as `train_student`.
     """
-    given, views, device = nested(settings or {}, {}), sources.view_parameters or {}, _device()
+    given, views, device = in_tables(settings or {}, {}), sources.view_parameters or {}, _device()
     if recipe != auto.AUTO:
         if minutes is not None:
             raise UsageError(
@@ -274,7 +274,7 @@ def _has_head(folder: Path) -> bool:
     if not config.is_file():
         return False
     named = json.loads(config.read_text("utf-8")).get("architectures") or []
-    return any(str(name).endswith("ForSequenceClassification") for name in named)
+    return any(str(name).endswith(("ForSequenceClassification", "ForCausalLM")) for name in named)
 
 
 @dataclass

@@ -44,7 +44,7 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     """Load a recipe by shipped name (``small``) or path.
 
     Args:
-        overrides: settings that replace the file's, including those of its tables; ``kd.loss`` is one of a table. A base, regime or seed among them
+        overrides: settings that replace the file's, including those of its tables (``kd.loss``). A base, regime or seed among them
             selects that training from a grid.
     """
     path, settings = _read(name_or_path)
@@ -130,7 +130,7 @@ _GRID_KEYS = {"bases": "base", "regimes": "regime", "seeds": "seed"}
 
 def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -> Grid:
     errors: list[str] = []
-    overrides = nested(overrides, settings)
+    overrides = in_tables(overrides, settings)
     evaluate, published = settings.pop("evaluate", {}), settings.pop("published", [])
     vary = settings.pop("vary", {})
     stage_names = _stage_names(settings.get("regimes", [settings.get("regime", Recipe.regime)]))
@@ -176,12 +176,13 @@ def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -
     return Grid(tuple(recipes), tuple(choices), evaluate, tuple(published))
 
 
-def nested(overrides: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Put ``kd.loss`` into the table ``kd``, beside what the file has there."""
-    made: dict[str, Any] = {key: value for key, value in overrides.items() if "." not in key}
+def in_tables(overrides: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Put ``kd.loss`` into the table ``kd``, beside what the file has there; `_nested` does so for LoRA."""
+    dotted = {key for key in overrides if "." in key and not key.startswith("lora.")}
+    made: dict[str, Any] = {key: value for key, value in overrides.items() if key not in dotted}
     for key, value in overrides.items():
-        table, dot, name = key.rpartition(".")
-        if dot:
+        if key in dotted:
+            table, _, name = key.rpartition(".")
             before = made.get(table, settings.get(table))
             made[table] = {**(before if isinstance(before, Mapping) else {}), name: value}
     return made
