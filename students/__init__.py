@@ -21,9 +21,9 @@ from msft import on_first_use
 if TYPE_CHECKING:
     from students.jobs.evaluate import Talk, evaluate
     from students.jobs.export import export_student
+    from students.jobs.plan import Sources
     from students.jobs.register import add_student
     from students.jobs.rerank import load_reranker, rerank_run
-    from students.jobs.sources import Sources
     from students.jobs.train import train_student
     from students.recipes.read import load_recipe
     from students.rerank.reranker import Reranker
@@ -43,7 +43,7 @@ __all__ = [
 
 _HOMES = {
     "Reranker": "rerank.reranker:Reranker",
-    "Sources": "jobs.sources:Sources",
+    "Sources": "jobs.plan:Sources",
     "Talk": "jobs.evaluate:Talk",
     "add_student": "jobs.register:add_student",
     "evaluate": "jobs.evaluate:evaluate",

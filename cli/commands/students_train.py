@@ -11,7 +11,7 @@ from cli.output import diagnostics, fitted, render
 from cli.parameters import given
 
 if TYPE_CHECKING:
-    from students.jobs.sources import Sources
+    from students.jobs.plan import Sources
 
 STAGE_COLUMNS = (
     "student", "stage", "objective", "loss", "view", "steps", "pairs", "seconds", "weights_moved", "best_step",
@@ -137,8 +137,8 @@ def train(context: Context, options: Train) -> None:
     the training.
     """
     from msft.key_values import key_values, toml_value
+    from students.jobs.plan import Sources
     from students.jobs.register import stage_rows
-    from students.jobs.sources import Sources
     from students.jobs.train import train_student
 
     recipe = options.recipe or "auto"

@@ -1,9 +1,9 @@
-"""Plan a training: collect what the store and the machine have, and let `students.recipes.auto` choose."""
+"""Plan a training: what it learns from, what the store and the machine have, and the choices of `students.recipes.auto`."""
 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from labelstore.errors import DataMissing, UsageError
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from labelstore.views import build as views
 from labelstore.views import leakage
+from labelstore.views import parameters as parameters_module
 from labelstore.views.parameters import Distillation, make_parameters
 from labelstore.views.sources import ViewSource, resolve
 from msft.host import extras
 from students.jobs.rerank import student_folder
-from students.jobs.sources import Sources, check_sources, kinds, named_sources
 from students.model import bases, hub
 from students.model.encoder import resolve_base
 from students.recipes import auto
@@ -33,6 +34,89 @@ _BYTES_PER_TOKEN = 4  # of English and of most other languages; a query adds som
 _QUERY_TOKENS = 20
 _LONG_ENOUGH = 20.0  # seconds of training before its speed is judged
 _MUCH_SLOWER = 0.7
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The names of the data that views are made from, and the views' parameters.
+
+    Attributes:
+        view_parameters: valid_fraction, allow_overlap, max_lists …; each view takes the ones that its kind supports.
+    """
+
+    datasets: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    negatives: Sequence[str] = ()
+    labels: Sequence[str] = ()
+    view_parameters: Mapping[str, Any] | None = None
+
+
+def check_sources(store: LabelStore, regime: str, sources: Sources) -> None:
+    """Check the sources against the store before a model is loaded or a view is built.
+
+    Raises:
+        UsageError: no objective uses the labels or negatives, or a test set is among the sources.
+        DataMissing: a name is not found.
+    """
+    wanted = kinds(regime)
+    for given, option, kind in (
+        (sources.negatives, "negatives", "contrastive"),
+        (sources.labels, "labels", "distillation"),
+    ):
+        if given and kind not in wanted:
+            raise UsageError(
+                f"regime {regime} does not use --{option}",
+                hint=f"leave --{option} out, or give --regime {'cl,kd' if kind == 'distillation' else 'kd,cl'}",
+            )
+    for kind in wanted:
+        named, parameters = named_sources(store, kind, sources, None)
+        views.check(store, kind, **named, **parameters)  # type: ignore[arg-type]
+
+
+def kinds(regime: str) -> list[str]:
+    """List the kinds of view that a regime learns from, in its order."""
+    return list(dict.fromkeys(KINDS[o] for stage in parse_regime(regime) for o in stage))
+
+
+def named_sources(
+    store: LabelStore, kind: str, sources: Sources, note: Note | None
+) -> tuple[dict[str, Sequence[str]], dict[str, Any]]:
+    """Select the sources and the parameters for a kind of view."""
+    known = {field.name for field in fields(parameters_module.KINDS[kind])}
+    parameters = {k: v for k, v in (sources.view_parameters or {}).items() if k in known}
+    if kind == "distillation":
+        return {"datasets": () if sources.labels else sources.datasets, "labels": sources.labels}, parameters
+    negatives = list(sources.negatives) or ([] if sources.runs else _only_minings(store, sources, note))
+    return {"datasets": sources.datasets, "runs": sources.runs, "negatives": negatives}, parameters
+
+
+def _only_minings(store: LabelStore, sources: Sources, note: Note | None) -> list[str]:
+    """Find the only mining of each dataset. A dataset without one needs a run, which then gives the negatives."""
+    with store.read() as con:
+        chosen = [lookup.dataset(con, name) for name in sources.datasets] or [lookup.pick_dataset(con, None)]
+        found: list[str] = []
+        for dataset in chosen:
+            names = [
+                n
+                for (n,) in con.execute(
+                    "SELECT name FROM minings WHERE dataset = ? ORDER BY name", [dataset.dataset]
+                ).fetchall()
+            ]
+            if len(names) > 1:
+                raise UsageError(
+                    f"{dataset.name} has several minings",
+                    hint=f"choose with --negatives {' | '.join(names[:8])}",
+                )
+            if not names and not lookup.runs(con, dataset):
+                raise DataMissing(
+                    f"{dataset.name} has no negatives to contrast with",
+                    hint=f"msft retrieve --dataset {dataset.name} --retriever bm25s, then"
+                    f" msft negatives mine --dataset {dataset.name} --run RUN",
+                )
+            found += names
+    if found and note is not None:
+        note(f"negatives: {', '.join(found)} (the only ones)")
+    return found
 
 
 def plan_training(
@@ -53,7 +137,7 @@ def plan_training(
     Raises:
         UsageError, DataMissing, StudentError: as `train_student`.
     """
-    given, views, device = in_tables(settings or {}, {}), sources.view_parameters or {}, _device()
+    given, of_views, device = in_tables(settings or {}, {}), sources.view_parameters or {}, _device()
     if recipe != auto.AUTO:
         if minutes is not None:
             raise UsageError(
@@ -63,15 +147,15 @@ def plan_training(
         chosen = recipe_of(recipe, given)
         lists, _ = _lists(store, chosen.regime, sources)
         base = _base(store, chosen.base, device)
-        found = auto.Facts(device, base, chosen.regime, "given", lists, 0, given=given, given_views=views)
-        return auto.describe(chosen, found, views), sources
+        found = auto.Facts(device, base, chosen.regime, "given", lists, 0, given=given, given_views=of_views)
+        return auto.describe(chosen, found, of_views), sources
     regime, why = given.get("regime"), "given"
     if regime is None:
         regime, why, sources = _regime(store, sources)
     regime = str(regime)
     lists, tokens = _lists(store, regime, sources)
     base = _base(store, str(given["base"]) if "base" in given else None, device)
-    plan = auto.choose(auto.Facts(device, base, regime, why, lists, tokens, minutes, given, views))
+    plan = auto.choose(auto.Facts(device, base, regime, why, lists, tokens, minutes, given, of_views))
     return plan, replace(sources, view_parameters=plan.view_parameters)
 
 

@@ -22,10 +22,17 @@ from labelstore.views import build as views
 from labelstore.views.parameters import USUAL_FRACTION
 from msft.host import extras
 from students.jobs.card import write_card
-from students.jobs.plan import SpeedWatch, plan_training, recipe_of
+from students.jobs.plan import (
+    Sources,
+    SpeedWatch,
+    check_sources,
+    kinds,
+    named_sources,
+    plan_training,
+    recipe_of,
+)
 from students.jobs.register import base_revision, card_facts, clear, insert_student
 from students.jobs.rerank import Note, Tick, student_folder
-from students.jobs.sources import Sources, check_sources, kinds, named_sources
 from students.recipes.auto import AUTO, Plan
 from students.recipes.recipe import KINDS, Recipe
 

@@ -12,8 +12,7 @@ from labelstore.negatives.mine import mine
 from labelstore.store.label_store import LabelStore
 from msft.errors import MsftError
 from students.jobs import plan as plans
-from students.jobs.plan import SpeedWatch, plan_training
-from students.jobs.sources import Sources
+from students.jobs.plan import Sources, SpeedWatch, plan_training
 from students.jobs.train import train_student
 from students.model import bases
 from students.recipes import auto
