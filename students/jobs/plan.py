@@ -326,15 +326,17 @@ def _base(store: LabelStore, base: str | None, device: auto.Device) -> auto.Base
         base, why = _chosen_base(device)
     for known in bases.TABLE:
         if base in (known.base, known.model):
-            return auto.Base(base, known.millions, known.kind == bases.ENCODER, why)
+            return auto.Base(
+                base, known.millions, known.kind == bases.ENCODER, why, known.runs_on == bases.LAPTOP
+            )
     folder = Path(resolve_base(base))
     if base.startswith("student:"):
         with store.read() as con:
             folder = student_folder(store, lookup.student(con, base.removeprefix("student:")))
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
     if not weights:  # a model of the hub that the table of bases lacks
-        return auto.Base(base, device.millions, True, why)
-    return auto.Base(base, weights / 4e6, not _has_head(folder), why)
+        return auto.Base(base, device.millions, True, why, embeddings=False)
+    return auto.Base(base, weights / 4e6, not _has_head(folder), why, _is_encoder(folder))
 
 
 def _chosen_base(device: auto.Device) -> tuple[str, str]:
@@ -351,6 +353,12 @@ def _chosen_base(device: auto.Device) -> tuple[str, str]:
     if not hub.obtainable(minilm.model):
         extras.require("demo")
     return minilm.model, "small, from the hub; its wheel is not installed"
+
+
+def _is_encoder(folder: Path) -> bool:
+    config = folder / "config.json"
+    kind = json.loads(config.read_text("utf-8")).get("model_type", "") if config.is_file() else ""
+    return str(kind).endswith(("bert", "electra", "roberta"))
 
 
 def _has_head(folder: Path) -> bool:

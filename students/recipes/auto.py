@@ -80,12 +80,14 @@ class Lists:
 
 @dataclass(frozen=True)
 class Base:
-    """The base model: its millions of parameters, whether its head is new, and why it was chosen."""
+    """The base model: its millions of parameters, whether its head is new, why it was chosen, and whether it has a part
+    that is called embeddings (decoders have none)."""
 
     name: str
     millions: float
     new_head: bool
     why: str
+    embeddings: bool = True
 
 
 @dataclass(frozen=True)
@@ -327,7 +329,8 @@ def _settings(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
     if facts.base.new_head:
         settings["head_scale"] = 5.0
     if facts.device is CPU:
-        settings |= {"freeze": ["embeddings"], "attention_dropout": 0.0, "hidden_dropout": 0.0}
+        settings |= {"attention_dropout": 0.0, "hidden_dropout": 0.0}
+        settings |= {"freeze": ["embeddings"]} if facts.base.embeddings else {}
     max_length = facts.given.get("max_length", settings["max_length"])
     speed = facts.device.speed(facts.base.millions, max_length if isinstance(max_length, int) else 96)
     bounded = any(bound in facts.given for bound in _BOUNDS)
