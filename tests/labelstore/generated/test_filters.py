@@ -27,6 +27,8 @@ from teachers.generate.single.wanted import Wanted
 from tests.helpers.scripted_engine import ScriptedEngine
 from tests.teachers.generate.single.test_queries import number_of
 
+pytestmark = pytest.mark.test_all
+
 N, NAME = 40, "c/synthetic"
 
 

@@ -23,6 +23,8 @@ from teachers.generate.reread import reread
 from teachers.generate.settings import Settings
 from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
+pytestmark = pytest.mark.test_all
+
 INITIAL = [f"d{n}" for n in range(12)]
 Lists = dict[str, list[tuple[str, float]]]  # query -> (doc_id, score), best first; equal scores are ties
 

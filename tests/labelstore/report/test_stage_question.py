@@ -13,6 +13,8 @@ from labelstore.report import page
 from labelstore.store.label_store import LabelStore
 from labelstore.store.row_hashes import run_hash
 
+pytestmark = pytest.mark.test_all
+
 Trained = tuple[str, int, int]  # regime, seed, skill
 
 

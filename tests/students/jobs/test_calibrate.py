@@ -25,6 +25,8 @@ from students.jobs.rerank import rerank_run
 from students.jobs.serve import _Loader
 from students.serve.app import create_app_of
 
+pytestmark = pytest.mark.test_all
+
 DEV, N, DEPTH = 50_000, 30, 12
 
 

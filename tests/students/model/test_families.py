@@ -17,6 +17,8 @@ from students.recipes.read import make_recipe
 from students.rerank.reranker import Reranker
 from students.train.run import train
 
+pytestmark = pytest.mark.test_all
+
 PAGE = Path(__file__).resolve().parents[3] / "docs/guides/training.md"
 FAMILIES = (*tiny_models.ARCHITECTURES, *tiny_families.CONFIGS)
 QUERY, PASSAGES = "what is volcano energy", [*tiny_models.sentences(12, seed=4, longest=60), "naïve (14.5%)"]

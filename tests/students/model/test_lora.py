@@ -21,7 +21,7 @@ from students.recipes.recipe import Lora
 from students.text.frames import Framing
 from students.train.run import train
 
-pytestmark = pytest.mark.needs("peft")
+pytestmark = [pytest.mark.needs("peft"), pytest.mark.test_all]
 
 QUERY, PASSAGES = "what is volcano energy", tiny_models.sentences(12, seed=4)
 KINDS = ("qwen3", *tiny_models.ARCHITECTURES)

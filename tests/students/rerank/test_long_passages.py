@@ -18,6 +18,8 @@ from students.rerank.reranker import Reranker
 from students.train.run import train
 from students.train.view_folder import file_hash, read_view
 
+pytestmark = pytest.mark.test_all
+
 MAX_LENGTH = 24
 
 

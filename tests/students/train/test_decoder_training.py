@@ -19,6 +19,8 @@ from students.recipes.read import make_recipe
 from students.text.frames import frame_of
 from students.train.run import train
 
+pytestmark = pytest.mark.test_all
+
 QUERY, PASSAGES = "what is water", tiny_models.sentences(8, seed=2)
 
 

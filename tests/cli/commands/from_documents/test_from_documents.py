@@ -14,6 +14,8 @@ from runner import Done, commands
 
 from labelstore.store.label_store import LabelStore
 
+pytestmark = pytest.mark.test_all
+
 GRADING = "on an integer scale of 0 to 3"
 
 

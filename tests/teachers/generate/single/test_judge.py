@@ -33,6 +33,8 @@ from teachers.generate.single.wanted import WantedGrades
 from teachers.prompts import passages
 from tests.helpers.scripted_engine import ScriptedEngine
 
+pytestmark = pytest.mark.test_all
+
 DEPTH = 5
 SHARED = Path(__file__).resolve().parents[5] / "shared" / "data"
 

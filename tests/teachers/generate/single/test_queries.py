@@ -22,6 +22,8 @@ from teachers.generate.single.wanted import Wanted
 from teachers.journal import segments as journal
 from tests.helpers.scripted_engine import ScriptedEngine
 
+pytestmark = pytest.mark.test_all
+
 N = 60  # passages
 TEST_QUERY = "which"  # begins the made store's queries
 
