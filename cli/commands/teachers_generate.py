@@ -1,8 +1,10 @@
 """`msft teachers generate`: label a run with a teacher."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,7 +16,16 @@ from teachers.generate.settings import Settings
 
 if TYPE_CHECKING:
     from teachers.generate.job import Labelled
+    from teachers.generate.single.settings import Asking
     from teachers.scheduling.figures import Figures
+
+AnySettings = TypeVar("AnySettings", bound="Settings | Asking")
+BaseUrls = Annotated[
+    tuple[str, ...], typer.Option("--base-url", help="An OpenAI-compatible server; repeatable.")
+]
+EngineArg = Annotated[
+    tuple[str, ...], "KEY=VALUE for vllm.LLM, e.g. tensor_parallel_size=2.", After("base_urls")
+]
 
 _EXAMPLE = "msft teachers generate --model rankzephyr --dataset dl19 --run bm25 --dry-run"
 
@@ -23,10 +34,7 @@ _EXAMPLE = "msft teachers generate --model rankzephyr --dataset dl19 --run bm25 
 class Options(Settings):
     """The settings of the job. On the command line two of them have other names."""
 
-    base_urls: Annotated[
-        tuple[str, ...],
-        typer.Option("--base-url", help="An OpenAI-compatible server; repeatable."),
-    ] = ()
+    base_urls: BaseUrls = ()
     constrained: Annotated[
         bool | None,
         typer.Option(
@@ -44,11 +52,7 @@ def add_generate(app: typer.Typer) -> None:
     def generate(
         context: Context,
         options: Options,
-        engine_arg: Annotated[
-            tuple[str, ...],
-            "KEY=VALUE for vllm.LLM, e.g. tensor_parallel_size=2.",
-            After("base_urls"),
-        ] = (),
+        engine_arg: EngineArg = (),
         dry_run: Annotated[
             bool,
             "Only forecast calls, tokens, cost and time.",
@@ -56,13 +60,9 @@ def add_generate(app: typer.Typer) -> None:
         ] = False,
     ) -> None:
         """Label a run's candidates with a teacher; run the command again to go on where it stopped."""
-        from msft.key_values import json_value, key_values
         from teachers.generate.job import generate as label
 
-        settings = replace(
-            options,
-            engine_arguments=key_values("--engine-arg", engine_arg, "tensor_parallel_size=2", json_value),
-        )
+        settings = with_engine_arguments(options, engine_arg)
         if dry_run:
             from teachers.generate.dry_run import forecast
 
@@ -70,11 +70,7 @@ def add_generate(app: typer.Typer) -> None:
             render.rows([row], context.format)
             return
         _tell_of_padded_keys()
-        with diagnostics.progress("labelling", unit="queries") as bar:
-
-            def progress(done: int, total: int, figures: "Figures", cost: float | None) -> None:
-                bar(done, total, **_shown(figures, cost))
-
+        with asking_progress("labelling", "queries") as progress:
             result = label(context.store, settings, note=diagnostics.note, progress=progress)
         render.rows([summary(result)], context.format)
         raise_if_left(result)
@@ -87,6 +83,25 @@ def _tell_of_padded_keys() -> None:
             diagnostics.warn(
                 f"{name} begins or ends with white space or a line break; it is sent without them"
             )
+
+
+def with_engine_arguments(settings: AnySettings, engine_arg: tuple[str, ...]) -> AnySettings:
+    """Add the arguments that `--engine-arg` gives for vllm.LLM.
+
+    Raises:
+        UsageError: one is not KEY=VALUE.
+    """
+    from msft.key_values import json_value, key_values
+
+    given = key_values("--engine-arg", engine_arg, "tensor_parallel_size=2", json_value)
+    return replace(settings, engine_arguments=given)
+
+
+@contextmanager
+def asking_progress(what: str, unit: str) -> Iterator[Callable[[int, int, "Figures", float | None], None]]:
+    """Yield the function that shows a job's progress: done, total, figures, and the cost so far."""
+    with diagnostics.progress(what, unit=unit) as bar:
+        yield lambda done, total, figures, cost: bar(done, total, **_shown(figures, cost))
 
 
 def _shown(figures: "Figures", cost: float | None) -> dict[str, object]:

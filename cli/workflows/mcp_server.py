@@ -146,9 +146,9 @@ def _compare(store: "LabelStore") -> Callable[..., Any]:
     ) -> list[Row]:
         """Compare systems with the first one: difference, intervals, corrected p-values and a verdict.
 
-        A verdict is better, worse, equivalent (within the margin) or inconclusive, which is no evidence of parity. Patterns
-        such as 'student-s*' name several systems; students that differ only in their seed are one. Only values that were
-        measured before can be compared.
+        A verdict is better, worse, equivalent (within the margin) or inconclusive. Inconclusive is no evidence of parity.
+        Patterns such as 'student-s*' name several systems; students that differ only in their seed are one. Only values
+        that were measured before can be compared.
         """
         from labelstore.analyses.plain_values import plain
         from labelstore.evaluation import comparison

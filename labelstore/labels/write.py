@@ -43,6 +43,10 @@ class Teacher:
         model = self.name if self.model is None else self.model
         return keys.imported(model, self.revision, self.engine, self.prompt_hash, self.sampling)
 
+    def record(self) -> dict[str, Any]:
+        """Return the row as JSON takes it, with its key; `Teacher(**record)` is the same row."""
+        return {**vars(self), "sampling": dict(self.sampling or {}), "key": self.teacher_key}
+
 
 def store_teacher(con: duckdb.DuckDBPyConnection, teacher: Teacher) -> int:
     """Return a teacher's surrogate key; insert the teacher if its content key is new."""

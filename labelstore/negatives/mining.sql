@@ -10,7 +10,7 @@
 CREATE OR REPLACE TEMP TABLE judged AS
 SELECT query, document, max(relevance) AS relevance FROM (
     SELECT dataset, query, document, relevance FROM qrels
-    -- A passage that a query was generated from is no negative of it, whoever uses it as a positive.
+    -- If a query was generated from a passage, that passage is never a negative for the query.
     UNION ALL SELECT dataset, query, document, getvariable('min_relevance') FROM query_origins
 ) JOIN mined_dataset USING (dataset) GROUP BY query, document;
 

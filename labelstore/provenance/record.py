@@ -19,7 +19,6 @@ from pathlib import Path
 
 import duckdb
 
-from labelstore.errors import PartlyDone
 from labelstore.provenance import energy, masks
 from labelstore.store.label_store import LabelStore, next_id
 
@@ -32,11 +31,16 @@ _PACKAGES = (
 
 @dataclass
 class Job:
-    """A job under way: its surrogate key, the key that merging keeps, and the counts of its filters."""
+    """A job under way: its surrogate key, the key that merging keeps, and the counts of its filters.
+
+    Attributes:
+        partial: set by work that ends before all is done; the row's status is then partial.
+    """
 
     job: int
     job_key: str
     kind: str
+    partial: bool = False
 
     def count(
         self,
@@ -83,7 +87,7 @@ class Clock:
 def recorded(store: LabelStore, kind: str, clock: Clock | None = None) -> Iterator[Job]:
     """Record the enclosed work as a job; the store is held only at its start and end.
 
-    The row's status ends as done, partial (:class:`PartlyDone`), interrupted or failed. A job that writes nothing
+    The row's status ends as done, partial (`Job.partial`), interrupted or failed. A job that writes nothing
     because its input was bad leaves its row as failed and nothing else.
 
     Args:
@@ -95,10 +99,7 @@ def recorded(store: LabelStore, kind: str, clock: Clock | None = None) -> Iterat
     status = "failed"
     try:
         yield job
-        status = "done"
-    except PartlyDone:
-        status = "partial"
-        raise
+        status = "partial" if job.partial else "done"
     except KeyboardInterrupt:
         status = "interrupted"
         raise

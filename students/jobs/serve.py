@@ -216,8 +216,8 @@ class _Loader:
             return self._fusion.weight if self._fusion else None
         if not facts:
             raise DataMissing(
-                f"{name} is no student of the store, so no validation queries can fix its weight",
-                hint="give the weight with --fuse-weight 0.5, or add it: msft students add",
+                f"the store has no student {name}, so its weight cannot be computed from validation queries",
+                hint="give the weight with --fuse-weight 0.5, or add the student: msft students add",
             )
         own = name.removeprefix("student:")
         key = (own, facts["weights_hash"])

@@ -24,6 +24,8 @@ from teachers.prompts import template as prompts
 from teachers.scheduling.job import Answer, Result
 from teachers.strategies.by_name import Steps, Strategy, Window
 
+Scores = list[float | None] | None
+
 CHOICE_TOKENS = 16  # of a reply that names one passage, with a few words around it
 
 
@@ -236,6 +238,23 @@ def _rough_tokens(text: str) -> int:
     return sum(1 for c in text if not c.isspace())
 
 
+def answered(key: str, done: Completion, attempt: int, parsed: replies.Parsed, found: Scores) -> Answer:
+    """Make the answer that the scheduler takes from a completed call."""
+    return Answer(
+        call_key=key,
+        status=parsed.status,
+        order=list(parsed.order) if parsed.order is not None else None,
+        scores=found,
+        repairs=parsed.repairs,
+        tokens_in=done.tokens_in,
+        tokens_out=done.tokens_out,
+        attempt=attempt,
+        retryable=done.error is None or done.retryable,
+        retry_after=done.retry_after,
+        detail=clean(done.error or done.text or "")[:2000],
+    )
+
+
 @dataclass
 class Labelling:
     """The scheduler's job: render with the model's prompt, read replies, record every call in the journal.
@@ -293,19 +312,7 @@ class Labelling:
                 words=self._words.pop(request.key, None),
             )
         )
-        answer = Answer(
-            call_key=call_key,
-            status=parsed.status,
-            order=list(parsed.order) if parsed.order is not None else None,
-            scores=found,
-            repairs=parsed.repairs,
-            tokens_in=completion.tokens_in,
-            tokens_out=completion.tokens_out,
-            attempt=attempt,
-            retryable=completion.error is None or completion.retryable,
-            retry_after=completion.retry_after,
-            detail=clean(completion.error or completion.text or "")[:2000],
-        )
+        answer = answered(call_key, completion, attempt, parsed, found)
         self.work.learn(request.key, answer)
         return answer
 
@@ -335,9 +342,7 @@ class Labelling:
             }
         )
 
-    def read(
-        self, request: Request, completion: Completion, n: int
-    ) -> tuple[replies.Parsed, list[float | None] | None]:
+    def read(self, request: Request, completion: Completion, n: int) -> tuple[replies.Parsed, Scores]:
         """Read a completion for a window of n passages: its order, and scores if the teacher gives scores."""
         if completion.error is not None:
             return replies.Parsed(None, replies.ENGINE_ERROR), None
@@ -408,7 +413,7 @@ def call_record(
     completion: Completion,
     attempt: int,
     parsed: replies.Parsed,
-    scores: list[float | None] | None,
+    scores: Scores,
     job_key: str,
     words: int | None,
 ) -> Record:

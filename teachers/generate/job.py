@@ -136,13 +136,9 @@ def _recorded(
         made.row.input_price,
         made.row.output_price,
     )
-    result: Labelled | None = None
-    with suppress(PartlyDone), provenance.recorded(store, merge.KIND) as job:
+    with provenance.recorded(store, merge.KIND) as job:
         result = _run(_Running(store, made, job, folder, note, progress, budget, Figures()), engine, build)
-        if (partly := result.partly_done()) is not None:
-            raise partly  # so that the job is recorded as partial; the caller reads it from the result
-    if result is None:
-        raise RuntimeError("a job that does not raise has a result")
+        job.partial = result.partly_done() is not None
     return result
 
 

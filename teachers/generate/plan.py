@@ -64,19 +64,7 @@ class Plan:
     def header(self) -> Record:
         """Return the header of each journal segment, with all the data for merging it alone."""
         return {
-            "teacher": {
-                "name": self.row.name,
-                "engine": self.row.engine,
-                "model": self.row.model,
-                "revision": self.row.revision,
-                "prompt": self.row.prompt,
-                "prompt_hash": self.row.prompt_hash,
-                "sampling": dict(self.row.sampling or {}),
-                "input_price": self.row.input_price,
-                "output_price": self.row.output_price,
-                "licence": self.row.licence,
-                "key": self.row.teacher_key,
-            },
+            "teacher": self.row.record(),
             "dataset": self.dataset.name,
             "run": self.run.name,
             "labeling": {

@@ -18,6 +18,24 @@ CHOOSING = {
 THINK_TOKENS = 4096  # of a thought, by default
 PROCESSOR = "teachers.engines.constrained:IdentifierConstraint"
 
+# The settings of every job that asks a model, with their texts for `--help`.
+MaxInFlight = Annotated[int | None, "The most requests at once: in vLLM's batch, or per server."]
+Timeout = Annotated[float, "Seconds that a server may take for a reply."]
+Tokenizer = Annotated[
+    str | None, "The tokenizer of a server's model, a folder or an id, for exact token counts."
+]
+MaxCalls = Annotated[int | None, "Stop before the job makes more calls than this."]
+MaxTokens = Annotated[int | None, "Stop before the job uses more tokens than this, in and out together."]
+MaxCost = Annotated[float | None, "Stop before the job costs more than this, in US dollars."]
+InputPrice = Annotated[
+    float | None, "The price of a million input tokens in US dollars; by default the registry's."
+]
+OutputPrice = Annotated[
+    float | None, "The price of a million output tokens in US dollars; by default the registry's."
+]
+Context = Annotated[int | None, "The most tokens of prompt and reply together."]
+Temperature = Annotated[float, "The sampling temperature; 0 is greedy."]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -53,29 +71,21 @@ class Settings:
     base_urls: tuple[str, ...] = ()  # OpenAI-compatible servers
     engine_arguments: Mapping[str, Any] = field(default_factory=dict)  # arguments of vllm.LLM
     workers: Annotated[int, "Workers of --engine ray."] = 2
-    max_in_flight: Annotated[int | None, "The most requests at once: in vLLM's batch, or per server."] = None
-    timeout: Annotated[float, "Seconds that a server may take for a reply."] = 300.0
-    tokenizer: Annotated[
-        str | None, "The tokenizer of a server's model, a folder or an id, for exact token counts."
-    ] = None
+    max_in_flight: MaxInFlight = None
+    timeout: Timeout = 300.0
+    tokenizer: Tokenizer = None
     limit: Annotated[int | None, "Label only the first N queries."] = None
-    max_calls: Annotated[int | None, "Stop before the job makes more calls than this."] = None
-    max_tokens: Annotated[
-        int | None, "Stop before the job uses more tokens than this, in and out together."
-    ] = None
-    max_cost: Annotated[float | None, "Stop before the job costs more than this, in US dollars."] = None
-    input_price: Annotated[
-        float | None, "The price of a million input tokens in US dollars; by default the registry's."
-    ] = None
-    output_price: Annotated[
-        float | None, "The price of a million output tokens in US dollars; by default the registry's."
-    ] = None
+    max_calls: MaxCalls = None
+    max_tokens: MaxTokens = None
+    max_cost: MaxCost = None
+    input_price: InputPrice = None
+    output_price: OutputPrice = None
     max_attempts: Annotated[int, "Attempts per call before its query goes to quarantine."] = 3
     retry_quarantined: Annotated[bool, "Try quarantined queries again."] = False
     name: Annotated[str | None, "The name of the labeling; by default TEACHER@RUN."] = None
     prompt: Annotated[str | None, "A registered prompt, NAME@VERSION; by default the model's."] = None
-    context: Annotated[int | None, "The most tokens of prompt and reply together."] = None
-    temperature: Annotated[float, "The sampling temperature; 0 is greedy."] = 0.0
+    context: Context = None
+    temperature: Temperature = 0.0
     constrained: bool | None = None  # allow only unused identifiers; None: if the engine supports it
     top: Annotated[int | None, "End each reply after the best N identifiers; needs --constrained."] = None
     think_tokens: Annotated[
@@ -90,35 +100,38 @@ class Settings:
     ] = 3
 
 
+LEAST = {
+    "max_attempts": 1,
+    "max_in_flight": 1,
+    "max_calls": 0,
+    "max_tokens": 0,
+    "max_cost": 0,
+    "temperature": 0,
+}
+
+
+def check_least(settings: object, **least: float) -> None:
+    """Check numbers against the least that each may be.
+
+    Raises:
+        UsageError: a number is below it.
+    """
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if value is not None and not value >= bound:  # NaN too
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} {value:g} is below {bound}", hint=f"{option} {bound} or more")
+
+
 def check(settings: Settings) -> None:
     """Check the values that need no model.
 
     Raises:
         UsageError: if one is wrong.
     """
-    if settings.depth < 1:
-        raise UsageError(f"--depth {settings.depth} is below 1")
-    for option, value in (
-        ("--limit", settings.limit),
-        ("--top", settings.top),
-        ("--samples", settings.samples),
-        ("--workers", settings.workers),
-    ):
-        if value is not None and value < 1:
-            raise UsageError(f"{option} {value} is below 1")
-    if settings.max_attempts < 1:
-        raise UsageError(f"--max-attempts {settings.max_attempts} is below 1")
-    for option, limit in (
-        ("--max-calls", settings.max_calls),
-        ("--max-tokens", settings.max_tokens),
-        ("--max-cost", settings.max_cost),
-    ):
-        if limit is not None and limit < 0:
-            raise UsageError(f"{option} {limit} is below 0")
+    check_least(settings, depth=1, limit=1, top=1, samples=1, workers=1, **LEAST)
     if settings.top is not None and settings.constrained is False:
         raise UsageError("--top ends replies by constrained decoding, and --free switches that off")
-    if settings.temperature < 0:
-        raise UsageError(f"--temperature {settings.temperature} is below 0")
 
 
 def check_engine(settings: Settings, model: TeacherModel, engine: str, own: str | None) -> None:

@@ -94,9 +94,6 @@ def prompt(full: str, examples: tuple[tuple[str, str], ...] = ()) -> Template:
         name=name,
         version=int(version),
         turns=parse_template(data.decode("utf-8")),
-        identifiers="numbers",
-        chat="model",
-        prefill="",
         hash=_hash(data),
         reply_tokens=form.reply_tokens,
     )

@@ -64,7 +64,32 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Template:
+class _Form:
+    """The properties of a prompt that its file does not contain; `Template` explains them."""
+
+    identifiers: str = "numbers"
+    chat: str = "model"
+    prefill: str = ""
+    folder: str = ""  # within templates/
+    reads: str = "list"
+    answers: tuple[str, ...] = ()
+    spelling: str = "any"
+    begins: bool = False
+    entry: str = "[{identifier}] {passage}"
+    joint: str = "\n"
+    most: int | None = None
+    thinks: str = ""
+
+    def tag(self) -> str:
+        """Return what the template's hash covers beside the file."""
+        tag = f"msft:prompt:{self.identifiers}:{self.chat}:{self.prefill}:"
+        if self.reads != "list":
+            tag += f"{self.reads}:{','.join(self.answers)}:{self.spelling}:{self.begins}:{self.entry}:{self.joint}:"
+        return tag + (f"{self.thinks}:" if self.thinks else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template(_Form):
     """A prompt for a window of passages, or for one passage.
 
     Attributes:
@@ -72,6 +97,7 @@ class Template:
         chat: ``model`` (the model's own chat template), ``vicuna`` (``{system} USER: {user} ASSISTANT:``), or ``parts`` (the
             file is the whole prompt).
         prefill: text after the rendered prompt, with which the reply would begin (FIRST's ``[``); the reply lacks it.
+        folder: within ``templates/``.
         hash: hash of the file's bytes together with the other properties.
         reads: ``list`` (the reply is an order), ``choice`` (it names the best passage), or how a passage's score is read off
             the first token's probabilities: ``log-odds`` (of the first answer against the second), ``logit`` (of the only
@@ -91,20 +117,9 @@ class Template:
     name: str
     version: int
     turns: tuple[Turn, ...]
-    identifiers: str
-    chat: str
-    prefill: str
     hash: str
     reply_tokens: int | None = None
     examples: str = ""
-    reads: str = "list"
-    answers: tuple[str, ...] = ()
-    spelling: str = "any"
-    begins: bool = False
-    entry: str = "[{identifier}] {passage}"
-    joint: str = "\n"
-    most: int | None = None
-    thinks: str = ""
 
     @property
     def pointwise(self) -> bool:
@@ -265,29 +280,6 @@ def merge_system(messages: Sequence[Message]) -> list[Message]:
     return rest
 
 
-@dataclass(frozen=True)
-class _Form:
-    identifiers: str = "numbers"
-    chat: str = "model"
-    prefill: str = ""
-    folder: str = ""  # within templates/
-    reads: str = "list"
-    answers: tuple[str, ...] = ()
-    spelling: str = "any"
-    begins: bool = False
-    entry: str = "[{identifier}] {passage}"
-    joint: str = "\n"
-    most: int | None = None
-    thinks: str = ""
-
-    def tag(self) -> str:
-        """Return what the template's hash covers beside the file."""
-        tag = f"msft:prompt:{self.identifiers}:{self.chat}:{self.prefill}:"
-        if self.reads != "list":
-            tag += f"{self.reads}:{','.join(self.answers)}:{self.spelling}:{self.begins}:{self.entry}:{self.joint}:"
-        return tag + (f"{self.thinks}:" if self.thinks else "")
-
-
 def _frame(reads: str, *answers: str, begins: bool = False) -> _Form:
     """Describe the prompt of a model that was trained to score a passage by these answers."""
     return _Form("numbers", "parts", "", "pointwise", reads, answers, "exact", begins, most=1)
@@ -345,21 +337,11 @@ def template(ident: str) -> Template:
     data = files("teachers").joinpath("templates", form.folder, f"{full}.txt").read_bytes()
     tagged = form.tag().encode() + data
     return Template(
+        **vars(form),
         name=name,
         version=int(version),
         turns=parse_template(data.decode("utf-8")),
-        identifiers=form.identifiers,
-        chat=form.chat,
-        prefill=form.prefill,
         hash=hashlib.blake2b(tagged, digest_size=16).hexdigest(),
-        reads=form.reads,
-        answers=form.answers,
-        spelling=form.spelling,
-        begins=form.begins,
-        entry=form.entry,
-        joint=form.joint,
-        most=form.most,
-        thinks=form.thinks,
     )
 
 

@@ -1,10 +1,9 @@
 """The options of commands that ask a model about single passages, and what they print while it answers."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from cli.commands.teachers_generate import BaseUrls
 from labelstore.labels.currency import CURRENCY
 from teachers.generate.single.settings import Asking
 
@@ -16,20 +15,7 @@ if TYPE_CHECKING:
 class AskingOptions(Asking):
     """The settings of the job. On the command line one of them has another name."""
 
-    base_urls: Annotated[
-        tuple[str, ...],
-        typer.Option("--base-url", help="An OpenAI-compatible server; repeatable."),
-    ] = ()
-
-
-def shown(figures: "Figures", cost: float | None) -> dict[str, object]:
-    """Select the figures of the progress line; zeros are left out, except the number of calls."""
-    found: dict[str, object] = {"calls": figures.calls}
-    sometimes = {"resumed": figures.resumed, "retried": figures.retried, "quarantined": figures.quarantined}
-    found |= {key: value for key, value in sometimes.items() if value}
-    if cost is not None:
-        found[f"spent {CURRENCY}"] = cost
-    return found
+    base_urls: BaseUrls = ()
 
 
 def summary(figures: "Figures", cost: float | None) -> dict[str, Any]:

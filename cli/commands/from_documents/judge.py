@@ -1,18 +1,18 @@
 """`msft teachers judge` and `msft teachers agreement`: grades of an LLM, and whether to believe them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.command import Context, command
-from cli.commands.from_documents.asking import AskingOptions, shown, summary
+from cli.commands.from_documents.asking import AskingOptions, summary
+from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
 from cli.output import diagnostics, render
-from cli.parameters import After
 from teachers.generate.single.wanted import WantedGrades
 
 if TYPE_CHECKING:
-    from teachers.scheduling.figures import Figures
+    pass
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,17 @@ def judge(
     context: Context,
     wanted: Wanted,
     asking: AskingOptions,
-    engine_arg: Annotated[
-        tuple[str, ...],
-        "KEY=VALUE for vllm.LLM, e.g. tensor_parallel_size=2.",
-        After("base_urls"),
-    ] = (),
+    engine_arg: EngineArg = (),
 ) -> None:
     """Grade the top passages of runs from 0 to 3 by an LLM; run the command again to go on where it stopped.
 
     The grades are a judging, kept apart from human judgments: only `--judge` measures by it. A reply without a grade is in
     quarantine, never a 0.
     """
-    from msft.key_values import json_value, key_values
     from teachers.generate.single.judge import judge as ask
 
-    settings = replace(
-        asking, engine_arguments=key_values("--engine-arg", engine_arg, "tensor_parallel_size=2", json_value)
-    )
-    with diagnostics.progress("judging", unit="passages") as bar:
-
-        def progress(done: int, total: int, figures: "Figures", cost: float | None) -> None:
-            bar(done, total, **shown(figures, cost))
-
+    settings = with_engine_arguments(asking, engine_arg)
+    with asking_progress("judging", "passages") as progress:
         made = ask(context.store, wanted, settings, note=diagnostics.note, progress=progress)
     row = {
         "judging": made.name,

@@ -1,19 +1,19 @@
 """`msft queries`: make queries from a collection where real ones are few."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.command import Context, command, group
-from cli.commands.from_documents.asking import AskingOptions, shown, summary
+from cli.commands.from_documents.asking import AskingOptions, summary
+from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
 from cli.output import diagnostics, render
-from cli.parameters import After, given
+from cli.parameters import given
 from teachers.generate.single.wanted import Wanted
 
 if TYPE_CHECKING:
     from labelstore.generated.tests import Test
-    from teachers.scheduling.figures import Figures
 
 queries_app = group("Queries: made from a collection where real ones are few.")
 _WITH_A_MODEL = ("prompt", "examples", "documents", "logprobs")
@@ -34,11 +34,7 @@ def generate(
     context: Context,
     wanted: Wanted,
     asking: AskingOptions,
-    engine_arg: Annotated[
-        tuple[str, ...],
-        "KEY=VALUE for vllm.LLM, e.g. tensor_parallel_size=2.",
-        After("base_urls"),
-    ] = (),
+    engine_arg: EngineArg = (),
 ) -> None:
     """Make a training dataset of queries: by a chat model, or from sentences, without a model and a cost.
 
@@ -50,17 +46,10 @@ def generate(
     if wanted.model == sentences.MODEL:
         _from_sentences(context, wanted, asking)
         return
-    from msft.key_values import json_value, key_values
     from teachers.generate.single import queries as job
 
-    settings = replace(
-        asking, engine_arguments=key_values("--engine-arg", engine_arg, "tensor_parallel_size=2", json_value)
-    )
-    with diagnostics.progress("generating", unit="passages") as bar:
-
-        def progress(done: int, total: int, figures: "Figures", cost: float | None) -> None:
-            bar(done, total, **shown(figures, cost))
-
+    settings = with_engine_arguments(asking, engine_arg)
+    with asking_progress("generating", "passages") as progress:
         made = job.generate(context.store, wanted, settings, note=diagnostics.note, progress=progress)
     row = {
         "dataset": made.dataset,

@@ -19,12 +19,11 @@ from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Completion, Engine, Request
 from teachers.generate import child_process
 from teachers.generate import make_engine as engines
-from teachers.generate.calls import Rendering, call_record
+from teachers.generate.calls import Rendering, answered, call_record
 from teachers.generate.fill_worklist import answer_of
 from teachers.generate.job import remove_stale
 from teachers.generate.single.asked import Asked
 from teachers.generate.worklist import Task, Work
-from teachers.journal.exact_json import clean
 from teachers.journal.segments import Journal
 from teachers.prompts.replies import Parsed
 from teachers.scheduling.budget import Budget
@@ -89,7 +88,7 @@ class Asking:
         self, task: Task, step: int, window: Window, request: Request, completion: Completion, attempt: int
     ) -> Answer:
         status, scores = ("engine_error", None) if completion.error is not None else self.read(completion)
-        usable = status in ("ok", "repaired")
+        parsed = Parsed((0,) if status in ("ok", "repaired") else None, status)
         record = call_record(
             call_key=keys.content_key("call", [request.key, self.job_key, attempt, 0]),
             task=task,
@@ -97,7 +96,7 @@ class Asking:
             request=request,
             completion=completion,
             attempt=attempt,
-            parsed=Parsed((0,) if usable else None, status),
+            parsed=parsed,
             scores=scores,
             job_key=self.job_key,
             words=self._words.pop(request.key, None),
@@ -105,18 +104,7 @@ class Asking:
         if not self.of_query:
             record["query_id"] = None
         self.journal.append(record)
-        answer = Answer(
-            call_key=record["key"],
-            status=status,
-            order=[0] if usable else None,
-            scores=scores,
-            tokens_in=completion.tokens_in,
-            tokens_out=completion.tokens_out,
-            attempt=attempt,
-            retryable=completion.error is None or completion.retryable,
-            retry_after=completion.retry_after,
-            detail=clean(completion.error or completion.text or "")[:2000],
-        )
+        answer = answered(record["key"], completion, attempt, parsed, scores)
         self.work.learn(request.key, answer)
         return answer
 

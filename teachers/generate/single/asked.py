@@ -9,7 +9,7 @@ from teachers import models
 from teachers.engines.base import Sampling
 from teachers.generate.calls import Teacher
 from teachers.generate.plan import revision_of
-from teachers.generate.settings import PAIRS
+from teachers.generate.settings import LEAST, PAIRS, check_least
 from teachers.generate.single.settings import Asking
 from teachers.journal.segments import Record
 from teachers.prompts.template import Template
@@ -32,22 +32,7 @@ class Asked:
 
     def header(self, collection: str) -> Record:
         """Return the header of each journal segment: calls can be merged from it alone."""
-        return {
-            "teacher": {
-                "name": self.row.name,
-                "engine": self.row.engine,
-                "model": self.row.model,
-                "revision": self.row.revision,
-                "prompt": self.row.prompt,
-                "prompt_hash": self.row.prompt_hash,
-                "sampling": dict(self.row.sampling or {}),
-                "input_price": self.row.input_price,
-                "output_price": self.row.output_price,
-                "licence": self.row.licence,
-                "key": self.row.teacher_key,
-            },
-            "collection": collection,
-        }
+        return {"teacher": self.row.record(), "collection": collection}
 
 
 def asked(
@@ -107,7 +92,7 @@ def asked(
 
 def _found(name: str, settings: Asking, engine_name: str | None) -> tuple[models.TeacherModel, str]:
     """Find the model and its engine, and check that they can be asked."""
-    _check(settings)
+    check_least(settings, **LEAST)
     model = models.resolve(
         name,
         engine=settings.engine,
@@ -136,16 +121,3 @@ def _found(name: str, settings: Asking, engine_name: str | None) -> tuple[models
             hint="--input-price X --output-price Y, per million tokens",
         )
     return model, engine
-
-
-def _check(settings: Asking) -> None:
-    for option, value, least in (
-        ("--max-attempts", settings.max_attempts, 1),
-        ("--max-calls", settings.max_calls, 0),
-        ("--max-tokens", settings.max_tokens, 0),
-        ("--max-cost", settings.max_cost, 0),
-        ("--max-in-flight", settings.max_in_flight, 1),
-        ("--temperature", settings.temperature, 0),
-    ):
-        if value is not None and value < least:
-            raise UsageError(f"{option} {value} is below {least}", hint=f"{option} {least} or more")

@@ -1,6 +1,5 @@
 """Judge passages by an LLM (`msft teachers judge`): the top of runs, grade by grade, apart from what people said."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 import duckdb
@@ -101,18 +100,13 @@ def judge(
 
     collection = pooled.of.collection_name
     asking = Job(store, model, collection, read, fill, True, engine, build, note, progress)
-    result: Judging | None = None
-    recorded = provenance.recorded(store, "teachers.judge")
-    with judging_alone(store, name), suppress(PartlyDone), recorded as job:
+    with judging_alone(store, name), provenance.recorded(store, "teachers.judge") as job:
         try:
             done = asking.run(job)
         finally:
             judged = _store(store, wanted, model, name, job)
         result = Judging(name, pooled, judged, done)
-        if (partly := result.partly_done()) is not None:
-            raise partly  # so that the job is recorded as partial; the caller reads it from the result
-    if result is None:
-        raise RuntimeError("a job that does not raise has a result")
+        job.partial = result.partly_done() is not None
     return result
 
 

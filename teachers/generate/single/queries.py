@@ -4,7 +4,6 @@ The seed draws passages; the model writes a query for each; a reply becomes a qu
 `generated`. A reply that holds no query is in quarantine: its call says why.
 """
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,18 +119,13 @@ def generate(
         note=note,
         progress=progress,
     )
-    result: Generated | None = None
-    recorded = provenance.recorded(store, "queries.generate")
-    with dataset_alone(store, made.name), suppress(PartlyDone), recorded as job:
+    with dataset_alone(store, made.name), provenance.recorded(store, "queries.generate") as job:
         try:
             done = asking.run(job)
         finally:
             stored = _store(store, made, job)
         result = Generated(made.name, len(made.documents), stored, done)
-        if (partly := result.partly_done()) is not None:
-            raise partly  # so that the job is recorded as partial; the caller reads it from the result
-    if result is None:
-        raise RuntimeError("a job that does not raise has a result")
+        job.partial = result.partly_done() is not None
     return result
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from labelstore.errors import PartlyDone
 from labelstore.provenance import energy
 from labelstore.provenance import record as provenance
 from labelstore.store.label_store import LabelStore
@@ -47,9 +46,14 @@ def test_a_job_row_is_complete(store: LabelStore, monkeypatch: pytest.MonkeyPatc
     assert len(row["job_key"]) == 32
 
 
+def test_work_that_ends_before_all_is_done_is_partial(store: LabelStore) -> None:
+    with provenance.recorded(store, "test") as recorded:
+        recorded.partial = True
+    assert job(store)["status"] == "partial"
+
+
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(PartlyDone("some"), "partial"), (KeyboardInterrupt(), "interrupted"), (ValueError(), "failed")],
+    ("error", "status"), [(KeyboardInterrupt(), "interrupted"), (ValueError(), "failed")]
 )
 def test_how_it_ended_is_told(store: LabelStore, error: BaseException, status: str) -> None:
     with pytest.raises(type(error)), provenance.recorded(store, "test"):
