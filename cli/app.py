@@ -13,6 +13,15 @@ class HelpByDefault(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args or ["--help"])
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command. A command of a group that is named alone (`msft serve`) is told with its group."""
+        groups = [] if args[0] in self.commands else self.commands.items()
+        if full := [
+            f"'{name} {args[0]}'" for name, group in groups if args[0] in getattr(group, "commands", ())
+        ]:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {' or '.join(full)}?")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     cls=HelpByDefault,

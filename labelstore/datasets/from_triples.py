@@ -10,7 +10,7 @@ candidates of its query in a run `triples`, so that `negatives mine --run triple
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ RUN = "triples"
 QUERY = ("query", "anchor", "question")
 POSITIVES = ("positives", "pos", "positive", "positive_passages")
 NEGATIVES = ("negatives", "neg", "negative", "negative_passages")
+_FORM = 'write each line as {"query": "…", "positives": ["…"], "negatives": ["…"]}'
 _IDS = ("doc_id", "docid", "_id", "id", "pid")
 
 
@@ -89,19 +90,24 @@ def split(file: Path, folder: Path) -> Triples:
     return read
 
 
+def _or(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
 def _take(file: Path, number: int, line: bytes, read: Triples, documents: IO[str]) -> None:
     """Add a line to what was read, and write its new passages."""
     given = _object(file, number, line)
     text = _named(given, QUERY)
     if not isinstance(text, str) or not _sound(text):
-        raise BadInput(f"{file}:{number}: no query: expected a text as {' or '.join(QUERY)}")
+        raise BadInput(f"{file}:{number}: no query: expected a text as {_or(QUERY)}", hint=_FORM)
     query_id = _id(f"{file}:{number}", given.get("query_id"), text, "q")
     if read.queries.setdefault(query_id, text) != text:
         raise BadInput(f"{file}:{number}: query {query_id} had another text before")
     own = read.candidates.setdefault(query_id, {})
     positives = list(_passages(file, number, given, POSITIVES))
     if not positives:
-        raise BadInput(f"{file}:{number}: no positive: expected texts as {' or '.join(POSITIVES)}")
+        raise BadInput(f"{file}:{number}: no positive: expected texts as {_or(POSITIVES)}", hint=_FORM)
     for positive, passages in ((True, positives), (False, list(_passages(file, number, given, NEGATIVES)))):
         for passage in passages:
             hashed = keys.text_hash(passage.title, passage.text)

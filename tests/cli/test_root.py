@@ -30,6 +30,20 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("serve", "'students serve'"),
+        ("generate", "'queries generate' or 'teachers generate'"),
+        ("evla", "'eval'"),
+    ],
+)
+def test_a_command_that_is_not_there_is_told_where_it_is(word: str, meant: str) -> None:
+    done = msft(word, "x")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: No such command '{word}'. Did you mean {meant}?\nhint: ")
+
+
+@pytest.mark.parametrize(
     ("line", "offered"),
     [("msft stud", "students"), ("msft teachers gen", "generate"), ("msft students train --reg", "--regime"),
      ("msft eval --format la", "latex")],
