@@ -5,9 +5,12 @@ Most runs have this form and are read where they lie. Other runs are first copie
 blank lines.
 """
 
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -15,7 +18,10 @@ from labelstore.errors import BadInput
 from labelstore.files import trec
 from labelstore.files.lines import BYTE_ORDER_MARK, DAMAGED, compression, open_bytes
 
-_BLOCK = 1 << 18  # bytes: a block fits the processor's cache
+_BLOCK = (
+    1 << 20
+)  # bytes: smaller ones make the threads wait for each other, larger ones leave the processor's cache
+_PART = 1 << 26  # bytes of a file that a thread looks through at a time
 _WHITE = b" \t\r\x0b\x0c"  # what separates fields, beside the end of a line
 _PATTERN = set("*?[\\")  # DuckDB would read the files that fit the pattern
 
@@ -91,14 +97,22 @@ def run_lines(path: Path, folder: Path) -> RunLines:
     return RunLines(path, file, separator.decode(), trec.number_of_fields(fields), tag, odd_numbers)
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    """Yield blocks of whole lines."""
-    with open_bytes(path) as file:
-        while block := file.read(_BLOCK):
-            block += file.readline(trec.LONGEST_RUN_LINE + 1)
-            if len(block) > _BLOCK + trec.LONGEST_RUN_LINE or b"\x00" in block:
-                raise _Unreadable
-            yield block
+def _blocks(file: IO[bytes], size: int = sys.maxsize) -> Iterator[bytes]:
+    """Yield blocks of whole lines, until they have so many bytes."""
+    n = 0
+    while n < size and (block := file.read(min(_BLOCK, size - n))):
+        block += _rest_of_line(file)
+        if b"\x00" in block:
+            raise _Unreadable
+        n += len(block)
+        yield block
+
+
+def _rest_of_line(file: IO[bytes]) -> bytes:
+    rest = file.readline(trec.LONGEST_RUN_LINE + 1)
+    if len(rest) > trec.LONGEST_RUN_LINE:
+        raise _Unreadable
+    return rest
 
 
 def _form(path: Path) -> tuple[bytes, bool] | None:
@@ -108,11 +122,31 @@ def _form(path: Path) -> tuple[bytes, bool] | None:
     with path.open("rb") as file:
         separator = b"\t" if b"\t" in file.readline(trec.LONGEST_RUN_LINE) else b" "
     odd_numbers = False
-    for block in _blocks(path):
-        if not _is_plain(block, separator):
-            return None
-        odd_numbers = odd_numbers or _has_odd_numbers(block)
+    looks = ThreadPoolExecutor(2)  # numpy and reading let other threads run
+    try:
+        for plain, odd in looks.map(
+            lambda at: _look(path, at, separator), range(0, path.stat().st_size, _PART)
+        ):
+            if not plain:
+                return None
+            odd_numbers = odd_numbers or odd
+    finally:
+        looks.shutdown(cancel_futures=True)
     return separator, odd_numbers
+
+
+def _look(path: Path, start: int, separator: bytes) -> tuple[bool, bool]:
+    """Tell whether the lines that begin in a part of a file are plain, and whether numbers may be odd."""
+    odd_numbers = False
+    with path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            start += len(_rest_of_line(file)) - 1
+        for block in _blocks(file, _PART - start % _PART):
+            if not _is_plain(block, separator):
+                return False, odd_numbers
+            odd_numbers = odd_numbers or _has_odd_numbers(block)
+    return True, odd_numbers
 
 
 def _copy(path: Path, to: Path) -> tuple[bytes, bool]:
@@ -122,8 +156,8 @@ def _copy(path: Path, to: Path) -> tuple[bytes, bool]:
         UnicodeDecodeError: if a candidate is not UTF-8.
     """
     odd_numbers = False
-    with to.open("wb") as out:
-        for number, block in enumerate(_blocks(path)):
+    with open_bytes(path) as file, to.open("wb") as out:
+        for number, block in enumerate(_blocks(file)):
             text = block if number else block.removeprefix(BYTE_ORDER_MARK)
             if not _is_plain(text, b" "):
                 fields = (line.split() for line in text.split(b"\n"))

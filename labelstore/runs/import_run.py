@@ -1,6 +1,7 @@
 """Import a run file as a first stage."""
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,7 @@ def import_run(
     name = name or _run_name(path)
     clock = provenance.Clock()
     with work_folder(store.path.parent) as folder:
-        lines = run_lines(path, folder)
-        known, staged = _read(store, lines, dataset, folder, skip_unknown)
+        lines, known, staged = _read(store, path, dataset, folder, skip_unknown)
         drops = _drops(path, known, staged)
         if staged.n_out_of_order and note:
             n = len(staged.sums)
@@ -93,21 +93,24 @@ def import_run(
 
 
 def _read(
-    store: LabelStore, lines: RunLines, dataset: str | None, folder: Path, skip_unknown: bool
-) -> tuple[KnownIds, StagedRun]:
+    store: LabelStore, path: Path, dataset: str | None, folder: Path, skip_unknown: bool
+) -> tuple[RunLines, KnownIds, StagedRun]:
     """Look up a file's ids and check its rows, outside the store.
 
     Raises:
-        BadInput: an unknown id without `skip_unknown`.
+        BadInput: as `run_lines`, `known_ids` and `stage_run`, or an unknown id without `skip_unknown`.
     """
     with _database(folder) as con:
-        known = known_ids(store, con, dataset)
+        with ThreadPoolExecutor(1) as other:  # each of the two keeps one core busy
+            ids = other.submit(known_ids, store, con, dataset)
+            lines = run_lines(path, folder)
+        known = ids.result()
         staged = stage_run(con, lines, known, folder / "rows.arrow")
         if staged.first_unknown is not None and not skip_unknown:
             copy_ids(store, con, known)
             n_lines = {"queries": staged.n_query, "passages": staged.n_passage}
             unknown_ids(con, lines, known, staged.first_unknown, staged.n_read, n_lines)
-    return known, staged
+    return lines, known, staged
 
 
 def _registered(con: duckdb.DuckDBPyConnection, read: lookup.Dataset, staged: StagedRun) -> Checked:

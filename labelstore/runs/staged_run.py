@@ -20,7 +20,7 @@ from labelstore.files import trec
 from labelstore.files.run_lines import RunLines
 from labelstore.runs import wrong_lines
 from labelstore.runs.known_ids import BATCH, UNKNOWN, KnownIds
-from labelstore.store.row_hashes import number_hash, row_sum
+from labelstore.store.row_hashes import row_sum, small_number_hash
 
 _ROWS = pa.schema([("query", pa.int32()), ("rank", pa.int32()), ("document", pa.int32()), ("score", pa.float32()), ("id_hash", pa.uint64())])  # fmt: skip
 _NO_NUMBER = "4294967295::UINTEGER"  # above all numbers that are looked up
@@ -128,7 +128,7 @@ def _with_keys(lines: RunLines, known: KnownIds, in_order: bool) -> str:
                    FROM (SELECT *, row_number() OVER () - 1 AS row FROM {lines.relation}) l
                    LEFT JOIN known_queries q USING (query_id) LEFT JOIN known_documents d USING (doc_id) {order}"""
     row = ", row_number() OVER () - 1 AS row" if in_order else ""
-    return f"""SELECT *, {number_hash("document::UBIGINT")} AS id_hash {row} FROM (
+    return f"""SELECT *, {small_number_hash("document")} AS id_hash {row} FROM (
                  SELECT {_number("query_id")} AS query, {_number("doc_id")} AS document, rank, score
                  FROM {lines.relation}) {order}"""
 

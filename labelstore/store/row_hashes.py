@@ -29,6 +29,11 @@ def number_hash(number: str) -> str:
     return _mix(f"({number} + 1)::UBIGINT")
 
 
+def small_number_hash(number: str) -> str:
+    """Make SQL for :func:`number_hash` of a number below 2**32 - 1, in one product: the upper half of its mix is 0."""
+    return f"({number}::UBIGINT + 1) * {_A}"
+
+
 def _mix(x: str) -> str:
     """Make SQL for one round: multiply both 32-bit halves of `x` by odd constants and combine them."""
     return f"xor(({x} & {_LOW}) * {_A}, ({x} >> 32) * {_B})"

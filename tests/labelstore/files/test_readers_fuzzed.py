@@ -320,7 +320,7 @@ def test_the_hash_of_rows_in_sql_is_as_it_was_defined() -> None:
     """Stores hold these hashes: the same in whole numbers of any size, step by step."""
     import duckdb
 
-    from labelstore.store.row_hashes import id_hash, number_hash, row_sum
+    from labelstore.store.row_hashes import id_hash, number_hash, row_sum, small_number_hash
 
     def mixed(h: int) -> int:
         return ((h & 0xFFFFFFFF) * 2654435769) ^ ((h >> 32) * 2246822519)
@@ -341,3 +341,10 @@ def test_the_hash_of_rows_in_sql_is_as_it_was_defined() -> None:
             assert [total for _, total, _ in sums] == [
                 hashed(n, k, s) for k, (n, s) in enumerate(zip(numbers, scores, strict=True), 1)
             ]
+        small = "SELECT unnest([0, 1, 7, 8_841_822, 4_294_967_294])::UINTEGER AS n"
+        assert (
+            con.execute(
+                f"SELECT n FROM ({small}) WHERE {small_number_hash('n')} IS DISTINCT FROM {number_hash('n::UBIGINT')}"
+            ).fetchall()
+            == []
+        )

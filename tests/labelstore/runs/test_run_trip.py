@@ -2,6 +2,7 @@
 reader runs only where a line has to be named."""
 
 import gzip
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import zstandard
 from labelstore.datasets.add import NewDataset
 from labelstore.datasets.from_folder import add_folder
 from labelstore.errors import BadInput
-from labelstore.files import trec
+from labelstore.files import run_lines, trec
 from labelstore.runs import import_run
 from labelstore.runs.known_ids import BATCH
 from labelstore.store.label_store import LabelStore
@@ -128,7 +129,7 @@ def visited(store: LabelStore, path: Path) -> list[str]:
 def test_a_run_passes_each_module_once(store: LabelStore, tmp_path: Path, form: str) -> None:
     path = tmp_path / "r.run"
     path.write_text(FORMS[form](run_of(store, 5)))
-    names = ["files.run_lines", "runs.known_ids", "runs.staged_run", "runs.write"]
+    names = ["files.run_lines", "runs.staged_run", "runs.write"]  # a thread copies the ids beside the first
     assert visited(store, path) == [f"labelstore.{name}" for name in names]
 
 
@@ -158,3 +159,27 @@ def test_ranks_that_disagree_with_scores_are_told_ties_apart(
     assert [n.split(": ")[1] for n in notes] == (
         [f"ranks disagree with scores in {upset} of 2 queries; the scores count"] if upset else []
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "form"),
+    [
+        ("q7 Q0 d7 7 -7 t", (b" ", False)),
+        ("q7 Q0 d7 7 -7 t\r", None),
+        ("q7 Q0 d7 7  -7 t", None),
+        ("# a comment", None),
+        ("", None),
+        ("q7 Q0 d7 7 -1_000 t", (b" ", True)),
+        ("q7 Q0 caf\u00e9 7 +-7 t", (b" ", True)),
+    ],
+)
+def test_one_odd_line_is_seen_wherever_a_file_is_cut_into_parts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, form: tuple[bytes, bool] | None
+) -> None:
+    run = tmp_path / "run"
+    for part, at in itertools.product((1, 2, 37, 160, 1 << 20), (1, 7, 13)):
+        monkeypatch.setattr(run_lines, "_PART", part)
+        monkeypatch.setattr(run_lines, "_BLOCK", max(1, part // 3))
+        lines = [line if k == at else f"q{k} Q0 d{k} {k} -{k} t" for k in range(15)]
+        run.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
+        assert run_lines._form(run) == form
