@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,9 +163,18 @@ def shelf(tmp_path: Path) -> "Shelf":
     return Shelf(LabelStore(tmp_path / "msft.duckdb"))
 
 
-@pytest.fixture
-def small(shelf: "Shelf") -> "Small":
-    """A small filled store."""
-    from shelves import fill
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> "Small":
+    """The store that `small` copies; no test changes it."""
+    from shelves import Shelf, fill
 
-    return fill(shelf)
+    from labelstore.store.label_store import LabelStore
+
+    return fill(Shelf(LabelStore(tmp_path_factory.mktemp("filled") / "msft.duckdb")))
+
+
+@pytest.fixture
+def small(shelf: "Shelf", filled: "Small") -> "Small":
+    """A small filled store of one's own."""
+    shutil.copy(filled.store.path, shelf.store.path)
+    return replace(filled, shelf=shelf, store=shelf.store)

@@ -4,6 +4,8 @@
 derived from the arguments, so that two stores made alike are alike but for surrogate keys (`offset` shifts those).
 """
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +18,9 @@ from labelstore.store.label_store import LabelStore
 from labelstore.store.row_hashes import qrels_hash, run_hash
 
 TEST = 100_000  # test queries' numbers begin here
+_MADE = tempfile.TemporaryDirectory(
+    prefix="made-stores-"
+)  # one store of each kind, which others are copied from
 
 
 def text_of(n: int, version: int = 1) -> str:
@@ -39,7 +44,24 @@ def make(
     Query i's judged positive is document i, its run ranks documents (i*3 + k) % N. The last train query shares its
     text, but for case, with a test query. Documents in `unheld` have no text.
     """
-    store = LabelStore(path)
+    kind = f"{n_documents}-{n_queries}-{depth}-{'.'.join(map(str, unheld))}-{offset}-{labels}"
+    made = Path(_MADE.name) / f"{kind}.duckdb"
+    if not made.exists():
+        _fill(LabelStore(made), n_documents, n_queries, depth, unheld, offset, labels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(made, path)
+    return LabelStore(path)
+
+
+def _fill(
+    store: LabelStore,
+    n_documents: int,
+    n_queries: int,
+    depth: int,
+    unheld: tuple[int, ...],
+    offset: int,
+    labels: bool,
+) -> None:
     with store.write() as con:
         job = provenance.start(con, "data.add").job
         con.execute("INSERT INTO collections VALUES (?, 'c', 'made', NULL, ?)", [1 + offset, job])
@@ -85,7 +107,6 @@ def make(
         if labels:
             add_labeling(con, "teacher@first", 1 + offset, 1 + offset, offset, n_queries, n_documents, job)
         con.execute("UPDATE provenance SET status = 'done', seconds = 1 WHERE job = ?", [job])
-    return store
 
 
 def bulk(con, table: str, rows: list[list]) -> None:

@@ -12,6 +12,11 @@ from labelstore.store.label_store import LabelStore, next_id
 Ranked = dict[str, list[str]]  # query_id -> doc_ids, best first
 
 
+def columns(n: int) -> str:
+    """SQL of a table of n parameters, each a list: c1, c2, …; one statement in the place of one for each row."""
+    return f"(SELECT {', '.join(f'unnest(?) AS c{k}' for k in range(1, n + 1))})"
+
+
 @dataclass
 class Shelf:
     """Fills a store: collections, datasets, runs, labelings, students; each call is one transaction."""
@@ -23,12 +28,13 @@ class Shelf:
             key = next_id(con, "collections", "collection")
             con.execute("INSERT INTO collections VALUES (?, ?, NULL, NULL, NULL)", [key, name])
             first = next_id(con, "documents", "document")
-            con.executemany(
-                "INSERT INTO documents VALUES (?, ?, ?, NULL, ?, ?, 1)",
-                [
-                    (first + i, key, d, f"text of {d}", keys.text_hash(None, f"text of {d}"))
-                    for i, d in enumerate(doc_ids)
-                ],
+            rows = [
+                (first + i, d, f"text of {d}", keys.text_hash(None, f"text of {d}"))
+                for i, d in enumerate(doc_ids)
+            ]
+            con.execute(
+                f"INSERT INTO documents SELECT c1, ?, c2, NULL, c3, c4, 1 FROM {columns(4)}",
+                [key, *zip(*rows, strict=True)],
             )
         return key
 
@@ -92,17 +98,20 @@ class Shelf:
                     len(ranked), n, keys.content_key("run", [ranked, scores]),
                 ],
             )  # fmt: skip
+            lists: list[tuple[str, int, str, float]] = []
             for query_id, doc_ids in ranked.items():
                 values = (scores or {}).get(query_id, [1.0 / (i + 1) for i in range(len(doc_ids))])
-                con.executemany(
-                    """INSERT INTO candidates
-                       SELECT ?, q.query, ?, d.document, ? FROM datasets ds JOIN queries q USING (collection)
-                       JOIN documents d USING (collection) WHERE ds.dataset = ? AND q.query_id = ? AND d.doc_id = ?""",
-                    [
-                        (key, rank, value, dataset, query_id, doc_id)
-                        for rank, (doc_id, value) in enumerate(zip(doc_ids, values, strict=True), 1)
-                    ],
-                )
+                lists += [
+                    (query_id, rank, doc_id, value)
+                    for rank, (doc_id, value) in enumerate(zip(doc_ids, values, strict=True), 1)
+                ]
+            con.execute(
+                f"""INSERT INTO candidates
+                    SELECT ?, q.query, c2, d.document, c4 FROM {columns(4)} JOIN datasets ds ON ds.dataset = ?
+                    JOIN queries q ON q.collection = ds.collection AND q.query_id = c1
+                    JOIN documents d ON d.collection = ds.collection AND d.doc_id = c3 ORDER BY query, c2""",
+                [key, *zip(*lists, strict=True), dataset],
+            )
         return key
 
     def labeling(
@@ -120,6 +129,7 @@ class Shelf:
                    depth, origin) VALUES (?, ?, ?, ?, ?, ?, 'imported', '{}', ?, 'test')""",
                 [key, name, teacher, dataset, run, first_stage, max(map(len, ranked.values()))],
             )
+            items: list[tuple[int, int, str, int]] = []
             for query_id, doc_ids in ranked.items():
                 permutation = next_id(con, "permutations", "permutation")
                 con.execute(
@@ -127,15 +137,15 @@ class Shelf:
                        FROM datasets ds JOIN queries q USING (collection) WHERE ds.dataset = ? AND q.query_id = ?""",
                     [permutation, key, keys.content_key("order", doc_ids), dataset, query_id],
                 )
-                con.executemany(
-                    """INSERT INTO permutation_items
-                       SELECT ?, ?, d.document, NULL, ?, NULL, NULL FROM datasets ds JOIN documents d USING (collection)
-                       WHERE ds.dataset = ? AND d.doc_id = ?""",
-                    [
-                        (permutation, rank, len(doc_ids) - rank, dataset, doc_id)
-                        for rank, doc_id in enumerate(doc_ids, 1)
-                    ],
-                )
+                items += [
+                    (permutation, rank, doc_id, len(doc_ids) - rank) for rank, doc_id in enumerate(doc_ids, 1)
+                ]
+            con.execute(
+                f"""INSERT INTO permutation_items
+                    SELECT c1, c2, d.document, NULL, c4, NULL, NULL FROM {columns(4)} JOIN datasets ds ON ds.dataset = ?
+                    JOIN documents d ON d.collection = ds.collection AND d.doc_id = c3 ORDER BY c1, c2""",
+                [*zip(*items, strict=True), dataset],
+            )
         return key
 
     def student(self, name: str, regime: str = "cl", seed: int = 1) -> int:

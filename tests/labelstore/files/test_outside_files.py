@@ -1,6 +1,7 @@
 """Files from outside, in forms that others write: read as they are meant, or refused by name; nothing silent."""
 
 import json
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -16,18 +17,23 @@ from labelstore.store.label_store import LabelStore
 from teachers.prompts import replies as reader
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> LabelStore:
-    source = tmp_path / "source"
-    source.mkdir()
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = tmp_path_factory.mktemp("source")
     (source / "docs.jsonl").write_text(
         "".join(json.dumps({"doc_id": f"d{i}", "text": f"passage {i}"}) + "\n" for i in range(300))
     )
     (source / "queries.tsv").write_text("q1\tfirst\nq2\tsecond\n")
     (source / "qrels.txt").write_text("q1 0 d1 2\nq2 0 d2 1\n")
-    store = LabelStore(tmp_path / "s.duckdb")
+    store = LabelStore(source / "s.duckdb")
     add_folder(store, source, NewDataset("x"))
-    return store
+    return store.path
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> LabelStore:
+    shutil.copy(made, tmp_path / "s.duckdb")
+    return LabelStore(tmp_path / "s.duckdb")
 
 
 def rows(store: LabelStore, sql: str) -> list[tuple[object, ...]]:

@@ -63,6 +63,7 @@ def test_what_cannot_be_written_is_named(store, tmp_path, monkeypatch, capsys, w
     assert Path("file").read_text() == "kept"
 
 
+@pytest.mark.test_all
 @pytest.mark.skipif(os.geteuid() != 0, reason="making a device takes root")
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_device_is_written_to_and_never_replaced(store, tmp_path, capsys, writer):

@@ -27,6 +27,8 @@ from teachers.generate.job import generate
 from teachers.generate.settings import Settings
 from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
+pytestmark = pytest.mark.test_all  # each test removes something else from a store of its own
+
 ROOT = Path(__file__).resolve().parents[3]
 THINGS = [
     ("dataset", "c/train"),
@@ -204,7 +206,6 @@ MOMENTS = {
 }  # fmt: skip
 
 
-@pytest.mark.test_all
 @pytest.mark.parametrize(
     ("kind", "name", "moment", "goes"),
     [(*thing, *moment) for thing in [("student", "tiny"), ("view", "kd")] for moment in MOMENTS.items()]

@@ -8,6 +8,8 @@ from benchmarks import parity
 from benchmarks.real_lists import Candidates
 from students.model.encoder import CrossEncoder
 
+pytestmark = pytest.mark.test_all  # exporting to ONNX takes ten seconds
+
 EXACT = ("hf_fp32", "st_fp32", "ours_fp32", "onnx_fp32")
 ROUGH = ("ours_bf16", "onnx_int8")
 
@@ -31,7 +33,6 @@ def rows(tiny, tmp_path_factory) -> dict[str, dict[str, float]]:
     return parity.compare(parity.all_ways(student, 48, folder), candidates())
 
 
-@pytest.mark.test_all
 def test_exact_ways_are_equal_and_rough_ones_near(rows):
     assert set(rows) == {*EXACT, *ROUGH}
     for name in EXACT:
