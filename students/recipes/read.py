@@ -155,7 +155,8 @@ def _build(settings: dict[str, Any], where: str, overrides: Mapping[str, Any]) -
     for combination in product(*axes.values()):
         chosen = dict(zip(axes, combination, strict=True))
         for varied in _varied(vary, {**settings, **chosen}, overrides, errors):
-            recipe = _one({**settings, **chosen, **varied}, last, errors)
+            nested = in_tables(_nested(varied, settings), settings)
+            recipe = _one({**settings, **chosen, **nested}, last, errors)
             if recipe is not None:
                 recipes.append(recipe)
                 choices.append({**chosen, **varied})
@@ -191,29 +192,27 @@ def in_tables(overrides: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
 def _varied(
     vary: Any, settings: dict[str, Any], overrides: Mapping[str, Any], errors: list[str]
 ) -> list[dict[str, Any]]:
-    """Combine the values of the ``[vary]`` table that affect one training, as settings; [{}] if none does."""
+    """Combine the values of the ``[vary]`` table that affect one training, as overrides; [{}] if none does."""
     if not isinstance(vary, dict):
         errors.append("vary must be a table")
         return []
-    stages = _stage_names([settings.get("regime", Recipe.regime)])
+    regime = settings.get("regime", Recipe.regime)
     axes = {}
     for key, values in vary.items():
         table = key.rpartition(".")[0]
         if not isinstance(values, list) or not values:
             errors.append(f"[vary] {key} must be a list of at least one value")
-        elif (table or key) not in overrides and (not table.startswith("stage-") or table in stages):
+        elif (table or key) not in overrides and _has_table(regime, table):
             axes[key] = values
-    combinations = []
-    for combination in product(*axes.values()):
-        varied: dict[str, Any] = {}
-        for key, value in zip(axes, combination, strict=True):
-            table, _, name = key.rpartition(".")
-            if table:
-                varied[table] = {**settings.get(table, {}), **varied.get(table, {}), name: value}
-            else:
-                varied[name] = value
-        combinations.append(varied)
-    return combinations
+    return [dict(zip(axes, combination, strict=True)) for combination in product(*axes.values())]
+
+
+def _has_table(regime: Any, table: str) -> bool:
+    """Return False for the table of a stage or an objective that the regime does not have."""
+    names = _stage_names([regime])
+    if table in OBJECTIVES:
+        return any(table in name.partition(":")[2].split("+") for name in names)
+    return not table.startswith("stage-") or table in names
 
 
 def _stage_names(regimes: Any) -> set[str]:

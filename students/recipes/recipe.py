@@ -229,8 +229,8 @@ _LATER = (
 class Grid:
     """A recipe file with several bases, regimes or seeds, and the settings of its evaluation.
 
-    Its ``[vary]`` table varies any setting: ``"stage-2.lr" = [1e-8, 1e-5]``. A regime without that stage is trained
-    once.
+    Its ``[vary]`` table varies any setting: ``"stage-2.lr" = [1e-8, 1e-5]``, ``"kd.loss" = ["ranknet", "kl"]``. A regime
+    without that stage or objective is trained once.
 
     Attributes:
         recipes: every combination, in the file's order.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.output import diagnostics
+from cli.workflows.reproduce.sources import Teacher
 from cli.workflows.reproduce.spec import FirstStage, Spec, Training
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def _all(con: "duckdb.DuckDBPyConnection", sql: str) -> list[Any]:
 
 
 def _data(spec: Spec, held: StoreContents, prepared: bool) -> list[PlannedCommand]:
-    names = [source["dataset"] for source in spec.sources.values()] + [t.dataset for t in spec.test_sets]
+    names = [*spec.training_sets, *(t.dataset for t in spec.test_sets)]
     steps = []
     for name in dict.fromkeys(names):
         done = held.datasets.get(name, False)
@@ -171,11 +172,11 @@ def _data(spec: Spec, held: StoreContents, prepared: bool) -> list[PlannedComman
 
 def _runs(spec: Spec, held: StoreContents, prepared: bool) -> list[PlannedCommand]:
     wanted = [(t.dataset, stage) for t in spec.test_sets for stage in spec.first_stages]
-    contrastive = spec.sources.get("cl")
-    if contrastive and "cl" in spec.objectives:
-        stages = {stage.name: stage for stage in spec.first_stages}
-        if contrastive["run"] in stages:
-            wanted.append((contrastive["dataset"], stages[contrastive["run"]]))
+    stages = {stage.name: stage for stage in spec.first_stages}
+    learnt = [(t.dataset, t.how["run"]) for t in spec.teachers if t.asked and "kd" in spec.objectives]
+    if spec.contrastive and "cl" in spec.objectives:
+        learnt.append((spec.contrastive["dataset"], spec.contrastive["run"]))
+    wanted += [(dataset, stages[run]) for dataset, run in dict.fromkeys(learnt) if run in stages]
     steps = []
     for dataset, stage in wanted:
         done = (dataset, stage.run) in held.runs
@@ -213,9 +214,9 @@ def _lacks_retriever(dataset: str, stage: FirstStage) -> tuple[Missing, ...]:
 
 def _sources(spec: Spec, held: StoreContents, prepared: bool) -> list[PlannedCommand]:
     steps = []
-    contrastive, distilled = spec.sources.get("cl"), spec.sources.get("kd")
+    contrastive = spec.contrastive
     if contrastive and "cl" in spec.objectives:
-        run = next((s.run for s in spec.first_stages if s.name == contrastive["run"]), contrastive["run"])
+        run = run_of(spec, contrastive["run"])
         command = (
             "negatives", "mine", "--dataset", contrastive["dataset"], "--run", run,
             "--depth", str(contrastive.get("depth", 200)), "--per-query", str(contrastive.get("per_query", 99)),
@@ -224,30 +225,49 @@ def _sources(spec: Spec, held: StoreContents, prepared: bool) -> list[PlannedCom
         needs = (("data", contrastive["dataset"]), ("run", contrastive["dataset"], run))
         done = contrastive["negatives"] in held.minings
         steps.append(PlannedCommand(("negatives", contrastive["negatives"]), command, needs, done))
-    if distilled and "kd" in spec.objectives:
-        steps.append(_labels(distilled, held, prepared))
+    if "kd" in spec.objectives:
+        # Labelings that are combined come after their parts.
+        steps += [
+            _labels(spec, teacher, held, prepared)
+            for teacher in sorted(spec.teachers, key=lambda t: bool(t.parts))
+        ]
     return steps
 
 
-def _labels(source: Mapping[str, Any], held: StoreContents, prepared: bool) -> PlannedCommand:
-    files = [str(source[key]) for key in ("file", "replies") if key in source]
-    command = ["teachers", "import", files[0] if files else "FILE", "--dataset", source["dataset"]]
-    for option, key in (("--layout", "layout"), ("--replies", "replies"), ("--model", "model")):
-        command += [option, str(source[key])] if key in source else []
-    command += ["--first-stage", str(source["first_stage"])] if "first_stage" in source else []
-    command += ["--name", source["labels"]]
-    done = source["labels"] in held.labelings
-    missing: tuple[Missing, ...] = ()
-    if not done and not prepared and not (files and all(Path(f).is_file() for f in files)):
-        where = f"where {' and '.join(files)} lie" if files else "with permutations for its queries"
-        how = (
-            f"{shlex.join(['msft', *command])}, {where};"
-            f" or msft teachers generate --dataset {source['dataset']} --name {source['labels']} …"
-        )
-        missing = ((f"labels {source['labels']}", how),)
-    return PlannedCommand(
-        ("labels", source["labels"]), tuple(command), (("data", source["dataset"]),), done, missing
+def run_of(spec: Spec, name: str) -> str:
+    """Return the store's run for a first stage of the recipe; any other name is a run's own."""
+    return next((s.run for s in spec.first_stages if s.name == name), name)
+
+
+def _labels(spec: Spec, teacher: Teacher, held: StoreContents, prepared: bool) -> PlannedCommand:
+    if teacher.asked:
+        teacher = replace(teacher, how={**teacher.how, "run": run_of(spec, teacher.how["run"])})
+    command, done = teacher.command(), teacher.labels in held.labelings
+    needs: tuple[tuple[str, ...], ...] = (("data", teacher.dataset),)
+    if teacher.parts:
+        needs = tuple(("labels", part) for part in teacher.parts)
+    elif teacher.asked:
+        needs = (*needs, ("run", teacher.dataset, teacher.how["run"]))
+    missing = () if done or prepared else _lacks_labels(spec, teacher, command)
+    return PlannedCommand(("labels", teacher.labels), command, needs, done, missing)
+
+
+def _lacks_labels(spec: Spec, teacher: Teacher, command: tuple[str, ...]) -> tuple[Missing, ...]:
+    """List what the command that makes a labeling lacks on this machine."""
+    if teacher.parts:
+        return ()
+    if teacher.asked:
+        way_out = f"{shlex.join(['msft', *command])} on a machine with one"
+        return ((f"a GPU for {teacher.how['model']}", way_out),) if spec.needs_gpu and not _has_gpu() else ()
+    files = teacher.files
+    if files and all(Path(f).is_file() for f in files):
+        return ()
+    where = f"where {' and '.join(files)} lie" if files else "with permutations for its queries"
+    how = (
+        f"{shlex.join(['msft', *command])}, {where};"
+        f" or msft teachers generate --dataset {teacher.dataset} --name {teacher.labels} …"
     )
+    return ((f"labels {teacher.labels}", how),)
 
 
 def _students(spec: Spec, held: StoreContents) -> list[PlannedCommand]:
@@ -261,14 +281,14 @@ def _students(spec: Spec, held: StoreContents) -> list[PlannedCommand]:
         command += training_options(spec, training)
         objectives = {o.name for s in training.recipe.stages for o in s.objectives}
         if "cl" in objectives:
-            source = spec.sources["cl"]
+            source = spec.contrastive
             command += ["--dataset", source["dataset"], "--negatives", source["negatives"]]
             if "per_query" in source and "per_query" not in spec.views:
                 command += ["--per-query", str(source["per_query"])]
             needs.append(("negatives", str(source["negatives"])))
         if "kd" in objectives:
-            command += ["--labels", spec.sources["kd"]["labels"]]
-            needs.append(("labels", spec.sources["kd"]["labels"]))
+            command += ["--labels", str(training.labels)]
+            needs.append(("labels", str(training.labels)))
         command += _view_options(spec.views)
         command += ["--name", training.name]
         steps.append(PlannedCommand(("student", training.name), tuple(command), tuple(needs), done, missing))
@@ -365,23 +385,29 @@ def training_pairs(spec: Spec) -> tuple[float, int]:
     for training in spec.trainings:
         recipe, path = training.recipe, ""
         for stage in recipe.stages:
-            path += json.dumps([recipe.base, recipe.seed, str(stage)])
+            taught = training.labels if any(o.name == "kd" for o in stage.objectives) else None
+            path += json.dumps([recipe.base, recipe.seed, str(stage), taught])
+            teacher = spec.teacher(taught)
+            queries = {
+                "cl": spec.contrastive.get("n_queries"),
+                "kd": None if teacher is None else teacher.n_queries,
+            }
             stages[path] = min(
-                (n for o in stage.objectives for n in _bounds(stage, o, spec.sources.get(o.name, {}))),
+                (n for o in stage.objectives for n in _bounds(stage, o, queries[o.name])),
                 default=float("nan"),
             )
     return sum(stages.values()), len(stages)
 
 
-def _bounds(stage: Any, objective: Any, source: Mapping[str, Any]) -> list[float]:
+def _bounds(stage: Any, objective: Any, n_queries: int | None) -> list[float]:
     group = objective.group_size or objective.depth
     found = []
     if stage.max_pairs:
         found.append(stage.max_pairs)
     if stage.max_steps:
         found.append(stage.max_steps * objective.lists * group)
-    if stage.epochs and "n_queries" in source:
-        found.append(stage.epochs * source["n_queries"] * group)
+    if stage.epochs and n_queries is not None:
+        found.append(stage.epochs * n_queries * group)
     return found
 
 

@@ -35,7 +35,7 @@ def reproduce(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="A recipe with an [evaluate] table: a name (pezzuti2025, pezzuti2025-lr) or a file."
+            help="A recipe with an [evaluate] table: a name (pezzuti2025, pezzuti2025-lr, teachers-2026) or a file."
         ),
     ],
     scale: Annotated[
@@ -56,7 +56,8 @@ def reproduce(
     """Train and test the grid of a study, and print its table beside your own.
 
     Every step is a command that is printed as it runs. If data or models are missing, the command that gets them is
-    printed. Run it again to go on. Each two-stage regime gets a verdict against the single contrastive stage.
+    printed. Run it again to go on. Each two-stage regime gets a verdict against the single contrastive stage; with
+    `verdicts = "all"` in the recipe each other training gets one.
     """
     from cli.workflows.reproduce import plan as plans
     from cli.workflows.reproduce import spec as specs

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from cli.workflows.reproduce import sources
+from cli.workflows.reproduce.sources import Teacher
+
 if TYPE_CHECKING:
     from students.recipes.recipe import Recipe
 
@@ -12,13 +15,10 @@ VIEW_OPTIONS = {
     "valid_fraction", "per_query", "graded", "retrieved", "judged_first", "stratified", "easy", "max_lists", "allow_overlap",
 }  # fmt: skip
 RETRIEVER_OPTIONS = ("k1", "b", "language", "index", "model")
-_SOURCES = {
-    "cl": {"dataset", "run", "depth", "per_query", "negatives", "n_queries"},
-    "kd": {"dataset", "labels", "model", "first_stage", "layout", "file", "replies", "n_queries"},
-}
 _KEYS = {
-    "depth", "margin", "needs_gpu", "pairs_per_second", "first_stages", "datasets", "like", "views", *_SOURCES,
+    "depth", "margin", "needs_gpu", "pairs_per_second", "verdicts", "first_stages", "datasets", "like", "views", "cl", "kd",
 }  # fmt: skip
+_VERDICTS = ("two-stages", "all")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Training:
     Attributes:
         base: name of the base model in the recipe; at tiny scale `folder` stands in for it.
         choice: the settings that select this training from the recipe's grid.
-        variant: the varied setting as text (``stage-2.lr=1e-08``); empty if the recipe varies nothing.
+        variant: what is varied, as text (``stage-2.lr=1e-08``); empty if the recipe varies nothing.
+        labels: the labeling that its distilling stages learn from; None without such a stage.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Training:
     recipe: "Recipe"
     variant: str
     folder: str | None = None
+    labels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Spec:
     """A reproduction: everything that the plan and the table need.
 
     Attributes:
-        sources: objective -> the source of its lists, as in the recipe.
+        contrastive: the source of the contrastive stages' lists, as in the recipe; empty without such a stage.
+        teachers: the labelings that distilling stages learn from.
+        verdicts: which regimes are compared with the single contrastive stage: ``two-stages``, or ``all`` others.
         views: parameters of the views, as options of `msft students train`.
         published: (base, regime, first stage, test set, measure) -> the study's value; base and regime are "" for a
             first stage alone.
@@ -81,7 +85,9 @@ class Spec:
     trainings: tuple[Training, ...]
     test_sets: tuple[TestSet, ...]
     first_stages: tuple[FirstStage, ...]
-    sources: dict[str, dict[str, Any]]
+    contrastive: dict[str, Any] = field(default_factory=dict)
+    teachers: tuple[Teacher, ...] = ()
+    verdicts: str = "two-stages"
     depth: int = 100
     margin: float = 0.01
     needs_gpu: bool = False
@@ -96,6 +102,15 @@ class Spec:
         return list(
             dict.fromkeys(o.name for t in self.trainings for s in t.recipe.stages for o in s.objectives)
         )
+
+    @property
+    def training_sets(self) -> list[str]:
+        """The datasets that the trainings learn from."""
+        given = [self.contrastive["dataset"]] if self.contrastive else []
+        return list(dict.fromkeys([*given, *(teacher.dataset for teacher in self.teachers)]))
+
+    def teacher(self, labels: str | None) -> Teacher | None:
+        return next((teacher for teacher in self.teachers if teacher.labels == labels), None)
 
 
 def read(recipe: str) -> Spec:
@@ -114,23 +129,25 @@ def read(recipe: str) -> Spec:
         evaluate = {**other.evaluate, **evaluate}
         published = [*other.published, *published]
     errors: list[str] = []
-    stem = grid.recipes[0].name
+    contrastive, teachers = sources.contrastive(evaluate, errors), sources.teachers(evaluate, errors)
     trainings = tuple(
-        _training(stem, recipe, choice, len(grid.recipes) > 1)
+        training
         for recipe, choice in zip(grid.recipes, grid.choices, strict=True)
+        for training in _trainings(recipe, choice, len(grid.recipes) > 1, teachers)
     )
     spec = Spec(
         recipe=recipe,
         trainings=trainings,
         test_sets=_test_sets(evaluate, errors),
         first_stages=_first_stages(evaluate, errors),
-        sources=_sources(evaluate, errors),
+        contrastive=contrastive,
+        teachers=teachers,
         views=_views(evaluate, errors),
         published=_published(published, {t.base for t in trainings}, errors),
         **_settings(evaluate, errors),
     )
     errors += [
-        f"[evaluate.{o}] is missing: where {o} learns from" for o in spec.objectives if o not in spec.sources
+        f"[evaluate.{o}] is missing: where {o} learns from" for o in spec.objectives if o not in evaluate
     ]
     if errors:
         from labelstore.errors import UsageError
@@ -143,30 +160,46 @@ def read(recipe: str) -> Spec:
     return spec
 
 
-def _training(stem: str, recipe: "Recipe", choice: dict[str, Any], several: bool) -> Training:
-    varied = [
-        f"{table}.{name}={value:g}" if isinstance(value, float) else f"{table}.{name}={value}"
-        for table, values in choice.items()
-        if isinstance(values, Mapping)
-        for name, value in values.items()
+def _trainings(
+    recipe: "Recipe", choice: dict[str, Any], several: bool, teachers: tuple[Teacher, ...]
+) -> list[Training]:
+    """Make a training for each labeling that its distilling stages can learn from; one without such a stage."""
+    losses = {o.loss for stage in recipe.stages for o in stage.objectives if o.name == "kd"}
+    fitting = [teacher for teacher in teachers if teacher.losses is None or losses <= set(teacher.losses)]
+    if not losses or not teachers:
+        return [_training(recipe, choice, several, None, "")]
+    named = len(teachers) > 1
+    return [
+        _training(recipe, choice, several, teacher.labels, teacher.name if named else "")
+        for teacher in fitting
     ]
+
+
+def _training(
+    recipe: "Recipe", choice: dict[str, Any], several: bool, labels: str | None, teacher: str
+) -> Training:
+    varied = [teacher] if teacher else []
     varied += [
-        f"{key}={value}"
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in choice.items()
-        if key not in ("base", "regime", "seed") and not isinstance(value, Mapping)
+        if key not in ("base", "regime", "seed")
     ]
-    parts = [stem]
+    parts = [recipe.name]
     if several:
         parts += [recipe.base.rstrip("/").rpartition("/")[2], recipe.regime.replace(",", "-"), *varied]
     if "seed" in choice:
         parts.append(f"s{recipe.seed}")
-    return Training("-".join(parts), recipe.base, choice, recipe, " ".join(varied))
+    return Training("-".join(parts), recipe.base, choice, recipe, " ".join(varied), labels=labels)
 
 
 def _settings(evaluate: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
     kinds: dict[str, Any] = {"depth": int, "margin": float, "needs_gpu": bool, "pairs_per_second": float}
     found: dict[str, Any] = {}
     errors += [f"[evaluate] unknown setting {key!r}" for key in evaluate if key not in _KEYS]
+    if "verdicts" in evaluate:
+        found["verdicts"] = evaluate["verdicts"]
+        if found["verdicts"] not in _VERDICTS:
+            errors.append(f"[evaluate] verdicts must be one of {', '.join(_VERDICTS)}")
     for key, kind in kinds.items():
         value = evaluate.get(key)
         if value is None:
@@ -237,22 +270,6 @@ def _first_stages(evaluate: Mapping[str, Any], errors: list[str]) -> tuple[First
             FirstStage(name, str(table.get("run", name)), retriever, int(table.get("depth", 100)), options)
         )
     return tuple(made)
-
-
-def _sources(evaluate: Mapping[str, Any], errors: list[str]) -> dict[str, dict[str, Any]]:
-    found = {}
-    for objective, known in _SOURCES.items():
-        table = evaluate.get(objective)
-        if table is None:
-            continue
-        if not isinstance(table, dict):
-            errors.append(f"[evaluate.{objective}] must be a table")
-            continue
-        needed = ("dataset", "run", "negatives") if objective == "cl" else ("dataset", "labels")
-        errors += [f"[evaluate.{objective}] lacks {key}" for key in needed if key not in table]
-        errors += [f"[evaluate.{objective}] unknown setting {key!r}" for key in table.keys() - known]
-        found[objective] = dict(table)
-    return found
 
 
 def _views(evaluate: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:

@@ -24,6 +24,10 @@ COLUMNS = (
     "margin_showable", "verdict", "weights_moved", "measured_on", "why",
 )  # fmt: skip
 
+QUESTIONS = {
+    "two-stages": "Is a single contrastive stage on par with two?",
+    "all": "Is a single contrastive stage on par with each other training?",
+}
 ABOUT = {
     "status": "run, partly or missing",
     "seeds": "trainings that a value is the mean of",
@@ -118,7 +122,7 @@ def _by_seed(trainings: Sequence[Training], values: Sequence[float | None]) -> s
 
 
 def verdicts(store: "LabelStore", spec: Spec, held: Value) -> dict[tuple[Arm, str, str], Row]:
-    """Compare each regime of several stages with the single contrastive stage, by the headline measure.
+    """Compare each regime of several stages (or each other regime) with the single contrastive stage, by the headline measure.
 
     The comparisons over one test set are one family. Each verdict has the distance of the regime's least moved stage
     over its seeds, because a stage that learnt nothing leaves a regime of one stage.
@@ -138,7 +142,8 @@ def verdicts(store: "LabelStore", spec: Spec, held: Value) -> dict[tuple[Arm, st
         pairs = {
             place: single
             for place in names
-            if len(place[0][1].split(",")) > 1 and (single := _single_stage(place, names)) is not None
+            if ((spec.verdicts == "all" and place[0][1] != "cl") or len(place[0][1].split(",")) > 1)
+            and (single := _single_stage(place, names)) is not None
         }
         if not pairs:
             continue
@@ -198,7 +203,7 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
     _write(
         beside(spec, found),
         format,
-        ("first_stage", "student", "regime"),
+        ("first_stage", "student", "regime", "setting"),
         "Values of the grid, and those of the study",
     )
     each = seed_rows(spec, found)
@@ -210,9 +215,9 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
         render.text(f"\n{_COMMENT.get(format, '')}{sentence}")
     judged = on_par(spec, found)
     if judged:
-        render.text(f"\n{_COMMENT.get(format, '')}Is a single contrastive stage on par with two?")
+        render.text(f"\n{_COMMENT.get(format, '')}{QUESTIONS[spec.verdicts]}")
         render.write("")
-        _write(judged, format, ("student", "regimes"), "Differences of two stages to one")
+        _write(judged, format, ("student", "regimes", "setting"), "Differences to a single contrastive stage")
         for sentence in hardly_trained(judged):
             render.text(f"\n{_COMMENT.get(format, '')}{sentence}")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.output import diagnostics
 from cli.workflows.reproduce.plan import StoreContents
+from cli.workflows.reproduce.sources import Teacher
 from cli.workflows.reproduce.spec import FirstStage, Spec
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 COLLECTION = "docstrings"
 NOTE = "random tiny models over docstrings, a stand-in"
 TEACHER = "word-overlap"
-LABELS, REPLIES = Path("data/labels.jsonl"), Path("data/replies.json")
 ARCHITECTURES = ("electra", "roberta", "bert")
 
 
@@ -57,33 +57,55 @@ def stand_ins(spec: Spec, folder: Path, size: Size = Size()) -> Spec:
     """
     _check_bases(spec)
     names = {name: f"tiny-{name}" for name in [t.name for t in spec.test_sets]}
-    names |= {source["dataset"]: f"tiny-{source['dataset']}" for source in spec.sources.values()}
+    names |= {name: f"tiny-{name}" for name in spec.training_sets}
     stages = {stage.name: _stage(stage, k, size) for k, stage in enumerate(spec.first_stages)}
     labelled = next(iter(stages.values())).run
-    sources = {objective: dict(source) for objective, source in spec.sources.items()}
-    if "cl" in sources:
-        run = stages[sources["cl"]["run"]].run if sources["cl"]["run"] in stages else labelled
-        sources["cl"] |= {
-            "run": sources["cl"]["run"], "depth": size.depth, "per_query": size.per_query, "negatives": f"{run}-negatives",
+    contrastive = dict(spec.contrastive)
+    if contrastive:
+        run = stages[contrastive["run"]].run if contrastive["run"] in stages else labelled
+        contrastive |= {
+            "dataset": names[contrastive["dataset"]], "depth": size.depth, "per_query": size.per_query,
+            "negatives": f"{run}-negatives",
         }  # fmt: skip
-    if "kd" in sources:
-        sources["kd"] |= {
-            "labels": f"{TEACHER}@{labelled}", "model": TEACHER, "first_stage": labelled, "layout": "rankgpt",
-            "file": str(folder / LABELS), "replies": str(folder / REPLIES),
-        }  # fmt: skip
+    labels = {t.labels: f"{TEACHER}{f'-{t.name}' if t.name else ''}@{labelled}" for t in spec.teachers}
     return replace(
         spec,
         test_sets=tuple(replace(t, dataset=names[t.name]) for t in spec.test_sets),
         first_stages=tuple(stages.values()),
-        sources={o: {**source, "dataset": names[source["dataset"]]} for o, source in sources.items()},
+        contrastive=contrastive,
+        teachers=tuple(
+            replace(
+                t, dataset=names[t.dataset], labels=labels[t.labels], how=_how(t, labels, labelled, folder)
+            )
+            for t in spec.teachers
+        ),
         trainings=tuple(
-            replace(t, folder=str(folder / "models" / str(_architecture(t.base)))) for t in spec.trainings
+            replace(
+                t,
+                folder=str(folder / "models" / str(_architecture(t.base))),
+                labels=labels.get(t.labels or "", t.labels),
+            )
+            for t in spec.trainings
         ),
         depth=size.depth,
         needs_gpu=False,
         settings=_settings(spec, size),
         note=NOTE,
     )
+
+
+def _how(teacher: Teacher, labels: dict[str, str], run: str, folder: Path) -> dict[str, Any]:
+    """Say how a teacher's stand-in comes into the store: combined as in the recipe, else imported from a file.
+
+    A teacher without scores has RankGPT's pair of files.
+    """
+    if teacher.parts:
+        return {**teacher.how, "parts": [labels.get(part, part) for part in teacher.parts]}
+    name = labels[teacher.labels].partition("@")[0]
+    made = {"model": name, "first_stage": run, "file": str(folder / "data" / f"{name}.jsonl")}
+    if "replies" in teacher.how:
+        return {**made, "layout": "rankgpt", "replies": str(folder / "data" / f"{name}-replies.json")}
+    return {**made, "layout": "permutations"}
 
 
 def prepare(store: "LabelStore", steps: "Steps", spec: Spec, folder: Path, size: Size = Size()) -> None:
@@ -97,9 +119,10 @@ def prepare(store: "LabelStore", steps: "Steps", spec: Spec, folder: Path, size:
     """
     held = StoreContents.read(store)
     wanted = {t.dataset: "test" for t in spec.test_sets}
-    wanted |= {source["dataset"]: "train" for source in spec.sources.values()}
+    wanted |= dict.fromkeys(spec.training_sets, "train")
     models = {str(t.folder): str(_architecture(t.base)) for t in spec.trainings}
-    unlabelled = "kd" in spec.sources and spec.sources["kd"]["labels"] not in held.labelings
+    asked = [t for t in spec.teachers if not t.parts]
+    unlabelled = any(t.labels not in held.labelings for t in asked)
     same = _check_record(spec, folder, size)
     if same and not unlabelled and wanted.keys() <= held.datasets.keys() and all(map(_is_model, models)):
         return
@@ -112,9 +135,13 @@ def prepare(store: "LabelStore", steps: "Steps", spec: Spec, folder: Path, size:
             "--collection", COLLECTION, "--role", role,
         )  # fmt: skip
     if unlabelled:
-        train, stage = spec.sources["kd"]["dataset"], spec.first_stages[0]
-        steps("retrieve", "--dataset", train, *stage.arguments)
-        _write_labels(steps("runs", "export", stage.run, "--dataset", train), docstrings, folder)
+        stage = spec.first_stages[0]
+        for train in dict.fromkeys(t.dataset for t in asked):
+            steps("retrieve", "--dataset", train, *stage.arguments)
+            run = steps("runs", "export", stage.run, "--dataset", train)
+            for number, teacher in enumerate(asked):
+                if teacher.dataset == train:
+                    _write_labels(run, docstrings, teacher, number)
     texts = [f"{d.summary} {d.body}" for d in docstrings]
     for name, architecture in models.items():
         if not _is_model(name):
@@ -130,11 +157,10 @@ def _stage(stage: FirstStage, number: int, size: Size) -> FirstStage:
 
 def _settings(spec: Spec, size: Size) -> dict[str, Any]:
     """Make the settings that override every training's. The study is about second stages' learning rates: they stay."""
-    objectives = {o.name: o for t in spec.trainings for s in t.recipe.stages for o in s.objectives}
-    tables = {name: {"loss": o.loss, "lr": 1e-3} for name, o in objectives.items()}
+    rates = {f"{name}.lr": 1e-3 for name in spec.objectives}
     return {
         "max_length": 96, "precision": "fp32", "lists": 8, "group_size": 4, "epochs": 0.0, "max_steps": size.steps,
-        "valid_every": max(1, size.steps // 2), "log_every": 5, **tables,
+        "valid_every": max(1, size.steps // 2), "log_every": 5, **rates,
     }  # fmt: skip
 
 
@@ -208,16 +234,17 @@ def _write_data(docstrings: "Sequence[Docstring]", spec: Spec, data: Path, size:
             near = [] if binary else [s for s in siblings[own.rpartition(".")[0]] if s != own][:5]
             lines += [f"q{q} 0 {s} 1\n" for s in near]
         (data / f"qrels.{test_set.dataset}.txt").write_text("".join(lines), encoding="utf-8")
-    for name in dict.fromkeys(source["dataset"] for source in spec.sources.values()):
+    for name in spec.training_sets:
         lines = [f"q{q} 0 {docstrings[q].name} 1\n" for q in range(start, start + size.train)]
         (data / f"qrels.{name}.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def _write_labels(run: str, docstrings: "Sequence[Docstring]", folder: Path) -> None:
-    """Write RankGPT's pair of files for a first stage's lists, ordered by the words shared with the query's answer.
+def _write_labels(run: str, docstrings: "Sequence[Docstring]", teacher: Teacher, number: int) -> None:
+    """Write a teacher's lists over a first stage, ordered by the words that a passage shares with the query's answer.
 
     Args:
         run: the first stage's run in TREC format.
+        number: the teacher's place; each one gives the length of a passage another weight.
     """
     body = {d.name: d.body for d in docstrings}
     answer = {f"q{n}": d for n, d in enumerate(docstrings)}
@@ -226,26 +253,20 @@ def _write_labels(run: str, docstrings: "Sequence[Docstring]", folder: Path) -> 
         if not line.startswith("#"):
             query, _, doc, *_ = line.split()
             lists.setdefault(query, []).append(doc)
-    replies = []
+    rows, replies = [], []
     for query, docs in lists.items():
         wanted = set(answer[query].body.lower().split())
-        overlap = [len(wanted & set(body[d].lower().split())) for d in docs]
-        order = sorted(range(len(docs)), key=lambda k: (-overlap[k], k))
+        words = [set(body[d].lower().split()) for d in docs]
+        scores = [len(wanted & own) / max(len(own), 1) ** (number / 4) for own in words]
+        order = sorted(range(len(docs)), key=lambda k: (-scores[k], k))
         replies.append(" > ".join(f"[{k + 1}]" for k in order))
-    _jsonl(
-        folder / LABELS,
-        (
-            {
-                "query": answer[query].summary,
-                "query_id": query,
-                "retrieved_passages": [
-                    {"docid": d, "text": body[d], "rank": k} for k, d in enumerate(docs, 1)
-                ],
-            }
-            for query, docs in lists.items()
-        ),
-    )
-    (folder / REPLIES).write_text(json.dumps(replies), encoding="utf-8")
+        asked = {"query": answer[query].summary, "query_id": query}
+        shown = [{"docid": d, "text": body[d], "rank": k} for k, d in enumerate(docs, 1)]
+        ranked = {"permutation": [docs[k] for k in order], "scores": [scores[k] for k in order]}
+        rows.append(asked | ({"retrieved_passages": shown} if "replies" in teacher.how else ranked))
+    _jsonl(Path(teacher.how["file"]), rows)
+    if "replies" in teacher.how:
+        Path(teacher.how["replies"]).write_text(json.dumps(replies), encoding="utf-8")
 
 
 def _jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -328,6 +328,42 @@ def test_the_grid_with_stand_ins_is_whole_and_goes_on_where_it_ended(
         reproduce.run(store, spec, folder, replace(SMALL, steps=3))
 
 
+TEACHERS_2026 = {
+    (teacher, loss)
+    for teacher in ("rankgpt-3.5", "qwen3-reranker", "mxbai-rerank", "ensemble")
+    for loss in ("ranknet", "adr_mse", "margin_mse", "kl")
+    if teacher != "rankgpt-3.5" or loss in ("ranknet", "adr_mse")
+}
+
+
+def test_teachers_2026_with_stand_ins_has_every_cell_and_a_verdict_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("tiny")
+    study = reproduce_spec.read("teachers-2026")
+    spec = reproduce_tiny.stand_ins(replace(study, test_sets=study.test_sets[:1]), folder, SMALL)
+    store = LabelStore(folder / "reproduce.duckdb")
+    rows = reproduce.run(store, spec, folder, SMALL)
+    reproduce.end(rows)
+    students = [r for r in rows if r["student"] and r["measure"] == "nDCG@10"]
+    taught = {tuple(r["setting"].split(" kd.loss=")) for r in students if r["regime"] == "kd"}
+    assert taught == TEACHERS_2026
+    assert [r["verdict"] is not None for r in students] == [r["regime"] == "kd" for r in students]
+    assert {r["single_stage"] for r in students if r["regime"] == "kd"} == {"cl"}
+    with store.read() as con:
+        learnt = dict(
+            con.execute("""SELECT s.name, g.loss FROM students s JOIN stages g USING (student)""").fetchall()
+        )
+        parts = con.execute("SELECT parameters FROM labelings WHERE origin = 'combined'").fetchall()
+    assert len(learnt) == len(TEACHERS_2026) + 1
+    assert all(loss in (name.rpartition("kd.loss=")[2], "lce") for name, loss in learnt.items())
+    assert len(parts) == 1
+    made = jobs(store)
+    assert reproduce.run(store, spec, folder, SMALL) == rows
+    assert jobs(store) == made, "a finished cell is not done again"
+
+
 @pytest.mark.slow
 def test_tiny_scale_ends_with_all_sixteen_cells_for_each_test_set(tmp_path: Path) -> None:
     done = msft(

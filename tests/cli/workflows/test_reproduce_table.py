@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from cli.output.render import Format
-from cli.workflows.reproduce import plan, spec, table
+from cli.workflows.reproduce import plan, sources, spec, table
 from labelstore.errors import UsageError
+from labelstore.store.label_store import LabelStore
 
 GRID = """
 base = "minilm"
@@ -115,7 +116,8 @@ def test_the_research_guide_names_every_key_of_evaluate() -> None:
         *spec._KEYS,
         *spec.VIEW_OPTIONS,
         *spec.RETRIEVER_OPTIONS,
-        *(k for of in spec._SOURCES.values() for k in of),
+        *sources._CONTRASTIVE,
+        *sources._KNOWN,
     }
     keys = keys - {"first_stages", "datasets", "cl", "kd"} | {"name", "retriever", "measures"}
     for key in keys - {"views"}:
@@ -128,3 +130,89 @@ def test_the_research_guide_names_every_key_of_evaluate() -> None:
         "[[evaluate.datasets]]",
     ):
         assert heading in page, heading
+
+
+TEACHERS = """
+[vary]
+"kd.loss" = ["ranknet", "margin_mse"]
+[[evaluate.kd]]
+name = "orders"
+dataset = "own/train"
+labels = "orders@bm25"
+losses = ["ranknet"]
+file = "orders.jsonl"
+[[evaluate.kd]]
+name = "scores"
+dataset = "own/train"
+labels = "scores@bm25"
+model = "minilm"
+engine = "bi-encoder"
+run = "bm25"
+depth = 10
+[[evaluate.kd]]
+name = "both"
+dataset = "own/train"
+labels = "both@bm25"
+parts = ["orders@bm25", "scores@bm25"]
+by = "rrf"
+"""
+
+
+def of_teachers(more: str = TEACHERS) -> str:
+    single = '[evaluate.kd]\ndataset = "own/train"\nlabels = "labels"\n'
+    return GRID.replace(single, "").replace("margin = 0.02", 'margin = 0.02\nverdicts = "all"') + more
+
+
+def test_each_teacher_is_learnt_from_with_the_losses_that_it_has_labels_for(tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(of_teachers())
+    grid = spec.read(str(tmp_path / "grid.toml"))
+    learnt = [(t.recipe.regime, t.labels, t.variant) for t in grid.trainings if t.recipe.seed == 1]
+    assert learnt == [
+        ("cl", None, ""),
+        ("kd", "orders@bm25", "orders kd.loss=ranknet"),
+        ("kd", "scores@bm25", "scores kd.loss=ranknet"),
+        ("kd", "both@bm25", "both kd.loss=ranknet"),
+        ("kd", "scores@bm25", "scores kd.loss=margin_mse"),
+        ("kd", "both@bm25", "both kd.loss=margin_mse"),
+    ]
+    steps = plan.make(LabelStore(tmp_path / "none.duckdb"), grid, prepared=False)
+    labels = [(str(step), step.needs) for step in steps.steps if step.key[0] == "labels"]
+    data = ("data", "own/train")
+    assert labels == [
+        ("msft teachers import orders.jsonl --dataset own/train --name orders@bm25", (data,)),
+        (
+            "msft teachers generate --dataset own/train --model minilm --run bm25 --depth 10 --engine bi-encoder"
+            " --name scores@bm25",
+            (data, ("run", "own/train", "bm25")),
+        ),
+        (
+            "msft teachers combine orders@bm25 scores@bm25 --by rrf --name both@bm25",
+            (("labels", "orders@bm25"), ("labels", "scores@bm25")),
+        ),
+    ]
+    trained = {step.key[1]: str(step) for step in steps.steps if step.key[0] == "student"}
+    name = "grid-minilm-kd-both-kd.loss=margin_mse-s2"
+    assert "--labels both@bm25" in trained[name]
+    assert """--set 'kd.loss="margin_mse"'""" in trained[name]
+    assert steps.why(("labels", "both@bm25")) == "labels orders@bm25", (
+        "a part that is missing is what is missing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ('name = "scores"', 'name = "orders"', "two have the name 'orders'"),
+        ('losses = ["ranknet"]', 'losses = ["rank"]', "orders: unknown loss 'rank'"),
+        ('losses = ["ranknet"]', 'losses = "ranknet"', "orders: losses must be a list"),
+        ('model = "minilm"\n', "", "scores: lacks model"),
+        ('run = "bm25"\ndepth = 10', 'run = "bm25"\nfile = "x"', "exclude each other"),
+        ('by = "rrf"', 'how = "rrf"', "both: unknown setting 'how'"),
+        ('labels = "both@bm25"', "", "both: lacks labels"),
+    ],
+)
+def test_a_wrong_teacher_is_said(tmp_path: Path, before: str, after: str, says: str) -> None:
+    assert before in TEACHERS
+    (tmp_path / "grid.toml").write_text(of_teachers(TEACHERS.replace(before, after)))
+    with pytest.raises(UsageError, match=says):
+        spec.read(str(tmp_path / "grid.toml"))

@@ -34,7 +34,7 @@ def test_an_axis_of_a_stage_bears_on_regimes_that_have_it(tmp_path: Path) -> Non
         for base in ("a", "b")
         for regime, rates in (("cl", [1e-4]), ("cl,kd", [1e-4, 1e-8]), ("cl,kd", [1e-4, 1e-5]))
     ]
-    assert grid.choices[1] == {"base": "a", "regime": "cl,kd", "stage-2": {"warmup": 0.0, "lr": 1e-8}}
+    assert grid.choices[1] == {"base": "a", "regime": "cl,kd", "stage-2.lr": 1e-8}
     assert grid.recipes[1].stages[1].warmup == 0.0
 
 
@@ -45,6 +45,19 @@ def test_a_choice_takes_its_training_out_of_the_file(tmp_path: Path) -> None:
         assert load_recipe(path, choice) == recipe
     with pytest.raises(StudentError, match="a grid of 2 trainings"):
         load_recipe(path, {"base": "a", "regime": "cl,kd"})
+
+
+def test_an_axis_of_an_objective_bears_on_regimes_that_have_it(tmp_path: Path) -> None:
+    text = 'regimes = ["cl", "kd", "cl+kd"]\n[kd]\nlr = 1e-3\n[vary]\n"kd.loss" = ["ranknet", "kl"]\n'
+    path = write(tmp_path, text)
+    grid = load_grid(path)
+    found = [(r.regime, r.stages[0].loss, r.stages[0].lr) for r in grid.recipes]
+    assert found == [
+        ("cl", "lce", 1e-5), ("kd", "ranknet", 1e-3), ("kd", "kl", 1e-3), ("cl+kd", "lce+ranknet", 1e-5),
+        ("cl+kd", "lce+kl", 1e-5),
+    ]  # fmt: skip
+    for recipe, choice in zip(grid.recipes, grid.choices, strict=True):
+        assert load_recipe(path, choice) == recipe
 
 
 @pytest.mark.parametrize(
