@@ -32,6 +32,9 @@ rankllm_calls_per_second    RankLLM's OpenAI client on the same lists and server
 speedup_over_rankllm        only with --rankllm-python: an environment of `pip install --no-deps rank-llm` and
                             `pip install torch transformers==4.48.3 openai tiktoken ftfy dacite pandas pyyaml
                             python-dotenv`
+pointwise_over_score        pairs per second of a pointwise teacher (tiny Qwen3 in Qwen3-Reranker's frame) over those of
+                            vLLM's own `LLM.score` on the same pairs, median over rounds (`benchmarks.pointwise`)
+pointwise_overhead_share    as overhead_share, of these jobs; pointwise_score_difference is between the two sides
 """
 
 import argparse
@@ -272,6 +275,13 @@ def server(folder: Path, options: argparse.Namespace) -> Row:
     return row
 
 
+def pointwise(folder: Path, options: argparse.Namespace) -> Row:
+    """Run a pointwise teacher and vLLM's own scoring in turns."""
+    from benchmarks.pointwise import measure
+
+    return measure(folder, options, BATCH)
+
+
 PARTS: dict[str, Callable[[Path, argparse.Namespace], Row]] = {
     "vllm": vllm,
     "overhead": overhead,
@@ -279,12 +289,14 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], Row]] = {
     "memory-100": partial(memory, queries=100),
     "memory-10000": partial(memory, queries=10_000),
     "server": server,
+    "pointwise": pointwise,
 }
 GROUPS = {
     "vllm": ("vllm", "overhead"),
     "scripted": ("scripted",),
     "memory": ("memory-100", "memory-10000"),
     "server": ("server",),
+    "pointwise": ("pointwise",),
 }
 
 

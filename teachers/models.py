@@ -69,6 +69,22 @@ class TeacherModel:
         return self.template.identifiers
 
 
+def _t5(name: str, model: str, prompt: str, kind: str = "pointwise") -> TeacherModel:
+    """Describe an encoder-decoder of castorini that scores a passage, or a pair, by `true` against `false`."""
+    what = "a call per passage" if kind == "pointwise" else "a call per ordered pair (--strategy pairwise)"
+    return TeacherModel(
+        name,
+        model,
+        kind=kind,
+        prompt=prompt,
+        scoring="answers",
+        context=512,
+        engine="transformers",
+        licence="Apache-2.0",
+        note=f"{what}, scored by the log-odds of true against false",
+    )
+
+
 def _scorer(name: str, model: str, prompt: str, licence: str = "Apache-2.0") -> TeacherModel:
     """Describe a model that was trained to score a passage by the first token's probabilities."""
     note = "a call per passage, scored by the first token's logits"
@@ -148,6 +164,10 @@ _ALL = (
     _scorer("mxbai-rerank-base-v2", "mixedbread-ai/mxbai-rerank-base-v2", "mxbai-rerank@1"),
     _scorer("mxbai-rerank-large-v2", "mixedbread-ai/mxbai-rerank-large-v2", "mxbai-rerank@1"),
     _scorer("bge-reranker-v2-gemma", "BAAI/bge-reranker-v2-gemma", "bge-gemma@1", "Gemma terms of use"),
+    _t5("monot5-base", "castorini/monot5-base-msmarco", "monot5@1"),
+    _t5("monot5-3b", "castorini/monot5-3b-msmarco", "monot5@1"),
+    _t5("duot5-base", "castorini/duot5-base-msmarco", "duot5@1", "listwise"),
+    _t5("duot5-3b", "castorini/duot5-3b-msmarco", "duot5@1", "listwise"),
     TeacherModel(
         "reasonrank",
         "liuwenhan/reasonrank-7B",
@@ -259,8 +279,8 @@ def _find(name: str, engine: str | None) -> TeacherModel:
     folder = Path(name)
     if folder.is_dir():
         return _from_folder(folder, engine)
-    if engine == "openai":  # a server may give its models any names
-        return TeacherModel(name.rsplit("/", 1)[-1], name, prompt="listwise@1", engine="openai")
+    if engine in ("openai", "openai-batch"):  # a server may give its models any names
+        return TeacherModel(name.rsplit("/", 1)[-1], name, prompt="listwise@1", engine=engine)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _pointwise_or_chat(name.rsplit("/", 1)[-1], name, engine)
     near = difflib.get_close_matches(name, REGISTRY, n=2)
@@ -303,4 +323,6 @@ def _from_folder(folder: Path, engine: str | None) -> TeacherModel:
     known = next((t for t in _ALL if t.model and t.model.rsplit("/", 1)[-1] == short), None)
     if known is not None:  # a local copy with the registered name keeps its prompt
         return replace(known, model=str(folder))
+    if config.get("is_encoder_decoder"):
+        return replace(_t5(short, str(folder), "monot5@1"), licence=None)
     return TeacherModel(short, str(folder), prompt="listwise@1", context=context, engine=engine or "vllm")

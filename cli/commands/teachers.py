@@ -2,16 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.command import Context, command, group
 from cli.commands.from_documents.judge import add_to_teachers
-from cli.commands.teachers_generate import add_generate
+from cli.commands.teachers_generate import BaseUrls, add_generate, asking_progress
 from cli.output import diagnostics, render
 from cli.output.render import Format
 from labelstore.labels.currency import CURRENCY
+
+if TYPE_CHECKING:
+    from teachers.generate.job import Labelled
 
 teachers_app = group(
     help="Labels of LLM teachers: list, generate, combine, compare, import, reread, show, export."
@@ -239,6 +242,13 @@ class Combine:
         str, "How: borda or median (of ranks), rrf (reciprocal ranks) or mean-score (of scores)."
     ] = "borda"
     name: Annotated[str | None, "The new labeling's name; by default BY@FIRST_STAGE."] = None
+    refine: Annotated[
+        str | None,
+        "A cascade: this teacher (as in `generate --model`), or its labeling, orders the heads of the one labeling given.",
+    ] = None
+    top: Annotated[int, "How many passages of each list --refine orders."] = 10
+    engine: Annotated[str | None, "The engine of --refine, as in `generate`."] = None
+    base_urls: BaseUrls = ()
 
 
 @dataclass(frozen=True)
@@ -274,10 +284,16 @@ def combine(
     """Combine labelings of one run into a new labeling; its calls and its cost are those of its parts.
 
     Scores are scaled within a query before they are averaged. The same command again makes it anew from what its parts hold.
+    With --refine a strong teacher is asked for the first passages of each list alone, and the rest keeps the cheap order.
     """
+    from labelstore.labels.combine import CASCADE
     from labelstore.labels.combine import combine as together
 
-    done = together(context.store, labels, **vars(options), note=diagnostics.note)
+    by, name = options.by, options.name
+    if options.refine is not None:
+        labels = [*labels, _heads(context, labels, options)]
+        by, name = CASCADE, name or f"{labels[1]}+{labels[0]}"
+    done = together(context.store, labels, by=by, name=name, note=diagnostics.note)
     row = {
         "labeling": done.name,
         "by": done.by,
@@ -290,6 +306,41 @@ def combine(
     }
     render.rows([row], context.format)
     diagnostics.note(f"`msft teachers compare {done.name} {done.parts[0]}` compares it with a part")
+
+
+def _heads(context: Context, labels: list[str], options: Combine) -> str:
+    """Return the labeling of the heads that --refine asks for, and say what the cascade saved.
+
+    Raises:
+        UsageError: not exactly one labeling is refined, or --by is given too.
+    """
+    from cli.workflows import cascade
+    from labelstore.errors import UsageError
+    from teachers.generate.settings import Settings
+
+    if len(labels) != 1:
+        raise UsageError(
+            f"--refine orders the heads of one labeling, and {len(labels)} are given",
+            hint="combine them first, and give --refine the combined one",
+        )
+    if options.by != Combine.by:
+        raise UsageError("--refine is a way to combine, and --by names another", hint="leave one of them out")
+    cheap = labels[0]
+
+    def ask(model: str) -> "Labelled":
+        from teachers.generate.job import generate
+
+        settings = Settings(
+            model=model, head_of=cheap, depth=options.top, engine=options.engine, base_urls=options.base_urls
+        )
+        with asking_progress(f"{model} over the heads", "queries") as progress:
+            return generate(context.store, settings, note=diagnostics.note, progress=progress)
+
+    head = cascade.head_labels(context.store, cheap, str(options.refine), ask)
+    saved = cascade.saved(context.store, cheap, head)
+    if saved is not None:
+        diagnostics.note(f"{head}: {saved}")
+    return head
 
 
 @command(teachers_app, "compare", example="msft teachers compare rankzephyr@bm25 minilm@bm25", lists=True)

@@ -6,6 +6,7 @@
 | median | the same by the median of its ranks |
 | rrf | the sum of 1 / (60 + rank) (reciprocal rank fusion) |
 | mean-score | the mean of the parts' scores, each scaled to 0..1 within the query |
+| cascade | the second part's order of what it ranks, before the first part's order of the rest |
 
 Ranks count from 1, and tied passages share their mean rank. A passage that a part does not rank stands there behind all that
 the part ranks, tied with the others (rrf and mean-score: it gets 0 from that part). Equal scores are ties; they keep the first
@@ -35,6 +36,7 @@ Note = Callable[[str], None]
 
 ORIGIN = "combined"  # labelings.origin and strategy, and the teacher's engine
 METHODS = ("borda", "rrf", "mean-score", "median")
+CASCADE = "cascade"  # of a labeling, and of one that orders the heads of its lists
 
 _BEATEN = "CASE WHEN n > 1 THEN (n - {0}) / (n - 1) ELSE 1.0 END"
 _STRENGTH = {
@@ -42,6 +44,7 @@ _STRENGTH = {
     "median": _BEATEN.format("median(place)"),
     "rrf": "sum(CASE WHEN ranked THEN 1 / (60 + place) ELSE 0 END)",
     "mean-score": "avg(CASE WHEN ranked THEN scaled ELSE 0 END)",
+    CASCADE: "max(CASE WHEN part = 0 THEN n - place WHEN ranked THEN 2 * n - place ELSE 0 END)",
 }
 
 
@@ -79,14 +82,14 @@ def combine(
     """Combine labelings; the same command again makes the labeling anew from what its parts hold now.
 
     Args:
-        by: one of `METHODS`.
+        by: one of `METHODS`, or `CASCADE`.
         name: the new labeling's name; by default BY@FIRST_STAGE.
 
     Raises:
         DataMissing: a labeling is not found.
         UsageError: the labelings cannot be combined, or the name belongs to another labeling.
     """
-    if by not in METHODS:
+    if by not in (*METHODS, CASCADE):
         raise UsageError(f"no way to combine labels named {by!r}", hint=f"--by {' | '.join(METHODS)}")
     clock = provenance.Clock()
     with store.read() as con:
@@ -241,7 +244,7 @@ _ITEMS = """
 WITH scored AS (
     SELECT query, document, n, round({}, 9)::FLOAT AS score FROM part_places GROUP BY query, document, n
 ), pinned AS (
-    SELECT query, document, min(initial_rank) AS initial_rank, max(text_hash) AS text_hash
+    SELECT query, document, min_by(initial_rank, part) AS initial_rank, max(text_hash) AS text_hash
     FROM part_items GROUP BY ALL
 )
 SELECT q.query_id, (row_number() OVER best)::USMALLINT AS rank, d.doc_id, p.initial_rank,

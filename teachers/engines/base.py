@@ -51,6 +51,7 @@ class Request:
 
     Attributes:
         ticket: number given by the scheduler; the completion returns it.
+        attempt: how many times it is asked with this one, over all jobs.
         key: content key over token ids (or the chat's text if no tokenizer is known), model revision and sampling.
         messages: the chat; empty for engines that score.
         text: the chat as one text if the engine has the tokenizer, otherwise the messages as JSON.
@@ -62,6 +63,7 @@ class Request:
         identifiers: the passages' identifiers in the prompt, in order ("1", "2" … or "A", "B" …), or the answers from which
             the score of a passage is read.
         spelling: ``exact`` or ``any`` for such answers (see `teachers.prompts.template`); empty for identifiers.
+        after: marks after which a constrained reply begins, one after another (``</think>``); before them it is free.
         query, passages: texts for pointwise engines.
     """
 
@@ -75,10 +77,12 @@ class Request:
     max_tokens: int = 0
     identifiers: Sequence[str] = ()
     spelling: str = ""
+    after: tuple[str, ...] = ()
     query: str = ""
     passages: Sequence[str] = ()
     sample: int = 0
     ticket: int = -1
+    attempt: int = 1
 
 
 @dataclass(slots=True)

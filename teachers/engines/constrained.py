@@ -12,6 +12,8 @@ once.
 
 Load it in a server with ``--logits-processors teachers.engines.constrained:IdentifierConstraint``. It reads each
 request's spellings from the field ``vllm_xargs``. It needs no tokenizer.
+
+A model that thinks first is free until the mark that ends its thought (``</think>``), and the one that begins its answer.
 """
 
 import json
@@ -57,6 +59,8 @@ class Language:
         first, later: spellings of the first identifier in a reply and of later ones (separator included).
         end: the token that ends the reply.
         top: number of identifiers before the reply ends.
+        after: for each mark before the reply, and each number of its characters that were read, how many a token reads on to
+            (`teachers.engines.spelling.steps_to`).
     """
 
     n: int
@@ -64,6 +68,7 @@ class Language:
     later: Node
     end: int
     top: int
+    after: tuple[tuple[Mapping[int, int], ...], ...] = ()
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Language":
@@ -75,7 +80,11 @@ class Language:
         if not isinstance(given, Mapping) or not {"first", "later", "end", "top"} <= set(given):
             raise ValueError(f"{ARGUMENT} needs first, later, end and top")
         first, later = (trie(given[place]) for place in ("first", "later"))
-        return cls(len(given["first"]), first, later, given["end"], given["top"])
+        after = tuple(
+            tuple({int(token): read for token, read in step.items()} for step in steps)
+            for steps in given.get("after", ())
+        )
+        return cls(len(given["first"]), first, later, given["end"], given["top"], after)
 
 
 def trie(spellings: Sequence[Sequence[int]]) -> Node:
@@ -93,23 +102,33 @@ def trie(spellings: Sequence[Sequence[int]]) -> Node:
 class State:
     """The position of one reply in the trie; ``output`` is the reply so far, a live list that vLLM extends."""
 
-    __slots__ = ("_language", "_named", "_node", "_output", "_read", "_unused")
+    __slots__ = ("_known", "_language", "_mark", "_named", "_node", "_output", "_read", "_unused")
 
     def __init__(self, language: Language, output: Sequence[int]) -> None:
         self._language, self._output = language, output
         self._node = language.first
         self._unused = (1 << language.n) - 1  # bit k: identifier k
         self._named = self._read = 0
+        self._mark = self._known = 0  # marks that were read, and characters of the next one
 
-    def allowed(self) -> list[int]:
-        """Return the tokens that may come next."""
+    def allowed(self) -> list[int] | None:
+        """Return the tokens that may come next; None before the last mark, where all may."""
+        marks = self._language.after
         for token in self._output[self._read :]:
             self._read += 1
+            if self._mark < len(marks):
+                steps = marks[self._mark]
+                self._known = steps[self._known].get(token, 0)
+                if self._known == len(steps):
+                    self._mark, self._known = self._mark + 1, 0
+                continue
             self._node = self._node.children.get(token, NOWHERE)
             if self._node.below and not self._node.children:
                 self._unused &= ~self._node.below
                 self._named += 1
                 self._node = self._language.later
+        if self._mark < len(marks):
+            return None
         if self._named < self._language.top:
             unused = self._unused
             tokens = [token for token, child in self._node.children.items() if child.below & unused]
@@ -159,11 +178,16 @@ class IdentifierConstraint(LogitsProcessor):
             return logits
         at: list[int] = []
         tokens: list[int] = []
+        bound: list[int] = []
         for row, state in self._rows.items():
             allowed = state.allowed()
-            at.extend([row] * len(allowed))
-            tokens.extend(allowed)
-        rows = torch.tensor(list(self._rows), device=logits.device)
+            if allowed is not None:
+                bound.append(row)
+                at.extend([row] * len(allowed))
+                tokens.extend(allowed)
+        if not bound:
+            return logits
+        rows = torch.tensor(bound, device=logits.device)
         row_of, token_of = torch.tensor((at, tokens), device=logits.device)
         kept = logits[row_of, token_of]
         logits.index_fill_(0, rows, float("-inf"))

@@ -8,11 +8,10 @@ attempt. A circuit breaker pauses a server that keeps failing, then probes it wi
 The key comes from MSFT_API_KEY, or OPENAI_API_KEY for api.openai.com alone, and is never stored or printed.
 """
 
-import json
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +20,11 @@ import httpx
 
 from teachers.engines.base import Completion, Request, Sampling, completed
 from teachers.engines.breaker import retry_after
-from teachers.engines.openai_answer import MAX_REASON, Answer, BadAnswer, as_text, load, plausible_count, read
+from teachers.engines.openai_answer import BadAnswer, load
+from teachers.engines.openai_chat import Chat, error_message, failure
 from teachers.engines.openai_server import Line, Server, server_at
-from teachers.engines.spelling import ARGUMENT, constraint
 from teachers.errors import ExitCode, TeacherError
-from teachers.prompts.answers import by_answer
 
-_SLACK_IN, _SLACK_OUT = 4096, 32_768  # a server's extra tokens in a prompt, and of thinking in a reply
 _PREFLIGHT_SECONDS = 10.0
 _MOVES = 8  # moves of a request between servers before it fails
 
@@ -88,7 +85,7 @@ class OpenAIEngine:
         self.tokenizer = tokenizer
         self.context: int | None = None
         self.capacity = in_flight * len(base_urls)
-        self._model, self._sampling, self._patience = model, sampling, patience
+        self._model, self._patience = model, patience
         self._timeout = timeout
         self._per_server = in_flight
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -98,7 +95,7 @@ class OpenAIEngine:
         # Whether a server has answered with the log-probabilities that scores are read from, or without them.
         self._heard, self._mute = threading.Event(), False
         self._first = threading.Lock()
-        self._constraints: dict[tuple[tuple[str, ...], str], dict[str, Any]] = {}
+        self._chat = Chat(model, sampling, tokenizer)
         self._servers = [server_at(url, timeout, transport) for url in base_urls]
         self._lines: list[Line] = []
         self._preflight()
@@ -210,9 +207,9 @@ class OpenAIEngine:
             moved = error.message
         except httpx.ReadTimeout:
             failed = True
-            completion = self._failure(job, server, "no reply in time")
+            completion = failure(job.request, job.submitted, server, "no reply in time")
         except BadAnswer as error:
-            completion = self._failure(job, server, error.message(server.mask.message))
+            completion = failure(job.request, job.submitted, server, error.message(server.mask.message))
         except (httpx.RequestError, httpx.InvalidURL) as error:
             failed = True
             moved = server.mask.message(f"{type(error).__name__}: {error}")
@@ -231,7 +228,7 @@ class OpenAIEngine:
             if job.moves < _MOVES * len(self._servers):
                 self._jobs.put(job)
             else:
-                self._done.put(self._failure(job, server, moved or "moved too often"))
+                self._done.put(failure(job.request, job.submitted, server, moved or "moved too often"))
 
     def _check_logprobs(self, server: Server, job: _Job, completion: Completion) -> None:
         """End the job if a server answers without the log-probabilities that scores are read from."""
@@ -253,7 +250,9 @@ class OpenAIEngine:
         request = job.request
         path = "/completions" if request.raw else "/chat/completions"
         try:
-            response = line.exchange("POST", server.url + path, self._timeout, self._body(server, request))
+            response = line.exchange(
+                "POST", server.url + path, self._timeout, self._chat.body(server.official, request)
+            )
         except BadAnswer:
             self._answers(server)
             raise
@@ -261,8 +260,8 @@ class OpenAIEngine:
         if status < 500 and status not in (408, 429):
             self._answers(server)
         if status == 200:
-            return self._completion(job, server, response)
-        message = self._message(server, response)
+            return self._chat.completion(request, job.submitted, server, response.content)
+        message = error_message(server.mask, response.content)
         if status == 429 and "insufficient_quota" not in message:
             with self._change:
                 server.breaker.told_to_wait(retry_after(response.headers), f"429 {message}")
@@ -283,103 +282,13 @@ class OpenAIEngine:
             with self._change:
                 server.breaker.failed(f"{status} {message}", retry_after(response.headers))
             raise _Moved(f"{status} {message}")
-        failure = self._failure(job, server, f"{status} {message}")
-        failure.retryable = False  # 400, 413, 422: the model cannot take this request
-        return failure
+        refused = failure(job.request, job.submitted, server, f"{status} {message}")
+        refused.retryable = False  # 400, 413, 422: the model cannot take this request
+        return refused
 
     def _answers(self, server: Server) -> None:
         with self._change:
             server.breaker.succeeded()
-
-    # ------------------------------------------------------------------------------------------------ messages
-    def _body(self, server: Server, request: Request) -> dict[str, Any]:
-        sampling = self._sampling
-        body: dict[str, Any] = {"model": self._model, "temperature": sampling.temperature}
-        body["max_completion_tokens" if server.official else "max_tokens"] = request.max_tokens
-        if sampling.top_p != 1.0:
-            body["top_p"] = sampling.top_p
-        if sampling.seed is not None:
-            body["seed"] = sampling.seed
-        if sampling.constraint is not None:
-            body |= self._constraint(tuple(request.identifiers), request.prefix)
-        if request.raw:
-            body["prompt"] = request.text if request.token_ids is None else list(request.token_ids)
-            if sampling.logprobs:
-                body["logprobs"] = sampling.logprobs
-            return body
-        body["messages"] = [dict(message) for message in request.messages]
-        if request.prefix:  # vLLM and SGLang continue a last assistant message with these fields
-            body["messages"].append({"role": "assistant", "content": request.prefix})
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
-        if sampling.logprobs:
-            body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
-        elif sampling.mean_logprob:
-            body["logprobs"] = True
-        if request.spelling and not server.official:  # a thought would be the first token
-            body["chat_template_kwargs"] = {"enable_thinking": False}
-        return body
-
-    def _constraint(self, identifiers: tuple[str, ...], prefix: str) -> dict[str, Any]:
-        """Return the request fields for a vLLM server with the logits processor of teachers.engines.constrained."""
-        shown = (identifiers, prefix)
-        if shown not in self._constraints:
-            given = constraint(self.tokenizer, identifiers, prefix, self._sampling.top)
-            self._constraints[shown] = {
-                "vllm_xargs": {ARGUMENT: json.dumps(given)},
-                "stop_token_ids": [given["end"]],
-            }
-        return self._constraints[shown]
-
-    def _completion(self, job: _Job, server: Server, response: httpx.Response) -> Completion:
-        answer, request = read(response.content, job.request.raw), job.request
-        prompt = request.text or "".join(message["content"] for message in request.messages)
-        most_in = max(len(prompt.encode("utf-8", "surrogatepass")), request.n_prompt_tokens) + _SLACK_IN
-        most_out = max(request.max_tokens, len(answer.text.encode())) + _SLACK_OUT
-        tokens_in = plausible_count(answer.tokens_in, prompt, most_in)
-        tokens_out = plausible_count(answer.tokens_out, answer.text, most_out)
-        reason = server.mask.reply(answer.finish_reason or "")[:MAX_REASON] or None
-        logprobs, floor = _read_logprobs(answer.logprobs, request)
-        text = _with_thought(answer) if self._sampling.think else answer.text
-        return Completion(
-            ticket=request.ticket,
-            text=server.mask.reply(text),
-            finish_reason=reason,
-            tokens_in=request.n_prompt_tokens if tokens_in is None else tokens_in,
-            tokens_out=self._n_tokens(text) if tokens_out is None else tokens_out,
-            own_counts=tokens_in is None or tokens_out is None,
-            seconds=time.monotonic() - job.submitted,
-            server=server.label,
-            thought_tokens=answer.thought_tokens if self._sampling.think else None,
-            logprobs=logprobs,
-            floor=floor,
-            mean_logprob=answer.mean_logprob,
-        )
-
-    def _n_tokens(self, text: str) -> int:
-        """Count a reply's tokens if the server sent no count: by the tokenizer, otherwise four bytes a token."""
-        if self.tokenizer is not None:
-            return len(self.tokenizer.encode(text, add_special_tokens=False))
-        return -(-len(text.encode("utf-8", "replace")) // 4)
-
-    def _failure(self, job: _Job, server: Server, message: str) -> Completion:
-        return Completion(
-            ticket=job.request.ticket,
-            error=server.mask.message(message),
-            seconds=time.monotonic() - job.submitted,
-            server=server.label,
-        )
-
-    def _message(self, server: Server, response: httpx.Response) -> str:
-        """Return the message of an error response, with secrets masked."""
-        try:
-            sent = load(response.content)
-        except BadAnswer:
-            sent = response.content.decode("utf-8", "replace")
-        error = sent.get("error", sent) if isinstance(sent, dict) else sent
-        code = error.get("code") if isinstance(error, dict) else None
-        message = (error.get("message") or error) if isinstance(error, dict) else error
-        said = [" ".join(server.mask.message(as_text(part)).split()) for part in (message, code or "")]
-        return said[0][:500] + (f" ({said[1][:100]})" if said[1] else "")
 
     def _preflight(self) -> None:
         """Ask each server for its models, to check the connection, the key and the model."""
@@ -396,7 +305,7 @@ class OpenAIEngine:
                 continue  # an unusable list: the first request will show whether the server works
             if response.status_code in (401, 403):
                 raise TeacherError(
-                    f"{server.label} refused the key: {response.status_code} {self._message(server, response)}",
+                    f"{server.label} refused the key: {response.status_code} {error_message(server.mask, response.content)}",
                     hint="set the key in MSFT_API_KEY (OPENAI_API_KEY for api.openai.com)",
                     exit_code=ExitCode.TEACHER_ENGINE,
                 )
@@ -440,39 +349,3 @@ class OpenAIEngine:
         limit = known[self._model].get("max_model_len")
         if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
             self.context = min(limit, self.context or limit)
-
-
-def _with_thought(answer: Answer) -> str:
-    """Return a reply with the thought that the server kept apart; a reply that was cut within it has no end of it."""
-    if answer.thought is None:
-        return answer.text
-    cut = answer.finish_reason == "length" and not answer.text
-    return f"<think>{answer.thought}" + ("" if cut else f"</think>{answer.text}")
-
-
-def _read_logprobs(
-    logprobs: Mapping[str, float] | None, request: Request
-) -> tuple[dict[str, float] | None, float | None]:
-    """Return log-probabilities by identifier or answer, and the bound for answers that are not among them."""
-    if not logprobs:
-        return None, None
-    if request.spelling:
-        return by_answer(logprobs, request.identifiers, request.spelling)
-    return _by_identifier(logprobs, request.identifiers), None
-
-
-def _by_identifier(logprobs: Mapping[str, float], identifiers: Sequence[str]) -> dict[str, float]:
-    """Return log-probabilities by identifier.
-
-    A number that begins another number is left out, because its token may be only a first digit.
-    """
-    plain: dict[str, float] = {}
-    for token, value in logprobs.items():
-        name = token.replace("▁", " ").replace("Ġ", " ").strip()
-        plain[name] = max(value, plain.get(name, -float("inf")))
-    whole = [
-        name
-        for name in identifiers
-        if not any(other != name and other.startswith(name) for other in identifiers)
-    ]
-    return {name: plain[name] for name in whole if name in plain}

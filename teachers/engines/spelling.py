@@ -12,16 +12,49 @@ ARGUMENT = "msft_identifiers"  # request argument for the logits processor
 
 
 def constraint(
-    tokenizer: Any, identifiers: Sequence[str], prefix: str = "", top: int | None = None
+    tokenizer: Any,
+    identifiers: Sequence[str],
+    prefix: str = "",
+    top: int | None = None,
+    after: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return a request's constraint for teachers.engines.constrained: {"first", "later", "end", "top"}.
+    """Return a request's constraint for teachers.engines.constrained: {"first", "later", "end", "top"}, and "after".
+
+    Args:
+        after: marks after which the constraint begins, one after another.
 
     Raises:
         TeacherError: as for :func:`spellings`.
     """
     first, later = spellings(tokenizer, identifiers, prefix)
     n = len(identifiers)
-    return {"first": first, "later": later, "end": int(tokenizer.eos_token_id), "top": min(top or n, n)}
+    found = {"first": first, "later": later, "end": int(tokenizer.eos_token_id), "top": min(top or n, n)}
+    return found | ({"after": [steps_to(tokenizer, mark) for mark in after]} if after else {})
+
+
+def steps_to(tokenizer: Any, mark: str) -> list[dict[int, int]]:
+    """Return, for each number of a mark's characters that were read, the tokens that read more of it.
+
+    A model may write a mark in many tokens, and a token may hold the mark's beginning after other text, or other text after its
+    end. ``steps[k][token]`` is how many characters are read after the token; a token that is not there reads none, and
+    ``len(mark)`` ends the search.
+    """
+    texts = {
+        token: text.replace("▁", " ").replace("Ġ", " ").replace("Ċ", "\n")
+        for text, token in tokenizer.get_vocab().items()
+    }
+    hold = {token: text for token, text in texts.items() if set(text) & set(mark)}
+    return [
+        {token: reached for token, text in hold.items() if (reached := _read_on(mark, mark[:known] + text))}
+        for known in range(len(mark))
+    ]
+
+
+def _read_on(mark: str, text: str) -> int:
+    """Return how many characters of the mark are read at the end of a text; all if the text holds it."""
+    if mark in text:
+        return len(mark)
+    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def spellings(
@@ -89,7 +122,7 @@ def answer_tokens(tokenizer: Any, answers: Sequence[str], spelling: str) -> dict
         spelt = {answer: _encode(tokenizer, answer) for answer in answers}
         found = {tokens[0]: answer for answer, tokens in spelt.items() if len(tokens) == 1}
     else:
-        named = ((token, answer_of(text, answers, "any")) for text, token in tokenizer.get_vocab().items())
+        named = ((token, answer_of(text, answers, spelling)) for text, token in tokenizer.get_vocab().items())
         found = {token: answer for token, answer in named if answer is not None}
     if lacking := [answer for answer in answers if answer not in found.values()]:
         raise TeacherError(

@@ -203,13 +203,15 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        shown = (request.max_tokens, (*request.identifiers, request.spelling))
+        shown = (request.max_tokens, (*request.identifiers, request.spelling, *request.after))
         if shown not in self._parameters:
             sampling = self.sampling
             extra: dict[str, Any] = {}
             stop: list[int] = []
             if sampling.constraint is not None:
-                given = constraint(self.tokenizer, request.identifiers, request.prefix, sampling.top)
+                given = constraint(
+                    self.tokenizer, request.identifiers, request.prefix, sampling.top, request.after
+                )
                 extra[ARGUMENT] = json.dumps(given)
                 stop = [given["end"]]
             self._parameters[shown] = SamplingParams(

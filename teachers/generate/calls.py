@@ -8,50 +8,24 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from labelstore.store import keys
-from teachers.engines.base import Completion, Request, Sampling
+from teachers.engines.base import Completion, Request
 from teachers.errors import TeacherError
+from teachers.generate.calling import examples
+from teachers.generate.calling.reading import read
+from teachers.generate.calling.records import answered, call_record, permutation_record
+from teachers.generate.calling.teacher import Teacher
 from teachers.generate.worklist import Answers, Task
-from teachers.journal.exact_json import clean
-from teachers.journal.segments import Journal, Record
-from teachers.prompts import answers as scores
-from teachers.prompts import choices, replies, thoughts
+from teachers.journal.segments import Journal
 from teachers.prompts import passages as texts
 from teachers.prompts import template as prompts
+from teachers.prompts import thoughts
 from teachers.scheduling.job import Answer, Result
 from teachers.strategies.by_name import Steps, Strategy, Window
 
-Scores = list[float | None] | None
-
 CHOICE_TOKENS = 16  # of a reply that names one passage, with a few words around it
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A model with its prompt and sampling: together with the passages, they determine a reply.
-
-    Attributes:
-        key: content key (the store's ``teacher_key``).
-        revision: revision of the weights; enters every request key.
-        template: the prompt's template; None for engines that score pairs without a prompt.
-        context: most tokens of prompt and reply together; None if unknown.
-        keep_thoughts: whether a thinking model's thoughts are stored with its replies.
-        renders: whether the prompt's token ids are made here (and keyed); a server may use another chat template.
-        reading: ``text`` (a list in the grammar), ``choice`` (the best passage), ``first`` (letters ranked by the first
-            token's log-probabilities), ``answers`` (a passage's score by them) or ``scores`` (a score per passage).
-    """
-
-    key: str
-    revision: str
-    template: prompts.Template | None
-    sampling: Sampling
-    context: int | None = None
-    reading: str = "text"
-    renders: bool = True
-    keep_thoughts: bool = False
 
 
 class Rendering:
@@ -71,12 +45,20 @@ class Rendering:
         marks = teacher.template.markers if teacher.template is not None else frozenset()
         self._neutralise = texts.neutraliser(special | marks)
         # A thought before the answer would be the first token, from which the score is read.
-        direct = {"enable_thinking": False} if teacher.reading == "answers" else {}
+        direct = {"enable_thinking": False} if teacher.reading in ("answers", "labels") else {}
         self._chat = prompts.chat_renderer(tokenizer, **direct) if tokenizer is not None else None
         self._fast = tokenizer.backend_tokenizer if getattr(tokenizer, "is_fast", False) else None
         if self._fast is not None:  # as in a call without options: no truncation, no padding
             self._fast.no_truncation()
             self._fast.no_padding()
+        self._choice = teacher.template is not None and teacher.template.reads == "choice"
+        self._examples: list[tuple[int, list[prompts.Message]]] = []
+        if teacher.template is not None and teacher.examples:
+            fix = texts.without_labels if self._choice else str
+            written = examples.messages(teacher.template, teacher.examples, self._neutralise, fix)
+            self._examples = [
+                (example.normal_hash, turns) for example, turns in zip(teacher.examples, written, strict=True)
+            ]
         self._max_tokens: dict[int, int] = {}
         self._key_head = keys.canonical_json(
             {"revision": teacher.revision, "sampling": teacher.sampling.key(), "reading": teacher.reading}
@@ -95,13 +77,14 @@ class Rendering:
             task.query_text = texts.query(task.text, self._neutralise)
         shown = self._prepared(task, window)
         max_tokens = self._budget(len(window))
-        messages = template.render(task.query_text, shown)
+        scores = _first_stage_scores(template, task, window)
+        messages = self._question(task, shown, scores)
         text, ids = self._encode(messages)
         n_tokens, words = _length(text, ids), None
         if self.context is not None and n_tokens + max_tokens > self.context:
-            fitted = self._fit(task.query_text, shown, self.context - max_tokens)
+            fitted = self._fit(task, shown, scores, self.context - max_tokens)
             words = fitted.words
-            messages = template.render(task.query_text, fitted.passages)
+            messages = self._question(task, fitted.passages, scores)
             text, ids = self._encode(messages)
             n_tokens = _length(text, ids)
         request = Request(
@@ -114,9 +97,22 @@ class Rendering:
             n_prompt_tokens=n_tokens,
             max_tokens=max_tokens,
             identifiers=template.answers or template.names(len(window)),
-            spelling=template.spelling if template.pointwise else "",
+            spelling=self._spelling(template),
+            after=self._after(template),
         )
         return request, words
+
+    def _spelling(self, template: prompts.Template) -> str:
+        """Return how the tokens spell what the score is read from; empty for other readings."""
+        if template.answers:
+            return template.spelling
+        return "cased" if self.teacher.reading == "labels" else ""
+
+    def _after(self, template: prompts.Template) -> tuple[str, ...]:
+        """Return the marks after which a constrained reply begins: those that end the thought, and begin the answer."""
+        if self.teacher.sampling.constraint is None or not template.thinks:
+            return ()
+        return (thoughts.CLOSE, thoughts.ANSWER) if template.thinks == "answer" else (thoughts.CLOSE,)
 
     def count(self, text: str) -> int:
         """Count the tokens of a text (an estimate without a tokenizer)."""
@@ -134,13 +130,13 @@ class Rendering:
             if index not in prepared:
                 candidate = task.candidates[index]
                 text = texts.passage(candidate.title, candidate.text, self._neutralise)
-                prepared[index] = texts.without_labels(text) if self.teacher.reading == "choice" else text
+                prepared[index] = texts.without_labels(text) if self._choice else text
         return [prepared[index] for index in window]
 
     def _budget(self, n: int) -> int:
         if n not in self._max_tokens:
             template = self.teacher.template
-            if template is None or self.teacher.reading in ("first", "answers"):
+            if template is None or self.teacher.reading in ("first", "answers", "labels"):
                 self._max_tokens[n] = 1
             elif self.teacher.reading == "choice":
                 self._max_tokens[n] = CHOICE_TOKENS + self.teacher.sampling.think
@@ -180,15 +176,26 @@ class Rendering:
         ids: list[int] = [first] if begins else []
         for message in messages:
             ids += self._ids(message["content"], False)
-        return ids
+        last = self.tokenizer.eos_token_id
+        return [*ids, last] if template is not None and template.ends and last is not None else ids
 
-    def _fit(self, query: str, shown: Sequence[str], limit: int) -> texts.Fitted:
+    def _question(self, task: Task, shown: Sequence[str], scores: Sequence[float]) -> list[prompts.Message]:
+        """Render the question about these passages, after the examples if there are any."""
         template = self.teacher.template
-        if template is None:
-            raise RuntimeError("only prompts are fitted")
+        if template is None or task.query_text is None:
+            raise RuntimeError("only prompts are rendered, with a query that is prepared")
+        asked = template.render(task.query_text, shown, scores)
+        if not self._examples:
+            return asked
+        own = keys.normal_hash(task.text)
+        others = [turns for normal_hash, turns in self._examples if normal_hash != own]
+        system = [turn for turn in asked if turn["role"] == "system"]
+        before = [turn for turns in others[: len(self._examples) - 1] for turn in turns]
+        return [*system, *before, *asked[len(system) :]]
 
+    def _fit(self, task: Task, shown: Sequence[str], scores: Sequence[float], limit: int) -> texts.Fitted:
         def count(passages: Sequence[str]) -> int:
-            return _length(*self._encode(template.render(query, passages)))
+            return _length(*self._encode(self._question(task, passages, scores)))
 
         try:
             return texts.fit(shown, count, limit)
@@ -228,6 +235,12 @@ class Rendering:
         )
 
 
+def _first_stage_scores(template: prompts.Template, task: Task, window: Window) -> list[float]:
+    """Return the scores of a window's candidates for a prompt that shows them; none for others."""
+    found = (task.candidates[index].score for index in window) if template.scored else ()
+    return [score for score in found if score is not None]
+
+
 def _length(text: str, ids: Sequence[int] | None) -> int:
     """Return a prompt's length in tokens; without a tokenizer a cautious estimate: English has 4 characters a token."""
     return len(ids) if ids is not None else 2 * len(text) // 7 + 1
@@ -236,23 +249,6 @@ def _length(text: str, ids: Sequence[int] | None) -> int:
 def _rough_tokens(text: str) -> int:
     """Return an upper bound on a ranking's tokens if the tokenizer is not known: a token per digit and mark."""
     return sum(1 for c in text if not c.isspace())
-
-
-def answered(key: str, done: Completion, attempt: int, parsed: replies.Parsed, found: Scores) -> Answer:
-    """Make the answer that the scheduler takes from a completed call."""
-    return Answer(
-        call_key=key,
-        status=parsed.status,
-        order=list(parsed.order) if parsed.order is not None else None,
-        scores=found,
-        repairs=parsed.repairs,
-        tokens_in=done.tokens_in,
-        tokens_out=done.tokens_out,
-        attempt=attempt,
-        retryable=done.error is None or done.retryable,
-        retry_after=done.retry_after,
-        detail=clean(done.error or done.text or "")[:2000],
-    )
 
 
 @dataclass
@@ -296,7 +292,7 @@ class Labelling:
         template = self.rendering.teacher.template
         if template is not None and template.thinks and completion.text is not None:
             self._part_from_thought(request, completion, completion.text)
-        parsed, found = self.read(request, completion, len(window))
+        parsed, found = read(self.rendering.teacher, request, completion, len(window))
         call_key = keys.content_key("call", [request.key, self.job_key, attempt, 0])
         self.journal.append(
             call_record(
@@ -342,26 +338,6 @@ class Labelling:
             }
         )
 
-    def read(self, request: Request, completion: Completion, n: int) -> tuple[replies.Parsed, Scores]:
-        """Read a completion for a window of n passages: its order, and scores if the teacher gives scores."""
-        if completion.error is not None:
-            return replies.Parsed(None, replies.ENGINE_ERROR), None
-        reading = self.rendering.teacher.reading
-        if reading == "scores":
-            return scores.read_scores(completion.scores, n)
-        template = self.rendering.teacher.template
-        if reading == "answers" and template is not None:
-            return scores.read_answers(
-                completion.logprobs, completion.floor, template.answers, template.reads
-            )
-        if reading == "first":
-            parsed, by_letter = replies.from_logprobs(completion.logprobs or {}, n)
-            return parsed, list(by_letter)
-        sampling = self.rendering.teacher.sampling
-        parsed = read_text(self.rendering.teacher, completion.text or "", completion.finish_reason, n)
-        found = scores.identifier_scores(completion.logprobs, request.identifiers)
-        return parsed, found if sampling.logprobs else None
-
     def _final(self, task: Task, result: Result) -> Sequence[int]:
         """Return the query's order, fused with the run's if requested; fused scores then replace the teacher's."""
         order = result.ranked.order
@@ -374,124 +350,3 @@ class Labelling:
         }
         result.scores = [fused[index] for index in range(len(task.candidates))]
         return sorted(order, key=lambda index: -fused[index])
-
-
-def read_text(teacher: Teacher, text: str, finish_reason: str | None, n: int) -> replies.Parsed:
-    """Parse a text reply to a window of n passages."""
-    if teacher.template is None:
-        raise RuntimeError("replies in text need a template")
-    if not teacher.template.thinks:
-        return _read_answer(teacher, teacher.template, text, finish_reason, n)
-    thought = thoughts.split(text)
-    answer = thought.answer
-    if answer is not None and teacher.template.thinks == "answer":
-        answer = thoughts.tagged(answer, finish_reason)
-    if answer is None:
-        return replies.Parsed(None, replies.TRUNCATED)
-    parsed = _read_answer(teacher, teacher.template, answer, finish_reason, n)
-    if thought.text is None and parsed.status == replies.REPAIRED:  # words without tags may be a thought
-        cut = finish_reason == "length"
-        return replies.Parsed(None, replies.TRUNCATED if cut else replies.WRONG_FORMAT)
-    return parsed
-
-
-def _read_answer(
-    teacher: Teacher, template: prompts.Template, text: str, finish_reason: str | None, n: int
-) -> replies.Parsed:
-    names = template.identifiers
-    if template.reads == "choice":
-        return choices.parse_choice(text, n, identifiers=names, finish_reason=finish_reason)
-    return replies.parse(text, n, identifiers=names, finish_reason=finish_reason, top=teacher.sampling.top)
-
-
-def call_record(
-    *,
-    call_key: str,
-    task: Task,
-    window: Window,
-    request: Request,
-    completion: Completion,
-    attempt: int,
-    parsed: replies.Parsed,
-    scores: Scores,
-    job_key: str,
-    words: int | None,
-) -> Record:
-    """Make the journal record of a completed call, with text ids and content keys, so that any store can merge it."""
-    doc_ids, _, _, hashes, _ = zip(*map(task.candidates.__getitem__, window), strict=True)
-    return {
-        "t": "call",
-        "key": call_key,
-        "request": request.key,
-        "job": job_key,
-        "query_id": task.query_id,
-        "docs": doc_ids,
-        "hashes": hashes,
-        "prompt_tokens": request.n_prompt_tokens,
-        "words": words,
-        "attempt": attempt,
-        "sample": 0,
-        "status": parsed.status,
-        "reply": _clean(completion.error if completion.error is not None else completion.text),
-        "parsed": [position + 1 for position in parsed.order] if parsed.order is not None else None,
-        "scores": scores,
-        "missing": parsed.n_missing,
-        "repeated": parsed.n_repeated,
-        "out_of_range": parsed.n_out_of_range,
-        "finish": _finish(completion),
-        "in": completion.tokens_in,
-        "out": completion.tokens_out,
-        "seconds": round(completion.seconds, 6),
-        "server": completion.server,
-        "retryable": completion.error is None or completion.retryable,
-        "at": datetime.now(UTC).isoformat(),
-    }
-
-
-def _clean(text: str | None) -> str | None:
-    return None if text is None else clean(text)
-
-
-# Added to a row's finish reason.
-OWN_COUNTS = "tokens counted here"
-THOUGHT = "thought of "
-
-
-def _finish(completion: Completion) -> str | None:
-    """Return the engine's finish reason, with marks for a thought, and for token counts that are not the server's."""
-    thought = f"{THOUGHT}{completion.thought_tokens} tokens" if completion.thought_tokens else None
-    marks = (completion.finish_reason, thought, OWN_COUNTS if completion.own_counts else None)
-    return "; ".join(filter(None, marks)) or None
-
-
-def engine_reason(finish: str | None) -> str | None:
-    """Return the engine's finish reason from a row's."""
-    parts = (finish or "").split("; ")
-    return "; ".join(p for p in parts if p != OWN_COUNTS and not p.startswith(THOUGHT)) or None
-
-
-def permutation_record(task: Task, result: Result, order: Sequence[int], teacher: Teacher) -> Record:
-    """Make the journal record of a query's merged order."""
-    doc_ids, _, _, hashes, initial = zip(*map(task.candidates.__getitem__, order), strict=True)
-    return {
-        "t": "permutation",
-        "query_id": task.query_id,
-        "docs": doc_ids,
-        "hashes": hashes,
-        "initial": initial,
-        "scores": None if result.scores is None else [result.scores[index] for index in order],
-        "status": result.status,
-        "repairs": result.repairs,
-        "calls": result.calls,
-        "in": result.tokens_in,
-        "out": result.tokens_out,
-        "disagreement": result.ranked.disagreement,
-        "settled": settled(result, teacher.sampling.top),
-    }
-
-
-def settled(result: Result, top: int | None) -> int | None:
-    """Return how many first places the teacher decided: the strategy's settled places, at most `top`."""
-    known = [places for places in (result.ranked.settled, top) if places is not None]
-    least = min(known, default=None)
-    return least if least is not None and least < len(result.ranked.order) else None

@@ -10,6 +10,7 @@ import duckdb
 from labelstore.store import keys
 from teachers.engines.base import Completion, Engine, Request
 from teachers.errors import ExitCode, TeacherError
+from teachers.generate.calling import reading
 from teachers.generate.calls import Labelling, Rendering
 from teachers.generate.worklist import Candidate, Task
 from teachers.prompts import thoughts
@@ -24,7 +25,7 @@ def requests(rendering: Rendering, number: int) -> list[Request]:
     for k, (query, listed) in enumerate(QUESTIONS[:number]):
         passages = listed[:most]  # as many as the prompt can show
         shown = [
-            Candidate(f"canary-{k}-{i}", None, text, keys.text_hash(None, text), i + 1)
+            Candidate(f"canary-{k}-{i}", None, text, keys.text_hash(None, text), i + 1, 10.0 - i)
             for i, text in enumerate(passages)
         ]
         made.append(rendering.request(Task(-1 - k, f"canary-{k}", query, shown), tuple(range(len(shown))))[0])
@@ -66,7 +67,9 @@ def run_canaries(
             return thoughts.split(completion.text or "").answer
         if job.rendering.teacher.reading in ("text", "answers", "choice"):
             return completion.text
-        parsed, _ = job.read(request, completion, len(request.identifiers or request.passages))
+        parsed, _ = reading.read(
+            job.rendering.teacher, request, completion, len(request.identifiers or request.passages)
+        )
         return None if parsed.order is None else " ".join(map(str, parsed.order))
 
     asked = requests(job.rendering, number)

@@ -11,9 +11,6 @@ from teachers.generate.worklist import Work
 from teachers.scheduling.job import Answer
 
 QUERIES = 1000  # queries per batch
-# The queries of a run, without generated ones that a filter has taken out; the parameter, twice, is the run.
-OF_RUN = """SELECT DISTINCT query FROM candidates WHERE run = ? AND query NOT IN
-              (SELECT f.query FROM filtered_out f JOIN runs r USING (dataset) WHERE r.run = ?) ORDER BY query"""
 
 
 def fill(con: duckdb.DuckDBPyConnection, made: Plan, work: Work) -> int:
@@ -25,12 +22,11 @@ def fill(con: duckdb.DuckDBPyConnection, made: Plan, work: Work) -> int:
         DataMissing: if a passage's text is blank.
     """
     settings = made.settings
-    limit = "" if settings.limit is None else f"LIMIT {int(settings.limit)}"
+    chosen, values = made.queries()
     con.execute(
         f"""CREATE TEMP TABLE asked AS
-            SELECT row_number() OVER (ORDER BY query) - 1 AS number, query FROM
-              ({OF_RUN} {limit})""",
-        [made.run.run, made.run.run],
+            SELECT row_number() OVER (ORDER BY query) - 1 AS number, query FROM ({chosen})""",
+        values,
     )
     (queries,) = con.execute("SELECT count(*) FROM asked").fetchall()[0]
     kept = (
@@ -47,13 +43,13 @@ def fill(con: duckdb.DuckDBPyConnection, made: Plan, work: Work) -> int:
     )
     for first in range(0, int(queries), QUERIES):
         work.add_lists(_lists(con, made, first))
+    shown, values = made.candidates()
     work.add_documents(
         _documents(
             con,
-            """SELECT document, doc_id, title, text, text_hash FROM documents
-               WHERE document IN (SELECT c.document FROM candidates c
-                                  WHERE c.run = ? AND c.rank <= ? AND c.query IN (SELECT query FROM todo))""",
-            [made.run.run, made.depth],
+            f"""SELECT document, doc_id, title, text, text_hash FROM documents
+                WHERE document IN (SELECT c.document FROM ({shown}) c WHERE c.query IN (SELECT query FROM todo))""",
+            values,
         )
     )
     work.add_answers(answers(con, made, "SELECT number, query FROM todo"))
@@ -74,16 +70,16 @@ def _documents(
 
 
 def _lists(con: duckdb.DuckDBPyConnection, made: Plan, first: int) -> Iterator[tuple[Any, ...]]:
-    """Yield (number, query_id, text, documents, ranks) of a batch of queries, so that memory does not grow with all."""
+    """Yield (number, query_id, text, documents, ranks, scores) of a batch of queries, so that memory does not grow with all."""
+    shown, values = made.candidates()
     return _rows(
         con,
-        """SELECT l.number, q.query_id, q.text, l.documents, l.ranks FROM
-             (SELECT t.number, c.query, list(c.document ORDER BY c.rank) AS documents,
-                     list(c.rank ORDER BY c.rank) AS ranks
-              FROM candidates c JOIN todo t USING (query)
-              WHERE c.run = ? AND c.rank <= ? AND t.number >= ? AND t.number < ? GROUP BY ALL) l
-           JOIN queries q USING (query) ORDER BY l.number""",
-        [made.run.run, made.depth, first, first + QUERIES],
+        f"""SELECT l.number, q.query_id, q.text, l.documents, l.ranks, l.scores FROM
+              (SELECT t.number, c.query, list(c.document ORDER BY c.place) AS documents,
+                      list(c.place ORDER BY c.place) AS ranks, list(c.score ORDER BY c.place) AS scores
+               FROM ({shown}) c JOIN todo t USING (query) WHERE t.number >= ? AND t.number < ? GROUP BY ALL) l
+            JOIN queries q USING (query) ORDER BY l.number""",
+        [*values, first, first + QUERIES],
     )
 
 

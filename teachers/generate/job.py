@@ -23,7 +23,7 @@ from teachers.generate import canary, child_process
 from teachers.generate import make_engine as engines
 from teachers.generate import merge_journal as merge
 from teachers.generate.calls import Labelling, Rendering
-from teachers.generate.fill_worklist import OF_RUN, fill
+from teachers.generate.fill_worklist import fill
 from teachers.generate.plan import Plan, Settings, plan
 from teachers.generate.worklist import Task, Work
 from teachers.journal.segments import Journal
@@ -101,7 +101,9 @@ def generate(
             are kept, and the same command continues from there).
     """
     made = plan(store, settings, engine_name=engine.name if engine is not None else None)
-    if settings.dataset is None or settings.run is None:
+    if made.head_of is not None:
+        note(f"labelling the first {made.depth} of each list of {made.head_of.name}")
+    elif settings.dataset is None or settings.run is None:
         note(f"labelling {made.run.name} over {made.dataset.name}")
     if engine is None and build is engines.build and not _known(store, made.name):
         engines.require(made)
@@ -242,6 +244,8 @@ def _label(running: _Running, engine: Engine, work: Work, first_canaries: Mappin
             job,
             budget=running.budget,
             max_attempts=settings.max_attempts,
+            in_order=made.engine
+            == "openai-batch",  # its many requests in flight would need every query in memory
             retry_quarantined=settings.retry_quarantined,
             progress=tick,
         )
@@ -330,21 +334,19 @@ def remove_stale(folder: Path) -> None:
 
 def _result(running: _Running, queries: int) -> Labelled:
     made, figures, row = running.plan, running.figures, running.plan.row
-    limit = "" if made.settings.limit is None else f"LIMIT {int(made.settings.limit)}"
-    asked = f"({OF_RUN} {limit})"
-    run = made.run.run
+    asked, values = made.queries()
     with running.store.read() as con:
         statuses = dict(
             con.execute(
                 f"""SELECT p.status, count(*) FROM permutations p JOIN labelings l USING (labeling)
-                    WHERE l.name = ? AND p.query IN {asked} GROUP BY 1 ORDER BY 1""",
-                [made.name, run, run],
+                    WHERE l.name = ? AND p.query IN ({asked}) GROUP BY 1 ORDER BY 1""",
+                [made.name, *values],
             ).fetchall()
         )
         (quarantined,) = con.execute(
             f"""SELECT count(DISTINCT z.query) FROM quarantine z JOIN labelings l USING (labeling)
-                WHERE l.name = ? AND z.query IN {asked}""",
-            [made.name, run, run],
+                WHERE l.name = ? AND z.query IN ({asked})""",
+            [made.name, *values],
         ).fetchall()[0]
     cost = running.budget.cost() if row.input_price is not None and row.output_price is not None else None
     return Labelled(

@@ -1,11 +1,12 @@
 """Make a plan's engine, only when a call is needed."""
 
+from pathlib import Path
 from typing import Any, Protocol
 
 from msft.host import extras
 from teachers.engines.base import Engine
 from teachers.errors import ExitCode, TeacherError
-from teachers.generate.calls import Teacher
+from teachers.generate.calling.teacher import Teacher
 
 
 class Plan(Protocol):
@@ -22,6 +23,8 @@ class Plan(Protocol):
     @property
     def pointwise(self) -> bool: ...
     @property
+    def batches(self) -> Path | None: ...
+    @property
     def settings(self) -> Any: ...
 
 
@@ -31,8 +34,9 @@ def require(plan: Plan) -> None:
     Raises:
         MsftError: if it is missing (exit code 4).
     """
-    if plan.engine in extras.EXTRAS:
-        extras.require(plan.engine)
+    extra = plan.engine.removesuffix("-batch")  # a provider's batches need what its calls need
+    if extra in extras.EXTRAS:
+        extras.require(extra)
 
 
 def build(plan: Plan) -> Engine:
@@ -64,6 +68,28 @@ def build(plan: Plan) -> Engine:
             in_flight=settings.max_in_flight or 32,
             timeout=settings.timeout,
             tokenizer=tokenizer(plan),
+        )
+    if plan.engine == "openai-batch":
+        from teachers.engines.openai_batch import OpenAIBatchEngine
+
+        return OpenAIBatchEngine(
+            plan.location,
+            settings.base_urls[0],
+            plan.teacher.sampling,
+            folder=plan.batches or Path("batches"),
+            in_flight=settings.max_in_flight,
+            timeout=settings.timeout,
+            tokenizer=tokenizer(plan),
+        )
+    if plan.engine == "transformers":
+        from teachers.engines.forward import ForwardEngine
+
+        return ForwardEngine(
+            plan.location,
+            plan.teacher.sampling,
+            context=plan.context,
+            batch=settings.max_in_flight,
+            options=settings.engine_arguments,
         )
     if plan.engine == "cross-encoder":
         from teachers.engines.cross_encoder import CrossEncoderEngine

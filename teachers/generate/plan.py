@@ -17,11 +17,14 @@ from msft.host import extras
 from teachers import models
 from teachers.engines.base import Sampling
 from teachers.errors import ExitCode, TeacherError
-from teachers.generate.calls import Teacher
+from teachers.generate.calling import examples
+from teachers.generate.calling.teacher import Teacher
 from teachers.generate.settings import (
+    BATCH_PRICE,
     CHOOSING,
     CONSTRAINING,
     PAIRS,
+    SERVERS,
     THINK_TOKENS,
     WINDOWS,
     Settings,
@@ -52,6 +55,10 @@ class Plan:
     depth: int
     parameters: Mapping[str, Any]
     context: int | None
+    batches: Path | None = None  # folder of the record of provider batches
+    head_of: lookup.Labeling | None = (
+        None  # the labeling whose first passages are labelled, in place of the run's
+    )
 
     @property
     def pointwise(self) -> bool:
@@ -79,6 +86,25 @@ class Plan:
             },
         }
 
+    def candidates(self) -> tuple[str, list[Any]]:
+        """Return SQL for (query, document, place, first-stage score) of the passages to label, with its parameters."""
+        if self.head_of is None:
+            sql = "SELECT query, document, rank AS place, score FROM candidates WHERE run = ? AND rank <= ?"
+            return sql, [self.run.run, self.depth]
+        sql = """SELECT p.query, i.document, i.rank AS place, c.score
+                 FROM permutations p JOIN permutation_items i USING (permutation)
+                 LEFT JOIN candidates c ON c.run = ? AND c.query = p.query AND c.document = i.document
+                 WHERE p.labeling = ? AND p.status IN ('ok', 'repaired') AND i.rank <= ?"""
+        return sql, [self.run.run, self.head_of.labeling, self.depth]
+
+    def queries(self) -> tuple[str, list[Any]]:
+        """Return SQL for the queries to label, with its parameters; filtered generated queries are left out."""
+        shown, values = self.candidates()
+        sql = f"""SELECT DISTINCT query FROM ({shown}) WHERE query NOT IN
+                    (SELECT f.query FROM filtered_out f JOIN runs r USING (dataset) WHERE r.run = ?) ORDER BY query"""
+        limit = "" if self.settings.limit is None else f" LIMIT {int(self.settings.limit)}"
+        return sql + limit, [*values, self.run.run]
+
     @property
     def reliable_depth(self) -> int:
         settled = self.strategy.reliable_depth(self.depth)
@@ -97,21 +123,25 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
     """
     check(settings)
     with store.read() as con:
-        dataset = lookup.pick_dataset(con, settings.dataset)
-        run = lookup.pick_run(con, dataset, settings.run)
+        head_of = lookup.labeling(con, settings.head_of) if settings.head_of is not None else None
+        dataset, run = _dataset_and_run(con, settings, head_of)
         model, location = _model(store, con, settings)
+        shown = _examples(con, settings)
     engine = engine_name or settings.engine or model.engine
     check_engine(settings, model, engine, engine_name)
     pointwise = engine in PAIRS
-    if settings.depth > run.depth and run.n_queries:
-        settings = replace(settings, depth=run.depth)
+    deepest = run.depth if head_of is None else head_of.depth
+    if settings.depth > deepest and run.n_queries:
+        settings = replace(settings, depth=deepest)
     strategy = _strategy(settings, model, pointwise)
-    reading = _reading(model, pointwise)
+    reading = _reading(settings, model, pointwise)
     template = None if pointwise else _template(settings, model, reading, strategy)
     sampling = _sampling(settings, engine, reading, template)
-    revision = revision_of(location) if engine != "openai" else None
+    if engine == "openai-batch":  # a canary would take a day
+        settings = replace(settings, canaries=0)
+    revision = revision_of(location) if engine not in SERVERS else None
     identity = revision or location
-    row = _row(settings, model, engine, location, revision, template, sampling, reading)
+    row = _row(settings, model, engine, location, revision, template, sampling, reading, shown)
     teacher = Teacher(
         key=row.teacher_key,
         revision=identity,
@@ -119,8 +149,9 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
         sampling=sampling,
         context=model.context,
         reading=reading,
-        renders=engine != "openai",
+        renders=engine not in SERVERS,
         keep_thoughts=settings.keep_thoughts,
+        examples=shown,
     )
     made = Plan(
         settings=settings,
@@ -132,10 +163,12 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
         strategy=strategy,
         dataset=dataset,
         run=run,
-        name=settings.name or f"{model.name}@{run.name}",
+        name=settings.name or f"{model.name}@{run.name if head_of is None else head_of.name}",
         depth=settings.depth,
         parameters=_parameters(settings, strategy),
         context=model.context,
+        head_of=head_of,
+        batches=store.files / "batches",
     )
     with store.read() as con:
         _check_labeling(con, made)
@@ -143,14 +176,51 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
     return made
 
 
-def _reading(model: models.TeacherModel, pairs: bool) -> str:
+def _dataset_and_run(
+    con: duckdb.DuckDBPyConnection, settings: Settings, head_of: lookup.Labeling | None
+) -> tuple[lookup.Dataset, lookup.Run]:
+    """Find what is labelled: what the settings name, or the run that `head_of` orders.
+
+    Raises:
+        UsageError: the settings name another dataset or run than that labeling's, or it orders a run that is not held.
+    """
+    if head_of is None:
+        dataset = lookup.pick_dataset(con, settings.dataset)
+        return dataset, lookup.pick_run(con, dataset, settings.run)
+    named = con.execute("SELECT name FROM datasets WHERE dataset = ?", [head_of.dataset]).fetchall()
+    dataset = lookup.dataset(con, named[0][0])
+    if head_of.run is None:
+        raise UsageError(
+            f"{head_of.name} orders the run {head_of.first_stage or 'of a file'}, which the store does not hold",
+            hint="import that run with `msft runs import`, and the labels again with --run RUN and another --name",
+        )
+    run = lookup.run_by_id(con, head_of.run)
+    for option, given, own in (
+        ("--dataset", settings.dataset, dataset.name),
+        ("--run", settings.run, run.name),
+    ):
+        if given is not None and given != own:
+            raise UsageError(
+                f"{option} {given}: {head_of.name} orders the run {run.name} over {dataset.name}",
+                hint=f"leave {option} out",
+            )
+    return dataset, run
+
+
+def _examples(con: duckdb.DuckDBPyConnection, settings: Settings) -> tuple[examples.Example, ...]:
+    if settings.examples is None:
+        return ()
+    return examples.draw(con, settings.examples, settings.shots, settings.seed)
+
+
+def _reading(settings: Settings, model: models.TeacherModel, pairs: bool) -> str:
     """Return how replies are read (`teachers.generate.calls.Teacher`)."""
     if pairs:
         return "scores"
     if model.kind == "pointwise":
         return "answers"
     if model.template.reads == "choice":
-        return "choice"
+        return "labels" if settings.logprobs or model.template.answers else "choice"
     return "first" if model.scoring == "first-token" else "text"
 
 
@@ -165,8 +235,9 @@ def _template(settings: Settings, model: models.TeacherModel, reading: str, stra
     _check_reading(template, reading, window)
     for position in {1, min(window, settings.depth)}:
         template.identifier(position)
-    if settings.logprobs and not template.prefill:
-        return replace(template, prefill="[")  # so that the first generated position is the identifier
+    if settings.logprobs and not template.prefill and template.chat != "parts":
+        # So that the first generated position is the identifier.
+        return replace(template, prefill=" Passage:" if reading == "labels" else "[")
     return template
 
 
@@ -189,7 +260,7 @@ def _sampling(settings: Settings, engine: str, reading: str, template: Template 
     return Sampling(
         temperature=settings.temperature,
         seed=settings.seed if settings.temperature > 0 else None,
-        logprobs=20 if reading in ("first", "answers") or settings.logprobs else 0,
+        logprobs=20 if reading in ("first", "answers", "labels") or settings.logprobs else 0,
         logits=template is not None and template.reads == "logit",
         constraint="identifiers" if _constrained(settings, engine, reading, template) else None,
         top=settings.top,
@@ -200,6 +271,10 @@ def _sampling(settings: Settings, engine: str, reading: str, template: Template 
 def _parameters(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     """Return what a labeling's ranking depends on beside its teacher and run."""
     parameters: dict[str, Any] = {**strategy.parameters, "depth": settings.depth}
+    if settings.examples is not None:
+        parameters |= {"examples": settings.examples, "shots": settings.shots}
+    if settings.head_of is not None:
+        parameters["head_of"] = settings.head_of
     if settings.fuse:
         parameters["fuse"] = "reciprocal ranks with the run, k = 60"
         # Labelings from before this setting have equal weights, and their parameters must stay the same.
@@ -216,7 +291,7 @@ def _constrained(settings: Settings, engine: str, reading: str, template: Templa
     """
     if settings.constrained is not None:
         return settings.constrained
-    if template is None or template.thinks:
+    if template is None:
         return False
     return reading == "text" and (engine in CONSTRAINING or settings.top is not None)
 
@@ -294,8 +369,14 @@ def _row(
     template: Any,
     sampling: Sampling,
     reading: str,
+    shown: tuple[examples.Example, ...],
 ) -> TeacherRow:
     drawn = {**sampling.key(), "reading": reading} if template is not None else None
+    if drawn is not None and shown:
+        drawn["examples"] = examples.key(shown)
+    if drawn is not None and engine == "openai-batch":  # its calls have another price
+        drawn["batch"] = True
+    discount = BATCH_PRICE if engine == "openai-batch" else 1.0
     prompt_hash = template.hash if template is not None else None
     return TeacherRow(
         name=model.name,
@@ -305,11 +386,16 @@ def _row(
         prompt=template.ident if template is not None else None,
         prompt_hash=prompt_hash,
         sampling=drawn,
-        input_price=settings.input_price if settings.input_price is not None else model.input_price,
-        output_price=settings.output_price if settings.output_price is not None else model.output_price,
+        input_price=_price(settings.input_price, model.input_price, discount),
+        output_price=_price(settings.output_price, model.output_price, discount),
         licence=model.licence,
         key=teacher_key.asked(location, revision, prompt_hash, drawn, model.kind),
     )
+
+
+def _price(given: float | None, registered: float | None, discount: float) -> float | None:
+    """Return the price that is given, or the registry's with its discount."""
+    return given if given is not None or registered is None else registered * discount
 
 
 def _check_labeling(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
@@ -349,15 +435,23 @@ def _check_texts(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
     Raises:
         DataMissing: with the number of passages without a text, and one example.
     """
-    n, example, total = con.execute(
-        """SELECT count(*) FILTER (WHERE d.text IS NULL), min(d.doc_id) FILTER (WHERE d.text IS NULL), count(*)
-           FROM candidates c JOIN documents d ON d.document = c.document WHERE c.run = ? AND c.rank <= ?""",
-        [made.run.run, made.depth],
+    shown, values = made.candidates()
+    n, example, total, unscored = con.execute(
+        f"""SELECT count(*) FILTER (WHERE d.text IS NULL), min(d.doc_id) FILTER (WHERE d.text IS NULL), count(*),
+                   count(*) FILTER (WHERE c.score IS NULL)
+            FROM ({shown}) c JOIN documents d ON d.document = c.document""",
+        values,
     ).fetchall()[0]
     if not total:
         raise DataMissing(
             f"{made.run.name} over {made.dataset.name} has no candidates",
             hint=f"msft retrieve --dataset {made.dataset.name} --retriever bm25s",
+        )
+    template = made.teacher.template
+    if unscored and template is not None and template.scored:
+        raise DataMissing(
+            f"{unscored} of {total} candidates of {made.run.name} have no score, and {template.ident} shows scores",
+            hint="retrieve the run again with `msft retrieve --name OTHER`, or give another --prompt",
         )
     if n:
         raise DataMissing(

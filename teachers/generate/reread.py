@@ -25,7 +25,7 @@ from labelstore.store.job_lock import labeling_alone
 from labelstore.store.label_store import LabelStore
 from teachers.generate import child_process
 from teachers.generate import stored_replies as stored
-from teachers.generate.calls import permutation_record
+from teachers.generate.calling.records import permutation_record
 from teachers.generate.merge_journal import Target
 from teachers.generate.stored_replies import Change
 from teachers.generate.worklist import Candidate, Task

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 from labelstore.errors import UsageError
 from teachers.models import TeacherModel
 
-ENGINES = ("vllm", "openai", "ray", "cross-encoder", "bi-encoder")
+ENGINES = ("vllm", "openai", "openai-batch", "ray", "transformers", "cross-encoder", "bi-encoder")
 PAIRS = ("cross-encoder", "bi-encoder")  # engines that score pairs, without a prompt
 CONSTRAINING = ("vllm", "ray")
+SERVERS = ("openai", "openai-batch")  # engines that ask a server, by the model's name there
+BATCH_PRICE = 0.5  # of a batch's call, as a share of the registry's price
 WINDOWS = ("window", "stride", "passes", "pivot", "keep", "children", "sort")  # settings of strategies
 CHOOSING = {
     "setwise": "setwise@1",
@@ -50,6 +52,10 @@ class Settings:
         None
     )
     depth: Annotated[int, "Candidates per query."] = 100
+    head_of: Annotated[
+        str | None,
+        "Label only the first --depth passages of each list of this labeling, in its order; `combine --refine` joins the two.",
+    ] = None
     strategy: Annotated[
         str | None,
         "sliding (default), single, full, top-down, tournament, setwise, pairwise; pointwise for prompts of one passage.",
@@ -67,7 +73,10 @@ class Settings:
     )
     samples: Annotated[int, "Shuffled orders per query whose rankings are merged (self-consistency)."] = 1
     seed: Annotated[int, "The seed of shuffled orders and of sampling."] = 0
-    engine: Annotated[str | None, "vllm, openai, ray, cross-encoder, bi-encoder."] = None
+    engine: Annotated[
+        str | None,
+        "vllm, openai, openai-batch (a day, half the price), ray, transformers (scores alone), cross-encoder, bi-encoder.",
+    ] = None
     base_urls: tuple[str, ...] = ()  # OpenAI-compatible servers
     engine_arguments: Mapping[str, Any] = field(default_factory=dict)  # arguments of vllm.LLM
     workers: Annotated[int, "Workers of --engine ray."] = 2
@@ -85,6 +94,11 @@ class Settings:
     name: Annotated[str | None, "The name of the labeling; by default TEACHER@RUN."] = None
     prompt: Annotated[str | None, "A registered prompt, NAME@VERSION; by default the model's."] = None
     context: Context = None
+    examples: Annotated[
+        str | None,
+        "A dataset whose judged queries stand as examples before the question; not a test set.",
+    ] = None
+    shots: Annotated[int, "How many judged queries --examples shows."] = 2
     temperature: Temperature = 0.0
     constrained: bool | None = None  # allow only unused identifiers; None: if the engine supports it
     top: Annotated[int | None, "End each reply after the best N identifiers; needs --constrained."] = None
@@ -129,7 +143,7 @@ def check(settings: Settings) -> None:
     Raises:
         UsageError: if one is wrong.
     """
-    check_least(settings, depth=1, limit=1, top=1, samples=1, workers=1, **LEAST)
+    check_least(settings, depth=1, limit=1, shots=1, top=1, samples=1, workers=1, **LEAST)
     if settings.top is not None and settings.constrained is False:
         raise UsageError("--top ends replies by constrained decoding, and --free switches that off")
 
@@ -146,6 +160,11 @@ def check_engine(settings: Settings, model: TeacherModel, engine: str, own: str 
     if own is None and engine not in ENGINES:
         raise UsageError(f"no engine named {engine!r}", hint=f"--engine {' | '.join(ENGINES)}")
     _check_kind(settings, model, engine)
+    if engine == "transformers" and not _scores(settings, model):
+        raise UsageError(
+            f"--engine transformers reads scores from one forward pass, and {model.name} writes replies to {model.prompt}",
+            hint="--prompt yes-no@1, --strategy setwise --logprobs, or --engine vllm",
+        )
     if settings.fuse and engine not in PAIRS:
         raise UsageError("--fuse is for --engine cross-encoder and bi-encoder")
     if not 0 < settings.fuse_weight < 1:
@@ -161,11 +180,13 @@ def check_engine(settings: Settings, model: TeacherModel, engine: str, own: str 
         raise UsageError(
             f"--engine {engine} scores pairs: --constrained, --top, --logprobs, --samples do not apply"
         )
-    if engine == "openai" and not settings.base_urls:
+    if engine in SERVERS and not settings.base_urls:
+        several = " (repeat it for several)" if engine == "openai" else ""
         raise UsageError(
-            "--engine openai needs a server",
-            hint="--base-url http://127.0.0.1:8000/v1 (repeat it for several)",
+            f"--engine {engine} needs a server", hint=f"--base-url http://127.0.0.1:8000/v1{several}"
         )
+    if engine == "openai-batch":
+        _check_batch(settings)
     if engine == "openai" and settings.top and not settings.constrained:
         raise UsageError(
             "--top ends replies by constrained decoding, which a server has to be started for",
@@ -179,6 +200,28 @@ def check_engine(settings: Settings, model: TeacherModel, engine: str, own: str 
             f"--max-cost needs prices, and {model.name} has no prices",
             hint="--input-price X --output-price Y, per million tokens",
         )
+
+
+def _check_batch(settings: Settings) -> None:
+    """Check the settings of provider batches."""
+    if len(settings.base_urls) > 1:
+        raise UsageError(
+            f"--engine openai-batch asks one provider, and {len(settings.base_urls)} are given",
+            hint="give one --base-url",
+        )
+    if settings.constrained or settings.top is not None:
+        raise UsageError(
+            "--engine openai-batch takes no --constrained and no --top: providers have no constrained decoding of rankings",
+            hint="leave them out",
+        )
+
+
+def _scores(settings: Settings, model: TeacherModel) -> bool:
+    """Tell whether the answer is read from the first token's probabilities alone."""
+    if model.kind in PAIRS:
+        return False
+    choice = model.template.reads == "choice"
+    return bool(model.template.answers) or model.scoring == "first-token" or (choice and settings.logprobs)
 
 
 def _check_kind(settings: Settings, model: TeacherModel, engine: str) -> None:
@@ -196,7 +239,7 @@ def _check_kind(settings: Settings, model: TeacherModel, engine: str) -> None:
             if engine not in PAIRS
             else "--engine vllm, or --engine openai with --base-url",
         )
-    if model.kind == "pointwise" and engine == "openai" and model.template.reads == "logit":
+    if model.kind == "pointwise" and engine in SERVERS and model.template.reads == "logit":
         raise UsageError(
             f"the score of {model.name} is a logit, and servers send log-probabilities alone",
             hint="--engine vllm",
@@ -207,6 +250,8 @@ def _check_kind(settings: Settings, model: TeacherModel, engine: str) -> None:
             hint="leave --samples out, or choose another strategy",
         )
     _check_thoughts(settings, model)
+    if settings.examples is not None:
+        _check_examples(model)
     if model.kind == "listwise" and model.template.reads == "choice":
         _check_choice(settings, model)
     if model.kind not in ("pointwise", *PAIRS) and settings.strategy == "pointwise":
@@ -216,6 +261,29 @@ def _check_kind(settings: Settings, model: TeacherModel, engine: str) -> None:
         )
 
 
+def _check_examples(model: TeacherModel) -> None:
+    """Check that a model's prompt can have examples before its question.
+
+    Raises:
+        UsageError: if it cannot, with the reason.
+    """
+    if model.kind in PAIRS:
+        reason = f"{model.name} scores pairs without a prompt"
+    elif model.template.chat != "model":
+        reason = f"{model.prompt} is the prompt of a model that was trained without examples"
+    elif model.template.thinks:
+        reason = f"the reply to {model.prompt} begins with a thought, and judgments have none"
+    elif model.template.scored:
+        reason = f"{model.prompt} shows first-stage scores, and the examples' passages have none"
+    elif model.template.reads in ("expected", "logit"):
+        reason = f"{model.prompt} asks for another scale than that of judgments"
+    else:
+        return
+    raise UsageError(
+        f"--examples does not apply: {reason}", hint="leave it out, or --prompt listwise@1 or yes-no@1"
+    )
+
+
 def _check_choice(settings: Settings, model: TeacherModel) -> None:
     """Check the settings of a prompt whose reply names the best passage alone."""
     if settings.strategy not in (None, *CHOOSING):
@@ -223,10 +291,15 @@ def _check_choice(settings: Settings, model: TeacherModel) -> None:
             f"the prompt {model.prompt} asks for the best passage, and --strategy {settings.strategy} needs lists",
             hint="--strategy setwise or pairwise",
         )
-    if settings.constrained or settings.top is not None or settings.logprobs:
+    if settings.constrained or settings.top is not None:
         raise UsageError(
-            f"--constrained, --top and --logprobs are for lists, and the prompt {model.prompt} asks for the best passage",
+            f"--constrained and --top are for lists, and the prompt {model.prompt} asks for the best passage",
             hint="leave them out",
+        )
+    if settings.logprobs and model.template.identifiers != "letters" and not model.template.answers:
+        raise UsageError(
+            f"--logprobs reads one token a passage, and the prompt {model.prompt} names passages by numbers",
+            hint="leave it out, or give --prompt setwise@1",
         )
     strategy = settings.strategy or default_strategy(model)
     window = 2 if strategy == "pairwise" else 1 + (settings.children or 3)
@@ -246,10 +319,10 @@ def _check_thoughts(settings: Settings, model: TeacherModel) -> None:
             f"{model.name} writes no thought: --think-tokens and --keep-thoughts do not apply",
             hint="leave them out, or give a prompt with a thought: --prompt qwen3-thinking@1, reasonrank@1 or rank-r1@1",
         )
-    if thinks and (settings.constrained or settings.logprobs or settings.top is not None):
+    if thinks and settings.logprobs:
         raise UsageError(
-            f"the prompt {model.prompt} begins with a thought: --constrained, --top and --logprobs do not apply",
-            hint="leave them out",
+            f"the prompt {model.prompt} begins with a thought: --logprobs does not apply",
+            hint="leave it out",
         )
     if settings.think_tokens is not None and settings.think_tokens < 1:
         raise UsageError(f"--think-tokens {settings.think_tokens} is below 1")

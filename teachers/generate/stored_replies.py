@@ -14,7 +14,9 @@ import duckdb
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Sampling
 from teachers.errors import TeacherError
-from teachers.generate.calls import Teacher, engine_reason, read_text
+from teachers.generate.calling.reading import read_text
+from teachers.generate.calling.records import engine_reason
+from teachers.generate.calling.teacher import Teacher
 from teachers.prompts import replies
 from teachers.prompts import template as prompts
 
@@ -93,7 +95,9 @@ def reading(
     n: int,
 ) -> replies.Parsed | None:
     """Parse a stored reply again; None if there is no reply to parse: an engine error, or scores."""
-    if teacher.reading in ("scores", "answers") or (status == replies.ENGINE_ERROR and finish is None):
+    if teacher.reading in ("scores", "answers", "labels") or (
+        status == replies.ENGINE_ERROR and finish is None
+    ):
         return None
     if teacher.reading == "first":
         if scores is None:
@@ -123,6 +127,8 @@ def teachers_of_replies(con: duckdb.DuckDBPyConnection) -> tuple[dict[int, Teach
         if engine == "combined":  # it was never asked
             continue
         drawn: dict[str, Any] = json.loads(sampling or "{}")
+        for beside in ("examples", "batch"):  # part of the teacher's key, and not of its sampling
+            drawn.pop(beside, None)
         how = str(
             drawn.pop("reading", "text" if prompt is not None else "scores")
         )  # without a prompt the teacher scores pairs

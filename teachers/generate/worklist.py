@@ -11,14 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from teachers.journal import exact_json
 from teachers.scheduling.job import Answer
 
 _SCHEMA = """
 CREATE TABLE documents (document INTEGER PRIMARY KEY, doc_id TEXT, title TEXT, text TEXT, text_hash TEXT);
-CREATE TABLE lists (number INTEGER PRIMARY KEY, query_id TEXT, text TEXT, documents TEXT, ranks TEXT, n INTEGER);
+CREATE TABLE lists (number INTEGER PRIMARY KEY, query_id TEXT, text TEXT, documents TEXT, ranks TEXT, scores TEXT,
+                    n INTEGER);
 CREATE TABLE answers (request_key TEXT PRIMARY KEY, number INTEGER, answer BLOB) WITHOUT ROWID;
 """
 
@@ -27,13 +28,14 @@ FRESH = 1000  # new answers written in one batch
 
 
 class Candidate(NamedTuple):
-    """A passage of a run, with its text and the hash of the text that labels belong to."""
+    """A passage of a run, with its text, the hash of the text that labels belong to, and its first-stage score."""
 
     doc_id: str
     title: str | None
     text: str
     text_hash: int
     initial_rank: int
+    score: float | None = None
 
 
 @dataclass(slots=True)
@@ -84,14 +86,15 @@ class Work:
         )
         self._con.execute("COMMIT")
 
-    def add_lists(self, rows: Iterable[tuple[int, str, str, Sequence[int], Sequence[int]]]) -> None:
-        """Add (number, query_id, text, documents, initial ranks) rows."""
+    def add_lists(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Add (number, query_id, text, documents, initial ranks) rows, with first-stage scores at their end if there are any."""
         self._con.execute("BEGIN")
         self._con.executemany(
-            "INSERT INTO lists VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO lists VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
-                (number, query_id, text, json.dumps(list(documents)), json.dumps(list(ranks)), len(documents))
-                for number, query_id, text, documents, ranks in rows
+                (number, query_id, text, *(json.dumps(list(values)) for values in columns), len(columns[0]))
+                for number, query_id, text, *given in rows
+                if (columns := given if len(given) == 3 else [*given, [None] * len(given[0])])
             ),
         )
         self._con.execute("COMMIT")
@@ -145,15 +148,16 @@ class Work:
             yield self.task(number)
 
     def task(self, number: int) -> Task:
-        query_id, text, documents, ranks = self._con.execute(
-            "SELECT query_id, text, documents, ranks FROM lists WHERE number = ?", (number,)
+        query_id, text, documents, ranks, scores = self._con.execute(
+            "SELECT query_id, text, documents, ranks, scores FROM lists WHERE number = ?", (number,)
         ).fetchone()
         keys = json.loads(documents)
         marks = ",".join("?" * len(keys))
         found = self._con.execute(f"SELECT * FROM documents WHERE document IN ({marks})", keys)
         rows = {row[0]: row for row in found}
         _, doc_ids, titles, texts, hashes = zip(*map(rows.__getitem__, keys), strict=True)
-        columns = zip(doc_ids, titles, texts, map(int, hashes), json.loads(ranks), strict=True)
+        of_run = (json.loads(ranks), json.loads(scores))
+        columns = zip(doc_ids, titles, texts, map(int, hashes), *of_run, strict=True)
         return Task(number, query_id, text, list(map(_CANDIDATE, columns)))
 
     def close(self) -> None:

@@ -59,6 +59,23 @@ def read_answers(
     return Parsed((0,), REPAIRED if missing else OK, n_missing=missing), [score]
 
 
+def read_labels(
+    logprobs: Mapping[str, float] | None, floor: float | None, labels: Sequence[str]
+) -> tuple[Parsed, Scores | None]:
+    """Read an order and scores from the log-probabilities of the passages' labels (setwise by likelihood, duoT5).
+
+    A label that the engine does not report gets `floor`, the highest value that it can have; the call is then ``repaired``.
+    Equal values keep the order shown. Without any label, or without a bound where one is needed, the call is ``wrong_format``.
+    """
+    known = [v if v is not None and math.isfinite(v) else None for v in map((logprobs or {}).get, labels)]
+    missing = known.count(None)
+    if missing == len(labels) or (missing and floor is None):
+        return Parsed(None, WRONG_FORMAT, n_missing=missing), None
+    values = [floor or 0.0 if value is None else value for value in known]
+    order = sorted(range(len(labels)), key=lambda place: -values[place])
+    return Parsed(tuple(order), REPAIRED if missing else OK, n_missing=missing), list(values)
+
+
 def by_answer(
     logprobs: Mapping[str, float], answers: Sequence[str], spelling: str
 ) -> tuple[dict[str, float], float]:
@@ -78,8 +95,10 @@ def answer_of(token: str, answers: Sequence[str], spelling: str) -> str | None:
     """Return the answer that a token spells."""
     if spelling == "exact":
         return token if token in answers else None
-    plain = token.replace("▁", " ").replace("Ġ", " ").strip().casefold()
-    return next((answer for answer in answers if answer.casefold() == plain), None)
+    plain = token.replace("▁", " ").replace("Ġ", " ").strip()
+    if spelling == "cased":
+        return plain if plain in answers else None
+    return next((answer for answer in answers if answer.casefold() == plain.casefold()), None)
 
 
 def summed(spelt: Iterable[tuple[str | None, float]]) -> dict[str, float]:

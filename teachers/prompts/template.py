@@ -4,7 +4,7 @@ A template file is a sequence of turns. A line ``--- ROLE`` begins a turn. A fil
 byte for byte; each part becomes tokens alone, so that no token reaches from one part into the next. A line ``--- ROLE, each passage`` begins a
 turn that is repeated for each passage; adjacent ones alternate, as in RankGPT. The newline before the next marker is
 not part of a turn. Placeholders: ``{num}``, ``{query}``, ``{passages}`` (a line ``[identifier] text`` for each
-passage), ``{passage}`` if one passage is shown, and in repeated turns ``{identifier}`` and ``{passage}``. They are filled in one pass, so a passage that
+passage), ``{passage}`` if one passage is shown (and ``{second}`` beside it in a pair), and in repeated turns ``{identifier}`` and ``{passage}``. They are filled in one pass, so a passage that
 contains ``{query}`` stays unchanged.
 
 A model depends on the wording: one published ranker loses 3.7 points of nDCG with the wrong prompt. So a released file
@@ -27,9 +27,10 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 _MARKER = re.compile(r"^--- (system|user|assistant|part)(, each passage)?$", re.M)
 _MARKS = re.compile(r"</?\|?\w+\|?>")
-_PLACEHOLDER = re.compile(r"\{(num|query|passages|identifier|passage|examples)\}")
+_PLACEHOLDER = re.compile(r"\{(num|query|passages|identifier|passage|second|examples)\}")
 
-_ENTRY = re.compile(r"\{(identifier|passage)\}")
+_ENTRY = re.compile(r"\{(identifier|passage|score)\}")
+_BRACKETED = re.compile(r"\[[a-z]+(?:start|end)\]")  # marks such as APEER's [querystart]
 
 # Formats that turn messages into text, for templates that do not use the model's chat template.
 _CHATS: Mapping[str, Mapping[str, str]] = {
@@ -79,12 +80,17 @@ class _Form:
     joint: str = "\n"
     most: int | None = None
     thinks: str = ""
+    ends: bool = False
+    wrapped: tuple[str, str] | None = None
 
     def tag(self) -> str:
         """Return what the template's hash covers beside the file."""
         tag = f"msft:prompt:{self.identifiers}:{self.chat}:{self.prefill}:"
         if self.reads != "list":
             tag += f"{self.reads}:{','.join(self.answers)}:{self.spelling}:{self.begins}:{self.entry}:{self.joint}:"
+        elif self.entry != _Form.entry:
+            tag += f"{self.entry}:"
+        tag += "ends:" if self.ends else ""
         return tag + (f"{self.thinks}:" if self.thinks else "")
 
 
@@ -102,14 +108,15 @@ class Template(_Form):
         reads: ``list`` (the reply is an order), ``choice`` (it names the best passage), or how a passage's score is read off
             the first token's probabilities: ``log-odds`` (of the first answer against the second), ``logit`` (of the only
             answer) or ``expected`` (the mean of the answers as numbers).
-        answers: the answers that the score is read from.
-        spelling: ``exact`` (an answer is one token, as written) or ``any`` (every token that spells it, in any case and with a
-            space before it).
-        begins: whether the prompt begins with the tokenizer's first token.
-        entry, joint: how ``{passages}`` shows a passage, and what stands between two.
+        answers: the answers that the score is read from; of a choice, one for each passage, if they are not its identifiers.
+        spelling: ``exact`` (an answer is one token, as written), ``any`` (every token that spells it, in any case and with a
+            space before it) or ``cased`` (as written, and with a space before it).
+        begins, ends: whether the prompt begins with the tokenizer's first token, and ends with its last one.
+        entry, joint: how ``{passages}`` shows a passage, and what stands between two. ``{score}`` is its first-stage score.
         most: most passages that it can show; None: as many as it has identifiers.
         thinks: whether the model writes a thought first: empty, ``think`` (the answer follows it) or ``answer`` (it stands between
             ``<answer>`` and ``</answer>``).
+        wrapped: the marks between which the reply's list may stand.
         reply_tokens: most tokens of a reply that is no ranking (:mod:`teachers.prompts.single`).
         examples: what stands for ``{examples}``.
     """
@@ -124,15 +131,22 @@ class Template(_Form):
     @property
     def pointwise(self) -> bool:
         """Tell whether each passage is asked for alone, and gets a score."""
-        return bool(self.answers)
+        return bool(self.answers) and self.reads != "choice"
 
     @cached_property
     def markers(self) -> frozenset[str]:
         """Return the marks of the prompt or its answers (``<Query>``, ``<answer>``) that its texts must not contain."""
         if self.thinks == "answer":
             return frozenset({"<answer>", "</answer>"})
-        text = "".join(turn.text for turn in self.turns) if self.chat == "parts" else ""
-        return frozenset(_MARKS.findall(text))
+        text = "".join(turn.text for turn in self.turns)
+        return frozenset(_BRACKETED.findall(text)) | frozenset(
+            _MARKS.findall(text) if self.chat == "parts" else ()
+        )
+
+    @property
+    def scored(self) -> bool:
+        """Tell whether the prompt shows first-stage scores."""
+        return "{score}" in self.entry
 
     @property
     def ident(self) -> str:
@@ -170,8 +184,11 @@ class Template(_Form):
     def _names(self) -> dict[int, tuple[str, ...]]:
         return {}
 
-    def render(self, query: str, passages: Sequence[str]) -> list[Message]:
+    def render(self, query: str, passages: Sequence[str], scores: Sequence[float] = ()) -> list[Message]:
         """Return the messages for one window; prepare the texts with :mod:`teachers.prompts.passages` first.
+
+        Args:
+            scores: the passages' first-stage scores, only for a prompt that shows them.
 
         Raises:
             TeacherError: if there are no passages, or more than the prompt can show.
@@ -181,12 +198,18 @@ class Template(_Form):
         if self.most is not None and len(passages) > self.most:
             shown = "one passage" if self.most == 1 else f"{self.most} passages"
             raise TeacherError(f"the prompt {self.ident} shows {shown}, not {len(passages)}")
+        if self.scored and len(scores) != len(passages):
+            raise TeacherError(
+                f"the prompt {self.ident} shows first-stage scores: {len(scores)} for {len(passages)}"
+            )
         names = self.names(len(passages))
+        written = [f"{score:.2f}" for score in scores] or [""] * len(passages)
         common = {
             "num": str(len(passages)),
             "query": query,
-            "passages": self.joint.join(map(self._shown, names, passages)),
+            "passages": self.joint.join(map(self._shown, names, passages, written)),
             "passage": passages[0],  # of a prompt that shows one
+            "second": passages[1] if len(passages) > 1 else "",
             "examples": self.examples,
         }
         messages: list[Message] = []
@@ -205,9 +228,10 @@ class Template(_Form):
                 messages += [{"role": t.role, "content": t.fill(values)} for t in repeated]
         return messages
 
-    def _shown(self, identifier: str, passage: str) -> str:
+    def _shown(self, identifier: str, passage: str, score: str) -> str:
         """Return a passage as ``{passages}`` shows it."""
-        return _ENTRY.sub(lambda m: identifier if m[1] == "identifier" else passage, self.entry)
+        values = {"identifier": identifier, "passage": passage, "score": score}
+        return _ENTRY.sub(lambda m: values[m[1]], self.entry)
 
     def text(
         self, messages: Sequence[Message], chat_template: Callable[[list[Message]], str] | None = None
@@ -280,9 +304,9 @@ def merge_system(messages: Sequence[Message]) -> list[Message]:
     return rest
 
 
-def _frame(reads: str, *answers: str, begins: bool = False) -> _Form:
+def _frame(reads: str, *answers: str, begins: bool = False, ends: bool = False) -> _Form:
     """Describe the prompt of a model that was trained to score a passage by these answers."""
-    return _Form("numbers", "parts", "", "pointwise", reads, answers, "exact", begins, most=1)
+    return _Form("numbers", "parts", "", "pointwise", reads, answers, "exact", begins, most=1, ends=ends)
 
 
 _QUOTED = _Form(
@@ -299,13 +323,27 @@ _TEMPLATES: Mapping[str, _Form] = {
     "first@1": _Form(identifiers="letters", prefill="["),
     "rankgpt@1": _Form(),
     "listwise@1": _Form(),
+    "apeer@1": _Form(wrapped=("[rankstart]", "[rankend]")),
+    "insertrank@1": _Form(
+        entry="[{identifier}] {passage}\nBM25 score for passge [{identifier}]: {score}"  # the typing error is RankLLM's
+    ),
     "qwen3-reranker@1": _frame("log-odds", "yes", "no"),
     "mxbai-rerank@1": _frame("log-odds", "1", "0"),
     "bge-gemma@1": _frame("logit", "Yes", begins=True),
+    "monot5@1": _frame("log-odds", "true", "false", ends=True),
     "yes-no@1": _Form(folder="pointwise", reads="log-odds", answers=("yes", "no"), most=1),
     "rating@1": _Form(folder="pointwise", reads="expected", answers=("0", "1", "2", "3", "4"), most=1),
     "setwise@1": _QUOTED,
     "pairwise@1": replace(_QUOTED, most=2),
+    "duot5@1": _Form(
+        chat="parts",
+        folder="choices",
+        reads="choice",
+        answers=("true", "false"),
+        spelling="exact",
+        most=2,
+        ends=True,
+    ),
     "rank-r1@1": _Form(
         folder="thinking", reads="choice", entry="[{identifier}]: {passage}", most=20, thinks="answer"
     ),

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 OPEN, CLOSE = "<think>", "</think>"
+ANSWER = "<answer>"
 _TAG = re.compile(r"</?think>")
 _OPENED_TWICE = re.compile(r"^\s*<think>\s*<think>")
 
@@ -57,8 +58,8 @@ def split(reply: str) -> Thought:
 
 def tagged(answer: str, finish_reason: str | None) -> str | None:
     """Return the text of the last ``<answer>``, or the whole text without such a tag; None if it was cut off."""
-    start = answer.rfind("<answer>")
+    start = answer.rfind(ANSWER)
     if start < 0:
         return answer
-    text, closed, _ = answer[start + len("<answer>") :].partition("</answer>")
+    text, closed, _ = answer[start + len(ANSWER) :].partition("</answer>")
     return text if closed or finish_reason != "length" else None

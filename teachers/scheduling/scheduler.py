@@ -289,7 +289,7 @@ class Scheduler(Generic[TaskT]):
             self._ready.clear()
             self._delayed.clear()
             return None
-        request.ticket = next(self._tickets)
+        request.ticket, request.attempt = next(self._tickets), ask.attempt
         self._in_flight[request.ticket] = ask
         self._twins[request.key] = []
         return request

@@ -15,6 +15,7 @@ from teachers.strategies.tournament import Tournament
 from teachers.strategies.whole import Full, Single
 
 __all__ = [
+    "PARAMETERS",
     "STRATEGIES",
     "Bounds",
     "Consistent",
@@ -58,6 +59,7 @@ _TAKES = {
     "pairwise": ("keep", "sort"),
 }
 STRATEGIES = tuple(_BUILDERS)
+PARAMETERS = {"samples", "seed", "merge", *(name for taken in _TAKES.values() for name in taken)}
 
 
 def strategy(

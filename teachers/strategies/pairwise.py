@@ -1,12 +1,13 @@
 """Pairwise: each pair is asked in both orders, so that the place of a passage in the prompt cannot decide (arXiv 2306.17563)."""
 
+import math
 from dataclasses import dataclass, field
 from itertools import combinations, islice
 from typing import Any
 
 from teachers.errors import ExitCode, TeacherError
 from teachers.strategies import sorting
-from teachers.strategies.base import Bounds, Ranked, Steps
+from teachers.strategies.base import Bounds, Order, Ranked, ScoredOrder, Steps
 from teachers.strategies.sorting import Group, Windows
 
 SORTS = ("all", *sorting.SORTS)
@@ -18,7 +19,8 @@ class Pairwise:
     """Compare passages two by two, each pair in both orders.
 
     ``all`` asks every pair, all at once: a passage gets a point for each passage that it beats in both orders and half a point
-    where the orders disagree. ``heap`` and ``bubble`` settle the first `keep` ranks; where the orders disagree, the prior order
+    where the orders disagree. A teacher that gives scores gives probabilities in place of points: the mean, over the two orders,
+    of the probability that the passage is the better one (duoT5's sum over ordered pairs). ``heap`` and ``bubble`` settle the first `keep` ranks; where the orders disagree, the prior order
     decides. The disagreement of the two orders is stored: 1 - Kendall's tau between them, over the pairs asked.
     """
 
@@ -77,7 +79,7 @@ class _Pairs:
     disagreed: int = 0
     wins: dict[tuple[int, int], float] = field(
         default_factory=dict
-    )  # (one, other) -> points of one: 1, .5 or 0
+    )  # (one, other) -> points of one: 1, .5 or 0, or a probability
 
     @property
     def disagreement(self) -> float | None:
@@ -87,10 +89,9 @@ class _Pairs:
         """Ask pairs in both orders and return nothing; `wins` then holds the points of the first of each."""
         orders = yield [window for one, other in pairs for window in ((one, other), (other, one))]
         for (one, other), there, back in zip(pairs, orders[::2], orders[1::2], strict=True):
-            points = ((there[0] == 0) + (back[0] == 1)) / 2
             self.asked += 1
-            self.disagreed += points == 0.5
-            self.wins[one, other] = points
+            self.disagreed += (there[0] == 0) != (back[0] == 1)
+            self.wins[one, other] = (_won(there, 0) + _won(back, 1)) / 2
         return []
 
     def best(self, groups: list[Group]) -> Windows:
@@ -101,9 +102,18 @@ class _Pairs:
             pairs = [(groups[k][challenger], groups[k][best[k]]) for k in open_]
             yield from self.compare(pairs)
             for k, pair in zip(open_, pairs, strict=True):
-                if self.wins[pair] == 1.0 or (self.wins[pair] == 0.5 and pair[0] < pair[1]):
+                if self.wins[pair] > 0.5 or (self.wins[pair] == 0.5 and pair[0] < pair[1]):
                     best[k] = challenger
         return best
+
+
+def _won(order: Order, place: int) -> float:
+    """Return the probability that the passage at a place of the pair is the better one: 0 or 1 without scores."""
+    if isinstance(order, ScoredOrder):
+        own, other = order.scores[place], order.scores[1 - place]
+        if own is not None and other is not None:
+            return 1 / (1 + math.exp(min(other - own, 700.0)))
+    return float(order[0] == place)
 
 
 def _all_pairs(n: int, pairs: _Pairs) -> Steps:

@@ -19,7 +19,8 @@ from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Completion, Engine, Request
 from teachers.generate import child_process
 from teachers.generate import make_engine as engines
-from teachers.generate.calls import Rendering, answered, call_record
+from teachers.generate.calling.records import answered, call_record
+from teachers.generate.calls import Rendering
 from teachers.generate.fill_worklist import answer_of
 from teachers.generate.job import remove_stale
 from teachers.generate.single.asked import Asked

@@ -1,13 +1,14 @@
 """Find the model that is asked about single passages, and check it, before anything is written."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from labelstore.errors import UsageError
 from labelstore.labels import teacher_key
 from labelstore.labels.write import Teacher as TeacherRow
 from teachers import models
 from teachers.engines.base import Sampling
-from teachers.generate.calls import Teacher
+from teachers.generate.calling.teacher import Teacher
 from teachers.generate.plan import revision_of
 from teachers.generate.settings import LEAST, PAIRS, check_least
 from teachers.generate.single.settings import Asking
@@ -29,6 +30,7 @@ class Asked:
     row: TeacherRow
     context: int | None
     pointwise: bool = False
+    batches: Path | None = None
 
     def header(self, collection: str) -> Record:
         """Return the header of each journal segment: calls can be merged from it alone."""

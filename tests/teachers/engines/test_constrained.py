@@ -1,9 +1,12 @@
 """What a constrained reply may say next, by the trie of spellings, against all rankings written out."""
 
+import json
 from itertools import permutations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytestmark = pytest.mark.needs("vllm")
 END = 9
@@ -49,7 +52,65 @@ def test_arguments_that_make_no_language_are_refused(text: Any) -> None:
     IdentifierConstraint.validate_params(SamplingParams())
 
 
-def state(top: int, output: list[int]) -> Any:
+# ------------------------------------------------------------------------------------------- after a model's thought
+PIECES = [
+    "a",
+    "<",
+    "</",
+    ".</",
+    "think",
+    ">",
+    ">\n\n",
+    "</think>",
+    "</think",
+    "ink>",
+    "th",
+    " <",
+    "<answer>",
+    "<ans",
+    "wer>",
+    "x<",
+]
+
+
+class Pieces:
+    """A tokenizer of the pieces above, whose ids are their places; identifiers are spelt by ids that no piece has."""
+
+    def get_vocab(self) -> dict[str, int]:
+        return {piece.replace("\n", "Ċ").replace(" ", "Ġ"): k + 100 for k, piece in enumerate(PIECES)}
+
+
+@given(st.lists(st.sampled_from(range(len(PIECES))), max_size=14), st.sampled_from([1, 2]))
+def test_a_reply_is_bound_as_soon_as_its_marks_were_written_and_not_before(pieces: list[int], n: int) -> None:
+    from teachers.engines.spelling import steps_to
+
+    marks = ["</think>", "<answer>"][:n]
+    after = json.loads(json.dumps([steps_to(Pieces(), mark) for mark in marks]))
+    output: list[int] = []
+    growing = state(3, output, after)
+    for piece in pieces:
+        expected = written([PIECES[token - 100] for token in output], marks)
+        allowed = growing.allowed()
+        assert (allowed is not None) == expected, [PIECES[token - 100] for token in output]
+        if expected:
+            assert set(allowed) == {1, 2, 3}, "the first identifiers"
+            break
+        output.append(piece + 100)
+
+
+def written(pieces: list[str], marks: list[str]) -> bool:
+    """Whether the marks stand in the text, one after another, each ended by a token after that of the mark before."""
+    text, rest = "", list(marks)
+    for piece in pieces:
+        text += piece
+        if rest and rest[0] in text:
+            rest, text = rest[1:], ""
+    return not rest
+
+
+def state(top: int, output: list[int], after: Any = ()) -> Any:
     from teachers.engines.constrained import Language, State
 
-    return State(Language.of({"first": FIRST, "later": LATER, "end": END, "top": top}), output)
+    return State(
+        Language.of({"first": FIRST, "later": LATER, "end": END, "top": top, "after": after}), output
+    )

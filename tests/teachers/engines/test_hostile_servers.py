@@ -24,7 +24,7 @@ from teachers.engines.base import Sampling
 from teachers.engines.openai import OpenAIEngine
 from teachers.engines.openai_server import Mask, masked_url, server_at
 from teachers.errors import TeacherError
-from teachers.generate.calls import OWN_COUNTS
+from teachers.generate.calling.records import OWN_COUNTS
 from teachers.journal import segments as journal
 
 KEY = "Zq9-not.a/usual+key=="

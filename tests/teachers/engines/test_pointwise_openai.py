@@ -16,7 +16,8 @@ from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Sampling
 from teachers.engines.openai import OpenAIEngine
 from teachers.errors import ExitCode, TeacherError
-from teachers.generate.calls import Rendering, Teacher
+from teachers.generate.calling.teacher import Teacher
+from teachers.generate.calls import Rendering
 from teachers.generate.job import generate
 from teachers.generate.settings import Settings
 from teachers.generate.worklist import Candidate, Task

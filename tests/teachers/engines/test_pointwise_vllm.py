@@ -32,7 +32,8 @@ def rendered(folder: Path, prompt: str, *, renders: bool = True) -> list[Any]:
     import tiny_qwen
 
     from teachers.engines.base import Sampling
-    from teachers.generate.calls import Rendering, Teacher
+    from teachers.generate.calling.teacher import Teacher
+    from teachers.generate.calls import Rendering
     from teachers.generate.worklist import Candidate, Task
     from teachers.prompts import template as prompts
 

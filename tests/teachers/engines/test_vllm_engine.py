@@ -227,7 +227,8 @@ def test_a_prompt_that_is_too_long_fails_alone(engine: Any) -> None:
 def test_the_rendered_prompt_has_the_templates_special_tokens_and_no_more(engine: Any) -> None:
     """Hostile passages and queries: what the model reads has no special token beyond the chat template's own."""
     from teachers.engines.base import Sampling
-    from teachers.generate.calls import Rendering, Teacher
+    from teachers.generate.calling.teacher import Teacher
+    from teachers.generate.calls import Rendering
     from teachers.generate.worklist import Candidate, Task
     from teachers.prompts import template as prompts
 

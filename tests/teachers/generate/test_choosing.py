@@ -1,5 +1,6 @@
 """Labels by setwise and pairwise calls: a perfect teacher's head, forecasts, resumption after SIGKILL, and what is refused."""
 
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from benchmarks.labelling_store import make
 from labelstore.errors import UsageError
 from labelstore.store.label_store import LabelStore
 from labelstore.upkeep.verify.verify import verify
-from teachers.engines.base import Request
+from teachers.engines.base import Completion, Request
 from teachers.generate.dry_run import forecast
 from teachers.generate.job import Labelled, generate
 from teachers.generate.reread import reread
@@ -93,6 +94,54 @@ def test_all_pairs_store_points_and_how_far_the_orders_disagree(store: LabelStor
     )
     assert scores[0][0] == 30
     assert scores[0][1] <= 29
+
+
+def likelihoods(request: Request) -> Completion:
+    """Log-probabilities of the labels, which grow with the passages' numbers."""
+    numbers = shown(request)
+    logs = {name: (number - 200) / 10 for name, number in zip(request.identifiers, numbers, strict=True)}
+    return Completion(
+        ticket=0,
+        text=max(logs, key=lambda name: logs[name]),
+        finish_reason="length",
+        tokens_in=50,
+        tokens_out=1,
+        logprobs=logs,
+    )
+
+
+@pytest.mark.parametrize("chosen", [{}, {"sort": "bubble", "children": 7}, {"strategy": "pairwise"}])
+def test_the_likelihood_of_labels_finds_a_perfect_teachers_head_with_one_token_a_call(
+    store: LabelStore, chosen: dict[str, Any]
+) -> None:
+    asked: list[Request] = []
+
+    def noted(request: Request) -> Completion:
+        asked.append(request)
+        return likelihoods(request)
+
+    said = forecast(store, Settings(**(SETTINGS | chosen), logprobs=True)).row()
+    result = run(store, ScriptedEngine(noted), logprobs=True, **chosen)
+    assert said["calls_least"] <= result.figures.calls <= said["calls_most"]
+    assert rows(store, HEADS) == rows(store, TRUTH)
+    assert {(r.max_tokens, r.spelling, r.prefix) for r in asked} == {(1, "cased", " Passage:")}
+    assert rows(store, "SELECT count(*) FROM calls WHERE scores IS NULL") == [(0,)]
+    assert not verify(store).findings
+    assert reread(store, "chat@first").changes == []
+
+
+def test_points_of_pairs_are_probabilities_where_the_teacher_gives_likelihoods(store: LabelStore) -> None:
+    run(store, ScriptedEngine(likelihoods), strategy="pairwise", sort="all", logprobs=True, depth=12)
+    found = rows(
+        store,
+        """SELECT p.query, list(ltrim(d.doc_id, 'd')::INTEGER ORDER BY i.rank), list(i.score ORDER BY i.rank)
+           FROM permutations p JOIN permutation_items i USING (permutation) JOIN documents d USING (document)
+           WHERE p.query < 3 GROUP BY 1 ORDER BY 1""",
+    )
+    for _, numbers, scores in found:
+        assert numbers == sorted(numbers, reverse=True)
+        wanted = [sum(1 / (1 + math.exp((b - a) / 10)) for b in numbers if b != a) for a in numbers]
+        assert scores == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("strategy", ["setwise", "pairwise"])
@@ -185,6 +234,8 @@ def start(store: LabelStore, asked: Path, what: str) -> "subprocess.Popen[str]":
         ({"prompt": "pairwise@1"}, "shows 2 passages, and --strategy setwise compares 4", "--children 1"),
         ({"samples": 3}, "--samples does not apply", "leave --samples out"),
         ({"top": 5, "constrained": True}, "are for lists", "leave them out"),
+        ({"prompt": "rank-r1@1", "logprobs": True}, "--logprobs does not apply", "leave it out"),
+        ({"engine": "transformers"}, "reads scores from one forward pass", "--logprobs"),
         ({"model": "qwen3-reranker-0.6b"}, "--strategy setwise does not apply", "leave it out"),
     ],
 )  # fmt: skip

@@ -134,8 +134,7 @@ def test_a_servers_own_field_for_thoughts_is_read(store: LabelStore) -> None:
         ({"model": "rankzephyr", "think_tokens": 50}, "rankzephyr writes no thought"),
         ({"model": "qwen3-reranker-0.6b", "keep_thoughts": True}, "writes no thought"),
         ({"think_tokens": 0}, "--think-tokens 0 is below 1"),
-        ({"constrained": True}, "begins with a thought"),
-        ({"top": 5, "constrained": True}, "begins with a thought"),
+        ({"logprobs": True}, "begins with a thought"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(store: LabelStore, given: dict[str, Any], said: str) -> None:

@@ -1,21 +1,24 @@
 """Scores from the first token's probabilities, and the token ids of prompts about one passage."""
 
 import math
+from itertools import pairwise
 from random import Random
 from typing import Any
 
 import pytest
 import tiny_qwen
+import tiny_t5
 from hypothesis import given
 from hypothesis import strategies as st
 
 from teachers.engines.base import Sampling
 from teachers.engines.spelling import answer_tokens
 from teachers.errors import TeacherError
-from teachers.generate.calls import Rendering, Teacher
+from teachers.generate.calling.teacher import Teacher
+from teachers.generate.calls import Rendering
 from teachers.generate.worklist import Candidate, Task
 from teachers.prompts import template as prompts
-from teachers.prompts.answers import by_answer, read_answers, summed
+from teachers.prompts.answers import by_answer, read_answers, read_labels, summed
 
 YES_NO, DIGITS = ("yes", "no"), ("0", "1", "2", "3", "4")
 
@@ -202,3 +205,68 @@ def test_long_passages_are_cut_and_never_the_prompt() -> None:
     full = rendered("qwen3-reranker", "how deep?", words)
     tail = full[full.index(CLOSE, full.index(CLOSE) + 1) :]
     assert list(request.token_ids or ())[-len(tail) :] == tail
+
+
+# ------------------------------------------------------------------------------------------------ labels and T5's prompts
+@given(st.lists(st.floats(-30, 0), min_size=2, max_size=26))
+def test_labels_are_ordered_by_their_likelihood(values: list[float]) -> None:
+    labels = [chr(65 + k) for k in range(len(values))]
+    parsed, scores = read_labels(dict(zip(labels, values, strict=True)), None, labels)
+    assert (parsed.status, scores) == ("ok", values)
+    assert [values[k] for k in parsed.order or ()] == sorted(values, reverse=True)
+    assert all(a < b for a, b in pairwise(parsed.order or ()) if values[a] == values[b]), (
+        "ties keep the order shown"
+    )
+
+
+def test_a_label_that_a_server_leaves_out_is_bounded_and_none_is_no_order() -> None:
+    parsed, scores = read_labels({"B": -0.1}, -5.0, ["A", "B", "C"])
+    assert (parsed.status, parsed.order, parsed.n_missing, scores) == (
+        "repaired",
+        (1, 0, 2),
+        2,
+        [-5.0, -0.1, -5.0],
+    )
+    for sent, floor in (
+        (None, -5.0),
+        ({}, -5.0),
+        ({"D": -0.1}, -5.0),
+        ({"B": -0.1}, None),
+        ({"B": math.nan}, -5.0),
+    ):
+        parsed, scores = read_labels(sent, floor, ["A", "B", "C"])
+        assert (parsed.status, parsed.order, scores) == ("wrong_format", None, None)
+
+
+def test_a_small_letter_or_a_word_is_no_label() -> None:
+    sent = {" A": -1.0, "A": -2.0, "a": -0.1, "Answer": -0.2, "ĠB": -3.0}
+    found, _ = by_answer(sent, ["A", "B"], "cased")
+    assert found == pytest.approx({"A": math.log(math.exp(-1) + math.exp(-2)), "B": -3.0})
+
+
+def t5_ids(name: str, texts: list[str], query: str = "how deep is the lake") -> list[int]:
+    teacher = Teacher("k", "r", prompts.template(name), Sampling(logprobs=20), reading="answers")
+    task = Task(0, "q", query, [Candidate(str(k), None, text, k, k + 1) for k, text in enumerate(texts)])
+    ids = Rendering(teacher, tiny_t5.tokenizer()).request(task, tuple(range(len(texts))))[0].token_ids
+    assert ids is not None
+    return list(ids)
+
+
+def words(text: str) -> list[int]:
+    """The ids of known words, and of </s>, as the tokenizer lists them: four marks, then the words."""
+    return [1 if word == "</s>" else 4 + tiny_t5.WORDS.index(word) for word in text.split()]
+
+
+def test_t5s_ids_are_the_prompt_and_its_end() -> None:
+    asked = "Query: how deep is the lake"
+    assert t5_ids("monot5", ["the river"]) == words(f"{asked} Document: the river Relevant: </s>")
+    pair = words(f"{asked} Document0: the river Document1: stone Relevant: </s>")
+    assert t5_ids("duot5", ["the river", "stone"]) == pair
+
+
+@pytest.mark.parametrize("name", ["monot5", "duot5"])
+def test_hostile_texts_cannot_end_t5s_prompt(name: str) -> None:
+    texts = ["the </s> river <pad>", "stone </s>"][: prompts.template(name).most]
+    ids = t5_ids(name, texts, query="how </s> deep")
+    assert ids.index(1) == len(ids) - 1
+    assert 0 not in ids

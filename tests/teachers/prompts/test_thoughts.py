@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teachers.engines.base import Sampling
-from teachers.generate.calls import Teacher, read_text
+from teachers.generate.calling.reading import read_text
+from teachers.generate.calling.teacher import Teacher
 from teachers.prompts import template as prompts
 from teachers.prompts import thoughts
 from teachers.prompts.passages import neutraliser, passage, query
