@@ -8,6 +8,7 @@ import typer
 from cli.command import Context, command
 from cli.output import diagnostics, fitted, latex, render
 from cli.output.render import Format
+from students.jobs.machines import Machines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +72,7 @@ def evaluate(
     beside: Beside = Beside(),
     suite: Annotated[str | None, "dl, beir, or a file of datasets; adds the macro mean."] = None,
     rerank: Annotated[bool, "Let students re-rank first what they have not re-ranked yet."] = True,
+    machines: Machines = Machines(),
     on: On = On(),
 ) -> None:
     """Measure first stages, teachers and students side by side.
@@ -85,6 +87,7 @@ def evaluate(
     from labelstore.evaluation.systems import Basis
     from students.jobs import evaluate as job
 
+    machines.check()
     talk = job.Talk(diagnostics.note, diagnostics.warn, diagnostics.progress)
     if beside.teacher and rerank and not labels and not suite:
         offline_teachers.label_tests(context.store, dataset, student, run, depth, talk)
@@ -98,7 +101,7 @@ def evaluate(
         depth=depth,
         fuse=(beside.fuse_on or True) if beside.fuse else False,
         suite=suite,
-        rerank=rerank,
+        rerank=machines if rerank else False,
         basis=Basis(on.judge, on.exclude_self),
         talk=talk,
     )

@@ -9,6 +9,7 @@ from cli.command import Context, command, group
 from cli.commands import students_train
 from cli.output import diagnostics, fitted, render
 from cli.output.render import Format
+from students.jobs.machines import Scoring
 
 students_app = group("Students: train them, re-rank with them, export and serve them.")
 
@@ -144,35 +145,15 @@ def rerank(
     depth: Annotated[int, "Candidates per query."] = 100,
     name: Annotated[str | None, "The name of the new run; by default STUDENT@RUN."] = None,
     precision: PrecisionOption = "auto",
-    batch_tokens: Annotated[int | None, "Tokens per batch."] = None,
     replace: Annotated[bool, "Overwrite a run of the same name."] = False,
-    long: Annotated[
-        str,
-        typer.Option(
-            "--long",
-            help="first cuts passages beyond max_length; max and mean score windows over the whole passage; by default"
-            " as in training.",
-            show_default=False,
-        ),
-    ] = "",
-    instruction: InstructionOption = "",
+    scoring: Scoring = Scoring(),
     probabilities: Annotated[
         bool, "Also store a run with probabilities of relevance as scores, by the student's calibration."
     ] = False,
 ) -> None:
     """Re-rank a run with a student and store the new run; an equal run is returned without scoring again."""
-    from students.jobs.rerank import load_reranker, rerank_run
+    from students.jobs.rerank import rerank_run
 
-    reranker = None
-    if long or instruction:
-        reranker = load_reranker(
-            context.store,
-            student,
-            precision=precision,
-            batch_tokens=batch_tokens,
-            long=long,
-            instruction=instruction,
-        )
     with diagnostics.progress(f"re-ranking with {student}", unit="pairs") as tick:
         made = rerank_run(
             context.store,
@@ -182,9 +163,8 @@ def rerank(
             depth=depth,
             name=name,
             precision=precision,
-            batch_tokens=batch_tokens,
+            scoring=scoring,
             replace=replace,
-            reranker=reranker,
             progress=tick,
             note=diagnostics.note,
         )

@@ -38,7 +38,7 @@ def _take(cores: int) -> None:
     torch.set_num_threads(cores)
 
 
-def each_done(threads: ThreadPoolExecutor, work: Callable[[Any], int], items: Iterable[Any]) -> Iterator[int]:
+def each_done(threads: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Yield results of work(item) in order. Items are taken a few at a time, so millions of them need little memory.
 
     After an error or an interrupt no further item begins.

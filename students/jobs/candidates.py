@@ -20,7 +20,8 @@ from labelstore.store.label_store import LabelStore
 from msft import refusals
 
 if TYPE_CHECKING:
-    from students.rerank.reranker import Reranker, Scores
+    from students.rerank.pairs import Scores
+    from students.rerank.reranker import Reranker
 
 BLOCK_BYTES = 8 << 20  # of texts in memory at once
 
@@ -103,6 +104,13 @@ class Candidates:
     def n_pairs(self) -> int:
         return len(self.passage)
 
+    def complete(self, n_passages: int) -> int:
+        """Count the pairs of the first lists that need no more than the first passages."""
+        needed = np.maximum.accumulate(np.append(self.passage, len(self.passages.key)))
+        ends = np.cumsum(self.sizes)
+        whole = np.searchsorted(ends, np.searchsorted(needed, n_passages), side="right")
+        return int(ends[whole - 1]) if whole else 0
+
     @property
     def query(self) -> NDArray[np.int32]:
         """The query key of each pair, (n_pairs,)."""
@@ -154,12 +162,17 @@ def candidates(
     ).fetchnumpy()
     query, document = np.asarray(rows["query"]), np.asarray(rows["document"])
     starts = np.flatnonzero(np.diff(query, prepend=query[:1] - 1))
-    key, passage = np.unique(document, return_inverse=True)
+    key, first, passage = np.unique(document, return_index=True, return_inverse=True)
+    order = np.argsort(
+        first
+    )  # in the order in which lists need them, so that the first lists are complete early
+    place = np.empty(len(order), dtype=np.int32)
+    place[order] = np.arange(len(order))
     return Candidates(
         queries=_texts(con, "queries", query[starts]),
         sizes=np.diff(starts, append=len(query)),
-        passages=_texts(con, "documents", key),
-        passage=passage.astype(np.int32),
+        passages=_texts(con, "documents", key[order]),
+        passage=place[passage],
     )
 
 
@@ -173,8 +186,10 @@ def score(
 ) -> "Scores":
     """Compute the raw logits of all pairs, (n_pairs,), as one call of `Reranker.scores` would.
 
-    Each text is read and tokenised once, in blocks, into a temporary file beside the store. Batches are then formed
-    over all pairs. So memory does not grow with the texts, and the scores do not depend on the block's size.
+    Each text is read and tokenised once, in blocks, into a temporary file beside the store; ids that the token cache has
+    are taken from there. Batches are then formed over all pairs. So memory does not grow with the texts, and the scores do
+    not depend on the block's size. For a GPU, the lists whose texts are there are scored while the next block is
+    tokenised.
 
     Args:
         progress: called with (pairs scored, pairs).
@@ -182,15 +197,17 @@ def score(
     Raises:
         BadInput: a text was changed in the meantime. NoRoom: the disk is full.
     """
-    from students.rerank.reranker import Pairs
+    from students.rerank.pairs import Pairs
+    from students.rerank.pipeline import ahead
+    from students.text.token_cache import TokenCache
     from students.text.token_file import TokenFile
 
     encoder, folder = reranker.encoder, store.path.parent
-
+    cache = TokenCache(store.files / "tokens", encoder.tokenizer)
     keep = encoder.form.room if encoder.long == "first" else sys.maxsize
 
     def token_file(texts: Texts) -> TokenFile:
-        return TokenFile(encoder.tokenizer, len(texts.key), keep=keep, folder=folder)
+        return TokenFile(encoder.tokenizer, len(texts.key), keep=keep, folder=folder, cache=cache)
 
     if progress is not None:
         progress(0, found.n_pairs)
@@ -199,10 +216,23 @@ def score(
         token_file(found.queries) as queries,
         token_file(found.passages) as passages,
     ):
-        for texts, into in ((found.queries, queries), (found.passages, passages)):
-            for block in texts.blocks(store, block_bytes):
-                into.add(block)
         query = np.repeat(np.arange(len(found.sizes), dtype=np.int32), found.sizes)
+
+        def filled() -> Iterator[Pairs]:
+            """Tokenise block by block; yield the pairs whose texts are there."""
+            for block in found.queries.blocks(store, block_bytes):
+                queries.add(block)
+            first = 0
+            for block in found.passages.blocks(store, block_bytes):
+                passages.add(block)
+                last = found.complete(len(passages))
+                yield Pairs(queries, passages, query[first:last], found.passage[first:last])
+                first = last
+
+        if reranker.in_blocks:
+            return reranker.score_blocks(ahead(filled(), lambda pairs: pairs, 1), progress, found.n_pairs)
+        for _ in filled():
+            pass
         return reranker.score_pairs(Pairs(queries, passages, query, found.passage), progress)
 
 

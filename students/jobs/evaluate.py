@@ -21,6 +21,7 @@ from labelstore.evaluation import scores as evaluation
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 from students.jobs.candidates import Tick, candidates, score
+from students.jobs.machines import Machines, Scoring
 from students.jobs.rerank import DEFAULT_DEPTH, check_depth, load_reranker, rerank_run
 
 Row = dict[str, Any]
@@ -80,7 +81,7 @@ def evaluate(
     depth: int = DEFAULT_DEPTH,
     fuse: bool | str = False,
     suite: str | None = None,
-    rerank: bool = True,
+    rerank: bool | Machines = True,
     basis: systems.Basis = systems.Basis(),
     talk: Talk = Talk(),
 ) -> Evaluated:
@@ -96,7 +97,7 @@ def evaluate(
         fuse: also measure each student interpolated with its first stage. The weight is chosen on the queries of a
             dev set, or of the dataset named here.
         suite: dl, beir, or a file of datasets; adds the macro mean. It replaces `datasets`.
-        rerank: False measures only existing rankings.
+        rerank: False measures only existing rankings. `Machines(gpus=2)` says where students re-rank.
         basis: an LLM judge instead of the human judgments, and whether passages with their query's id are left out. Such
             values are not kept.
         talk: where messages and progress go, e.g. ``Talk(note=print)``.
@@ -106,6 +107,8 @@ def evaluate(
         UsageError: both `suite` and `datasets` are given, the depth is below 1, or a measure is unknown.
     """
     check_depth(depth)
+    machines = rerank if isinstance(rerank, Machines) else Machines()
+    machines.check()
     present, missing = _present(store, _names(store, datasets, suite, talk), suite, talk)
     rows: list[Row] = []
     for name in present:
@@ -113,7 +116,7 @@ def evaluate(
         ensure_first_stage(store, name, depth, talk)
         over = first_stages(store, name, runs)
         if rerank:
-            rerank_pending(store, name, pending(store, name, students, over, depth), depth, talk)
+            rerank_pending(store, name, pending(store, name, students, over, depth), depth, talk, machines)
         if fuse:
             fuse_students(store, name, students, over, wanted[0], fuse, talk)
         rows += evaluation.evaluate(
@@ -255,6 +258,7 @@ def rerank_pending(
     todo: Pending,
     depth: int,
     talk: Talk = Talk(),
+    machines: Machines = Machines(),
 ) -> None:
     """Announce the missing rankings with their pairs and minutes, then make them, one run at a time."""
     if not todo:
@@ -266,7 +270,10 @@ def rerank_pending(
     )
     for (student, run), size in zip(todo, sizes, strict=True):
         with talk.progress(f"{student} over {run.name}", size, "pairs") as tick:
-            rerank_run(store, student=student, dataset=dataset, run=run.name, depth=depth, progress=tick)
+            rerank_run(
+                store, student=student, dataset=dataset, run=run.name, depth=depth,
+                scoring=Scoring(machines.gpus, machines.engine, machines.workers), progress=tick, note=talk.note,
+            )  # fmt: skip
 
 
 def _pairs(store: LabelStore, run: lookup.Run, depth: int) -> int:

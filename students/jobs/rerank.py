@@ -3,7 +3,8 @@
 :mod:`students.jobs.candidates` reads candidates in bounded memory. :mod:`students.jobs.register` registers students.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
 from students.errors import StudentError
 from students.jobs.candidates import Candidates, Tick, candidates, score
+from students.jobs.machines import Scoring
 
 if TYPE_CHECKING:
     import duckdb
 
-    from students.rerank.reranker import Reranker, Scores
+    from students.rerank.pairs import Scores
+    from students.rerank.reranker import Reranker
 
 DEFAULT_DEPTH = 100
 
@@ -83,6 +86,47 @@ def load_reranker(
     )
 
 
+@contextmanager
+def opened(
+    store: LabelStore,
+    student: str,
+    *,
+    n_pairs: int,
+    precision: str = "auto",
+    scoring: Scoring = Scoring(),
+    note: Note | None = None,
+) -> Iterator["Reranker"]:
+    """Load a student on the machines of the settings, and end their processes afterwards.
+
+    Args:
+        n_pairs: how much there is to score: without a number of GPUs, few pairs take one GPU.
+    """
+    with store.read() as con:
+        found = lookup.student(con, student)
+    folder = student_folder(store, found)
+    options: dict[str, Any] = {
+        "precision": precision,
+        "max_length": found.max_length,
+        "batch_tokens": scoring.batch_tokens,
+        "long": scoring.long or "",
+        "instruction": scoring.instruction or "",
+    }
+    if scoring.engine == "ray":
+        from students.rerank.ray_workers import on_cluster
+
+        with on_cluster(folder, scoring.workers or 2, note=note, **options) as reranker:
+            yield reranker
+        return
+    from students.rerank.gpus import on_gpus
+    from students.rerank.reranker import Reranker
+
+    n = scoring.n_gpus(n_pairs)
+    if n > 1:
+        _say(note, f"{n} GPUs score, with a process each")
+    with on_gpus(folder, n, note=note, **options) if n > 1 else Reranker.load(folder, **options) as reranker:
+        yield reranker
+
+
 def check_depth(depth: int) -> None:
     """Refuse a depth below 1."""
     if depth < 1:
@@ -98,9 +142,8 @@ def rerank_run(
     depth: int = DEFAULT_DEPTH,
     name: str | None = None,
     precision: str = "auto",
-    batch_tokens: int | None = None,
+    scoring: Scoring = Scoring(),
     replace: bool = False,
-    reranker: "Reranker | None" = None,
     progress: Tick | None = None,
     note: Note | None = None,
 ) -> lookup.Run:
@@ -113,7 +156,7 @@ def rerank_run(
     Args:
         dataset, run: names; None takes the only one that fits.
         name: name of the new run; by default STUDENT@RUN, with ``-topN`` if `depth` is below the default.
-        reranker: a loaded reranker, to avoid loading it again for each of many runs.
+        scoring: where the batches are scored (several GPUs, a Ray cluster), and settings in place of the student's.
         progress: called with (pairs scored, pairs).
 
     Raises:
@@ -123,28 +166,35 @@ def rerank_run(
         BadInput: a text, the source or the student was changed in the meantime.
     """
     check_depth(depth)
+    scoring.check()
     with store.read() as con:
         by = lookup.student(con, student)
         of = lookup.pick_dataset(con, dataset)
         source = lookup.pick_run(con, of, run)
         _say(note, f"re-ranking {source.name} over {of.name} with {by.name}", dataset, run)
         depth = min(depth, source.depth)
-        parameters = _parameters(by, source, depth, precision)
-        parameters |= {} if reranker is None else reranker.changed
         runs = lookup.runs(con, of)
-        if (same := _same_run(runs, by, parameters, name)) is not None:
-            _say(note, f"run {same.name} exists with the same settings: nothing to score")
-            return same
-        if not replace:
+        parameters = _parameters(by, source, depth, precision)
+        if not scoring.changes and (same := _same_run(runs, by, parameters, name)) is not None:
+            return _reused(same, note)
+        if not replace and not scoring.changes:
             _check_free(name, of, runs)
         found = candidates(con, source, depth)
-    name = name or _run_name(by, source, depth, runs)
     clock = provenance.Clock()
-    if reranker is None:
-        reranker = load_reranker(store, student, precision=precision, batch_tokens=batch_tokens)
-    if "instruction" not in reranker.changed:
-        reranker.encoder.form = reranker.encoder.form_for([of.name])
-    frame = _frame(found, score(store, reranker, found, progress=progress))
+    with opened(
+        store, student, n_pairs=found.n_pairs, precision=precision, scoring=scoring, note=note
+    ) as reranker:
+        parameters |= {**reranker.changed, "precision": reranker.precision}
+        if scoring.changes and (same := _same_run(runs, by, parameters, name)) is not None:
+            return _reused(same, note)
+        if not replace:
+            _check_free(name, of, runs)
+        if "instruction" not in reranker.changed:
+            reranker.encoder.form = reranker.encoder.form_for([of.name])
+        frame = _frame(found, score(store, reranker, found, progress=progress))
+        if reranker.pipelined:
+            _say(note, f"the GPU waited {reranker.device_time.share_waited:.1%} of the time between batches")
+    name = name or _run_name(by, source, depth, runs)
     with store.write() as con, provenance.recorded_in(con, "students.rerank", clock) as job:
         _check_unchanged(con, source, by)
         con.register("reranked", frame.to_arrow())
@@ -152,6 +202,11 @@ def rerank_run(
         made = store_run(con, job, new, "reranked", replace=replace)
         job.count(con, "rerank", f"{of.name}/{name}", found.n_pairs)
         return made
+
+
+def _reused(run: lookup.Run, note: Note | None) -> lookup.Run:
+    _say(note, f"run {run.name} exists with the same settings: nothing to score")
+    return run
 
 
 def _check_free(name: str | None, of: lookup.Dataset, runs: list[lookup.Run]) -> None:

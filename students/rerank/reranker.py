@@ -7,10 +7,11 @@ A score is the model's raw logit. The batch that a pair falls into changes its s
 Batches depend only on the lengths, so the same call gives the same scores.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -22,19 +23,20 @@ from students.cpu.capabilities import cpu_capabilities
 from students.cpu.workers import MAX_WORKERS, each_done, worker_pool
 from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder, choose_precision
+from students.rerank.pairs import Pairs, Progress, Rows, Scorers, Scores
+from students.rerank.pipeline import DeviceTime, Done, Launched, OnGpu, ahead, in_flight
 from students.text.batches import PairBatch, budget_batches
 from students.text.frames import Framing
 from students.text.token_file import TokenFile
-from students.text.tokens import Ints, Tokens
-from students.text.windows import aggregate, check_mode
+from students.text.tokens import Ints, PairFormat, Tokens
+from students.text.windows import Long, aggregate, check_mode
 
-Scores = NDArray[np.float32]
 TextLists = Sequence[tuple[str, Sequence[str]]]
-Progress = Callable[[int, int | None], None]
 
 CPU_BATCH_TOKENS = 2048  # a batch whose results of a layer fit into one core's cache
 AMX_BATCH_TOKENS = 3072  # in bf16 with AMX: a twelfth faster than 2048, and than 6144
 CUDA_BATCH_TOKENS = 65536
+BLOCK_PAIRS = 16384  # pairs that are tokenised at once for a GPU: some twenty batches
 
 
 def resolve_precision(precision: str, device: torch.device | str | None = None) -> Precision:
@@ -59,27 +61,6 @@ def resolve_precision(precision: str, device: torch.device | str | None = None) 
     return choose_precision(cast(Literal["auto", "fp32", "bf16"], precision), where)
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """All pairs of a call, as numbers of their texts. The token ids are in memory or in a file."""
-
-    queries: Tokens | TokenFile
-    passages: Tokens | TokenFile
-    query: NDArray[Any]  # (n_pairs,) integers: the number of each pair's query
-    passage: NDArray[Any]  # (n_pairs,)
-    start: Ints | None = None  # (n_pairs,) the first token that is taken of each pair's passage
-
-    @property
-    def query_lengths(self) -> Ints:
-        """The tokens of each pair's query, (n_pairs,)."""
-        return self.queries.lengths[self.query]
-
-    @property
-    def passage_lengths(self) -> Ints:
-        """The tokens of each pair's passage, (n_pairs,)."""
-        return self.passages.lengths[self.passage]
-
-
 class Reranker:
     """A student ready to score. Only one thread may use it at a time.
 
@@ -88,6 +69,7 @@ class Reranker:
         batch_tokens: tokens of a batch, with padding; by default chosen by the device.
         workers: CPU threads that score batches side by side, each with its share of the cores; by default all cores.
         any_size: keep memory bounded for a server, whose lists have ever new sizes (`students.cpu.bert`).
+        scorers: other processes that score the batches; the encoder then only tokenises, and has no weights.
     """
 
     def __init__(
@@ -97,9 +79,11 @@ class Reranker:
         batch_tokens: int | None = None,
         workers: int | None = None,
         any_size: bool = False,
+        scorers: Scorers | None = None,
     ) -> None:
         self.encoder = encoder.eval()
-        self._cuda = encoder.device.type == "cuda"
+        self._scorers = scorers
+        self._cuda = (encoder.device.type if scorers is None else scorers.device) == "cuda"
         self._forward: Callable[[PairBatch], torch.Tensor] = encoder
         self.precision: Precision = encoder.precision
         self._batch_tokens = batch_tokens or self._usual_tokens()
@@ -110,6 +94,8 @@ class Reranker:
         self._workers = 1 if self._cuda else max(1, min(workers or cores, cores, MAX_WORKERS))
         self._pool: ThreadPoolExecutor | None = None
         self.changed: dict[str, str] = {}  # settings in place of the student's own
+        self.pipelined = self._cuda and scorers is None
+        self.device_time = DeviceTime()  # of a GPU in this process
 
     @classmethod
     def load(
@@ -134,38 +120,73 @@ class Reranker:
         Raises:
             StudentError: the model is not found (exit code 4), or the precision or `long` is not known (exit code 2).
         """
-        mode = check_mode(long) if long else None
-        chosen = resolve_precision(precision, device)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        packed = _packed_name(path) if where.type == "cuda" and chosen == "bf16" else None
-        encoder = CrossEncoder.load(
-            path,
-            max_length=max_length,
-            precision=chosen,
-            device=device,
-            attention=packed,
-            attention_dropout=0.0 if packed else None,
-            framing=Framing(instruction=instruction),
+        chosen = resolve_precision(precision, where)
+        encoder, changed = load_encoder(
+            path, where, chosen, max_length=max_length, long=long, instruction=instruction
         )
         made = cls(encoder, batch_tokens=batch_tokens, workers=workers, any_size=any_size)
-        if mode is not None and mode != encoder.long:
-            encoder.long = mode
-            made.changed["long"] = mode
-        if instruction:
-            made.changed["instruction"] = instruction
+        made.changed = changed
         return made
+
+    @classmethod
+    def over(
+        cls,
+        scorers: Scorers,
+        path: str | Path,
+        precision: Precision,
+        *,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        long: str = "",
+        instruction: str = "",
+    ) -> "Reranker":
+        """Load a student whose batches other processes score. They are the batches that this process would form."""
+        encoder, changed = load_encoder(
+            path,
+            torch.device("cpu"),
+            precision,
+            packed=scorers.device == "cuda",
+            max_length=max_length,
+            long=long,
+            instruction=instruction,
+        )
+        made = cls(encoder.to("meta"), batch_tokens=batch_tokens, scorers=scorers)
+        made.changed = changed
+        return made
+
+    def __enter__(self) -> "Reranker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the other processes, if there are any."""
+        if self._scorers is not None:
+            self._scorers.close()
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether blocks of lists are scored as they come. On a CPU all pairs are sorted by length together."""
+        return self._cuda
 
     def scores(self, lists: TextLists, progress: Progress | None = None) -> list[Scores]:
         """Compute the raw logits of each list's passages, in the order given; an empty list has an empty array.
 
         Args:
-            lists: a (query, passages) pair for each list. Equal texts are tokenised once.
+            lists: a (query, passages) pair for each list. Equal texts are tokenised once; on a GPU once in a block of
+                lists, of which the next is tokenised while one is scored.
             progress: called with (pairs scored, pairs).
         """
         sizes = [len(passages) for _, passages in lists]
         if sum(sizes) == 0:
             return [np.empty(0, dtype=np.float32) for _ in lists]
-        scored = self.score_pairs(self._tokenise(lists), progress)
+        if self.in_blocks:
+            blocks = ahead(_blocks(lists), self._tokenise, 1)
+            scored = self.score_blocks(blocks, progress, sum(sizes))
+        else:
+            scored = self.score_pairs(self._tokenise(lists), progress)
         return [part.copy() for part in np.split(scored, np.cumsum(sizes)[:-1])]
 
     def score_pairs(self, pairs: Pairs, progress: Progress | None = None) -> Scores:
@@ -174,18 +195,48 @@ class Reranker:
         Args:
             progress: called with (pairs scored, pairs); windows of long passages count one by one.
         """
-        if not len(pairs.query):
-            return np.empty(0, dtype=np.float32)
-        mode = self.encoder.long
-        if mode == "first":
-            return self._score(pairs, progress)
-        windows = self.encoder.windows(pairs.query_lengths, pairs.passage_lengths)
-        owner = windows.owner
-        each = Pairs(pairs.queries, pairs.passages, pairs.query[owner], pairs.passage[owner], windows.start)
-        scored = torch.from_numpy(self._score(each, progress))
-        return aggregate(scored, torch.from_numpy(owner), len(pairs.query), mode).numpy()
+        return self.score_blocks(iter([pairs]), progress)
 
-    def _score(self, pairs: Pairs, progress: Progress | None) -> Scores:
+    def score_blocks(
+        self, blocks: Iterator[Pairs], progress: Progress | None = None, n_pairs: int | None = None
+    ) -> Scores:
+        """Compute the raw logits of tokenised pairs that come block by block, in their order. Batches stay within a block.
+
+        On a GPU another thread takes and collates what follows, so that blocks may be tokenised meanwhile.
+
+        Args:
+            progress: called with (pairs scored, pairs); windows of long passages count one by one.
+            n_pairs: the pairs of all blocks, for the progress; by default those of the blocks so far.
+        """
+        plans: list[_Block] = []
+
+        def work() -> Iterator[tuple[_Block, Rows]]:
+            for pairs in blocks:
+                if len(pairs.query):
+                    plans.append(self._planned(pairs))
+                    yield from ((plans[-1], rows) for rows in plans[-1].batches)
+
+        done = 0
+        for block, rows, scores in self._scored(work()):
+            block.scores[rows] = scores
+            done += len(rows)
+            if progress is not None:
+                first = n_pairs if self.encoder.long == "first" else None
+                progress(done, first or sum(len(plan.scores) for plan in plans))
+        if not plans:
+            return np.empty(0, dtype=np.float32)
+        return np.concatenate([plan.of_pairs(self.encoder.long) for plan in plans])
+
+    def _planned(self, pairs: Pairs) -> "_Block":
+        """Divide a block of pairs into windows and these into batches."""
+        owner = None
+        n = len(pairs.query)
+        if self.encoder.long != "first":
+            windows = self.encoder.windows(pairs.query_lengths, pairs.passage_lengths)
+            owner = windows.owner
+            pairs = Pairs(
+                pairs.queries, pairs.passages, pairs.query[owner], pairs.passage[owner], windows.start
+            )
         lengths = self.encoder.form.lengths(pairs.query_lengths, pairs.passage_lengths)
         batches = budget_batches(
             lengths,
@@ -193,11 +244,50 @@ class Reranker:
             multiple=self.encoder.multiple,
             padded=self.encoder.layout == "padded",
         )
-        return (
-            self._on_device(pairs, batches, progress)
-            if self._cuda
-            else self._on_cpu(pairs, batches, progress)
-        )
+        return _Block(pairs, batches, np.empty(len(lengths), dtype=np.float32), owner, n)
+
+    def _scored(self, work: Iterator[tuple["_Block", Rows]]) -> Iterator[tuple["_Block", Rows, Scores]]:
+        """Yield the scores of each batch, in any order."""
+        if self._scorers is not None:
+            parts = ((block, block.pairs, rows) for block, rows in work)
+            yield from self._scorers.score(parts, self.encoder.form)
+        elif self.pipelined:
+            collated = ahead(work, lambda part: (part, self._collate(*part)), 2)
+            for (block, rows), scores in in_flight(collated, self.launch, self.device_time):
+                yield block, rows, scores
+        elif self._workers > 1:
+            yield from each_done(self._threads(), lambda part: (*part, self._score(*part)), work)
+        else:
+            yield from ((*part, self._score(*part)) for part in work)
+
+    def _score(self, block: "_Block", rows: Rows) -> Scores:
+        return self.launch(self._collate(block, rows)).scores()
+
+    def _collate(self, block: "_Block", rows: Rows) -> PairBatch:
+        pairs = block.pairs
+        start = None if pairs.start is None else pairs.start[rows]
+        some = Pairs(pairs.queries, pairs.passages, pairs.query[rows], pairs.passage[rows], start)
+        return self.collate(some, self.encoder.form)
+
+    def collate(self, pairs: Pairs, form: PairFormat) -> PairBatch:
+        """Make one batch of pairs, ready for this student's device. Any thread may call this."""
+        queries, query = _in_memory(pairs.queries, pairs.query)
+        passages, passage = _in_memory(pairs.passages, pairs.passage)
+        batch = self.encoder.collate(queries, passages, query, passage, pairs.start, form)
+        return batch.pin() if self._cuda else batch
+
+    @torch.inference_mode()
+    def launch(self, batch: PairBatch) -> Launched:
+        """Start to score a batch; its scores can be waited for."""
+        if not self._cuda:
+            clock = perf_counter()
+            found = self._forward(batch).numpy()
+            return Done(found, clock, perf_counter())
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        on_host = self._forward(batch.to(self.encoder.device)).float().to("cpu", non_blocking=True)
+        ended.record()
+        return OnGpu(on_host, begun, ended)
 
     def pair_lengths(self, query: str, texts: Sequence[str]) -> Ints:
         """Count the tokens of each pair before truncation, special tokens included."""
@@ -241,49 +331,21 @@ class Reranker:
             np.array(passage, dtype=np.int64),
         )
 
-    def _collate(self, pairs: Pairs, batch: NDArray[np.intp]) -> PairBatch:
-        queries, query = _in_memory(pairs.queries, pairs.query[batch])
-        passages, passage = _in_memory(pairs.passages, pairs.passage[batch])
-        start = None if pairs.start is None else pairs.start[batch]
-        return self.encoder.collate(queries, passages, query, passage, start)
-
-    def _on_cpu(self, pairs: Pairs, batches: list[NDArray[np.intp]], progress: Progress | None) -> Scores:
-        scored = np.empty(len(pairs.query), dtype=np.float32)
-
-        def work(batch: NDArray[np.intp]) -> int:
-            with torch.inference_mode():
-                scored[batch] = self._forward(self._collate(pairs, batch)).numpy()
-            return len(batch)
-
-        done = 0
-        for n in each_done(self._threads(), work, batches) if self._workers > 1 else map(work, batches):
-            done += n
-            if progress is not None:
-                progress(done, len(scored))
-        return scored
-
-    def _on_device(self, pairs: Pairs, batches: list[NDArray[np.intp]], progress: Progress | None) -> Scores:
-        """Score on a GPU. A thread collates ahead, and scores are copied to the host once, at the end."""
-        parts: list[torch.Tensor] = []
-        done = 0
-        with ThreadPoolExecutor(1) as ahead, torch.inference_mode():
-            waiting: list[Future[PairBatch]] = []
-            for step, batch in enumerate(batches):
-                for later in batches[step + len(waiting) : step + 3]:
-                    waiting.append(ahead.submit(lambda rows: self._collate(pairs, rows).pin(), later))
-                parts.append(self.encoder(waiting.pop(0).result().to(self.encoder.device)))
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(pairs.query))
-            together = torch.cat(parts).float().cpu().numpy()
-        scored = np.empty(len(pairs.query), dtype=np.float32)
-        scored[np.concatenate(batches)] = together
-        return scored
-
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
             self._pool = worker_pool(self._workers, "rerank")
         return self._pool
+
+
+def _blocks(lists: TextLists) -> Iterator[TextLists]:
+    """Divide lists into blocks of at least `BLOCK_PAIRS` pairs."""
+    first = size = 0
+    for number, (_, passages) in enumerate(lists):
+        size += len(passages)
+        if size >= BLOCK_PAIRS:
+            yield lists[first : number + 1]
+            first, size = number + 1, 0
+    yield lists[first:]
 
 
 def _in_memory(texts: Tokens | TokenFile, numbers: NDArray[Any]) -> tuple[Tokens, NDArray[Any]]:
@@ -291,6 +353,63 @@ def _in_memory(texts: Tokens | TokenFile, numbers: NDArray[Any]) -> tuple[Tokens
     if isinstance(texts, Tokens):
         return texts, numbers
     return texts.take(numbers), np.arange(len(numbers))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Pairs, or windows of pairs, with their batches and the room for their scores."""
+
+    pairs: Pairs
+    batches: list[Rows]
+    scores: Scores
+    owner: Ints | None  # the pair of each window
+    n: int
+
+    def of_pairs(self, mode: Long) -> Scores:
+        """Compute the scores of the pairs."""
+        if self.owner is None:
+            return self.scores
+        found = torch.from_numpy(self.scores)
+        return aggregate(found, torch.from_numpy(self.owner), self.n, mode).numpy()
+
+
+def load_encoder(
+    path: str | Path,
+    device: torch.device,
+    precision: Precision,
+    *,
+    packed: bool | None = None,
+    max_length: int | None = None,
+    long: str = "",
+    instruction: str = "",
+) -> tuple[CrossEncoder, dict[str, str]]:
+    """Load a student for re-ranking, packed if it runs on a GPU in bf16; returns it with the settings that replace its own.
+
+    Args:
+        packed: whether batches are for a GPU, if it is not the device's kind that says so.
+
+    Raises:
+        StudentError: the model is not found (exit code 4), or `long` is not known (exit code 2).
+    """
+    mode = check_mode(long) if long else None
+    on_gpu = device.type == "cuda" if packed is None else packed
+    name = _packed_name(path) if on_gpu and precision == "bf16" else None
+    encoder = CrossEncoder.load(
+        path,
+        max_length=max_length,
+        precision=precision,
+        device=device,
+        attention=name,
+        attention_dropout=0.0 if name else None,
+        framing=Framing(instruction=instruction),
+    )
+    changed: dict[str, str] = {}
+    if mode is not None and mode != encoder.long:
+        encoder.long = mode
+        changed["long"] = mode
+    if instruction:
+        changed["instruction"] = instruction
+    return encoder, changed
 
 
 def _packed_name(path: str | Path) -> str | None:

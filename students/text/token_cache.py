@@ -84,6 +84,21 @@ class TokenCache:
             self._add(texts, keys, missing, progress)
         return self._look_up(keys)
 
+    def peek(self, texts: Sequence[str]) -> Tokens:
+        """Return the ids of the texts without adding any: those that the cache lacks are only tokenised."""
+        keys = np.fromiter((text_key(text) for text in texts), dtype=np.uint64, count=len(texts))
+        lacking = np.isin(keys, self._missing(keys))
+        if lacking.all():
+            return tokenise(self._tokenizer, texts)
+        here = self._look_up(keys[~lacking])
+        known = here.take(np.arange(len(here)))
+        new = tokenise(self._tokenizer, [text for text, lacks in zip(texts, lacking, strict=True) if lacks])
+        starts, lengths = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=np.int64)
+        starts[~lacking], lengths[~lacking] = known.starts, known.lengths
+        starts[lacking], lengths[lacking] = new.starts + len(known.ids), new.lengths
+        in_order = Tokens(np.concatenate([known.ids, new.ids]), starts, lengths)
+        return in_order.take(np.arange(len(texts)))
+
     def _segments(self) -> list[_Segment]:
         segments = []
         for path in sorted(self.folder.glob("segment-*")):

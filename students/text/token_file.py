@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from students.text.token_cache import TokenCache
 from students.text.tokens import Ints, Tokens, id_type, tokenise
 
 _AT_ONCE = (
@@ -30,10 +31,13 @@ class TokenFile:
         keep: how many ids of each text are kept. A pair never takes more of one text than it has room for. The cut
             depends on the full lengths, so these are always kept.
         folder: the file's folder; it should be on a disk.
+        cache: ids that it has are taken from it; nothing is added to it.
     """
 
-    def __init__(self, tokenizer: Any, n: int, *, keep: int, folder: Path) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, n: int, *, keep: int, folder: Path, cache: TokenCache | None = None
+    ) -> None:
+        self._tokenizer, self._cache = tokenizer, cache
         self._keep = keep
         self._dtype = np.dtype(id_type(tokenizer))
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
@@ -58,7 +62,7 @@ class TokenFile:
     def add(self, texts: Iterable[str]) -> None:
         """Tokenise texts; their numbers continue from the last text."""
         for part in _by_characters(texts):
-            tokens = tokenise(self._tokenizer, part)
+            tokens = tokenise(self._tokenizer, part) if self._cache is None else self._cache.peek(part)
             kept = np.minimum(tokens.lengths, self._keep)
             here = slice(self._n, self._n + len(part))
             self._lengths[here] = tokens.lengths

@@ -17,6 +17,7 @@ import duckdb
 
 from labelstore.errors import StoreError
 from labelstore.store.label_store import LabelStore
+from msft.host import ray_cluster
 from teachers.engines.base import Engine
 from teachers.errors import ExitCode, MsftError, TeacherError
 from teachers.generate import child_process
@@ -98,18 +99,18 @@ class Driver:
         """Feed the workers until every query is done or the budget is spent.
 
         Raises:
-            TeacherError: if Ray is not installed, or workers are lost repeatedly without completing a call.
+            MsftError: if Ray is not installed, or workers are lost repeatedly without completing a call.
             UsageError: if the cluster has not enough resources for the workers.
         """
         number = self.plan.settings.workers
         self._queue.extend(self.work.numbers(longest_first=True))
         self._slots = [Slot(k, self.budget.share(number, k)) for k in range(number)]
         with (
-            cluster_resources.connected() as ray,
+            ray_cluster.connected() as ray,
             cluster_resources.locked(self.folder, self.job_key) as token,
         ):
             resources = cluster_resources.per_worker(ray, self.plan)
-            self.note(cluster_resources.words(ray, number, resources))
+            self.note(ray_cluster.words(ray, number, resources))
             make = ray.remote(Worker).options(**resources, max_concurrency=5, scheduling_strategy="SPREAD")
             try:
                 while not all(slot.over for slot in self._slots):
@@ -226,7 +227,7 @@ class Driver:
         """
         if isinstance(error, MsftError) and error.exit_code in (ExitCode.USAGE, ExitCode.DATA_MISSING):
             raise error
-        reason = cluster_resources.reason(error)
+        reason = ray_cluster.reason(error)
         self._fruitless += 1
         if self._fruitless > FRUITLESS * len(self._slots):
             raise TeacherError(

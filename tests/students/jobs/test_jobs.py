@@ -1,6 +1,7 @@
 """The bridge: a run re-ranked into a run, models registered, nothing scored twice, bad input leaving no trace."""
 
 import json
+import re
 from pathlib import Path
 
 import made_store
@@ -11,8 +12,12 @@ import tiny_models
 from labelstore.errors import DataMissing, UsageError
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from msft.errors import MsftError
 from students.errors import StudentError
 from students.jobs import candidates as jobs
+from students.jobs import machines
+from students.jobs.evaluate import evaluate
+from students.jobs.machines import LARGE, Scoring
 from students.jobs.register import add_student, student_rows
 from students.jobs.rerank import rerank_run
 from students.rerank.reranker import Reranker
@@ -195,3 +200,59 @@ def test_the_parameters_of_a_run_say_what_made_it(store):
     }  # fmt: skip
     assert kind == "students.rerank"
     assert command
+
+
+@pytest.mark.parametrize(
+    ("scoring", "said"),
+    [
+        (Scoring(gpus=3), "--gpus 3: this machine has no GPUs"),
+        (Scoring(engine="slurm"), "'slurm' is not known"),
+        (Scoring(workers=2), "those of a Ray cluster"),
+        (Scoring(engine="ray", gpus=2), "--gpus counts GPUs of this machine"),
+        (Scoring(engine="ray", workers=0), "0 workers"),
+    ],
+)
+def test_machines_that_are_not_there_are_refused_before_anything_is_read(store, monkeypatch, scoring, said):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    before = counts(store)
+    for command in (
+        lambda: rerank_run(store, student="absent", dataset="c/test", scoring=scoring),
+        lambda: evaluate(store, "absent", rerank=scoring),
+    ):
+        with pytest.raises(MsftError, match=re.escape(said)) as refused:
+            command()
+        assert refused.value.exit_code == 2
+        assert refused.value.hint
+    assert counts(store) == before
+
+
+def test_few_pairs_take_one_gpu_and_many_take_all(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert [Scoring().n_gpus(n) for n in (10, LARGE - 1, LARGE)] == [1, 1, 8]
+    assert Scoring(gpus=2).n_gpus(10) == 2
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert Scoring().n_gpus(LARGE) == 1
+
+
+@pytest.mark.test_all
+def test_all_gpus_of_the_machine_score_a_large_run(store, monkeypatch):
+    """Two processes on the CPU stand for the GPUs."""
+    from students.rerank import gpus
+
+    alone = rerank_run(store, student="tiny", dataset="c/test", name="alone", precision="fp32")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(machines, "LARGE", 100)
+    asked = []
+
+    def on_gpus(path, number, **options):
+        asked.append(number)
+        return gpus.on_devices(path, ["cpu"] * number, **options)
+
+    monkeypatch.setattr(gpus, "on_gpus", on_gpus)
+    notes = []
+    store_two = rerank_run(
+        store, student="tiny", dataset="c/test", name="together", precision="fp32", note=notes.append
+    )
+    assert asked == [2]
+    assert store_two.content_hash == alone.content_hash
+    assert "2 GPUs score, with a process each" in notes

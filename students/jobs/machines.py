@@ -1,0 +1,74 @@
+"""Say where a re-ranking runs: GPUs of this machine, or a Ray cluster. This module imports little: it is on the command line."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from labelstore.errors import UsageError
+from msft.host import extras
+
+LARGE = 100_000  # pairs from which several GPUs pay: each of their processes takes ten seconds to begin
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where the batches are scored. The scores do not depend on it."""
+
+    gpus: Annotated[
+        int | None,
+        "GPUs of this machine, with a process each; by default all of them for 100,000 pairs or more, otherwise one.",
+    ] = None
+    engine: Annotated[str, "local, or ray: the machines of a Ray cluster."] = "local"
+    workers: Annotated[int | None, "Workers of --engine ray [2]."] = None
+
+    def check(self) -> None:
+        """Refuse what does not go together, and more GPUs than there are.
+
+        Raises:
+            UsageError, StudentError: exit code 2. MsftError: Ray is not installed (exit code 4).
+        """
+        if self.engine not in ENGINES:
+            raise UsageError(f"engine {self.engine!r} is not known", hint="--engine local | ray")
+        if self.engine == "ray" and self.gpus is not None:
+            raise UsageError(
+                "--gpus counts GPUs of this machine, and --engine ray asks its cluster",
+                hint="give --workers N: each gets a GPU where the cluster has GPUs",
+            )
+        if self.engine != "ray" and self.workers is not None:
+            raise UsageError(
+                "--workers are those of a Ray cluster", hint="--engine ray --workers N, or --gpus N"
+            )
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"{self.workers} workers: expected at least 1", hint="--workers 2")
+        if self.engine == "ray":
+            extras.require("ray")
+        if self.gpus is not None:
+            from students.rerank.gpus import check_gpus
+
+            check_gpus(self.gpus)
+
+    def n_gpus(self, n_pairs: int) -> int:
+        """Choose how many GPUs of this machine score: the given number, or all of them if there is much to score."""
+        if self.gpus is not None or n_pairs < LARGE:
+            return self.gpus or 1
+        import torch
+
+        return max(1, torch.cuda.device_count())
+
+
+@dataclass(frozen=True)
+class Scoring(Machines):
+    """How a run's pairs are scored, where it is not as usual."""
+
+    batch_tokens: Annotated[int | None, "Tokens per batch."] = None
+    long: Annotated[
+        str | None,
+        "first cuts passages beyond max_length; max and mean score windows over the whole passage; by default"
+        " as in training.",
+    ] = None
+    instruction: Annotated[str | None, "Replaces the instruction of a decoder's text frame."] = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether settings stand in place of the student's; only the loaded student tells whether they are other ones."""
+        return bool(self.long or self.instruction)
