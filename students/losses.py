@@ -98,8 +98,13 @@ class Targets:
         return self.weights.unsqueeze(2) * self.weights.unsqueeze(1)
 
     def to(self, device: torch.device | str) -> "Targets":
-        """Copy the targets to a device."""
-        return Targets(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        """Copy the targets to a device; copies from pinned memory do not block."""
+        moved = (getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__)
+        return Targets(*moved)
+
+    def pin(self) -> "Targets":
+        """Copy the targets to page-locked memory."""
+        return Targets(*(getattr(self, name).pin_memory() for name in self.__dataclass_fields__))
 
 
 class ListLoss(NamedTuple):

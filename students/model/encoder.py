@@ -6,12 +6,9 @@ with a model is never run.
 """
 
 import hashlib
-import importlib.util
 import logging
-import os
-import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +23,9 @@ from msft.host.permissions import as_umask
 from students.cpu.bert import FusedEncoder, LearningEncoder
 from students.cpu.capabilities import multiplies_bf16
 from students.errors import ExitCode, StudentError
-from students.model import base_config, lora
+from students.model import base_config, compiled_layers, lora
 from students.model.bases import BASES
+from students.model.bf16_weights import Bf16Weights
 from students.model.decoder import framed_tokenizer, head_from_answers
 from students.model.head import keep_fp32
 from students.model.hub import local_only
@@ -84,6 +82,7 @@ class CrossEncoder(nn.Module):
         if precision == "bf16":
             keep_fp32(model)
         self._learning: LearningEncoder | None = None
+        self._low = False
 
     @classmethod
     def load(
@@ -250,29 +249,14 @@ class CrossEncoder(nn.Module):
         if self._learning is not None:
             self._learning.refresh()
 
-    def compile_layers(self) -> None:
-        """Let torch.compile fuse each layer's operations. One compilation serves all layers and lengths.
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Let torch.compile fuse each layer's operations (`students.model.compiled_layers`)."""
+        compiled_layers.compile_layers(self.model, self.device.type, backend)
 
-        Weights keep their names. It does not affect `students.cpu.bert`.
-
-        Raises:
-            StudentError: a compiler is not found (exit code 2), or the model has no stack of layers.
-        """
-        if self.device.type == "cuda":
-            if importlib.util.find_spec("triton") is None:
-                raise StudentError(
-                    "torch.compile needs triton",
-                    hint="pip install triton, or set compile = false",
-                    exit_code=ExitCode.USAGE,
-                )
-        elif shutil.which(os.environ.get("CXX", "g++")) is None:
-            raise StudentError(
-                "torch.compile needs a C++ compiler",
-                hint="install g++, or set compile = false",
-                exit_code=ExitCode.USAGE,
-            )
-        for layer in _layer_stack(self.model):
-            layer.compile(dynamic=True)
+    @property
+    def compiles(self) -> bool:
+        """Whether the layers can be compiled here."""
+        return compiled_layers.possible(self.model, self.device.type)
 
     def forward(self, batch: PairBatch) -> torch.Tensor:
         """Compute raw logits, (n_pairs,) fp32."""
@@ -289,9 +273,19 @@ class CrossEncoder(nn.Module):
             logits: torch.Tensor = self.model(**inputs).logits
         return logits.squeeze(-1).float()
 
+    @contextmanager
+    def lowered(self, weights: Bf16Weights) -> Iterator[None]:
+        """Compute with bf16 weights, without autocast, within this context."""
+        self._low = True
+        try:
+            with weights.lowered():
+                yield
+        finally:
+            self._low = False
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context that sets the precision of the forward."""
-        if self.precision == "bf16":
+        if self.precision == "bf16" and not self._low:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
@@ -423,19 +417,6 @@ def _other_head(model: str | Path, source: str, error: RuntimeError) -> StudentE
         f"{model}: {what}",
         hint="give the model that this one was fine-tuned from, or save this one without its head:"
         " AutoModel.from_pretrained(…).save_pretrained(…)",
-        exit_code=ExitCode.USAGE,
-    )
-
-
-def _layer_stack(model: Any) -> nn.ModuleList:
-    """Find the encoder's layers: ``encoder.layer`` in BERT and its relatives, ``layers`` in ModernBERT."""
-    base = model.base_model
-    for owner, name in ((getattr(base, "encoder", None), "layer"), (base, "layers")):
-        if isinstance(stack := getattr(owner, name, None), nn.ModuleList):
-            return stack
-    raise StudentError(
-        f"{model.config.model_type} has no stack of layers that compile = true supports",
-        hint="set compile = false",
         exit_code=ExitCode.USAGE,
     )
 

@@ -175,9 +175,12 @@ class Recipe:
     head_scale: float = 1.0
     """Factor on the output weights of a new head. Its first scores are so close together that a short training
     spends many steps on spreading them; 5 or more spares those."""
-    compile: bool = False
-    """Let `torch.compile` fuse the operations of each layer. The first steps wait for the compiler. On a CPU
-    it replaces the forward of `students/cpu/`, which is faster."""
+    compile: bool | None = None
+    """Let `torch.compile` fuse the operations of each layer. The first steps wait for the compiler. By default on a GPU
+    where Triton and a C compiler are installed. On a CPU it replaces the forward of `students/cpu/`, which is faster."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` computes with bf16 weights and states, and the optimiser keeps the weights in fp32. It needs `precision`
+    bf16. On a CPU it leaves out `students/cpu/`."""
     long: Long = "first"
     """Passages beyond `max_length`: `first` cuts them. `max` scores overlapping windows and takes the best one, `mean`
     the mean of the best three, in training and in re-ranking."""
@@ -214,6 +217,7 @@ class Recipe:
 
 _LATER = (
     "compile",
+    "weights",
     "head_scale",
     "long",
     "frame",

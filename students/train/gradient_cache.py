@@ -17,7 +17,13 @@ LossOf = Callable[[torch.Tensor], torch.Tensor]
 
 
 def backward(
-    score: Score, pieces: Sequence[PairBatch], loss_of: LossOf, *, cached: bool, device: torch.device
+    score: Score,
+    pieces: Sequence[PairBatch],
+    loss_of: LossOf,
+    *,
+    cached: bool,
+    device: torch.device,
+    before_last: Callable[[], object] | None = None,
 ) -> torch.Tensor:
     """Add the gradient of ``loss_of(scores of all pieces, in order)`` to the parameters; returns the detached loss.
 
@@ -25,9 +31,12 @@ def backward(
         score: the model, a function from a batch to (n_pairs,) scores.
         loss_of: (total pairs,) scores -> a scalar.
         cached: save memory at the cost of one more forward pass.
+        before_last: called before the last pass that adds gradients.
     """
     if not cached:
         loss = loss_of(torch.cat([score(piece.to(device)) for piece in pieces]))
+        if before_last is not None:
+            before_last()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
     states, without_graph = [], []
@@ -44,7 +53,10 @@ def backward(
         _set_random_state(device, state)
         part = gradient[first : first + piece.n_pairs]
         first += piece.n_pairs
-        torch.dot(score(piece.to(device)), part).backward()  # type: ignore[no-untyped-call]
+        scores = score(piece.to(device))
+        if first == len(gradient) and before_last is not None:
+            before_last()
+        torch.dot(scores, part).backward()  # type: ignore[no-untyped-call]
     _set_random_state(device, after)
     return loss.detach()
 

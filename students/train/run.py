@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ from students.errors import ExitCode, StudentError
 from students.losses import check_pairing, get
 from students.model import lora
 from students.model import packed_attention as attention
+from students.model.decoder import is_decoder
 from students.model.encoder import CrossEncoder
+from students.model.joined_products import join_products
 from students.recipes.recipe import Objective, Recipe, Stage
 from students.text.token_cache import TokenCache
 from students.text.tokens import PairFormat, Tokens
@@ -40,6 +43,9 @@ from students.train.view_folder import View, assign_views, read_view
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+PATIENCE = timedelta(days=7)  # processes wait while one tokenises; a lost one ends the launcher's others
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,13 @@ def train(
         MsftError: another process trains in ``out`` (exit code 3), the disk is full, the file system is read-only, or
             memory is too small.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     out = Path(out)
     if recipe.lora.r:
         extras.require("lora")
     accelerator = Accelerator(
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         cpu=device == "cpu",
         log_with=list(trackers) or None,
         project_dir=str(out / "trackers") if trackers else None,
@@ -262,23 +269,40 @@ def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
             recipe.base, attention_dropout=attention_dropout, attention="packed_varlen", **options
         )
     encoder.long = recipe.long
+    if recipe.weights == "bf16" and encoder.precision != "bf16":
+        raise StudentError(
+            f"weights = 'bf16' needs precision bf16, and it is {encoder.precision}",
+            hint="set precision = 'bf16', or leave weights out",
+            exit_code=ExitCode.USAGE,
+        )
     if recipe.lora.r:
         torch.manual_seed(recipe.seed)
         lora.adapt(encoder.model, recipe.lora, recipe.base)
     if recipe.gradient_checkpointing:
         encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
-    plain = not recipe.compile and not recipe.gradient_checkpointing and not recipe.lora.r
+    compiled = wants_compiled(recipe, encoder)
+    plain = recipe.weights == "fp32" and not (compiled or recipe.gradient_checkpointing or recipe.lora.r)
     fused = plain and encoder.fuse()
     if device.type == "cpu" and not fused and not packed and encoder.precision == "bf16":
         encoder.model.set_attn_implementation(
             "eager"
         )  # the backward pass of SDPA in bf16 is far slower on a CPU
-    if recipe.compile:
+    if device.type == "cuda" and not recipe.lora.r:
+        join_products(encoder.model, first_tokens=packed and not is_decoder(encoder.model.config))
+    if compiled:
         encoder.compile_layers()
     how = f", LoRA of rank {recipe.lora.r}" if recipe.lora.r else ""
-    how += ", compiled" if recipe.compile else ""
+    how += ", compiled" if compiled else ""
+    how += ", bf16 weights" if recipe.weights == "bf16" else ""
     say(f"{recipe.base}: {encoder.architecture}, {encoder.precision}, {encoder.layout}{how} on {device}")
     return encoder
+
+
+def wants_compiled(recipe: Recipe, encoder: CrossEncoder) -> bool:
+    """Choose whether layers are compiled: as the recipe says, by default on a GPU if that is possible."""
+    if recipe.compile is not None:
+        return recipe.compile
+    return encoder.device.type == "cuda" and not recipe.gradient_checkpointing and encoder.compiles
 
 
 def _check_losses(stage: Stage, views: Mapping[str, View]) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from students.cpu.workers import MAX_WORKERS
 from students.errors import ExitCode, StudentError
+from students.model.bf16_weights import Bf16Weights
 from students.model.encoder import CrossEncoder
 from students.recipes.recipe import Recipe, Stage
 from students.text.batches import budget_batches
@@ -23,16 +25,16 @@ from students.train.checkpoints import StageState
 from students.train.lists import Draw, ViewLists
 from students.train.parallel_gradients import ParallelGradients
 from students.train.records import Log
+from students.train.reduction import GradientSum
 from students.train.steps import Step, Task, collate_rows, plan
 
 Tick = Callable[..., None]  # progress(done, total or None, **figures such as loss)
 Note = Callable[[str], None]
 
-CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2_048, 32_768  # tokens of one forward pass
+CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 2_048, 131_072  # most tokens of one forward pass
 CPU_VALID_PAIRS, CUDA_VALID_PAIRS = 1_000, 20_000
 CPU_ACTIVATIONS = 4 << 30  # bytes of activations held at once, if the recipe does not set a limit
 _LONGEST_INTERVAL = 600  # longest time between validations, and between checkpoints
-_BUCKET = 16 << 20  # numbers exchanged between processes at once
 
 
 class StageRun:
@@ -73,11 +75,19 @@ class StageRun:
                 hint="build a contrastive view with positives and negatives, or a distillation view with orders",
             )
         on_gpu = accelerator.device.type == "cuda"
-        self.batch_tokens = stage.batch_tokens or (CUDA_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS)
-        self.memory_tokens = stage.memory_tokens or _memory_tokens(encoder, self.batch_tokens)
+        fits = _fitting_tokens(encoder)
+        most = min(CUDA_BATCH_TOKENS, max(fits, CPU_BATCH_TOKENS)) if on_gpu else CPU_BATCH_TOKENS
+        self.batch_tokens = stage.batch_tokens or most
+        self.memory_tokens = stage.memory_tokens or max(fits, self.batch_tokens)
         self.workers = min(torch.get_num_threads(), MAX_WORKERS) if encoder.fused else 1
         frozen = optimiser.freeze(encoder.model, stage.freeze)
         self.optimiser = optimiser.make(encoder.model, stage)
+        self.learning = [p for p in encoder.parameters() if p.requires_grad]
+        self.low = Bf16Weights(encoder.model) if recipe.weights == "bf16" else None
+        self.reduction: GradientSum | None = None
+        if accelerator.num_processes > 1:
+            gradient = self.low.gradient if self.low is not None else _gradient
+            self.reduction = GradientSum(self.learning, gradient)
         self.parallel_gradients: ParallelGradients | None = None
         self.per_epoch = max(task.steps_per_epoch for task in tasks)
         self.bounds = optimiser.Bounds.of(stage, self.per_epoch)
@@ -105,6 +115,8 @@ class StageRun:
             "workers": self.workers,
             "frozen": len(frozen),
         }
+        if recipe.weights != "fp32":
+            self.settings["weights"] = recipe.weights
 
     def train(self, resume: Path | None) -> StageState:
         """Run the loop. At its end the encoder has the best (or last) weights."""
@@ -131,13 +143,15 @@ class StageRun:
             optimiser.set_rate(self.optimiser, rate)
             step = steps.take(state.step)
             state.lists_skipped += step.n_skipped
+            now = None
             if not step.empty:
-                for name, value in (*self._update(step, state).items(), ("n", 1.0)):
+                figures, now = self._update(step, state, clock)
+                for name, value in (*figures.items(), ("n", 1.0)):
                     state.sums[name] = state.sums.get(name, 0.0) + value
             state.step += 1
             state.pairs += step.n_pairs
             state.truncated_pairs += step.n_truncated
-            state.seconds = self._agreed(time.monotonic() - clock)
+            state.seconds = self._agreed(time.monotonic() - clock) if now is None else now
             state.stopped_by = self.bounds.reached(state.step, state.pairs, state.seconds, stage)
             if state.step % stage.log_every == 0 or state.stopped_by:
                 self._log(state, log, rate)
@@ -156,8 +170,9 @@ class StageRun:
                 state.saved = state.seconds
                 self._checkpoint(state, log)
         steps.close()
-        if self.parallel_gradients is not None:
-            self.parallel_gradients.close()
+        for held in (self.parallel_gradients, self.low, self.reduction):
+            if held is not None:
+                held.close()
         log.close()
         if stage.keep == "best" and state.best_step not in (None, state.step):
             checkpoints.load_weights(self.encoder.model, checkpoints.best_path(self.out, state))
@@ -190,10 +205,39 @@ class StageRun:
             workers=self.workers,
         )  # fmt: skip
 
-    def _update(self, step: Step, state: StageState) -> dict[str, float]:
-        """Take one optimiser step; returns the loss over all processes and the gradient's norm before clipping."""
+    def _update(self, step: Step, state: StageState, clock: float) -> tuple[dict[str, float], float | None]:
+        """Take one optimiser step.
+
+        Returns:
+            The loss over all processes and the gradient's norm before clipping; and the main process's seconds, if
+            there are several processes.
+        """
         stage, device = self.stage, self.accelerator.device
         self.encoder.train()
+        with self._lowered():
+            loss = self._gradients(step)
+            figures = torch.stack([loss.double(), self._told(clock)])
+            if self.reduction is not None:
+                figures, summed = self.reduction.finish(figures)
+        if self.reduction is not None:
+            for parameter, gradient in summed.items():
+                parameter.grad = gradient
+        norm = optimiser.clipped(self.optimiser, self.learning, stage.clip)
+        queued = device.type == "cuda"  # its kernel spares the weights if the norm is not finite
+        if queued:
+            self.optimiser.step()
+        found = torch.cat([figures, norm.to(figures)[None]])
+        found_loss, now, found_norm = found.tolist()  # the step's only wait for the device
+        diagnostics.check_step(found_loss, found_norm, stage, state.step)
+        if not queued:
+            self.optimiser.step()
+        self.encoder.refresh()
+        self.optimiser.zero_grad(set_to_none=True)
+        return {"loss": found_loss, "grad_norm": found_norm}, None if self.reduction is None else now
+
+    def _gradients(self, step: Step) -> torch.Tensor:
+        """Add this process's gradients of a step to the parameters; returns its part of the loss."""
+        stage, device = self.stage, self.accelerator.device
         loss = torch.zeros((), device=device)
         for micro in step.micro_batches:
             cached = stage.gradient_cache == "always" or (
@@ -202,21 +246,22 @@ class StageRun:
             loss_of = partial(micro.loss, denominators=step.denominators)
             if self.parallel_gradients is not None:
                 loss += self.parallel_gradients.backward(micro.pieces, loss_of, cached=cached)
-            else:
-                loss += gradcache.backward(self.encoder, micro.pieces, loss_of, cached=cached, device=device)
-        learning = [p for p in self.encoder.parameters() if p.requires_grad]
-        if self.accelerator.num_processes > 1:
-            loss = self.accelerator.reduce(loss, "sum")
-            _sum_gradients(learning, self.accelerator)
-        norm = torch.nn.utils.clip_grad_norm_(learning, stage.clip or float("inf"))
-        found_loss, found_norm = torch.stack(
-            [loss, norm.to(loss)]
-        ).tolist()  # the step's only wait for the device
-        diagnostics.check_step(found_loss, found_norm, stage, state.step)
-        self.optimiser.step()
-        self.encoder.refresh()
-        self.optimiser.zero_grad(set_to_none=True)
-        return {"loss": found_loss, "grad_norm": found_norm}
+                continue
+            last = micro is step.micro_batches[-1]
+            loss += gradcache.backward(
+                self.encoder, micro.pieces, loss_of, cached=cached, device=device,
+                before_last=self.reduction.arm if self.reduction is not None and last else None,
+            )  # fmt: skip
+        return loss
+
+    def _lowered(self) -> AbstractContextManager[None]:
+        """The context in which the model computes with bf16 weights, if the recipe says so."""
+        return nullcontext() if self.low is None else self.encoder.lowered(self.low)
+
+    def _told(self, clock: float) -> torch.Tensor:
+        """The main process's seconds, which others add nothing to. A fill does not wait for the device."""
+        now = time.monotonic() - clock if self.accelerator.is_main_process else 0.0
+        return torch.full((), now, dtype=torch.float64, device=self.accelerator.device)
 
     def _agreed(self, seconds: float) -> float:
         """Return the main process's time, so that all processes stop at the same step."""
@@ -349,7 +394,7 @@ class _Steps:
         return step
 
 
-def _memory_tokens(encoder: CrossEncoder, batch_tokens: int) -> int:
+def _fitting_tokens(encoder: CrossEncoder) -> int:
     """Compute how many tokens' activations fit into half of a GPU's memory, or into `CPU_ACTIVATIONS` bytes elsewhere.
 
     A token takes about ``42 hidden + 6 heads × length`` bytes per layer in bf16. Packed batches have no term in the
@@ -362,20 +407,8 @@ def _memory_tokens(encoder: CrossEncoder, batch_tokens: int) -> int:
     budget = CPU_ACTIVATIONS
     if encoder.device.type == "cuda":
         budget = torch.cuda.get_device_properties(encoder.device).total_memory // 2
-    return max(budget // per_token, batch_tokens)
+    return budget // per_token
 
 
-def _sum_gradients(parameters: list[torch.nn.Parameter], accelerator: Any) -> None:
-    """Add up gradients over processes; a process without lists adds zeros."""
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    first = 0
-    while first < len(gradients):
-        last, size = first, 0
-        while last < len(gradients) and (last == first or size + gradients[last].numel() <= _BUCKET):
-            size += gradients[last].numel()
-            last += 1
-        together = accelerator.reduce(torch.cat([g.flatten() for g in gradients[first:last]]), "sum")
-        parts = together.split([g.numel() for g in gradients[first:last]])
-        for parameter, part in zip(parameters[first:last], parts, strict=True):
-            parameter.grad = part.view_as(parameter)
-        first = last
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor | None:
+    return parameter.grad

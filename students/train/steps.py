@@ -87,8 +87,12 @@ class Cells:
         return flat.index_put((self.index,), scores).view(self.shape)
 
     def to(self, device: torch.device) -> "Cells":
-        """Copy the places to a device."""
+        """Copy the places to a device; copies from pinned memory do not block."""
         return Cells(self.index.to(device, non_blocking=True), self.shape)
+
+    def pin(self) -> "Cells":
+        """Copy the places to page-locked memory."""
+        return Cells(self.index.pin_memory(), self.shape)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,13 @@ class Part:
         """Compute the pairs' scores from those of this part's windows."""
         if self.owner is None:
             return scores
-        return aggregate(scores, self.owner.to(scores.device), len(self.cells.index), mode)
+        owner = self.owner.to(scores.device, non_blocking=True)
+        return aggregate(scores, owner, len(self.cells.index), mode)
+
+    def pin(self) -> "Part":
+        """Copy places and targets to page-locked memory."""
+        owner = None if self.owner is None else self.owner.pin_memory()
+        return replace(self, cells=self.cells.pin(), targets=self.targets.pin(), owner=owner)
 
 
 @dataclass(frozen=True)
@@ -140,8 +150,9 @@ class MicroBatch:
         return value
 
     def pin(self) -> "MicroBatch":
-        """Copy the pieces to page-locked memory."""
-        return replace(self, pieces=[piece.pin() for piece in self.pieces])
+        """Copy pieces, places and targets to page-locked memory, so that no copy to the device waits."""
+        pieces, parts = [piece.pin() for piece in self.pieces], [part.pin() for part in self.parts]
+        return replace(self, pieces=pieces, parts=parts)
 
 
 def collate_rows(
@@ -277,13 +288,31 @@ def _grouped(units: list[tuple[int, int, int]], memory_tokens: int) -> list[list
     return groups
 
 
+def _pieces(lengths: Ints, batch_tokens: int, workers: int, *, multiple: int, padded: bool) -> list[Any]:
+    """Divide pairs into pieces of at most ``batch_tokens`` and of about one size, the same number for every worker."""
+
+    def divided(budget: int) -> list[Any]:
+        return budget_batches(lengths, budget, multiple=multiple, padded=padded)
+
+    if workers > 1:
+        return divided(_even(lengths, batch_tokens, workers))
+    found = divided(batch_tokens)
+    low, high = int(lengths.sum()) // len(found), batch_tokens
+    while high - low > max(batch_tokens // 64, 1):  # the smallest budget that needs no more pieces
+        middle = (low + high) // 2
+        tried = divided(middle)
+        if len(tried) > len(found):
+            low = middle
+        else:
+            found, high = tried, middle
+    return found
+
+
 def _even(lengths: Ints, batch_tokens: int, workers: int) -> int:
     """Find the largest budget within ``batch_tokens`` that gives every worker the same number of pieces.
 
     The budget leaves a little room for padding.
     """
-    if workers == 1:
-        return batch_tokens
     total = 1.05 * float(lengths.sum())
     rounds = math.ceil(total / (batch_tokens * workers))
     return max(min(batch_tokens, math.ceil(total / (rounds * workers))), int(lengths.max(initial=1)))
@@ -305,9 +334,10 @@ def _micro_batch(
         local = np.searchsorted(chosen, one.draw.local[inside])
         mine = Draw(local, one.draw.rows[inside], one.draw.tiebreak[inside])
         lengths, windows = one.lengths[inside[one.windows.owner]], one.windows.take(np.flatnonzero(inside))
-        batches = budget_batches(
+        batches = _pieces(
             lengths,
-            _even(lengths, batch_tokens, workers),
+            batch_tokens,
+            workers,
             multiple=encoder.multiple,
             padded=encoder.layout == "padded",
         )
