@@ -41,7 +41,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks import train_lists
+from benchmarks import train_lists, train_steps
 from benchmarks.real_lists import DATA
 from benchmarks.timing import in_turns, matmul_peak
 from benchmarks.train_lists import Work, held_out_loss, in_training_order, make_base, make_lists, make_view
@@ -182,32 +182,39 @@ def largest_difference(found: dict[str, dict[str, Any]], ours_too: str = "ours")
 
 
 def utilisation(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure the share of the machine's measured peak that msft's optimiser steps use, after a short warm-up training."""
+    """Measure the share of the machine's measured peak that msft's optimiser steps use (`benchmarks.train_steps`)."""
     from students.rerank.reranker import resolve_precision
 
     precision, device = resolve_precision("auto", arguments.device), arguments.device
+    if arguments.precision:
+        precision = arguments.precision
+    decoder = arguments.shape in train_lists.DECODERS
+    more = {"frame": "plain"} if decoder else {}
+    more |= {"lora": arguments.lora} if arguments.lora else {}
     with tempfile.TemporaryDirectory(prefix="msft-train-") as folder:
         scratch = Path(folder)
         base = make_base(arguments.shape, scratch / "base", arguments.dropout)
         name = "made-up" if arguments.shape != "minilm" else arguments.collections.split(",")[0]
+        steps = train_steps.WARM_UP + train_steps.TIMED
+        arguments.pairs = steps * arguments.lists * arguments.per_list
         work = make_work(name, base, arguments, scratch)
-        few = work.lists[: 2 * work.per_step]
-        way = ours(precision, compiled=arguments.compiled)
-        way(replace(work, lists=few, view=make_view(scratch / "few", few)))
-        seconds = [way(work).loop_seconds for _ in range(arguments.repeats)]
+        peak = matmul_peak(device, precision)
+        rows = train_steps.measure(work, precision, peak, more, arguments.repeats)
         lengths = train_lists.pair_lengths(work)
-        flops = train_lists.model_flops(_config(base), lengths)
-        share = train_lists.computed_share(_config(base), lengths)
-    loop, peak = statistics.median(seconds), matmul_peak(device, precision)
-    return {
+    print(train_steps.table(rows), file=sys.stderr)
+    best = max(rows, key=lambda row: row["pairs_per_second"])
+    result: dict[str, Any] = {
         "benchmark": "train utilisation", "shape": arguments.shape, "device": device, "precision": precision,
-        "compiled": arguments.compiled, "dropout": arguments.dropout, "lists": arguments.lists,
-        "per_list": arguments.per_list, "pairs": work.n_pairs,
-        "tokens_per_pair": round(float(lengths.mean()), 1), "loop_seconds": round(loop, 3),
-        "loop_pairs_per_second": round(work.n_pairs / loop, 1), "peak_tflops": round(peak / 1e12, 3),
-        "model_flops_utilisation": round(flops / (loop * peak), 4), "computed_share": round(share, 4),
-        "torch": torch.__version__,
+        "lora": arguments.lora or "", "dropout": arguments.dropout, "lists": arguments.lists,
+        "per_list": arguments.per_list, "steps": train_steps.TIMED, "warm_up": train_steps.WARM_UP,
+        "tokens_per_pair": round(float(lengths.mean()), 1), "peak_tflops": round(peak / 1e12, 3),
+        "best": best["way"], "pairs_per_second": best["pairs_per_second"],
+        "model_flops_utilisation": best["share_of_peak"], "torch": torch.__version__,
     }  # fmt: skip
+    for row in rows:
+        way = row["way"].replace(" ", "_")
+        result |= {f"{way}_{key}": row[key] for key in ("us_per_pair", "share_of_peak")}
+    return result | {key: value for key, value in rows[-1].items() if key.endswith("_ms")}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -290,7 +297,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--utilisation",
         action="store_true",
-        help="measure only the utilisation, without peers; more pairs fit",
+        help="measure only the utilisation of the steps, way by way, without peers (benchmarks.train_steps)",
+    )
+    parser.add_argument("--lora", help="with --utilisation: r=32[,alpha=64,…]")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], help="with --utilisation: instead of the device's"
     )
     parser.add_argument("--compiled", action="store_true", help="also measure ours with compile = true")
     parser.add_argument(

@@ -11,7 +11,14 @@ import torch
 from benchmarks.collate import texts
 from benchmarks.real_lists import Ranked, judged, permutations, write_view
 
-SHAPES = ("minilm", "tiny", "electra-base")
+SHAPES = ("minilm", "tiny", "electra-base", "qwen3-tiny", "qwen3-0.6b")
+DECODERS = {  # shape: the sizes of a Qwen3
+    "qwen3-tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                   "head_dim": 8, "intermediate_size": 64, "vocab_size": 800},
+    "qwen3-0.6b": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+                   "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151_936},
+}  # fmt: skip
+SEED = 42
 PASSAGE_TOKENS, QUERY_TOKENS = 75, 8  # MS MARCO's means in WordPiece tokens; here a word is a token
 
 
@@ -115,6 +122,8 @@ def make_base(shape: str, folder: Path, dropout: float) -> Path:
             "minilm", device="cpu", seed=0, hidden_dropout=dropout, attention_dropout=dropout
         )
         return encoder.save(folder)
+    if shape in DECODERS:
+        return _make_decoder(DECODERS[shape], folder)
     from transformers import ElectraConfig, ElectraForSequenceClassification
 
     size = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -137,6 +146,27 @@ def make_base(shape: str, folder: Path, dropout: float) -> Path:
     return folder
 
 
+def _make_decoder(sizes: dict[str, int], folder: Path) -> Path:
+    """Make a Qwen3 with a head of one output and random weights, and a tokenizer of words without separators."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForSequenceClassification
+
+    vocabulary = _tokenizer(min(sizes["vocab_size"], 30_522)).get_vocab()
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    torch.manual_seed(0)
+    config = Qwen3Config(**sizes, num_labels=1, pad_token_id=0, max_position_embeddings=4096)
+    Qwen3ForSequenceClassification(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_max_length=4096,
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    return folder
+
+
 def _tokenizer(size: int) -> Any:
     """Make BERT's tokenizer over synthetic words of one token each."""
     from transformers import BertTokenizerFast
@@ -154,6 +184,16 @@ def pair_lengths(work: Work) -> np.ndarray:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(work.base)
+    if tokenizer.cls_token_id is None:  # a decoder, whose texts stand in a frame
+        from students.model.encoder import CrossEncoder
+        from students.text.frames import Framing
+
+        encoder = CrossEncoder.load(
+            work.base, max_length=work.max_length, device="cpu", framing=Framing("plain")
+        )
+        queries = encoder.tokenise([one.query for one in work.lists for _ in one.passages])
+        passages = encoder.tokenise([text for one in work.lists for text in one.passages])
+        return encoder.form.lengths(queries.lengths, passages.lengths)
     return np.array(
         [
             len(ids)
@@ -178,6 +218,25 @@ def model_flops(config: Any, lengths: np.ndarray) -> float:
     dense = 2 * (4 * h * h + 2 * h * inner) * lengths.sum()
     attention = 4 * h * (lengths**2).sum()
     return float(3 * layers * (dense + attention))
+
+
+def training_flops(config: Any, lengths: np.ndarray, *, adapters: bool = False) -> float:
+    """Count the FLOPs of the products of a forward and a backward pass that must be computed, as `model_flops` does.
+
+    Decoders have a gate beside the feed-forward, fewer heads of keys and values, and causal attention, of which half
+    counts. With adapters alone the weights of the base have no gradients, so the backward pass costs as much as the
+    forward; the adapters' own products, some percent, do not count.
+    """
+    if not hasattr(config, "num_key_value_heads"):
+        return model_flops(config, lengths)
+    lengths = np.asarray(lengths, dtype=np.float64)
+    h, inner = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    dense = 2 * (h * (2 * queries + 2 * keys) + 3 * h * inner) * lengths.sum()
+    attention = 4 * queries * (lengths**2).sum() / 2
+    backward_dense = dense if adapters else 2 * dense
+    return float(config.num_hidden_layers * (dense + backward_dense + 3 * attention))
 
 
 def computed_share(config: Any, lengths: np.ndarray) -> float:

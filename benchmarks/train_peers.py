@@ -11,9 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import lightning_peer
-from benchmarks.train_lists import Work, held_out_loss, ranknet
-
-SEED = 42
+from benchmarks.train_lists import SEED, Work, held_out_loss, ranknet
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,10 @@
 """The benchmarks of training and re-ranking beside peers, at a tiny size: what they print, what they count, equal losses."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from transformers import ElectraConfig, ElectraForSequenceClassification
 pytest.importorskip("datasets")
 pytest.importorskip("sentence_transformers")
 
-from benchmarks import rerank, train, train_lists
+from benchmarks import gpu_table, rerank, train, train_lists, train_steps
 from benchmarks.real_lists import Candidates
 
 pytestmark = pytest.mark.test_all
@@ -190,3 +194,107 @@ def test_the_plain_loop_gives_every_pair_its_score(tmp_path):
     on = rerank.made_up(base, 5, 3)
     plain = rerank.plain_loop(base, torch.float32, "cpu", batch_size=4)(on)
     np.testing.assert_allclose(plain, rerank.ours(base, "fp32", "cpu")(on), atol=1e-5)
+
+
+def test_the_utilisation_of_steps_has_a_line_for_each_way_and_a_profile(monkeypatch, capsys):
+    monkeypatch.setattr(train_steps, "WARM_UP", 2)
+    monkeypatch.setattr(train_steps, "TIMED", 4)
+    sizes = ["--per-list", "6", "--lists", "2", "--repeats", "1", "--precision", "bf16", "--dropout", "0"]
+    found = train.main(["--utilisation", "--shape", "tiny", *sizes])
+    for way in ("pieces_of_32k", "even_pieces", "bf16_weights"):
+        assert found[f"{way}_us_per_pair"] > 0
+        assert 0 < found[f"{way}_share_of_peak"] < 1
+    assert found["best"].replace(" ", "_") + "_us_per_pair" in found
+    kinds = ("products", "attention", "elementwise", "copies", "waits")
+    assert all(found[f"{kind}_ms"] >= 0 for kind in kinds)
+    assert found["products_ms"] > 0
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1]) == found
+    assert "ms_per_step" in said.err
+    assert (train_steps.WARM_UP, train_steps.TIMED) == (2, 4)
+
+
+@pytest.mark.needs("peft")
+def test_the_utilisation_of_a_decoder_with_lora(monkeypatch):
+    monkeypatch.setattr(train_steps, "WARM_UP", 1)
+    monkeypatch.setattr(train_steps, "TIMED", 2)
+    sizes = ["--per-list", "4", "--lists", "2", "--repeats", "1", "--dropout", "0"]
+    found = train.main(["--utilisation", "--shape", "qwen3-tiny", "--lora", "r=4", *sizes])
+    assert (found["lora"], found["shape"]) == ("r=4", "qwen3-tiny")
+    assert 0 < found["model_flops_utilisation"] < 1
+
+
+def test_the_flops_of_a_decoder_are_what_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import Qwen3Config, Qwen3ForSequenceClassification
+
+    n, length = 2, 16
+    config = Qwen3Config(
+        **train_lists.DECODERS["qwen3-tiny"], num_labels=1, pad_token_id=0, attn_implementation="eager"
+    )
+    model = Qwen3ForSequenceClassification(config)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.ones(n, length, dtype=torch.long)).logits.sum().backward()
+    lengths = np.full(n, length)
+    queries = config.num_attention_heads * config.head_dim
+    causal = config.num_hidden_layers * 3 * 4 * queries * (lengths**2).sum() / 2  # eager computes both halves
+    head = 3 * 2 * n * length * config.hidden_size
+    rotary = counter.get_total_flops() - head - causal - train_lists.training_flops(config, lengths)
+    assert abs(rotary) / counter.get_total_flops() < 0.005
+    dense = train_lists.training_flops(config, lengths) - causal
+    assert train_lists.training_flops(config, lengths, adapters=True) == pytest.approx(dense * 2 / 3 + causal)
+
+
+def test_kinds_of_work():
+    kinds = [train_steps.kind_of(name) for name in (
+        "void pytorch_flash::flash_fwd_kernel<…>", "nvjet_tst_256x128", "sm90_xmma_gemm_bf16", "aten::addmm",
+        "triton_poi_fused_gelu_3", "Memcpy HtoD (Pinned -> Device)", "multi_tensor_apply_kernel",
+    )]  # fmt: skip
+    assert kinds == ["attention", "products", "products", "products", "elementwise", "copies", "elementwise"]
+
+
+def test_the_script_for_a_gpu_prints_one_table(tmp_path):
+    """All of its parts on the CPU, in small shapes."""
+    root = Path(__file__).resolve().parents[3]
+    small = {"DEVICE": "cpu", "SHAPE": "tiny", "DECODER": "qwen3-tiny", "LISTS": "2", "PER_LIST": "4", "QUERIES": "2",
+             "PAIRS": "16", "PYTHON": sys.executable}  # fmt: skip
+    results = tmp_path / "results.jsonl"
+    done = subprocess.run(
+        [root / "benchmarks/gpu.sh", results],
+        env=os.environ | small,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [json.loads(line)["benchmark"] for line in results.read_text().splitlines()] == [
+        "train utilisation", "train utilisation", "rerank", "train",
+    ]  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["figure", "measured", "wanted", "reached"]
+    for figure in (
+        "training: share of the measured peak",
+        "decoder with LoRA: pairs/s",
+        "re-ranking: pairs/s",
+    ):
+        assert any(line.startswith(figure) and "not measured" not in line for line in lines), figure
+    assert any(line.startswith("encoder, even pieces: µs a pair") for line in lines)
+    assert any(line.startswith("decoder, best way: waits, ms a step") for line in lines)
+
+
+def test_a_part_of_the_table_that_failed_is_told():
+    made = gpu_table.rows(
+        [{"benchmark": "rerank", "pairs_per_second": 16_000, "speedup_same_precision": 3.9}]
+    )
+    by_figure = {row["figure"]: row for row in made}
+    assert by_figure["training: pairs/s"]["measured"] == "not measured"
+    assert by_figure["re-ranking: pairs/s"]["reached"] == "yes"
+    assert by_figure["re-ranking: against sentence-transformers in the same precision"]["reached"] == "no"
+
+
+def test_no_benchmark_turns_the_tokenizers_threads_off_for_the_others():
+    code = "import os, benchmarks.train, benchmarks.rerank; print(os.environ.get('TOKENIZERS_PARALLELISM'))"
+    free = {key: value for key, value in os.environ.items() if key != "TOKENIZERS_PARALLELISM"}
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", code], env=free, cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "None", done.stderr
