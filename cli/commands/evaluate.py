@@ -8,7 +8,7 @@ import typer
 from cli.command import Context, command
 from cli.output import diagnostics, fitted, latex, render
 from cli.output.render import Format
-from students.jobs.machines import Machines
+from students.rerank.machines import Machines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

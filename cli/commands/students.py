@@ -9,7 +9,7 @@ from cli.command import Context, command, group
 from cli.commands import students_train
 from cli.output import diagnostics, fitted, render
 from cli.output.render import Format
-from students.jobs.machines import Scoring
+from students.rerank.machines import Scoring
 
 students_app = group("Students: train them, re-rank with them, export and serve them.")
 

@@ -21,8 +21,8 @@ from labelstore.evaluation import scores as evaluation
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 from students.jobs.candidates import Tick, candidates, score
-from students.jobs.machines import Machines, Scoring
 from students.jobs.rerank import DEFAULT_DEPTH, check_depth, load_reranker, rerank_run
+from students.rerank.machines import Machines, Scoring
 
 Row = dict[str, Any]
 Pending = list[tuple[str, lookup.Run]]

@@ -18,7 +18,7 @@ from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
 from students.errors import StudentError
 from students.jobs.candidates import Candidates, Tick, candidates, score
-from students.jobs.machines import Scoring
+from students.rerank.machines import Scoring
 
 if TYPE_CHECKING:
     import duckdb

@@ -15,11 +15,11 @@ from labelstore.store.label_store import LabelStore
 from msft.errors import MsftError
 from students.errors import StudentError
 from students.jobs import candidates as jobs
-from students.jobs import machines
 from students.jobs.evaluate import evaluate
-from students.jobs.machines import LARGE, Scoring
 from students.jobs.register import add_student, student_rows
 from students.jobs.rerank import rerank_run
+from students.rerank import machines
+from students.rerank.machines import LARGE, Scoring
 from students.rerank.reranker import Reranker
 
 

@@ -12,9 +12,9 @@ import pytest
 import tiny_models
 
 from msft.errors import MsftError
-from students.jobs.machines import Scoring
 from students.jobs.register import add_student
 from students.jobs.rerank import rerank_run
+from students.rerank.machines import Scoring
 from students.rerank.ray_workers import on_cluster
 from students.rerank.reranker import Reranker
 

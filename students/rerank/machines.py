@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from labelstore.errors import UsageError
 from msft.host import extras
+from students.errors import ExitCode, StudentError
 
 LARGE = 100_000  # pairs from which several GPUs pay: each of their processes takes ten seconds to begin
 ENGINES = ("local", "ray")
@@ -25,21 +25,19 @@ class Machines:
         """Refuse what does not go together, and more GPUs than there are.
 
         Raises:
-            UsageError, StudentError: exit code 2. MsftError: Ray is not installed (exit code 4).
+            StudentError: exit code 2. MsftError: Ray is not installed (exit code 4).
         """
         if self.engine not in ENGINES:
-            raise UsageError(f"engine {self.engine!r} is not known", hint="--engine local | ray")
+            raise _usage(f"engine {self.engine!r} is not known", hint="--engine local | ray")
         if self.engine == "ray" and self.gpus is not None:
-            raise UsageError(
+            raise _usage(
                 "--gpus counts GPUs of this machine, and --engine ray asks its cluster",
                 hint="give --workers N: each gets a GPU where the cluster has GPUs",
             )
         if self.engine != "ray" and self.workers is not None:
-            raise UsageError(
-                "--workers are those of a Ray cluster", hint="--engine ray --workers N, or --gpus N"
-            )
+            raise _usage("--workers are those of a Ray cluster", hint="--engine ray --workers N, or --gpus N")
         if self.workers is not None and self.workers < 1:
-            raise UsageError(f"{self.workers} workers: expected at least 1", hint="--workers 2")
+            raise _usage(f"{self.workers} workers: expected at least 1", hint="--workers 2")
         if self.engine == "ray":
             extras.require("ray")
         if self.gpus is not None:
@@ -72,3 +70,7 @@ class Scoring(Machines):
     def changes(self) -> bool:
         """Whether settings stand in place of the student's; only the loaded student tells whether they are other ones."""
         return bool(self.long or self.instruction)
+
+
+def _usage(message: str, hint: str) -> StudentError:
+    return StudentError(message, hint=hint, exit_code=ExitCode.USAGE)
