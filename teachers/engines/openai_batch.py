@@ -356,6 +356,9 @@ class Record:
             with self.path.open("rb") as file:
                 for line in _objects(file):
                     self._take(line)
+            if not self.path.read_bytes().endswith(b"\n"):  # a job was ended while it wrote: begin a new line
+                with self.path.open("ab") as file:
+                    file.write(b"\n")
 
     def add(self, line: dict[str, Any]) -> None:
         """Write a line through to the disk."""

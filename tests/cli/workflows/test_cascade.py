@@ -18,6 +18,8 @@ from teachers.generate.job import generate
 from teachers.generate.settings import Settings
 from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
+pytestmark = pytest.mark.test_all
+
 LENGTHS = [40, 25, 6, 1]
 
 

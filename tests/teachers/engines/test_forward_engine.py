@@ -17,6 +17,8 @@ from teachers.errors import TeacherError
 from teachers.generate.job import generate
 from teachers.generate.settings import Settings
 
+pytestmark = pytest.mark.test_all
+
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from teachers.generate.dry_run import forecast
 from teachers.generate.job import Labelled, generate
 from teachers.generate.settings import Settings
 
+pytestmark = pytest.mark.test_all
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +98,20 @@ def test_a_job_that_died_before_it_knew_its_batch_finds_it(
         assert len(own.batches) == 1
         assert label(store, own).labelled == 6
         assert len(set(own.asked)) == len(own.asked) == 12
+
+
+def test_a_line_of_the_record_that_was_cut_off_costs_no_other_line(tmp_path: Path) -> None:
+    record = openai_batch.Record(tmp_path, "provider model")
+    record.add({"file": "f1", "keys": ["a", "b"]})
+    with record.path.open("ab") as file:
+        file.write(b'{"file": "f1", "ba')
+    again = openai_batch.Record(tmp_path, "provider model")
+    assert again.without_batch() == ["f1"]
+    again.add({"file": "f1", "batch": "b1"})
+    again.add({"batch": "b1", "again": ["b"]})
+    third = openai_batch.Record(tmp_path, "provider model")
+    assert third.sent == {"a": ["b1"], "b": []}
+    assert third.without_batch() == []
 
 
 @pytest.mark.parametrize("ends", ["expired", "cancelled"])

@@ -16,6 +16,8 @@ from teachers.generate.settings import Settings
 from teachers.generate.stored_replies import changed_readings
 from tests.helpers.scripted_engine import ScriptedEngine, hashed_order
 
+pytestmark = pytest.mark.test_all
+
 QUERIES = {f"q{i}": f"question number {i}" for i in range(5)}
 
 
