@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Tests run side by side; a torch of one thread in each, or their threads would wait for one another.
 WORKERS ?= 2
 
-.PHONY: setup demo test test-all lint docs bench faults fixtures setup-ci setup-colbert clean
+.PHONY: setup demo test test-all lint docs bench faults fixtures setup-ci setup-colbert setup-clients clean
 
 setup: $(VENV)/.ready
 
@@ -58,5 +58,13 @@ setup-colbert:
 	$(PYTHON) -m venv .venv-colbert
 	.venv-colbert/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt pylate
 
+# Clients of re-ranking servers and a linter of Dockerfiles, over the packages of $(VENV), none of which they move.
+CLIENTS := cohere langchain-cohere llama-index-postprocessor-jinaai-rerank mteb rerankers dockerfile-doctor
+setup-clients: setup
+	$(PYTHON) -m venv .venv-clients
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_paths()['purelib'])" > \
+		$$(.venv-clients/bin/python -c "import sysconfig; print(sysconfig.get_paths()['purelib'])")/msft-clients.pth
+	.venv-clients/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt $(CLIENTS)
+
 clean:
-	rm -rf $(VENV) .venv-colbert build *.egg-info
+	rm -rf $(VENV) .venv-colbert .venv-clients build *.egg-info

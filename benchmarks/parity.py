@@ -1,12 +1,13 @@
 """Compare ways to score with one student: difference from Hugging Face's fp32 scores, order, nDCG@10, pairs/s.
 
     python -m benchmarks.parity [--student FOLDER] [--data ../shared/data] [--collections dl19-passage,nfcorpus]
-        [--queries 20] [--repeats 1]
+        [--queries 20] [--repeats 1] [--calibrate dl21-passage]
 
 ours_fp32, ours_bf16              `students.rerank.Reranker`
 hf_fp32                           AutoModelForSequenceClassification, batches of 32 pairs in the order given
 st_fp32                           sentence-transformers' CrossEncoder with the activation of the folder (identity)
 onnx_fp32, onnx_int8              `msft students export --format onnx | int8` in onnxruntime
+openvino_fp32, openvino_int8      `msft students export --format openvino | openvino-int8`, calibrated on --calibrate's pairs
 
 Keys per collection and way: max_difference and mean_difference of the scores; score_deviation, the spread of the
 scores, as a scale for them; tau, Kendall's tau of each list's order, averaged; ndcg10; ndcg10_difference from hf_fp32;
@@ -29,8 +30,8 @@ import torch
 from benchmarks.real_lists import DATA, Candidates, candidates, trained_student
 from benchmarks.timing import in_turns
 from students.jobs.export_check import differences
-from students.rerank.onnx import OnnxScorer, export_onnx
-from students.rerank.reranker import Reranker
+from students.rerank.exports import export_graph
+from students.rerank.reranker import Reranker, TextLists
 
 MAX_LENGTH = 256
 REFERENCE = "hf_fp32"
@@ -74,21 +75,33 @@ def ours(student: Path, max_length: int, precision: str) -> Way:
     return lambda on: np.concatenate(reranker.scores(on.lists))
 
 
-def onnx(student: Path, max_length: int, folder: Path, *, int8: bool) -> Way:
-    export_onnx(student, folder, max_length=max_length, int8=int8)
-    scorer = OnnxScorer(folder, max_length=max_length)
+def exported(
+    student: Path, max_length: int, folder: Path, backend: str, calibrate: Any = None, *, int8: bool = False
+) -> Way:
+    export_graph(student, folder, backend, max_length=max_length, int8=int8, calibrate=calibrate)
+    scorer = Reranker.load(folder, max_length=max_length)
     return lambda on: np.concatenate(scorer.scores(on.lists))
 
 
-def all_ways(student: Path, max_length: int, scratch: Path) -> dict[str, Way]:
-    """Make every way, by name; exports are written to `scratch`."""
+def all_ways(student: Path, max_length: int, scratch: Path, calibrate: TextLists) -> dict[str, Way]:
+    """Make every way, by name; exports are written to `scratch`.
+
+    Args:
+        calibrate: lists of another collection, whose pairs OpenVINO's int8 is calibrated on.
+    """
+    openvino = {
+        int8: exported(student, max_length, scratch / f"openvino-{int8}", "openvino", calibrate, int8=int8)
+        for int8 in (False, True)
+    }
     return {
         REFERENCE: hugging_face(student, max_length),
         "st_fp32": sentence_transformers(student, max_length),
         "ours_fp32": ours(student, max_length, "fp32"),
         "ours_bf16": ours(student, max_length, "bf16"),
-        "onnx_fp32": onnx(student, max_length, scratch / "fp32", int8=False),
-        "onnx_int8": onnx(student, max_length, scratch / "int8", int8=True),
+        "onnx_fp32": exported(student, max_length, scratch / "fp32", "onnx"),
+        "onnx_int8": exported(student, max_length, scratch / "int8", "onnx", int8=True),
+        "openvino_fp32": openvino[False],
+        "openvino_int8": openvino[True],
     }
 
 
@@ -132,13 +145,17 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=20, help="per collection")
     parser.add_argument("--depth", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument(
+        "--calibrate", default="dl21-passage", help="the collection that int8 is calibrated on"
+    )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     result: dict[str, Any] = {"benchmark": "parity", "threads": torch.get_num_threads()}
     n_pairs, every = 0, []
     with tempfile.TemporaryDirectory() as scratch:
         student = arguments.student or trained_student(Path(scratch), data=arguments.data)
-        ways = all_ways(student, MAX_LENGTH, Path(scratch))
+        other = candidates(arguments.calibrate, data=arguments.data, depth=100, n_queries=60).lists
+        ways = all_ways(student, MAX_LENGTH, Path(scratch), [(query, texts[::20]) for query, texts in other])
         for name in arguments.collections.split(","):
             on = candidates(name, data=arguments.data, depth=arguments.depth, n_queries=arguments.queries)
             few = candidates(name, data=arguments.data, depth=20, n_queries=2)

@@ -2,8 +2,11 @@
 
 import sys
 
+from typer.main import get_command
+
 from cli.app import app
 from cli.output import diagnostics
+from cli.workflows import config_file
 
 
 def _assemble() -> None:
@@ -48,7 +51,9 @@ def _assemble() -> None:
 def run(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
     try:
-        code = app(args=arguments, prog_name="msft", standalone_mode=False)
+        root = get_command(app)
+        defaults = config_file.read(root).defaults
+        code = root.main(args=arguments, prog_name="msft", standalone_mode=False, default_map=defaults)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place that turns errors into codes
         diagnostics.fail(error)
     raise SystemExit(code if isinstance(code, int) else 0)

@@ -156,6 +156,14 @@ def lce(scores: torch.Tensor, targets: Targets, *, temperature: float = 1.0) -> 
     return ListLoss((every - chosen).where(valid, 0.0), valid.to(s.dtype))
 
 
+def cmnrl(scores: torch.Tensor, targets: Targets, *, scale: float = 10.0) -> ListLoss:
+    """LCE of scale·σ(s), the (cached) multiple negatives ranking loss of cross-encoders.
+
+    Its negatives are those of the list and, with ``in_batch`` in a recipe, passages of the step's other lists.
+    """
+    return lce(_exact(scores).sigmoid() * scale, targets)
+
+
 def ranknet(scores: torch.Tensor, targets: Targets) -> ListLoss:
     """RankNet (Burges et al. 2005): softplus(−(s_i − s_j)) over pairs with y_i > y_j; ties are skipped."""
     s = _exact(scores)
@@ -420,6 +428,7 @@ LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
         Loss("lce", lce, "binary", parameters={"temperature": 1.0}),
+        Loss("cmnrl", cmnrl, "binary", parameters={"scale": 10.0}),
         Loss("ranknet", ranknet, "order"),
         Loss("weighted_ranknet", weighted_ranknet, "order"),
         Loss("listmle", listmle, "order", weighted=False),

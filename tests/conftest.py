@@ -51,6 +51,13 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
         ),
         "no environment with PyLate (make setup-colbert)",
     ),
+    "clients": (
+        lambda: (
+            (Path(__file__).resolve().parents[1] / ".venv-clients/bin/python").exists()
+            or "MSFT_CLIENTS_PYTHON" in os.environ
+        ),
+        "no environment with the clients (make setup-clients)",
+    ),
     "peft": (_module("peft"), "peft is not installed (pip install 'msft[lora]')"),
     "chromium": (
         lambda: shutil.which("chromium") is not None,
@@ -64,7 +71,7 @@ NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
 
 
 # What `make test` leaves to `make test-all`, with the tests that are marked `test_all`.
-BEYOND_DEV = {"vllm", "pyserini", "ray", "pylate", "chromium", "mcp"}
+BEYOND_DEV = {"vllm", "pyserini", "ray", "pylate", "clients", "chromium", "mcp"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,7 +1,8 @@
 """`msft data`: add and list datasets, and write sheets to judge them on."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,8 +11,9 @@ from cli.output import diagnostics, render
 
 if TYPE_CHECKING:
     from labelstore.datasets.add import Added
+    from labelstore.datasets.staging import Progress as Tick
 
-LAYOUTS = ("folder", "triples")
+LAYOUTS = ("folder", "hub", "triples")
 data_app = group("Datasets: documents, queries, judgments.")
 
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="The dataset; by default the only one.")]
@@ -22,103 +24,127 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(data_app, name="data")
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is to be added, and from where."""
+
+    dataset: Annotated[
+        str, typer.Argument(help="An alias (dl19, dl20, dev …), an ir_datasets id, or a new name.")
+    ]
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="A folder with docs.jsonl, queries.tsv, qrels.txt (each may be .gz or .zst), or a dataset of BEIR, MTEB or"
+            " NanoBEIR.",
+        ),
+    ] = None
+    qrels: Annotated[
+        Path | None, "A file of judgments; the dataset then has only the queries judged in it."
+    ] = None
+    collection: Annotated[str | None, "The collection whose documents it shares with other datasets."] = None
+    role: Annotated[
+        str | None, "train, dev or test; views leave out training queries that a test set has."
+    ] = None
+    update: Annotated[bool, "Accept changed texts as new versions, and changed queries and judgments."] = (
+        False
+    )
+    splits: Annotated[
+        bool, typer.Option("--splits", help="Add DATASET/SPLIT for each of the folder's qrels/SPLIT.tsv.")
+    ] = False
+    layout: Annotated[
+        str | None,
+        "folder, hub (tables in Parquet or JSON lines), or triples: --from is a file with a query, positives and"
+        " negatives in each JSON line. By default what the folder holds.",
+    ] = None
+    skip_bad_lines: Annotated[
+        int,
+        typer.Option(
+            "--skip-bad-lines", help="Lines of passages and queries that may be left out as unreadable."
+        ),
+    ] = 0
+
+    @property
+    def kind(self) -> str:
+        """The layout: the given one, or what the folder holds."""
+        from labelstore.datasets import from_folder, from_hub
+
+        if self.splits:
+            return "splits"
+        if self.layout or self.folder is None or self.qrels is not None or not self.folder.is_dir():
+            return self.layout or "folder"
+        if self.role is None and from_folder.is_beir(self.folder):
+            return "splits"
+        return "hub" if from_hub.is_hub_folder(self.folder) else "folder"
+
+
 @command(
     data_app,
     "add",
     example="msft data add nfcorpus/train --from nfcorpus --qrels qrels.train.txt.gz",
     lists=True,
 )
-def add(
-    context: Context,
-    dataset: Annotated[
-        str, typer.Argument(help="An alias (dl19, dl20, dev …), an ir_datasets id, or a new name.")
-    ],
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--from", help="A folder with docs.jsonl, queries.tsv, qrels.txt (each may be .gz or .zst)."
-        ),
-    ] = None,
-    qrels: Annotated[
-        Path | None, "A file of judgments; the dataset then has only the queries judged in it."
-    ] = None,
-    collection: Annotated[str | None, "The collection whose documents it shares with other datasets."] = None,
-    role: Annotated[
-        str | None, "train, dev or test; views leave out training queries that a test set has."
-    ] = None,
-    update: Annotated[
-        bool, "Accept changed texts as new versions, and changed queries and judgments."
-    ] = False,
-    splits: Annotated[
-        bool, typer.Option("--splits", help="Add DATASET/SPLIT for each of the folder's qrels/SPLIT.tsv.")
-    ] = False,
-    layout: Annotated[
-        str,
-        "folder, or triples: --from is a file with a query, positives and negatives in each JSON line.",
-    ] = "folder",
-    skip_bad_lines: Annotated[
-        int,
-        typer.Option(
-            "--skip-bad-lines", help="Lines of passages and queries that may be left out as unreadable."
-        ),
-    ] = 0,
-) -> None:
-    """Add a dataset: from a folder, or from ir_datasets by its id or alias."""
-    from labelstore.datasets.add_dataset import add_dataset, add_splits
-    from labelstore.errors import UsageError
+def add(context: Context, source: Source) -> None:
+    """Add a dataset: from a folder, or from ir_datasets by its id or alias.
 
-    _check_layout(dataset, layout, folder, qrels, splits, skip_bad_lines)
-    if splits and (folder is None or qrels is not None or role is not None):
-        raise UsageError(
-            "--splits takes judgments and roles from a folder's split names",
-            hint=f"msft data add {dataset} --from FOLDER --splits, without --qrels and --role",
-        )
-    if skip_bad_lines < 0 or (skip_bad_lines and folder is None):
-        raise UsageError(
-            f"--skip-bad-lines {skip_bad_lines}: expected 0 or more lines of a folder's files",
-            hint="--from FOLDER",
-        )
+    A folder in BEIR's layout becomes a dataset for each split of its judgments, and the folder of a Hub's dataset (BEIR,
+    MTEB, NanoBEIR) too. Its candidates, such as NanoBEIR's bm25, become runs.
+    """
+    _check_source(source)
     with diagnostics.progress("documents", unit="passages") as tick:
-        if layout == "triples" and folder is not None:
-            from cli.workflows.triples import add_triples
-
-            done = [
-                add_triples(
-                    context.store,
-                    dataset,
-                    folder,
-                    collection=collection,
-                    role=role,
-                    update=update,
-                    progress=tick,
-                )
-            ]
-        elif splits and folder is not None:
-            done = add_splits(
-                context.store, dataset, folder, collection=collection, update=update, skip_bad_lines=skip_bad_lines,
-                progress=tick,
-            )  # fmt: skip
-        else:
-            done = [
-                add_dataset(
-                    context.store, dataset, folder, qrels=qrels, collection=collection, role=role, update=update,
-                    skip_bad_lines=skip_bad_lines, progress=tick, note=diagnostics.note,
-                )
-            ]  # fmt: skip
+        done = _add(context, source, tick)
     render.rows([row for added in done for row in _told(added)], context.format)
 
 
-def _check_layout(
-    dataset: str, layout: str, folder: Path | None, qrels: Path | None, splits: bool, skip_bad_lines: int
-) -> None:
+def _add(context: Context, source: Source, tick: "Tick") -> "list[Added]":
+    from labelstore.datasets.add_dataset import add_dataset, add_splits
+
+    of: dict[str, Any] = {"collection": source.collection, "update": source.update, "progress": tick}
+    if source.folder is not None and source.kind == "triples":
+        from cli.workflows.triples import add_triples
+
+        return [add_triples(context.store, source.dataset, source.folder, role=source.role, **of)]
+    if source.folder is not None and source.kind == "hub":
+        from cli.workflows.hub_folder import add_hub_folder
+
+        return add_hub_folder(context.store, source.dataset, source.folder, role=source.role, **of)
+    of["skip_bad_lines"] = source.skip_bad_lines
+    if source.folder is not None and source.kind == "splits":
+        return add_splits(context.store, source.dataset, source.folder, **of)
+    return [
+        add_dataset(
+            context.store, source.dataset, source.folder, qrels=source.qrels, role=source.role,
+            note=diagnostics.note, **of,
+        )
+    ]  # fmt: skip
+
+
+def _check_source(source: Source) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        UsageError: the message names them.
+    """
     from labelstore.errors import UsageError
 
-    if layout not in LAYOUTS:
-        raise UsageError(f"layout {layout!r} is not known", hint=f"--layout {' | '.join(LAYOUTS)}")
-    if layout == "triples" and (folder is None or qrels is not None or splits or skip_bad_lines):
+    if source.layout not in (None, *LAYOUTS):
+        raise UsageError(f"layout {source.layout!r} is not known", hint=f"--layout {' | '.join(LAYOUTS)}")
+    folder, qrels, skip = source.folder, source.qrels, source.skip_bad_lines
+    if source.layout in ("hub", "triples") and (folder is None or qrels is not None or source.splits or skip):
+        what = "one file" if source.layout == "triples" else "one folder"
         raise UsageError(
-            "--layout triples takes queries, passages and judgments from one file",
-            hint=f"msft data add {dataset} --from FILE --layout triples, without --qrels, --splits, --skip-bad-lines",
+            f"--layout {source.layout} takes queries, passages and judgments from {what}",
+            hint=f"msft data add {source.dataset} --from {'FILE' if source.layout == 'triples' else 'FOLDER'}"
+            f" --layout {source.layout}, without --qrels, --splits, --skip-bad-lines",
+        )
+    if source.splits and (folder is None or qrels is not None or source.role is not None):
+        raise UsageError(
+            "--splits takes judgments and roles from a folder's split names",
+            hint=f"msft data add {source.dataset} --from FOLDER --splits, without --qrels and --role",
+        )
+    if skip < 0 or (skip and folder is None):
+        raise UsageError(
+            f"--skip-bad-lines {skip}: expected 0 or more lines of a folder's files", hint="--from FOLDER"
         )
 
 

@@ -51,6 +51,11 @@ class On:
         bool,
         "Leave out passages that have their query's id (always done for ArguAna and Quora); such values are not stored.",
     ] = False
+    protocol: Annotated[
+        str,
+        "standard; positives-in adds relevant passages that the first stage missed (sentence-transformers' default);"
+        " found-only leaves their judgments out. Values of the last two are not stored.",
+    ] = "standard"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -70,7 +75,9 @@ def evaluate(
     ] = None,
     depth: Annotated[int, "Candidates per query that students re-rank."] = 100,
     beside: Beside = Beside(),
-    suite: Annotated[str | None, "dl, beir, or a file of datasets; adds the macro mean."] = None,
+    suite: Annotated[
+        str | None, "dl, beir, nano-beir, bright, or a file of datasets; adds the macro mean."
+    ] = None,
     rerank: Annotated[bool, "Let students re-rank first what they have not re-ranked yet."] = True,
     machines: Machines = Machines(),
     on: On = On(),
@@ -102,7 +109,7 @@ def evaluate(
         fuse=(beside.fuse_on or True) if beside.fuse else False,
         suite=suite,
         rerank=machines if rerank else False,
-        basis=Basis(on.judge, on.exclude_self),
+        basis=Basis(on.judge, on.exclude_self, on.protocol),
         talk=talk,
     )
     _print(done.rows, context.format)
@@ -111,7 +118,9 @@ def evaluate(
         _note_grades(context, done.rows)
     else:
         diagnostics.note(f"judge: {on.judge}; these are grades of an LLM, see msft teachers agreement")
-    for each in advice.from_rows(done.rows):
+    if on.protocol != "standard":
+        diagnostics.note(f"protocol {on.protocol}: these values are not stored, and no advice rests on them")
+    for each in advice.from_rows(done.rows) if on.protocol == "standard" else ():
         diagnostics.note(
             each.sentence() if on.judge is None else f"by the judge {on.judge}: {each.sentence()}"
         )
@@ -207,6 +216,7 @@ def wide(rows: "Sequence[Row]") -> list[Row]:
                 "depth": row["depth"],
                 "recall": row["recall"],
                 **({"judge": row["judge"]} if row.get("judge") is not None else {}),
+                **({"protocol": row["protocol"]} if "protocol" in row else {}),
             },
         )
         line[row["measure"]] = row["value"]

@@ -1,7 +1,7 @@
-"""`msft report`: write the store's content as one HTML page; `msft mcp`: serve it to agents."""
+"""`msft report`: write the store's content as one HTML page; `msft mcp`: serve it to agents; `msft help`: pages offline."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ def add_to(app: typer.Typer) -> None:
     """Add this module's commands."""
     command(app, "report", example="msft report -o report.html", lists=True)(report)
     command(app, "mcp", example="msft mcp --store msft.duckdb")(mcp)
+    command(app, "help", example="msft help losses")(show_help)
 
 
 def report(
@@ -68,3 +69,28 @@ def mcp(context: Context) -> None:
     if not context.store.exists:
         raise DataMissing(f"store not found: {context.store_path}", hint="name it with --store")
     mcp_server.run(context.store)
+
+
+def show_help(
+    context: Context,
+    topic: Annotated[
+        list[str] | None, typer.Argument(help="A topic, or the words of a command.", show_default=False)
+    ] = None,
+) -> None:
+    """Show a page of help, without a network: a topic, or a command's options. Without TOPIC it lists the topics."""
+    from typer.main import get_command
+
+    from cli.app import app
+    from cli.workflows import help_topics
+
+    root: Any = get_command(app)
+    words = list(topic or ())
+    if not words:
+        render.text(help_topics.topics())
+        return
+    found = help_topics.find(root, words)
+    if found is None or " ".join(words) in help_topics.TOPICS:
+        render.text(help_topics.page(" ".join(words), root))
+        return
+    with typer.Context(found, info_name=" ".join(["msft", *words])) as inner:
+        render.text(found.get_help(inner))

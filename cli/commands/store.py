@@ -94,7 +94,7 @@ def status(
         bool, typer.Option("--stale", help="List only what interrupted trainings, builds and imports left.")
     ] = False,
 ) -> None:
-    """Show what is in the store, and which jobs are under way (calls in journals, trainings)."""
+    """Show what is in the store, which jobs are under way (calls in journals, trainings), and the configuration file."""
     if stale:
         _stale(context)
         return
@@ -139,6 +139,7 @@ def status(
             }
         )
     rows += _trainings(store)
+    rows += _settings()
     if context.format is Format.table:
         size = store.path.stat().st_size / 2**20
         diagnostics.note(f"{store.path}: {size:,.1f} MiB, files in {store.files}")
@@ -151,6 +152,27 @@ def _stale(context: Context) -> None:
     rows = [left.row() for left in stale.stale(context.store)]
     render.rows(rows, context.format, stale.COLUMNS)
     diagnostics.note("msft clean removes it" if rows else "nothing was left")
+
+
+def _settings() -> list[dict[str, Any]]:
+    """List what the configuration file sets."""
+    from typer.main import get_command
+
+    from cli.app import app
+    from cli.workflows import config_file
+
+    found = config_file.read(get_command(app))
+    return [
+        {
+            "what": "setting",
+            "name": f"{command} --{option.replace('_', '-')}".strip(),
+            "of": str(found.path),
+            "size": None,
+            "detail": json.dumps(value) if isinstance(value, list | bool) else str(value),
+            "state": "default",
+        }
+        for command, option, value in found.settings
+    ]
 
 
 def _trainings(store: "LabelStore") -> list[dict[str, Any]]:

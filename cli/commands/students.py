@@ -9,6 +9,7 @@ from cli.command import Context, command, group
 from cli.commands import students_train
 from cli.output import diagnostics, fitted, render
 from cli.output.render import Format
+from cli.workflows.pushed import Pushed
 from students.rerank.machines import Scoring
 
 students_app = group("Students: train them, re-rank with them, export and serve them.")
@@ -43,7 +44,16 @@ InstructionOption = Annotated[
 PrecisionOption = Annotated[
     str,
     typer.Option(
-        "--precision", help="auto, fp32 or bf16; auto is bf16 if the hardware supports it, otherwise fp32."
+        "--precision",
+        help="auto, fp32 or bf16; auto is bf16 if the hardware supports it, otherwise fp32.",
+    ),
+]
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="torch, openvino or onnx (on the CPU, with --precision fp32 or int8); auto is torch, and an export's own"
+        " runtime for a folder without weights.",
     ),
 ]
 
@@ -237,12 +247,15 @@ def calibrate(
 def export(
     context: Context,
     student: Annotated[str, typer.Argument(help="A student's name.")],
-    folder: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    folder: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to make; may be left out with --push.")
+    ] = None,
     form: Annotated[
         str,
         typer.Option(
             "--format",
-            help="hf (Hugging Face folder), adapter (LoRA's alone), onnx, or int8 (quantised ONNX).",
+            help="hf (Hugging Face folder), adapter (LoRA's alone), onnx, int8 (quantised ONNX), openvino, or"
+            " openvino-int8 (quantised by NNCF).",
         ),
     ] = "hf",
     check: Annotated[
@@ -253,30 +266,37 @@ def export(
         str | None, "The run whose candidates the check scores; by default the only first stage."
     ] = None,
     replace: Annotated[bool, "Take the place of an earlier export in that folder."] = False,
+    pushed: Pushed = Pushed(),
 ) -> None:
     """Write a student as a new folder, with a model card that has its measures so far.
 
     A warning and the card name what is better if the store's evaluations say that the student is worse than its first
     stage.
 
-    The scores of onnx and int8 exports are compared with the student's, and their nDCG@10 if the dataset has judgments.
+    The scores of graphs (onnx, int8, openvino, openvino-int8) are compared with the student's, and their nDCG@10 if the
+    dataset has judgments. openvino-int8 is calibrated on pairs of the store, of training queries if it has some.
     """
     from students.jobs.export import export_student
 
-    with diagnostics.progress(f"exporting {student}", unit="pairs") as tick:
+    with (
+        pushed.folder("model", student, folder) as into,
+        diagnostics.progress(f"exporting {student}", unit="pairs") as tick,
+    ):
         rows = export_student(
             context.store,
             student,
-            folder,
+            into,
             form=form,
             check=check,
             dataset=dataset,
             run=run,
             replace=replace,
+            licence=pushed.licence,
             progress=tick,
             note=diagnostics.note,
             warn=diagnostics.warn,
         )
+        rows[0]["folder"] = str(folder or pushed.push)
     render.rows(rows)
 
 
@@ -291,7 +311,8 @@ def serve(
     ],
     host: Annotated[str, "Address to listen on."] = "127.0.0.1",
     port: Annotated[int, "Port; 0 picks a free one."] = 8080,
-    precision: Annotated[str, "auto, fp32 or bf16."] = "auto",
+    precision: PrecisionOption = "auto",
+    backend: BackendOption = "auto",
     max_texts: Annotated[int, "The most texts per request."] = 1000,
     max_body: Annotated[int, "The most megabytes per request."] = 16,
     max_waiting: Annotated[
@@ -328,6 +349,7 @@ def serve(
         student,
         place=Place(host, port),
         precision=precision,
+        backend=backend,
         limits=Limits(
             texts=max_texts, body=max_body * 1_000_000, bodies=4 * max_body * 1_000_000, waiting=max_waiting
         ),

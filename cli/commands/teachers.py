@@ -11,6 +11,8 @@ from cli.commands.from_documents.judge import add_to_teachers
 from cli.commands.teachers_generate import BaseUrls, add_generate, asking_progress
 from cli.output import diagnostics, render
 from cli.output.render import Format
+from cli.workflows.pushed import Pushed
+from labelstore.errors import UsageError
 from labelstore.labels.currency import CURRENCY
 
 if TYPE_CHECKING:
@@ -110,11 +112,25 @@ def export_labels(
     prompt: Annotated[
         str, "The prompt that shows the passages, for --layout conversations."
     ] = "rankzephyr-train-variable",
+    pushed: Pushed = Pushed(),
 ) -> None:
-    """Export a labeling: permutations, TREC run, Parquet (Hugging Face), RankGPT, RankLLM or conversations."""
+    """Export a labeling: permutations, TREC run, Parquet (Hugging Face), RankGPT, RankLLM or conversations.
+
+    --push uploads Parquet with a card as a dataset of the Hugging Face Hub.
+    """
     import io
 
     from teachers.generate.label_files import export_labels as export
+    from teachers.generate.label_files import write_dataset
+
+    if pushed.push is not None:
+        if out is not None or layout not in (None, "parquet"):
+            raise UsageError(
+                "--push uploads Parquet, and writes no file", hint="leave --out and --layout out"
+            )
+        with pushed.folder("dataset", labels, None) as folder:
+            write_dataset(context.store, labels, folder, licence=pushed.licence)
+        return
 
     buffer = io.StringIO()
     n, written = export(context.store, labels, out, layout=layout, prompt=prompt, stdout=buffer)

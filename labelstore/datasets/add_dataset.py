@@ -83,6 +83,8 @@ def add_splits(
 ) -> list[Added]:
     """Add a dataset NAME/SPLIT for each file of judgments in a BEIR folder, over one collection; passages are read once.
 
+    The catalogue's test sets keep their names: the test split of ``nfcorpus`` is ``nfcorpus``.
+
     Args:
         collection: the corpus of all of them; by default `name`.
         update, skip_bad_lines, progress: as in :func:`add_dataset`.
@@ -94,7 +96,11 @@ def add_splits(
     done: list[Added] = []
     for split, qrels in splits(Path(folder)).items():
         request = NewDataset(
-            f"{name}/{split}", collection or name, update=update, judged_only=True, source=str(folder)
+            catalog.of_split(name, split),
+            collection or name,
+            update=update,
+            judged_only=True,
+            source=str(folder),
         )
         done.append(
             add_folder(

@@ -13,6 +13,9 @@ BEIR: Final = ("nDCG@10", "R@100")
 CLASSIC: Final = ("nDCG@10", "AP", "P@10", "R@100")
 OTHER: Final = ("nDCG@10", "AP", "RR@10", "R@100")
 
+NANO: Final = ("nDCG@10", "RR@10", "AP")  # those of sentence-transformers' evaluator
+BRIGHT: Final = ("nDCG@10",)
+
 SELF_RETRIEVING: Final = ("arguana", "quora")  # BEIR's collections whose queries are passages
 
 ROLES: Final = ("train", "dev", "test")
@@ -103,22 +106,59 @@ _CLASSIC = [
     Entry("robust04", "disks45/nocr/trec-robust-2004", "disks45-nocr", "test", ("nDCG@20", "AP", "P@20", "R@1000")),
 ]  # fmt: skip
 
-ENTRIES: Final[dict[str, Entry]] = {e.name: e for e in [*_MARCO_ENTRIES, *_beir(), *_CLASSIC]}
-_BY_ID = {e.ir_datasets_id: e for e in ENTRIES.values() if e.ir_datasets_id}
+# NanoBEIR's sets: sentence-transformers' name of each, and its id in ir_datasets.
+_NANO_SETS = {
+    "NanoArguAna": "arguana", "NanoClimateFEVER": "climate-fever", "NanoDBPedia": "dbpedia-entity",
+    "NanoFEVER": "fever", "NanoFiQA2018": "fiqa", "NanoHotpotQA": "hotpotqa", "NanoMSMARCO": "msmarco",
+    "NanoNFCorpus": "nfcorpus", "NanoNQ": "nq", "NanoQuoraRetrieval": "quora", "NanoSCIDOCS": "scidocs",
+    "NanoSciFact": "scifact", "NanoTouche2020": "webis-touche2020",
+}  # fmt: skip
+_NANO = [Entry(name, f"nano-beir/{own}", name, "test", NANO) for name, own in _NANO_SETS.items()]
+# mteb's tasks have "Retrieval" after the name, but for these.
+_OTHER_TASKS = {"NanoClimateFEVER": "NanoClimateFeverRetrieval", "NanoQuoraRetrieval": "NanoQuoraRetrieval"}
 
-# The datasets of BEIR that anybody can fetch, for `eval --suite beir`.
+_BRIGHT_SETS = (
+    "biology", "earth-science", "economics", "psychology", "robotics", "stackoverflow", "sustainable-living", "leetcode",
+    "pony", "aops", "theoremqa-questions", "theoremqa-theorems",
+)  # fmt: skip
+_BRIGHT = [
+    Entry(f"bright/{part}", f"bright/{part}", f"bright/{part}", "test", BRIGHT) for part in _BRIGHT_SETS
+]
+
+
+def mteb_task(name: str) -> str | None:
+    """Return the name of mteb's task over a set of NanoBEIR; None for other datasets."""
+    return _OTHER_TASKS.get(name, f"{name}Retrieval") if name in _NANO_SETS else None
+
+
+ENTRIES: Final[dict[str, Entry]] = {
+    e.name: e for e in [*_MARCO_ENTRIES, *_beir(), *_CLASSIC, *_NANO, *_BRIGHT]
+}
+_BY_ID = {e.ir_datasets_id: e for e in ENTRIES.values() if e.ir_datasets_id} | {
+    str(mteb_task(e.name)): e for e in _NANO
+}
+
+# Of BEIR the datasets that anybody can fetch.
 SUITES: Final[dict[str, tuple[str, ...]]] = {
     "dl": ("dl19", "dl20", "dlhard"),
     "beir": (
         "arguana", "climate-fever", "dbpedia-entity", "fever", "fiqa", "hotpotqa", "nfcorpus", "nq", "quora",
         "scidocs", "scifact", "touche-2020", "trec-covid", *(f"cqadupstack/{forum}" for forum in _CQADUPSTACK),
     ),
+    "nano-beir": tuple(_NANO_SETS),
+    "bright": tuple(entry.name for entry in _BRIGHT),
 }  # fmt: skip
 
 
 def find(name: str) -> Entry | None:
-    """Find the entry of a short name or an ir_datasets id; None for other names."""
+    """Find the entry of a short name, an ir_datasets id or an mteb task; None for other names."""
     return ENTRIES.get(name) or _BY_ID.get(name)
+
+
+def of_split(name: str, split: str) -> str:
+    """Name the dataset of a split: NAME/SPLIT, but a known test set by its known name (``nfcorpus``)."""
+    entry = find(name)
+    return entry.name if split == "test" and entry and entry.role == "test" else f"{name}/{split}"
 
 
 def measures(name: str) -> tuple[str, ...]:

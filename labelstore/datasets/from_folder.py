@@ -93,6 +93,16 @@ def add_folder(
     return added
 
 
+def is_beir(folder: Path) -> bool:
+    """Tell whether a folder has judgments in BEIR's layout alone: ``qrels/SPLIT.tsv``, and no file of its own."""
+    return find_file(folder, _QRELS) is None and any((folder / "qrels").glob("*.tsv*"))
+
+
+def has_documents(folder: Path) -> bool:
+    """Tell whether a folder has a file of passages at its top."""
+    return find_file(folder, _DOCUMENTS) is not None
+
+
 def splits(folder: Path) -> dict[str, Path]:
     """Find the splits of a folder: ``qrels/test.tsv`` as BEIR has them, or ``qrels.test.txt``.
 

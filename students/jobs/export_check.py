@@ -1,22 +1,25 @@
-"""Compare an export with its student: both score the same candidates of the store."""
+"""Lists of the store for exports: what int8 is calibrated on, and what export and student both score."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labelstore.errors import MsftError
+from labelstore.errors import DataMissing, MsftError
 from labelstore.evaluation import measures as measuring
 from labelstore.store import lookup
 from msft.kendall import kendall_tau
 from students.jobs.candidates import CandidateLists, Tick, candidates, lists
-from students.jobs.rerank import Note
 
 if TYPE_CHECKING:
     import duckdb
 
+Note = Callable[[str], None]
+
 MEASURE = "nDCG@10"
+CALIBRATION_QUERIES, CALIBRATION_DEPTH = 60, 5  # 300 pairs, as many as NNCF takes
 MAX_QUERIES = 50
 DEPTH = 100
 
@@ -78,7 +81,6 @@ def compare(
     source: Path, exported: Path, max_length: int, on: Sample, progress: Tick | None = None
 ) -> dict[str, Any]:
     """Measure how the export's scores differ from the student's fp32 scores, and nDCG@10 of both if judged."""
-    from students.rerank.onnx import OnnxScorer
     from students.rerank.reranker import Reranker
 
     total = 2 * on.lists.n_pairs
@@ -88,7 +90,8 @@ def compare(
 
     student = Reranker.load(source, precision="fp32", max_length=max_length, device="cpu", long="first")
     ours = student.scores(on.lists.texts, progress=half(0))
-    theirs = OnnxScorer(exported, max_length=max_length).scores(on.lists.texts, progress=half(total // 2))
+    graph = Reranker.load(exported, max_length=max_length, long="first")
+    theirs = graph.scores(on.lists.texts, progress=half(total // 2))
     row: dict[str, Any] = {"dataset": on.dataset, "run": on.run, "pairs": on.lists.n_pairs}
     row |= differences(ours, theirs)
     if on.qrels is not None:
@@ -129,3 +132,38 @@ def _measure(on: Sample, qrels: measuring.Qrels, scores: list[Any]) -> float:
     judged = measuring.Qrels({q: qrels.judged[q] for q in on.lists.query}, qrels.qrels_hash)
     values = measuring.per_query(ranking, judged, [MEASURE])
     return measuring.mean(values[MEASURE])
+
+
+def calibration_lists(
+    con: "duckdb.DuckDBPyConnection", dataset: str | None = None, run: str | None = None
+) -> list[tuple[str, list[str]]]:
+    """Choose lists of a run: of training queries if the store has some, test queries last. Judgments are not read.
+
+    Queries are drawn by a hash of their ids, and passages over the whole depth of the run.
+
+    Raises:
+        DataMissing: the store has no run, or passages have no text.
+    """
+    if dataset is None:
+        found = con.execute(
+            """SELECT d.name, r.name FROM runs r JOIN datasets d USING (dataset)
+               WHERE r.kind IN ('first_stage', 'imported')
+               ORDER BY array_position(['train', 'dev', 'test'], d.role) NULLS LAST, r.run LIMIT 1"""
+        ).fetchall()
+        if not found:
+            raise DataMissing(
+                "the store has no run, and int8 for OpenVINO is calibrated on a run's pairs",
+                hint="msft retrieve --dataset DATASET, or export with --format openvino",
+            )
+        dataset, run = found[0]
+    source = lookup.pick_run(con, lookup.dataset(con, dataset), run)
+    queries = con.execute(
+        """SELECT query FROM (SELECT DISTINCT query FROM candidates WHERE run = ?) JOIN queries USING (query)
+           ORDER BY hash(query_id), query_id LIMIT ?""",
+        [source.run, CALIBRATION_QUERIES],
+    ).fetchall()
+    read = lists(con, candidates(con, source, source.depth, [query for (query,) in queries]))
+    return [
+        (query, texts[:: max(1, len(texts) // CALIBRATION_DEPTH)][:CALIBRATION_DEPTH])
+        for query, texts in read.texts
+    ]

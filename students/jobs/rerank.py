@@ -18,6 +18,7 @@ from labelstore.store import foreign, lookup
 from labelstore.store.label_store import LabelStore
 from students.errors import StudentError
 from students.jobs.candidates import Candidates, Tick, candidates, score
+from students.jobs.export_check import calibration_lists
 from students.rerank.machines import Scoring
 
 if TYPE_CHECKING:
@@ -56,16 +57,21 @@ def load_reranker(
     device: str | None = None,
     long: str = "",
     instruction: str = "",
+    backend: str = "auto",
+    any_size: bool = False,
 ) -> "Reranker":
     """Load a student of the store, ready to score lists of passages.
 
     Args:
         student: its name.
-        precision: auto (bf16 if the hardware supports it, otherwise fp32), bf16 or fp32.
+        precision: auto (bf16 if the hardware supports it, otherwise fp32), bf16 or fp32; fp32 or int8 for openvino and onnx.
         batch_tokens: tokens of a batch, with padding; by default chosen by the device.
         device: cpu, cuda or cuda:N; by default CUDA if it is available.
         long: first, max or mean: how passages beyond max_length are scored; by default as in training.
         instruction: replaces the one of a decoder's text frame.
+        backend: torch (auto), openvino or onnx. The student is exported for the other two; int8 for openvino is
+            calibrated on pairs of the store.
+        any_size: keep memory bounded for a server.
 
     Raises:
         DataMissing: the student or its folder is not found.
@@ -75,6 +81,7 @@ def load_reranker(
 
     with store.read() as con:
         found = lookup.student(con, student)
+        calibrate = calibration_lists(con) if (backend, precision) == ("openvino", "int8") else None
     return Reranker.load(
         student_folder(store, found),
         precision=precision,
@@ -83,6 +90,9 @@ def load_reranker(
         device=device,
         long=long,
         instruction=instruction,
+        backend=backend,
+        any_size=any_size,
+        calibrate=calibrate,
     )
 
 
@@ -103,6 +113,17 @@ def opened(
     """
     with store.read() as con:
         found = lookup.student(con, student)
+    if not scoring.in_torch:
+        yield load_reranker(
+            store,
+            student,
+            precision=precision,
+            batch_tokens=scoring.batch_tokens,
+            long=scoring.long or "",
+            instruction=scoring.instruction or "",
+            backend=scoring.backend,
+        )
+        return
     folder = student_folder(store, found)
     options: dict[str, Any] = {
         "precision": precision,
@@ -174,7 +195,7 @@ def rerank_run(
         _say(note, f"re-ranking {source.name} over {of.name} with {by.name}", dataset, run)
         depth = min(depth, source.depth)
         runs = lookup.runs(con, of)
-        parameters = _parameters(by, source, depth, precision)
+        parameters = _parameters(by, source, depth, precision if scoring.in_torch else "fp32")
         if not scoring.changes and (same := _same_run(runs, by, parameters, name)) is not None:
             return _reused(same, note)
         if not replace and not scoring.changes:

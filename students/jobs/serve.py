@@ -19,9 +19,10 @@ from msft.host import extras
 from students.errors import StudentError
 from students.jobs.export import CALIBRATION
 from students.jobs.register import warnings_of
-from students.jobs.rerank import Note, student_folder
+from students.jobs.rerank import Note, load_reranker, student_folder
 
 if TYPE_CHECKING:
+    from students.rerank.reranker import Reranker
     from students.serve.batching import Scorer
     from students.serve.contracts import Limits
     from students.serve.models import Model
@@ -71,6 +72,7 @@ def serve_students(
     *,
     place: Place = Place(),
     precision: str = "auto",
+    backend: str = "auto",
     limits: "Limits | None" = None,
     fusion: Fusion | None = None,
     open_teacher: OpenTeacher | None = None,
@@ -81,6 +83,7 @@ def serve_students(
 
     Args:
         names: students' names, models' folders, Hugging Face ids or ``teacher:NAME``; the first is the default.
+        backend: torch, openvino or onnx; auto is torch, and an export's own runtime for a folder without weights.
         fusion: fuse each student with the first stage's scores that requests bring.
         open_teacher: opens offline teachers.
         warn: called with evaluations in which a student is worse than its first stage, and with failed reloads.
@@ -96,7 +99,7 @@ def serve_students(
 
     if len({served_name(name) for name in names}) < len(names):
         raise UsageError(f"two models have one name: {', '.join(names)}", hint="name each model once")
-    loader = _Loader(store, names, precision, fusion, open_teacher, note, warn)
+    loader = _Loader(store, names, precision, backend, fusion, open_teacher, note, warn)
     loader.check()
     listening = _listen(place.host, place.port)
     loader.warn_of_poor()
@@ -127,12 +130,14 @@ class _Loader:
         store: LabelStore,
         names: Sequence[str],
         precision: str,
+        backend: str,
         fusion: Fusion | None,
         open_teacher: OpenTeacher | None,
         note: Note | None,
         warn: Note | None,
     ) -> None:
-        self._store, self._names, self._precision = store, list(names), precision
+        self._store, self._names = store, list(names)
+        self._precision, self._backend = precision, backend
         self._fusion, self._open_teacher = fusion, open_teacher
         self._note, self._warn = note or (lambda message: None), warn or (lambda message: None)
         self._weights: dict[tuple[str, str], float] = {}  # of students, by their weights' hash
@@ -170,7 +175,6 @@ class _Loader:
         return models
 
     def _load(self, name: str) -> "Model":
-        from students.rerank.reranker import Reranker
         from students.serve.models import Model
 
         if name.startswith(TEACHER):
@@ -179,13 +183,25 @@ class _Loader:
         shown = served_name(name)
         calibrated = self._calibrated(name, folder, bool(facts))
         weight = self._weight(name, facts)
-        reranker = Reranker.load(folder, precision=self._precision, max_length=max_length, any_size=True)
+        reranker = self._reranker(name, folder, max_length, bool(facts))
         info = _info(shown, reranker.precision, reranker.encoder.max_length, facts)
         if calibrated is None:
             return Model(shown, reranker, info | self._fused(weight), weight=weight)
         info |= {"calibration": calibrated}
         relevance, none_below = calibration.map_of(calibrated), calibrated.get("none_below")
         return Model(shown, reranker, info | self._fused(weight), relevance, weight, none_below)
+
+    def _reranker(self, name: str, folder: str | Path, max_length: int | None, stored: bool) -> "Reranker":
+        from students.rerank.reranker import Reranker
+
+        if stored:
+            own = name.removeprefix("student:")
+            return load_reranker(
+                self._store, own, precision=self._precision, backend=self._backend, any_size=True
+            )
+        return Reranker.load(
+            folder, precision=self._precision, max_length=max_length, any_size=True, backend=self._backend
+        )
 
     def _calibrated(self, name: str, folder: str | Path, stored: bool) -> dict[str, Any] | None:
         """Read a student's calibration from the store, an exported one's from its folder."""

@@ -30,10 +30,11 @@ from students.model.decoder import framed_tokenizer, head_from_answers
 from students.model.head import keep_fp32
 from students.model.hub import local_only
 from students.model.module_head import load_module_head
-from students.text.batches import Layout, PairBatch, collate
-from students.text.frames import Framing, frame_of, framed
-from students.text.tokens import Ints, PairFormat, Tokens, tokenise
-from students.text.windows import Long, Windows, aggregate, check_mode
+from students.text.batches import Layout, PairBatch
+from students.text.frames import Framing
+from students.text.pair_reader import PairReader
+from students.text.tokens import PairFormat
+from students.text.windows import aggregate
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -64,7 +65,7 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["fp3
     return "bf16" if multiplies_bf16() else "fp32"
 
 
-class CrossEncoder(nn.Module):
+class CrossEncoder(nn.Module, PairReader):
     """A sequence classifier with one output, its tokenizer, and its precision and batch layout.
 
     ``forward`` takes a `PairBatch` and returns (n_pairs,) fp32 logits without an activation.
@@ -125,7 +126,7 @@ class CrossEncoder(nn.Module):
             path_or_id = f"{source}, the base of the adapter {adapter}"
         local = local_only(source)
         try:
-            config, tokenizer = _read_config(path_or_id, source, adapter or source, local)
+            config, tokenizer = read_config(path_or_id, source, adapter or source, local)
         except StudentError as error:
             if adapter is None:
                 raise
@@ -145,6 +146,11 @@ class CrossEncoder(nn.Module):
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         encoder = cls(model, tokenizer, max_length, choose_precision(precision, where))
         return encoder.to(where)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
 
     @property
     def device(self) -> torch.device:
@@ -167,71 +173,6 @@ class CrossEncoder(nn.Module):
         embeddings = getattr(self.model.base_model, "embeddings", None)
         padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
         return 0 if padding is None else int(padding) + 1
-
-    @property
-    def multiple(self) -> int:
-        """Lengths are padded to a multiple of this. Tensor cores need it, and oneDNN reuses its work if shapes are few."""
-        return 8
-
-    @property
-    def long(self) -> Long:
-        """How passages beyond max_length are scored; it is kept in the student's config."""
-        return check_mode(getattr(self.model.config, "msft_long", "first"))
-
-    @long.setter
-    def long(self, mode: Long) -> None:
-        if mode != self.long:
-            self.model.config.msft_long = mode
-
-    def form_for(self, datasets: Sequence[str]) -> PairFormat:
-        """Return the format of pairs of these datasets: a decoder's frame may have an instruction for them.
-
-        Raises:
-            StudentError: the frame has several instructions for them (exit code 2).
-        """
-        frame = frame_of(self.tokenizer)
-        if frame is None:
-            return self.form
-        chosen = frame.for_datasets(datasets)
-        tokenizer = self.tokenizer if chosen == frame else framed(self.tokenizer, chosen)
-        return PairFormat.of(tokenizer, self.max_length)
-
-    def windows(self, query_lengths: Ints, passage_lengths: Ints, form: PairFormat | None = None) -> Windows:
-        """Divide pairs into windows, from the full lengths of their texts; one window a pair if only the first counts."""
-        return Windows.of(form or self.form, self.long, query_lengths, passage_lengths)
-
-    def cuts(self, query_lengths: Ints, passage_lengths: Ints, form: PairFormat | None = None) -> Any:
-        """Mark the pairs whose score leaves out tokens, from the full lengths of their texts."""
-        form = form or self.form
-        if self.long == "first":
-            return query_lengths + passage_lengths > form.room
-        return form.truncated(query_lengths, passage_lengths)[0] < query_lengths
-
-    def collate(
-        self,
-        queries: Tokens,
-        passages: Tokens,
-        query: Any,
-        passage: Any,
-        start: Any = None,
-        form: PairFormat | None = None,
-    ) -> PairBatch:
-        """Collate the pairs (query[i], passage[i]), or windows of them, into a batch in this model's layout."""
-        return collate(
-            form or self.form,
-            queries,
-            passages,
-            query,
-            passage,
-            start,
-            layout=self.layout,
-            multiple=self.multiple,
-            position_start=self.position_start,
-        )
-
-    def tokenise(self, texts: Sequence[str]) -> Tokens:
-        """Tokenise texts alone, in memory."""
-        return tokenise(self.tokenizer, texts)
 
     @property
     def fused(self) -> bool:
@@ -336,8 +277,12 @@ def _base_and_adapter(source: str) -> tuple[str, str | None]:
     return (source, None) if base is None else (resolve_base(base), source)
 
 
-def _read_config(model: str | Path, source: str, of_tokenizer: str, local: bool) -> tuple[Any, Any]:
-    """Load a model's config, with one label, and its tokenizer."""
+def read_config(model: str | Path, source: str, of_tokenizer: str, local: bool) -> tuple[Any, Any]:
+    """Load a model's config, with one label, and its tokenizer.
+
+    Raises:
+        StudentError: the model is not found or broken (exit code 4).
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     options = {"trust_remote_code": False, "local_files_only": local}

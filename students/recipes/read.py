@@ -342,7 +342,7 @@ def _check_objective(objective: Objective, errors: list[str]) -> None:
         if name not in takes:
             takers = ", ".join(loss for loss in LOSSES if name in LOSSES[loss].parameters)
             errors.append(f"{where} {name} is a parameter of {takers}, not of {objective.loss}")
-    for name in ("temperature", "teacher_temperature", "alpha", "positive_weight"):
+    for name in ("temperature", "teacher_temperature", "alpha", "positive_weight", "scale"):
         value = getattr(objective, name)
         if value is not None and value <= 0:
             errors.append(f"{where} {name} must be above 0, not {value}")
@@ -350,6 +350,10 @@ def _check_objective(objective: Objective, errors: list[str]) -> None:
         errors.append(f"{where} lists must be at least 1, not {objective.lists}")
     if objective.group_size == 1 or objective.group_size < 0 or objective.depth < 2:
         errors.append(f"{where} group_size and depth must be at least 2")
+    if objective.in_batch < 0 or (objective.in_batch and objective.name != "cl"):
+        errors.append(
+            f"{where} in_batch is a number of negatives for cl, 0 or more, not {objective.in_batch}"
+        )
     if objective.weight < 0:
         errors.append(f"{where} weight must not be negative")
 

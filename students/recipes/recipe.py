@@ -40,6 +40,9 @@ class Objective:
     """Lists (queries) per optimiser step, over all processes (`--batch`)."""
     group_size: int = 0
     """Passages sampled per list, anew each epoch. 0 takes 8 for `cl` (one of them positive) and all for `kd`."""
+    in_batch: int = 0
+    """Only `cl`: passages of the step's other lists that each list also has as negatives, drawn at random. A passage
+    of a list on the same query, or of the list itself, is never one."""
     depth: int = 100
     """Only `kd`: how many of the teacher's top passages are used."""
     temperature: float | None = None
@@ -54,6 +57,8 @@ class Objective:
     """Of `hinge`: the margin."""
     positive_weight: float | None = None
     """Of `bce`: weight of a positive."""
+    scale: float | None = None
+    """Of `cmnrl`: factor on the student's sigmoid."""
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -62,7 +67,7 @@ class Objective:
         return {name: value for name, value in values.items() if value is not None}
 
 
-_PARAMETERS = ("temperature", "teacher_temperature", "alpha", "mu", "margin", "positive_weight")
+_PARAMETERS = ("temperature", "teacher_temperature", "alpha", "mu", "margin", "positive_weight", "scale")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from students.errors import ExitCode, StudentError
 
 LARGE = 100_000  # pairs from which several GPUs pay: each of their processes takes ten seconds to begin
 ENGINES = ("local", "ray")
+BACKENDS = ("auto", "torch", "openvino", "onnx")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Machines:
 class Scoring(Machines):
     """How a run's pairs are scored, where it is not as usual."""
 
+    backend: Annotated[
+        str,
+        "torch, openvino or onnx (on the CPU, with --precision fp32 or int8); auto is torch.",
+    ] = "auto"
     batch_tokens: Annotated[int | None, "Tokens per batch."] = None
     long: Annotated[
         str | None,
@@ -69,7 +74,31 @@ class Scoring(Machines):
     @property
     def changes(self) -> bool:
         """Whether settings stand in place of the student's; only the loaded student tells whether they are other ones."""
-        return bool(self.long or self.instruction)
+        return bool(self.long or self.instruction) or not self.in_torch
+
+    @property
+    def in_torch(self) -> bool:
+        """Whether torch scores, and no exported graph."""
+        return self.backend in ("auto", "torch")
+
+    def check(self) -> None:
+        """Refuse what does not go together, and more GPUs than there are.
+
+        Raises:
+            StudentError: exit code 2. MsftError: Ray or the backend is not installed (exit code 4).
+        """
+        super().check()
+        if self.backend not in BACKENDS:
+            raise _usage(
+                f"backend {self.backend!r} is not known", hint=f"--backend {' | '.join(BACKENDS[1:])}"
+            )
+        if not self.in_torch:
+            if self.gpus is not None or self.engine != "local":
+                raise _usage(
+                    f"--backend {self.backend} scores on the CPU of this machine",
+                    hint="leave --gpus and --engine out, or take --backend torch",
+                )
+            extras.require(self.backend)
 
 
 def _usage(message: str, hint: str) -> StudentError:

@@ -1,46 +1,23 @@
-"""ONNX: a student as one graph for onnxruntime, in fp32 or with int8 matrix products.
-
-Inputs are ``input_ids``, ``attention_mask`` and, if the model has them, ``token_type_ids``, each (batch, sequence)
-int64. The output is ``logits`` (batch,) float32, without an activation. `OnnxScorer` scores lists as `Reranker` does.
-"""
+"""ONNX: a student as one graph for onnxruntime, in fp32 or with int8 matrix products."""
 
 import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from msft.host import extras
 from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder
 from students.rerank.channel_split import split_maps
-from students.text.batches import budget_batches, collate
-from students.text.tokens import PairFormat, tokenise
+from students.rerank.graph import FILES, Example, Inputs, Run, cannot_export, save_beside
 
-FILE = "model.onnx"
+FILE = FILES["onnx"]
 OPSET = 18
-BATCH_TOKENS = 4096
-Progress = Callable[[int, int | None], None]
 
 
-class _Logits(nn.Module):
-    """The model as a function from tensors to raw logits, which the exporter needs."""
-
-    def __init__(self, model: Any, names: Sequence[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.names = tuple(names)
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
-        return logits[:, 0]
-
-
-def export_onnx(source: Path, folder: Path, *, max_length: int, int8: bool = False) -> Path:
+def export_onnx(source: Path, folder: Path, *, max_length: int | None, int8: bool = False) -> Path:
     """Write a student's graph, tokenizer and config to a folder.
 
     Args:
@@ -63,53 +40,37 @@ def export_onnx(source: Path, folder: Path, *, max_length: int, int8: bool = Fal
             exit_code=ExitCode.DATA_MISSING,
         )
     encoder = CrossEncoder.load(source, max_length=max_length, precision="fp32", device="cpu").eval()
-    encoder.model.config._attn_implementation = (
-        "eager"  # attention as separate matrix products, which can be quantised
-    )
+    example = Example.of(encoder)
     if int8:
         split_maps(encoder)
-    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if encoder.form.has_types else [])
     folder.mkdir(parents=True, exist_ok=True)
     plain = folder / ("fp32.onnx" if int8 else FILE)
-    _export(encoder, names, plain)
+    _export(encoder, example, plain)
     if int8:
         _quantise(plain, folder / FILE)
         plain.unlink()
-    encoder.model.config.save_pretrained(folder)
-    encoder.tokenizer.model_max_length = max_length
-    encoder.tokenizer.save_pretrained(folder)
+    save_beside(encoder, folder, int8=int8)
     return folder / FILE
 
 
-def _export(encoder: CrossEncoder, names: list[str], path: Path) -> None:
-    queries = encoder.tokenise(["what is it", "rank these passages"])
-    passages = encoder.tokenise(["a passage of some words", "another one, longer than the first one by far"])
-    batch = encoder.collate(queries, passages, np.arange(2), np.arange(2))
-    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": batch.types}
-    axes = {
-        0: torch.export.Dim("batch", min=1, max=65536),
-        1: torch.export.Dim("sequence", min=2, max=encoder.max_length),
-    }
+def _export(encoder: CrossEncoder, example: Example, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
-                _Logits(encoder.model, names),
-                tuple(inputs[name] for name in names),
+                example.function,
+                example.inputs,
                 str(path),
-                input_names=names,
+                input_names=example.names,
                 output_names=["logits"],
-                dynamic_shapes=(tuple(axes for _ in names),),
+                dynamic_shapes=(tuple(example.axes for _ in example.names),),
                 opset_version=OPSET,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
             )
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-            raise StudentError(
-                f"{encoder.architecture} cannot be exported: {str(error).strip().splitlines()[0]}",
-                hint="export it with --format hf",
-            ) from error
+            raise cannot_export(encoder, error) from error
 
 
 def _quantise(plain: Path, path: Path) -> None:
@@ -132,40 +93,24 @@ def _quantise(plain: Path, path: Path) -> None:
     prepared.unlink()
 
 
-class OnnxScorer:
-    """Score lists with an exported folder, as `Reranker` does."""
+def open_onnx(folder: Path, workers: int) -> Run:
+    """Open a graph for several threads, each of which runs its own batches with its share of the cores.
 
-    def __init__(self, folder: Path, *, max_length: int) -> None:
-        extras.require("onnx")
-        import onnxruntime
-        from transformers import AutoTokenizer
+    Raises:
+        MsftError: the extra is not installed (exit code 4).
+    """
+    extras.require("onnx")
+    import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(
-            str(folder / FILE), options, providers=["CPUExecutionProvider"]
-        )
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-        self.form = PairFormat.of(self.tokenizer, max_length)
-        self._takes = {given.name for given in self.session.get_inputs()}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = max(1, torch.get_num_threads() // workers)
+    session = onnxruntime.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])
+    takes = {given.name for given in session.get_inputs()}
 
-    def scores(
-        self, lists: Sequence[tuple[str, Sequence[str]]], progress: Progress | None = None
-    ) -> list[NDArray[np.float32]]:
-        """Compute the raw logits of each list's passages, in the order given."""
-        sizes = [len(passages) for _, passages in lists]
-        queries = tokenise(self.tokenizer, [query for query, _ in lists])
-        passages = tokenise(self.tokenizer, [passage for _, texts in lists for passage in texts])
-        query, passage = np.repeat(np.arange(len(lists)), sizes), np.arange(sum(sizes))
-        lengths = self.form.lengths(queries.lengths[query], passages.lengths)
-        scored = np.empty(len(passage), dtype=np.float32)
-        done = 0
-        for rows in budget_batches(lengths, BATCH_TOKENS):
-            batch = collate(self.form, queries, passages, query[rows], passage[rows])
-            given = {"input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": batch.types}
-            feed = {k: v.numpy() for k, v in given.items() if k in self._takes and v is not None}
-            scored[rows] = self.session.run(["logits"], feed)[0]
-            done += len(rows)
-            if progress is not None:
-                progress(done, len(scored))
-        return np.split(scored, np.cumsum(sizes)[:-1])
+    def run(inputs: Inputs) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = session.run(
+            ["logits"], {name: value for name, value in inputs.items() if name in takes}
+        )[0]
+        return found
+
+    return run

@@ -23,10 +23,13 @@ from students.cpu.capabilities import cpu_capabilities
 from students.cpu.workers import MAX_WORKERS, each_done, worker_pool
 from students.errors import ExitCode, StudentError
 from students.model.encoder import CrossEncoder, choose_precision
+from students.rerank.exports import load_graph
+from students.rerank.graph import GraphEncoder, backend_of
 from students.rerank.pairs import Pairs, Progress, Rows, Scorers, Scores
 from students.rerank.pipeline import DeviceTime, Done, Launched, OnGpu, ahead, in_flight
 from students.text.batches import PairBatch, budget_batches
 from students.text.frames import Framing
+from students.text.pair_reader import PairReader
 from students.text.token_file import TokenFile
 from students.text.tokens import Ints, PairFormat, Tokens
 from students.text.windows import Long, aggregate, check_mode
@@ -43,18 +46,18 @@ def resolve_precision(precision: str, device: torch.device | str | None = None) 
     """Resolve `auto`: bf16 if the hardware supports it, otherwise fp32.
 
     Raises:
-        StudentError: the precision is not known (exit code 2).
+        StudentError: the precision is not known, or torch does not compute in it (exit code 2).
     """
     if precision == "int8":
         raise StudentError(
-            "precision int8 is not supported in this process",
-            hint="give --precision bf16, or run `msft students export --format int8` for onnxruntime",
+            "precision int8 is not supported by the backend torch",
+            hint="give --backend openvino or onnx with it, or --precision bf16",
             exit_code=ExitCode.USAGE,
         )
     if precision not in ("auto", "fp32", "bf16"):
         raise StudentError(
             f"precision {precision!r} is not known",
-            hint="--precision auto | fp32 | bf16",
+            hint="--precision auto | fp32 | bf16, or int8 with --backend openvino or onnx",
             exit_code=ExitCode.USAGE,
         )
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -65,7 +68,7 @@ class Reranker:
     """A student ready to score. Only one thread may use it at a time.
 
     Args:
-        encoder: the student, on its device.
+        encoder: the student, on its device, or an exported graph.
         batch_tokens: tokens of a batch, with padding; by default chosen by the device.
         workers: CPU threads that score batches side by side, each with its share of the cores; by default all cores.
         any_size: keep memory bounded for a server, whose lists have ever new sizes (`students.cpu.bert`).
@@ -74,7 +77,7 @@ class Reranker:
 
     def __init__(
         self,
-        encoder: CrossEncoder,
+        encoder: CrossEncoder | GraphEncoder,
         *,
         batch_tokens: int | None = None,
         workers: int | None = None,
@@ -85,13 +88,12 @@ class Reranker:
         self._scorers = scorers
         self._cuda = (encoder.device.type if scorers is None else scorers.device) == "cuda"
         self._forward: Callable[[PairBatch], torch.Tensor] = encoder
-        self.precision: Precision = encoder.precision
+        self.precision: str = encoder.precision
         self._batch_tokens = batch_tokens or self._usual_tokens()
-        on_cpu = encoder.device.type == "cpu"
-        if on_cpu and encoder.layout == "padded" and FusedEncoder.supports(encoder.model):
-            self._forward = FusedEncoder(encoder.model, self.precision, any_size=any_size)
-        cores = torch.get_num_threads()
-        self._workers = 1 if self._cuda else max(1, min(workers or cores, cores, MAX_WORKERS))
+        on_cpu = encoder.device.type == "cpu" and encoder.layout == "padded"
+        if on_cpu and isinstance(encoder, CrossEncoder) and FusedEncoder.supports(encoder.model):
+            self._forward = FusedEncoder(encoder.model, encoder.precision, any_size=any_size)
+        self._workers = 1 if self._cuda else _workers(workers)
         self._pool: ThreadPoolExecutor | None = None
         self.changed: dict[str, str] = {}  # settings in place of the student's own
         self.pipelined = self._cuda and scorers is None
@@ -110,16 +112,36 @@ class Reranker:
         any_size: bool = False,
         long: str = "",
         instruction: str = "",
+        backend: str = "auto",
+        calibrate: TextLists | None = None,
     ) -> "Reranker":
-        """Load a student's folder, a Hugging Face id, or an alias. The arguments are those of the class.
+        """Load a student's folder, a Hugging Face id, an alias, or an export. The arguments are those of the class.
 
         Args:
+            precision: auto, fp32 or bf16; an exported graph has its own.
+            backend: torch, openvino or onnx. By default torch, and an export's own runtime for a folder that has no
+                weights. A student is exported on the way if its folder has no such graph.
+            calibrate: lists that int8 for openvino is calibrated on.
             long: how passages beyond max_length are scored (`students.text.windows`); by default as in training.
             instruction: replaces the one of a decoder's text frame.
 
         Raises:
             StudentError: the model is not found (exit code 4), or the precision or `long` is not known (exit code 2).
         """
+        kind = backend_of(path, backend)
+        if kind != "torch":
+            graph = load_graph(
+                path,
+                kind,
+                precision,
+                max_length=max_length,
+                workers=_workers(workers),
+                framing=Framing(instruction=instruction),
+                calibrate=calibrate,
+            )
+            made = cls(graph, batch_tokens=batch_tokens, workers=workers)
+            made.changed = {"backend": kind, **_changed(graph, long, instruction)}
+            return made
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         chosen = resolve_precision(precision, where)
         encoder, changed = load_encoder(
@@ -348,6 +370,11 @@ def _blocks(lists: TextLists) -> Iterator[TextLists]:
     yield lists[first:]
 
 
+def _workers(wanted: int | None) -> int:
+    cores = torch.get_num_threads()
+    return max(1, min(wanted or cores, cores, MAX_WORKERS))
+
+
 def _in_memory(texts: Tokens | TokenFile, numbers: NDArray[Any]) -> tuple[Tokens, NDArray[Any]]:
     """Load the numbered texts' tokens; returns them with each text's index among them."""
     if isinstance(texts, Tokens):
@@ -391,7 +418,8 @@ def load_encoder(
     Raises:
         StudentError: the model is not found (exit code 4), or `long` is not known (exit code 2).
     """
-    mode = check_mode(long) if long else None
+    if long:
+        check_mode(long)
     on_gpu = device.type == "cuda" if packed is None else packed
     name = _packed_name(path) if on_gpu and precision == "bf16" else None
     encoder = CrossEncoder.load(
@@ -403,13 +431,23 @@ def load_encoder(
         attention_dropout=0.0 if name else None,
         framing=Framing(instruction=instruction),
     )
+    return encoder, _changed(encoder, long, instruction)
+
+
+def _changed(encoder: PairReader, long: str, instruction: str) -> dict[str, str]:
+    """Set how long passages are scored; returns the settings that replace the student's own.
+
+    Raises:
+        StudentError: `long` is not known (exit code 2).
+    """
     changed: dict[str, str] = {}
-    if mode is not None and mode != encoder.long:
+    mode = check_mode(long) if long else encoder.long
+    if mode != encoder.long:
         encoder.long = mode
         changed["long"] = mode
     if instruction:
         changed["instruction"] = instruction
-    return encoder, changed
+    return changed
 
 
 def _packed_name(path: str | Path) -> str | None:

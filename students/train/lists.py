@@ -43,10 +43,6 @@ class ViewLists:
         """Count the passages of each list, (L,)."""
         return np.diff(self.starts)
 
-    def query_of(self, rows: NDArray[Any]) -> Ints:
-        """Return the query of each row."""
-        return self.query[np.searchsorted(self.starts, rows, side="right") - 1]
-
     def take(self, chosen: NDArray[Any]) -> "ViewLists":
         """Return the chosen lists, in the given order."""
         rows, sizes = self.rows(chosen)
@@ -70,11 +66,18 @@ class ViewLists:
 # --------------------------------------------------------------------------------------------------- drawing
 @dataclass(frozen=True)
 class Draw:
-    """Passages drawn from some lists: row ``rows[k]`` belongs to the ``local[k]``-th of them; lists stay together."""
+    """Passages drawn for some lists: row ``rows[k]`` is one of the ``local[k]``-th of them; lists stay together."""
 
     local: Ints  # (n,) 0..m-1, ascending
     rows: Ints  # (n,) rows of Lists
     tiebreak: NDArray[np.uint64]  # (n,) orders equal labels
+    query: Ints  # (n,) row of the query table
+    in_batch: NDArray[np.bool_]  # (n,) whether the row is another list's, and here a negative
+
+    def take(self, kept: NDArray[Any], local: Ints | None = None) -> "Draw":
+        """Return some of the passages, perhaps with their lists numbered anew."""
+        own = self.local[kept] if local is None else local
+        return Draw(own, self.rows[kept], self.tiebreak[kept], self.query[kept], self.in_batch[kept])
 
 
 def stream_key(view_hash: str, seed: int, epoch: int, purpose: str) -> int:
@@ -108,7 +111,8 @@ def draw(lists: ViewLists, chosen: Ints, objective: Objective, key: int) -> Draw
 
     ``cl`` draws one positive and negatives at random, ``group_size`` in all. From graded lists a loss that learns an order
     draws up to half the group as positives. ``kd`` takes the teacher's top ``depth``, or
-    ``group_size`` of them at random. Passages keep the view's order.
+    ``group_size`` of them at random. Passages keep the view's order. ``in_batch`` adds passages of the other chosen
+    lists, so it depends on all of them.
     """
     rows, sizes = lists.rows(chosen)
     local = np.repeat(np.arange(len(chosen)), sizes)
@@ -125,7 +129,37 @@ def draw(lists: ViewLists, chosen: Ints, objective: Objective, key: int) -> Draw
         if objective.group_size:
             rows, local, random = rows[kept], local[kept], random[kept]
             kept = _rank_within(local, _mix(random)) < objective.group_size
-    return Draw(local[kept], rows[kept], random[kept])
+    local, rows = local[kept], rows[kept]
+    own = Draw(local, rows, random[kept], lists.query[chosen[local]], np.zeros(len(rows), dtype=bool))
+    return _with_in_batch(lists, chosen, own, objective.in_batch, key) if objective.in_batch else own
+
+
+def _with_in_batch(lists: ViewLists, chosen: Ints, own: Draw, number: int, key: int) -> Draw:
+    """Add up to `number` passages that the other lists have drawn to each list.
+
+    Passages of all lists on the query are left out, drawn or not: one of them may be a positive.
+    """
+    _, first = np.unique(lists.passage[own.rows], return_index=True)
+    pool = np.sort(first)
+    passages = lists.passage[own.rows[pool]]
+    held = np.zeros((len(chosen), len(pool)), dtype=bool)
+    for k, query in enumerate(lists.query[chosen]):
+        rows, _ = lists.rows(np.flatnonzero(lists.query == query))
+        held[k] = np.isin(passages, lists.passage[rows])
+    random = _random(key, np.repeat(chosen, len(pool)), np.tile(passages, len(chosen)) + (1 << 40))
+    random = random.reshape(held.shape)
+    order = np.lexsort((random, held), axis=1)[:, :number]
+    free = ~np.take_along_axis(held, order, 1)
+    local, at = np.nonzero(free)[0], order[free]
+    both = np.concatenate([own.local, local])
+    together = np.argsort(both, kind="stable")
+    return Draw(
+        both[together],
+        np.concatenate([own.rows, own.rows[pool[at]]])[together],
+        np.concatenate([own.tiebreak, random[local, at]])[together],
+        np.concatenate([own.query, lists.query[chosen[local]]])[together],
+        np.concatenate([own.in_batch, np.ones(len(local), dtype=bool)])[together],
+    )
 
 
 def _learns_grades(lists: ViewLists, objective: Objective) -> bool:
@@ -159,7 +193,7 @@ def usable(lists: ViewLists, objective: Objective, loss: Loss) -> NDArray[np.boo
     if loss.needs == "binary" or objective.name == "cl":
         positives = np.bincount(group[labels > 0], minlength=len(lists))
         negatives = np.bincount(group[labels <= 0], minlength=len(lists))
-        return (positives > 0) & (negatives > 0)
+        return (positives > 0) & ((negatives > 0) | (objective.in_batch > 0))
     low = np.full(len(lists), np.inf)
     high = np.full(len(lists), -np.inf)
     np.minimum.at(low, group, labels)

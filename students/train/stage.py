@@ -319,7 +319,7 @@ class StageRun:
     def _scores(self, task: Task, lists: ViewLists, drawn: Draw) -> NDArray[np.float32]:
         """Score the drawn rows; the processes share the work."""
         accelerator, encoder = self.accelerator, self.encoder
-        of_queries, of_passages = task.lengths(lists, drawn.rows)
+        of_queries, of_passages = task.lengths(lists, drawn)
         windows = encoder.windows(of_queries, of_passages, task.form)
         owner = windows.owner
         lengths = (task.form or encoder.form).lengths(of_queries[owner], of_passages[owner])
@@ -328,7 +328,7 @@ class StageRun:
             lengths, self.batch_tokens, multiple=encoder.multiple, padded=encoder.layout == "padded"
         )
         for piece in pieces[accelerator.process_index :: accelerator.num_processes]:
-            batch = collate_rows(encoder, task, lists, drawn.rows[owner[piece]], windows.starts(piece))
+            batch = collate_rows(encoder, task, lists, drawn, owner[piece], windows.starts(piece))
             batch = batch.to(accelerator.device)
             scores[torch.as_tensor(piece, device=scores.device)] = encoder(batch)
         if accelerator.num_processes > 1:

@@ -63,9 +63,9 @@ class Task:
         chosen = self.train[order[at * self.objective.lists : (at + 1) * self.objective.lists]]
         return chosen, draw(self.view.train, chosen, self.objective, key)
 
-    def lengths(self, lists: ViewLists, rows: Ints) -> tuple[Ints, Ints]:
-        """Return the tokens of the queries and of the passages in some rows of the lists, before truncation."""
-        return self.queries.lengths[lists.query_of(rows)], self.passages.lengths[lists.passage[rows]]
+    def lengths(self, lists: ViewLists, drawn: Draw) -> tuple[Ints, Ints]:
+        """Return the tokens of the queries and of the passages that are drawn, before truncation."""
+        return self.queries.lengths[drawn.query], self.passages.lengths[lists.passage[drawn.rows]]
 
 
 @lru_cache(maxsize=4)
@@ -156,10 +156,10 @@ class MicroBatch:
 
 
 def collate_rows(
-    encoder: CrossEncoder, task: Task, lists: ViewLists, rows: Ints, start: Ints | None = None
+    encoder: CrossEncoder, task: Task, lists: ViewLists, drawn: Draw, pairs: Ints, start: Ints | None = None
 ) -> PairBatch:
-    """Make a batch of the pairs, or windows of them, in some rows of the lists."""
-    query, passage = lists.query_of(rows), lists.passage[rows]
+    """Make a batch of some of the pairs that are drawn, or of windows of them."""
+    query, passage = drawn.query[pairs], lists.passage[drawn.rows[pairs]]
     return encoder.collate(task.queries, task.passages, query, passage, start, task.form)
 
 
@@ -176,10 +176,10 @@ def targets_of(lists: ViewLists, drawn: Draw, n_lists: int) -> tuple[Cells, Targ
         return torch.from_numpy(filled).view(shape)
 
     targets = Targets.of(
-        labels=matrix(lists.labels[drawn.rows], 0, np.float32),
+        labels=matrix(np.where(drawn.in_batch, 0, lists.labels[drawn.rows]), 0, np.float32),
         mask=matrix(np.ones(len(drawn.rows), dtype=bool), False, bool),
-        scores=matrix(lists.scores[drawn.rows], np.nan, np.float32),
-        weights=matrix(lists.weights[drawn.rows], 1, np.float32),
+        scores=matrix(np.where(drawn.in_batch, np.nan, lists.scores[drawn.rows]), np.nan, np.float32),
+        weights=matrix(np.where(drawn.in_batch, 1, lists.weights[drawn.rows]), 1, np.float32),
         tiebreak=matrix((drawn.tiebreak >> np.uint64(1)).astype(np.int64), 0, np.int64),
     )
     return Cells(torch.from_numpy(index), shape), targets
@@ -240,7 +240,7 @@ def plan(
     n_pairs = n_tokens = n_truncated = n_skipped = 0
     for task in tasks:
         chosen, rows = task.drawn(seed, stage.number, step)
-        of_queries, of_passages = task.lengths(task.view.train, rows.rows)
+        of_queries, of_passages = task.lengths(task.view.train, rows)
         windows = encoder.windows(of_queries, of_passages, task.form)
         lengths = (task.form or encoder.form).lengths(of_queries[windows.owner], of_passages[windows.owner])
         cells, targets = targets_of(task.view.train, rows, len(chosen))
@@ -332,7 +332,7 @@ def _micro_batch(
             continue
         inside = np.isin(one.draw.local, chosen)
         local = np.searchsorted(chosen, one.draw.local[inside])
-        mine = Draw(local, one.draw.rows[inside], one.draw.tiebreak[inside])
+        mine = one.draw.take(inside, local)
         lengths, windows = one.lengths[inside[one.windows.owner]], one.windows.take(np.flatnonzero(inside))
         batches = _pieces(
             lengths,
@@ -343,7 +343,7 @@ def _micro_batch(
         )
         lists = one.task.view.train
         pieces += [
-            collate_rows(encoder, one.task, lists, mine.rows[windows.owner[batch]], windows.starts(batch))
+            collate_rows(encoder, one.task, lists, mine, windows.owner[batch], windows.starts(batch))
             for batch in batches
         ]
         cells, targets = targets_of(lists, mine, len(chosen))

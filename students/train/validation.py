@@ -1,7 +1,7 @@
 """Validate on held-out lists: loss, nDCG@10 against human judgments, Kendall's τ against the teacher."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,18 +33,17 @@ def choose_lists(tasks: list[Task], stage: Stage, seed: int, max_pairs: int) -> 
     held = []
     for task in tasks:
         lists = task.view.valid
-        good = np.flatnonzero(usable(lists, task.objective, get(task.objective.loss)))
+        own = replace(task.objective, in_batch=0)  # validation measures the lists as they are
+        good = np.flatnonzero(usable(lists, own, get(task.objective.loss)))
         key = stream_key(task.view.view_hash, seed, 0, f"valid:{task.objective.name}")
         good = np.sort(good[np.argsort(_shuffled(len(good), key))][: stage.valid_lists])
-        wide = Objective(**{**task.objective.__dict__, "group_size": _width(task.objective)})
+        wide = replace(own, group_size=_width(own))
         drawn = draw(lists, good, wide, key)
         sizes = np.bincount(drawn.local, minlength=len(good))
         fits = int(np.searchsorted(np.cumsum(sizes), max_pairs // len(tasks), side="right"))
         n = max(min(len(good), fits), min(len(good), 1))
         if n:
-            inside = drawn.local < n
-            kept = Draw(drawn.local[inside], drawn.rows[inside], drawn.tiebreak[inside])
-            held.append(ValidationLists(task, lists, kept, n))
+            held.append(ValidationLists(task, lists, drawn.take(drawn.local < n), n))
     return held
 
 

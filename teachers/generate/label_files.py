@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from labelstore.labels import dataset_card, import_file
 from labelstore.labels import export as label_export
-from labelstore.labels import import_file
 from labelstore.labels.staging import LabelsToImport
 from labelstore.store.label_store import LabelStore
 from teachers.prompts import passages as texts
@@ -45,6 +45,22 @@ def import_labels(
         options["replies"] = Path(options["replies"])
     request = LabelsToImport(dataset=dataset, run=run, name=name, **options)
     return import_file.import_labels(store, Path(file), request, reader, progress)
+
+
+def write_dataset(store: LabelStore, labels: str, folder: Path, *, licence: str | None = None) -> None:
+    """Write a labeling as a folder with Parquet and a card, as the Hugging Face Hub has datasets.
+
+    Args:
+        licence: the terms of labels that have none on record.
+
+    Raises:
+        UsageError: the labels have other terms.
+    """
+    folder.mkdir(parents=True)
+    n, _ = export_labels(store, labels, folder / "labels.parquet", layout="parquet")
+    with store.read() as con:
+        text = dataset_card.card(con, labels, n, licence)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def export_labels(

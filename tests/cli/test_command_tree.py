@@ -19,6 +19,8 @@ CHANGED = {
     " cost currency seconds tokens_per_second occupancy overhead_share drifted stopped_by",
     " · commands · msft runs import · file": "file... <list[Path]> required",  # one file as before, or several
     " · commands · msft students serve · student": "student... <list[str]> required",  # one as before, or several
+    # no folder is needed with --push
+    " · commands · msft students export · --output/-o": "-o, --output <path>",
     " · commands · msft sql · --limit": "--limit <int>",  # 1,000 rows on stdout as before; all of them with -o
     ' · ends · sql "DELETE FROM qrels"': 2,  # a usage error, for --write is missing
     # By whom it was judged: null for people, as in every row before.

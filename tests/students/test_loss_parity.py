@@ -45,6 +45,31 @@ def theirs(make, scores, labels) -> tuple[float, list[float]]:
     return loss.item(), model.leaves.grad.tolist()
 
 
+class ScoredByQuery(Scored):
+    """The same for losses that pair each query with other lists' passages."""
+
+    def preprocess(self, pairs, **_):
+        return {"index": torch.tensor([[int(query) * 6 + int(document)] for query, document in pairs])}
+
+
+@pytest.mark.parametrize(("columns", "scale"), [(1, 10.0), (2, 10.0), (2, 3.0)])
+def test_cmnrl_with_all_in_batch_negatives(monkeypatch, columns, scale):
+    monkeypatch.setattr(f"{peers.__name__}.multiple_negatives_ranking.CrossEncoder", Scored)
+    n, generator = 6 // columns, torch.Generator().manual_seed(3)
+    scores = torch.randn(n, 6, generator=generator) * 2  # of query i and document j
+    model = ScoredByQuery(scores.tolist())
+    numbers = [[str(k * n + i) for i in range(n)] for k in range(columns)]  # positives, then hard negatives
+    loss = peers.MultipleNegativesRankingLoss(model, num_negatives=None, scale=scale)
+    value = loss([[str(i) for i in range(n)], *numbers], None)
+    value.backward()
+    leaf = scores.clone().requires_grad_()
+    labels = torch.tensor([[float(j == i) for j in range(6)] for i in range(n)])
+    own = reduce(get("cmnrl")(leaf, Targets.of(labels), scale=scale), "list")
+    own.backward()
+    assert own.item() == pytest.approx(value.item(), rel=1e-5)
+    assert leaf.grad.flatten().tolist() == pytest.approx(model.leaves.grad.tolist(), abs=1e-6)
+
+
 def of_lightning(loss, scores, targets) -> tuple[float, list[float]]:
     leaf = torch.tensor(scores, requires_grad=True)
     value = loss.compute_loss(SimpleNamespace(scores=leaf), SimpleNamespace(targets=torch.tensor(targets)))

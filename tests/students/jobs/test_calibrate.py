@@ -105,7 +105,7 @@ def test_the_map_is_kept_in_export_and_card_and_applied_by_serve(
 
     texts = tiny_models.sentences(9, 4)
     for name in ("tiny", str(tmp_path / "out")):
-        (model,) = _Loader(store, [name], "fp32", None, None, None, None).load()
+        (model,) = _Loader(store, [name], "fp32", "auto", None, None, None, None).load()
         raw = model.scorer.scores([("what is water", texts)])[0]
         with serving_app(create_app_of([model])) as url:
             answer = httpx.post(

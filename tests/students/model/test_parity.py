@@ -10,8 +10,8 @@ from students.model.encoder import CrossEncoder
 
 pytestmark = pytest.mark.test_all  # exporting to ONNX takes ten seconds
 
-EXACT = ("hf_fp32", "st_fp32", "ours_fp32", "onnx_fp32")
-ROUGH = ("ours_bf16", "onnx_int8")
+EXACT = ("hf_fp32", "st_fp32", "ours_fp32", "onnx_fp32", "openvino_fp32")
+ROUGH = ("ours_bf16", "onnx_int8", "openvino_int8")
 
 
 def candidates(n_queries: int = 4, depth: int = 12) -> Candidates:
@@ -30,7 +30,7 @@ def rows(tiny, tmp_path_factory) -> dict[str, dict[str, float]]:
     folder = tmp_path_factory.mktemp("parity")
     encoder = CrossEncoder.load(tiny("bert"), precision="fp32", max_length=48, device="cpu")
     student = encoder.save(folder / "student")
-    return parity.compare(parity.all_ways(student, 48, folder), candidates())
+    return parity.compare(parity.all_ways(student, 48, folder, candidates(3).lists), candidates())
 
 
 def test_exact_ways_are_equal_and_rough_ones_near(rows):

@@ -14,7 +14,7 @@ from students.errors import StudentError
 from students.jobs.export import export_student
 from students.jobs.register import add_student
 from students.jobs.rerank import rerank_run
-from students.rerank.onnx import FILE, OnnxScorer, export_onnx
+from students.rerank.onnx import FILE, export_onnx
 from students.rerank.reranker import Reranker
 
 
@@ -36,10 +36,10 @@ def test_fp32_scores_are_equal_and_int8_scores_near(tiny, tmp_path, architecture
     )
     export_onnx(source, tmp_path / "onnx", max_length=64)
     export_onnx(source, tmp_path / "int8", max_length=64, int8=True)
-    plain = OnnxScorer(tmp_path / "onnx", max_length=64).scores(lists())
+    plain = Reranker.load(tmp_path / "onnx").scores(lists())
     assert [len(part) for part in plain] == [3, 7, 11, 15]
     np.testing.assert_allclose(np.concatenate(plain), exact, atol=5e-6)
-    rough = np.concatenate(OnnxScorer(tmp_path / "int8", max_length=64).scores(lists()))
+    rough = np.concatenate(Reranker.load(tmp_path / "int8").scores(lists()))
     assert 0 < np.abs(rough - exact).max() < np.ptp(exact)
     assert np.corrcoef(rough, exact)[0, 1] > 0.8
     assert (tmp_path / "int8" / FILE).stat().st_size < (tmp_path / "onnx" / FILE).stat().st_size

@@ -144,10 +144,10 @@ def test_a_servers_reranker_gives_the_same_scores(tiny, architecture):
 def test_unknown_precision_and_model():
     with pytest.raises(StudentError) as unknown:
         resolve_precision("fp8")
-    with pytest.raises(StudentError, match="int8 is not supported") as refused:
+    with pytest.raises(StudentError, match="int8 is not supported by the backend torch") as refused:
         resolve_precision("int8")
     assert refused.value.exit_code == 2
-    assert "export --format int8" in str(refused.value.hint)
+    assert "--backend openvino" in str(refused.value.hint)
     assert unknown.value.exit_code == 2
     with pytest.raises(StudentError) as absent:
         Reranker.load("no-such/model")

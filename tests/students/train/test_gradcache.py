@@ -59,8 +59,12 @@ def test_cached_gradients_are_the_direct_ones_and_those_of_the_plain_loss(tiny, 
     encoder.zero_grad()
     scores = torch.cat(
         [
-            encoder(encoder.collate(task.queries, task.passages, lists.query_of(rows), lists.passage[rows]))
-            for rows in (drawn.rows[drawn.local == i] for i in range(len(chosen)))
+            encoder(
+                encoder.collate(
+                    task.queries, task.passages, drawn.query[mine], lists.passage[drawn.rows[mine]]
+                )
+            )
+            for mine in (drawn.local == i for i in range(len(chosen)))
         ]
     )
     cells, targets = targets_of(lists, drawn, len(chosen))

@@ -1,6 +1,7 @@
 """View folders: what cannot be trained from is named; draws depend on view, seed, epoch, list and place alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,38 @@ def test_kd_takes_the_teachers_top_and_samples_of_it(lists):
         counts += np.bincount(lists.labels[some.rows].astype(int), minlength=9)
     assert counts[:3].tolist() == [0, 0, 0]
     assert np.allclose(counts[3:] / (50 * 40), 0.5, atol=0.05), "each of the top six half the time"
+
+
+@pytest.mark.parametrize(("number", "size"), [(1, 2), (5, 4), (500, 9)])
+def test_in_batch_negatives_are_other_lists_passages_and_never_of_the_lists_query(contrasts, number, size):
+    query = contrasts.query.copy()
+    query[7] = query[3]  # two lists on one query
+    lists, chosen = replace(contrasts, query=query), np.array([3, 7, 12, 30])
+    key = stream_key("v", 1, 0, "cl")
+    alone = draw(lists, chosen, Objective("cl", group_size=size), key)
+    drawn = draw(lists, chosen, Objective("cl", group_size=size, in_batch=number), key)
+    assert drawn.rows[~drawn.in_batch].tolist() == alone.rows.tolist()
+    assert (np.diff(drawn.local) >= 0).all()
+    pool = set(lists.passage[alone.rows].tolist())
+    for k, one in enumerate(chosen):
+        mine = (drawn.local == k) & drawn.in_batch
+        own_rows, _ = lists.rows(np.flatnonzero(query == query[one]))
+        free = pool - set(lists.passage[own_rows].tolist())
+        added = lists.passage[drawn.rows[mine]].tolist()
+        assert len(set(added)) == len(added) == min(number, len(free))
+        assert set(added) <= free
+        assert set(drawn.query[drawn.local == k].tolist()) == {int(query[one])}
+    other = draw(
+        lists, chosen, Objective("cl", group_size=size, in_batch=number), stream_key("v", 1, 1, "cl")
+    )
+    assert sorted(other.rows.tolist()) != sorted(drawn.rows.tolist())
+
+
+def test_a_list_of_a_positive_alone_teaches_only_with_in_batch_negatives(contrasts):
+    lists = replace(contrasts, labels=np.ones_like(contrasts.labels))
+    for number, teaches in ((0, False), (3, True)):
+        objective = Objective("cl", "lce", group_size=4, in_batch=number)
+        assert usable(lists, objective, get("lce")).all() == teaches
 
 
 def test_cl_takes_one_positive_and_negatives_each_as_often(contrasts):

@@ -1,5 +1,7 @@
 """A step's plan: every list once an epoch, the same whatever the batch, the processes or the time it is made."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny_views
@@ -72,9 +74,7 @@ def test_processes_share_a_step_and_its_loss_adds_up(tasks, encoder, regime, pro
     whole = 0.0
     for task in chosen:  # by hand
         lists, (picked, drawn) = task.view.train, task.drawn(42, 1, 1)
-        batch = encoder.collate(
-            task.queries, task.passages, lists.query_of(drawn.rows), lists.passage[drawn.rows]
-        )
+        batch = encoder.collate(task.queries, task.passages, drawn.query, lists.passage[drawn.rows])
         with torch.no_grad():
             scores = encoder(batch)
         cells, targets = targets_of(lists, drawn, len(picked))
@@ -96,6 +96,35 @@ def test_processes_share_a_step_and_its_loss_adds_up(tasks, encoder, regime, pro
     assert sum(tokens) == step.n_tokens
     if processes == 2:
         assert max(tokens) - min(tokens) <= 6 * 24, "lists are split by tokens"
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_in_batch_negatives_are_scored_with_their_lists_query(tasks, encoder, processes):
+    cl = tasks["cl"]
+    task = replace(cl, objective=replace(cl.objective, loss="cmnrl", in_batch=7))
+    lists, (picked, drawn) = task.view.train, task.drawn(42, 1, 1)
+    scores = np.array(
+        [
+            encoder.score(
+                task.view.queries[int(lists.query[picked[k]])].as_py(),
+                [task.view.passages[int(lists.passage[row])].as_py()],
+            )[0]
+            for k, row in zip(drawn.local, drawn.rows, strict=True)
+        ]
+    )
+    cells, targets = targets_of(lists, drawn, len(picked))
+    assert int(targets.mask.sum()) == len(picked) * (4 + 7)
+    assert targets.positives().sum(1).tolist() == [1] * len(picked)
+    whole = float(reduce(get("cmnrl")(cells.matrix(torch.from_numpy(scores)), targets), "list"))
+    parts = 0.0
+    for rank in range(processes):
+        (step,) = steps([task], encoder, "cl", [1], rank=rank, processes=processes)
+        for micro in step.micro_batches:
+            with torch.no_grad():
+                parts += float(
+                    micro.loss(torch.cat([encoder(piece) for piece in micro.pieces]), step.denominators)
+                )
+    assert parts == pytest.approx(whole, rel=1e-5)
 
 
 def test_pieces_and_micro_batches_keep_their_bounds(tasks, encoder):

@@ -113,9 +113,7 @@ def test_the_loop_is_a_plain_one(recipe, views, tmp_path, regime, settings):
         for task in tasks:
             lists, (picked, drawn) = task.view.train, task.drawn(42, 1, step)
             cells, targets = targets_of(lists, drawn, len(picked))
-            batch = encoder.collate(
-                task.queries, task.passages, lists.query_of(drawn.rows), lists.passage[drawn.rows]
-            )
+            batch = encoder.collate(task.queries, task.passages, drawn.query, lists.passage[drawn.rows])
             terms = get(task.objective.loss)(cells.matrix(encoder(batch)), targets)
             loss = loss + 0.7 * reduce(terms, "list")
         optimiser.zero_grad()

@@ -1,0 +1,1 @@
+"""The protocols of re-ranking benchmarks."""

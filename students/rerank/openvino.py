@@ -1,0 +1,153 @@
+"""OpenVINO: a student as one graph for Intel's runtime, in fp32, or in int8 by NNCF's post-training quantisation."""
+
+import io
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from msft.host import extras
+from students.model.encoder import CrossEncoder
+from students.rerank.graph import FILES, Example, Inputs, Run, cannot_export, feed, save_beside
+
+FILE = FILES["openvino"]
+_BATCH = 8  # pairs of similar length per sample
+TextLists = Sequence[tuple[str, Sequence[str]]]
+
+
+def export_openvino(
+    source: Path, folder: Path, *, max_length: int | None, calibrate: TextLists | None = None
+) -> Path:
+    """Write a student's graph, tokenizer and config to a folder.
+
+    Args:
+        source: the student's Hugging Face folder.
+        calibrate: lists whose pairs show the ranges of activations; the graph is then in int8.
+
+    Returns:
+        The graph's path.
+
+    Raises:
+        MsftError: the extra is not installed (exit code 4).
+        StudentError: the exporter does not support the model.
+    """
+    extras.require("openvino")
+    import openvino
+
+    encoder = CrossEncoder.load(source, max_length=max_length, precision="fp32", device="cpu").eval()
+    with _quiet():
+        model = _convert(encoder)
+        if calibrate is not None:
+            model = _quantise(model, encoder, calibrate)
+    folder.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(model, str(folder / FILE), compress_to_fp16=False)
+    save_beside(encoder, folder, int8=calibrate is not None)
+    return folder / FILE
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let OpenVINO and NNCF send no statistics to their maker, and print nothing."""
+    settings = {"CI": "true", "NNCF_CI": "1"}  # both send nothing in CI; they have no other switch
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _convert(encoder: CrossEncoder) -> Any:
+    """Trace a student and convert the trace. Batch and sequence stay free."""
+    import openvino
+
+    example = Example.of(encoder)
+    try:
+        with torch.no_grad():
+            traced = torch.export.export(
+                example.function,
+                example.inputs,
+                dynamic_shapes=(tuple(example.axes for _ in example.names),),
+            )
+            model = openvino.convert_model(traced)
+    except (RuntimeError, ValueError, torch._dynamo.exc.UserError) as error:
+        raise cannot_export(encoder, error) from error
+    for given, name in zip(model.inputs, example.names, strict=True):
+        given.get_tensor().set_names({name})
+    model.output(0).get_tensor().set_names({"logits"})
+    return model
+
+
+def _quantise(model: Any, encoder: CrossEncoder, lists: TextLists) -> Any:
+    """Quantise products to int8; ranges of activations are those of the pairs."""
+    os.environ.setdefault("NNCF_DISABLE_TELEMETRY", "1")
+    import nncf
+
+    samples = list(_samples(encoder, lists))
+    return nncf.quantize(
+        model,
+        nncf.Dataset(samples),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(samples),
+    )
+
+
+def _samples(encoder: CrossEncoder, lists: TextLists) -> Iterator[dict[str, NDArray[np.int64]]]:
+    """Yield batches of the pairs, shortest first."""
+    pairs = [(query, text) for query, texts in lists for text in texts]
+    queries, passages = (encoder.tokenise([pair[side] for pair in pairs]) for side in (0, 1))
+    order = np.argsort(queries.lengths + passages.lengths, kind="stable")
+    for first in range(0, len(order), _BATCH):
+        rows = order[first : first + _BATCH]
+        yield feed(encoder.collate(queries, passages, rows, rows))
+
+
+def open_openvino(folder: Path, workers: int) -> Run:
+    """Open a graph for several threads, each of which runs its own batches with its share of the cores.
+
+    Raises:
+        MsftError: the extra is not installed (exit code 4).
+    """
+    extras.require("openvino")
+    import openvino
+
+    # By default OpenVINO computes in bf16 if the CPU does, and the scores then differ from the student's.
+    compiled = openvino.Core().compile_model(
+        str(folder / FILE),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "NUM_STREAMS": workers,
+            "INFERENCE_NUM_THREADS": max(workers, torch.get_num_threads()),
+            "ENABLE_MMAP": False,  # the folder may be temporary
+        },
+    )
+    takes = {name for given in compiled.inputs for name in given.names}
+    own = threading.local()
+
+    def run(inputs: Inputs) -> NDArray[np.float32]:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        found = own.request.infer({name: value for name, value in inputs.items() if name in takes})
+        return np.array(found[compiled.output(0)], dtype=np.float32)
+
+    return run
