@@ -224,7 +224,7 @@ CREATE TABLE calls (
     request        BIGINT NOT NULL,           -- requests.request
     job_key        VARCHAR NOT NULL,          -- provenance.job_key of the job that made it
     attempt        USMALLINT NOT NULL,        -- 1 for the first try
-    sample         USMALLINT NOT NULL,        -- 0, or the number of the shuffled order in self-consistency
+    sample         USMALLINT NOT NULL,        -- 0, or the number of the shuffled order, or of the call about the same passages
     status         VARCHAR NOT NULL,          -- ok, repaired, wrong_format, truncated, refused, engine_error
     reply          VARCHAR,                   -- raw reply (a thought only if kept); the error's text for engine_error
     parsed         USMALLINT[],               -- identifiers in the order replied, after repairs; NULL if unusable
@@ -303,7 +303,7 @@ CREATE TABLE query_origins (
     document   INTEGER NOT NULL,              -- documents.document that it was generated from: its positive
     text_hash  UBIGINT NOT NULL,              -- hash of the text version that was shown
     call       BIGINT NOT NULL,               -- calls.call whose reply it is
-    place      USMALLINT NOT NULL,            -- its place among the reply's queries, from 1
+    place      USMALLINT NOT NULL,            -- its place among its passage's queries, from 1
     log_probability FLOAT                     -- mean log-probability of the reply's tokens; NULL if unknown
 );
 COMMENT ON TABLE query_origins IS 'Where a generated query comes from; its positive is generated, never a human judgment';
@@ -350,6 +350,30 @@ CREATE TABLE llm_judgments (
     text_hash  UBIGINT NOT NULL               -- hash of the text version that was judged
 );
 COMMENT ON TABLE llm_judgments IS 'One passage''s grade for one query by an LLM judge';
+
+CREATE TABLE checkings (
+    checking   INTEGER PRIMARY KEY,           -- surrogate key
+    name       VARCHAR NOT NULL UNIQUE,       -- how commands call it
+    dataset    INTEGER NOT NULL,              -- datasets.dataset of the mined negatives
+    teacher    INTEGER NOT NULL,              -- teachers.teacher that was shown every negative
+    strong     INTEGER,                       -- teachers.teacher that was shown what the first one flagged; NULL without one
+    parameters JSON NOT NULL,                 -- negatives by name and content hash, window, which verdicts are flags
+    job        INTEGER                        -- provenance.job that began it
+);
+COMMENT ON TABLE checkings IS 'An LLM check of mined negatives, by one model or by a cheap and a strong one';
+
+CREATE TABLE verdicts (
+    checking   INTEGER NOT NULL,              -- checkings.checking
+    query      INTEGER NOT NULL,              -- queries.query
+    document   INTEGER NOT NULL,              -- documents.document, a mined negative
+    stage      UTINYINT NOT NULL,             -- 1 by checkings.teacher, 2 by checkings.strong
+    verdict    VARCHAR,                       -- better (as good as the positive, or better), worse (relevant), irrelevant; NULL: unreadable
+    flagged    BOOLEAN,                       -- whether it counts as a false negative; NULL where the reply held no verdict
+    status     VARCHAR NOT NULL,              -- ok, repaired; wrong_format, truncated, refused, engine_error without a verdict
+    call       BIGINT NOT NULL,               -- calls.call with the reply; its request shows the positive first
+    text_hash  UBIGINT NOT NULL               -- hash of the text version that was shown
+);
+COMMENT ON TABLE verdicts IS 'What a model said of one mined negative beside a positive';
 
 -- ------------------------------------------------------------------------------------------ training views
 CREATE TABLE views (
@@ -525,6 +549,24 @@ CREATE VIEW judge_grades AS
     JOIN teachers t ON t.teacher = j.teacher JOIN queries q ON q.query = g.query JOIN documents d ON d.document = g.document
     LEFT JOIN calls c ON c.call = g.call;
 COMMENT ON VIEW judge_grades IS 'Grades of LLM judges by text ids; human ones are in judgments';
+
+CREATE VIEW final_verdicts AS
+    SELECT k.checking, f.query, f.document, f.text_hash, f.verdict, s.verdict AS strong_verdict,
+           CASE WHEN f.flagged AND k.strong IS NOT NULL THEN s.flagged ELSE f.flagged END AS flagged,
+           f.call, s.call AS strong_call
+    FROM checkings k JOIN verdicts f ON f.checking = k.checking AND f.stage = 1
+    LEFT JOIN verdicts s ON s.checking = f.checking AND s.query = f.query AND s.document = f.document AND s.stage = 2;
+COMMENT ON VIEW final_verdicts IS 'Checked negatives by surrogate keys; flagged by the strong model where there is one, NULL without a readable verdict';
+
+CREATE VIEW negative_verdicts AS
+    SELECT k.name AS checking, ds.name AS dataset, k.parameters->>'negatives' AS negatives, q.query_id, d.doc_id,
+           v.flagged, v.verdict, v.strong_verdict, t.name AS teacher, u.name AS strong_teacher, c.call_key,
+           e.call_key AS strong_call_key, v.text_hash = d.text_hash AS text_is_current
+    FROM final_verdicts v JOIN checkings k USING (checking) JOIN datasets ds ON ds.dataset = k.dataset
+    JOIN queries q ON q.query = v.query JOIN documents d ON d.document = v.document
+    JOIN teachers t ON t.teacher = k.teacher LEFT JOIN teachers u ON u.teacher = k.strong
+    JOIN calls c ON c.call = v.call LEFT JOIN calls e ON e.call = v.strong_call;
+COMMENT ON VIEW negative_verdicts IS 'Verdicts on mined negatives by text ids, with the calls of both models';
 
 CREATE VIEW filtered_out AS
     SELECT dataset, query FROM query_origins ANTI JOIN dataset_queries USING (dataset, query);

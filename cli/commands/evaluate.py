@@ -47,6 +47,11 @@ class On:
         "Measure by an LLM judge's grades: JUDGING, or JUDGING+human for human grades where there are any; by default"
         " human judgments alone. Such values are not stored.",
     ] = None
+    calibrate: Annotated[
+        str | None,
+        "A dataset in which people judged some of the queries: estimate what they would find on all that --judge saw,"
+        " with 95 % intervals.",
+    ] = None
     exclude_self: Annotated[
         bool,
         "Leave out passages that have their query's id (always done for ArguAna and Quora); such values are not stored.",
@@ -95,6 +100,7 @@ def evaluate(
     from students.jobs import evaluate as job
 
     machines.check()
+    _check_calibrated(on)
     talk = job.Talk(diagnostics.note, diagnostics.warn, diagnostics.progress)
     if beside.teacher and rerank and not labels and not suite:
         offline_teachers.label_tests(context.store, dataset, student, run, depth, talk)
@@ -112,6 +118,9 @@ def evaluate(
         basis=Basis(on.judge, on.exclude_self, on.protocol),
         talk=talk,
     )
+    if on.calibrate is not None:
+        _print_calibrated(context, on, done.rows)
+        return
     _print(done.rows, context.format)
     _warn_of_generated(context, done.rows)
     if on.judge is None:
@@ -129,6 +138,31 @@ def evaluate(
             f"{len(done.missing)} of {done.n_datasets} datasets are missing: {', '.join(done.missing)}",
             hint=f"msft data add {done.missing[0]} --from FOLDER",
         )
+
+
+def _check_calibrated(on: On) -> None:
+    from labelstore.errors import UsageError
+
+    if on.calibrate is not None and (on.judge is None or on.judge.endswith("+human") or on.exclude_self):
+        raise UsageError(
+            "--calibrate corrects the grades of a judge alone", hint="--judge JUDGING --calibrate DATASET"
+        )
+
+
+def _print_calibrated(context: Context, on: On, rows: "Sequence[Row]") -> None:
+    """Print what people would find, by the judge's grades and theirs, of the systems that were measured."""
+    from labelstore.judgments.agreement import calibrated
+
+    with context.store.read() as con:
+        found = calibrated(
+            con, on.judge or "", on.calibrate or "", list(dict.fromkeys(r["measure"] for r in rows))
+        )
+    measured = {row["system"] for row in rows}
+    render.rows([row for row in found if row["system"] in measured], context.format)
+    diagnostics.note(
+        f"estimates of what people would find, from {on.judge} and the judgments of {on.calibrate}; right if people judged a"
+        " random sample of the queries"
+    )
 
 
 def _tell_of_depths(rows: "Sequence[Row]") -> None:

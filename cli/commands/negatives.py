@@ -1,4 +1,4 @@
-"""`msft negatives`: mine, list, show."""
+"""`msft negatives`: mine, check, list, show."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,10 +6,13 @@ from typing import Annotated
 import typer
 
 from cli.command import Context, command, group
+from cli.commands.from_documents.asking import AskingOptions, DryRun, summary
+from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
 from cli.commands.views import DatasetOption, RunsOption, SeedOption, _count_rows
 from cli.output import diagnostics, render
 from cli.parameters import After
 from labelstore.negatives.parameters import Parameters
+from teachers.generate.single.wanted import WantedVerdicts
 
 negatives_app = group("Hard negatives: mined from runs, with evidence.")
 
@@ -53,7 +56,8 @@ class Mine:
         str | None,
         typer.Option(
             "--denoise",
-            help="A labeling; candidates that it ranks above the positive are not used as negatives.",
+            help="A labeling, or verdicts of `msft negatives check`: what it ranks above the positive, or they flag, is no"
+            " negative. With verdicts, only what they are on is mined.",
         ),
         After("scores"),
     ] = None
@@ -81,14 +85,96 @@ def mine(context: Context, options: Mine) -> None:
     render.rows(_count_rows("negatives", mined.mining.name, mined.counts), context.format)
 
 
+@dataclass(frozen=True)
+class Wanted(WantedVerdicts):
+    """How negatives are checked. On the command line one setting has another name."""
+
+    then_base_urls: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            "--then-base-url", help="An OpenAI-compatible server of --then; by default that of --base-url."
+        ),
+        After("then_engine"),
+    ] = ()
+
+
+@command(
+    negatives_app,
+    "check",
+    example="msft negatives check hard --model gpt-4o-mini --then gpt-4o --base-url https://api.openai.com/v1 --dry-run",
+    lists=True,
+)
+def check(
+    context: Context,
+    negatives: Annotated[str, typer.Argument(help="Mined negatives; `msft negatives mine` makes them.")],
+    wanted: Wanted,
+    asking: AskingOptions,
+    engine_arg: EngineArg = (),
+    dry_run: DryRun = False,
+) -> None:
+    """Ask an LLM which mined negatives are as good as the positive; run the command again to go on where it stopped.
+
+    The model sees a query, its best positive and some of its negatives. With --then, a stronger model sees only what the
+    first one flags, and its verdict counts. `msft negatives mine --denoise VERDICTS` then uses the verdicts. A reply
+    that cannot be read is in quarantine, and no verdict.
+    """
+    from labelstore.negatives import verdicts
+    from teachers.generate.single import check as checks
+
+    settings = with_engine_arguments(asking, engine_arg)
+    if dry_run:
+        bills = checks.bills(context.store, negatives, wanted, settings, note=diagnostics.note)
+        render.rows([bill.row() for bill in bills], context.format)
+        return
+    with asking_progress("checking", "calls") as progress:
+        made = checks.check(
+            context.store, negatives, wanted, settings, note=diagnostics.note, progress=progress
+        )
+    rows = []
+    for number, stage in enumerate(made.stages, 1):
+        counts = stage.counts
+        figures = summary(stage.done.figures, stage.done.cost) if stage.done is not None else {}
+        rows.append(
+            {
+                "verdicts": made.name,
+                "stage": number,
+                "model": stage.model.row.name,
+                "queries": counts.queries,
+                "negatives": counts.passages,
+                "better": counts.better,
+                "worse": counts.worse,
+                "irrelevant": counts.irrelevant,
+                "flagged": counts.flagged,
+                "unreadable": counts.unreadable,
+                **figures,
+            }
+        )
+    render.rows(rows, context.format)
+    for reason, (n, example) in made.offered.drops.items():
+        diagnostics.note(f"{n:,} negatives are left out: {reason}, e.g. {example}")
+    if (partly := made.partly_done()) is not None:
+        raise partly
+    with context.store.read() as con:
+        by_flags = verdicts.flagged_queries(con, made.name)
+    flagged = sum(n for flags, n in by_flags.items() if flags)
+    diagnostics.note(
+        f"{made.flagged:,} false negatives in {flagged:,} queries, {max(by_flags)} at most in one"
+    )
+    diagnostics.note(f"use them: msft negatives mine --denoise {made.name}")
+
+
 @command(negatives_app, "list", example="msft negatives list --format json", lists=True)
 def list_negatives(context: Context) -> None:
     """List the mined negatives, newest first."""
     from labelstore.negatives import mine as negatives
+    from labelstore.negatives import verdicts
 
     with context.store.read() as con:
         rows = negatives.listed(con)
+        checked = [f"{row['verdicts']} on {row['negatives']}" for row in verdicts.listed(con)]
     render.rows(rows, context.format)
+    if checked:
+        diagnostics.note(f'verdicts: {", ".join(checked)}; see `msft sql "FROM negative_verdicts"`')
 
 
 @command(negatives_app, "show", example="msft negatives show NEG --query 1037798", lists=True)

@@ -264,7 +264,7 @@ def _removing(kind: str, noun: str) -> Callable[..., None]:
         name: Annotated[str, typer.Argument(help=f"The name of the {noun}.")],
         yes: YesOption = False,
     ) -> None:
-        _remove(context, _judging_or(kind, context, name), name, yes)
+        _remove(context, _what(kind, context, name), name, yes)
 
     remove.__doc__ = (
         f"Remove {'a ' if noun[-1] != 's' else ''}{noun}; without --yes only if nothing depends on "
@@ -273,15 +273,23 @@ def _removing(kind: str, noun: str) -> Callable[..., None]:
     return remove
 
 
-def _judging_or(kind: str, context: Context, name: str) -> str:
-    """Return ``judging`` if labels are to be removed and only a judging has the name."""
-    if kind != "labels":
+# What a command removes instead if only that has the name: kind -> (its table, the other table, the other kind).
+_INSTEAD = {
+    "labels": ("labelings", "judgings", "judging"),
+    "negatives": ("minings", "checkings", "verdicts"),
+}
+
+
+def _what(kind: str, context: Context, name: str) -> str:
+    """Return the other kind of :data:`_INSTEAD` if only that has the name."""
+    if kind not in _INSTEAD:
         return kind
+    own, other, instead = _INSTEAD[kind]
     with context.store.read() as con:
-        labelings = "SELECT 1 FROM labelings WHERE name = ?"
-        judgings = "SELECT 1 FROM judgings WHERE name = ?"
-        only = not con.execute(labelings, [name]).fetchall() and con.execute(judgings, [name]).fetchall()
-    return "judging" if only else kind
+        held = [
+            con.execute(f"SELECT 1 FROM {table} WHERE name = ?", [name]).fetchall() for table in (own, other)
+        ]
+    return instead if held[1] and not held[0] else kind
 
 
 def remove_run(

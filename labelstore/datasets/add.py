@@ -108,7 +108,9 @@ def _add_staged(
         changed |= _add_judged_ids(con, place, members)
         judged = _judged(con, place, members)
         notes += _without_text(con, judged)
-    if not n_members:
+    if not n_members and set(steps) == {"documents"}:
+        notes.append(f"{request.name} has passages and no queries yet: `msft queries generate` makes some")
+    elif not n_members:
         raise BadInput(
             f"{request.source or request.name}: it has no query to keep",
             hint="put queries.tsv into the folder, or name a collection that holds the queries of the qrels",

@@ -1,17 +1,31 @@
 """Find near-duplicates among short texts: pairs whose character trigrams have a Jaccard similarity of at least t.
 
 The result is exact. Two sets of similarity t share one of the first ``n - ceil(t n) + 1`` of their trigrams, the rarest first
-(prefix filtering, Chaudhuri et al., ICDE 2006), so that each text is compared with few others.
+(prefix filtering, Chaudhuri et al., ICDE 2006). Of the pairs that do, sizes, places and a 256-bit sketch of each set leave out
+nearly all that are not alike, in one DuckDB join; what is left is compared. benchmarks/results/near-duplicates.md has figures.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import duckdb
+import pyarrow as pa
 
 from labelstore.store import keys
 
 SIZE = 3
+_WORDS = 4  # of 64 bits in a sketch
+
+# Each pair of a set and an earlier one that can be alike. A sketch has a bit for each trigram, so two sets differ in at least as
+# many trigrams as their sketches in bits; sets of sizes n and m share at least t / (1 + t) (n + m) trigrams.
+_PAIRS = f"""
+    SELECT DISTINCT x.text, y.text AS earlier
+    FROM prefixes x JOIN prefixes y ON x.trigram = y.trigram AND y.text < x.text
+    WHERE x.text >= $ours AND least(x.n, y.n) >= $least * greatest(x.n, y.n) - 1e-9
+      AND 1 + least(x.n - x.place, y.n - y.place) >= $share * (x.n + y.n) - 1e-9
+      AND {" + ".join(f"bit_count(xor(x.b{k}, y.b{k}))" for k in range(_WORDS))} <= (1 - 2 * $share) * (x.n + y.n) + 1e-9"""
 
 
 class Near(NamedTuple):
@@ -37,50 +51,49 @@ def near_duplicates(
         others: name -> text of what is there already.
         least: the lowest similarity, above 0 and at most 1.
     """
-    ours = [(name, shingles(text)) for name, text in texts]
-    theirs = [(name, shingles(text)) for name, text in others.items()]
-    rarity = Counter(shingle for _, found in (*theirs, *ours) for shingle in found)
-    index = _Index(rarity, least)
-    for name, found in theirs:
-        index.add(name, found)
+    named = [*others.items(), *texts]
+    sets = [shingles(text) for _, text in named]
+    alike: dict[int, list[int]] = defaultdict(list)
+    for text, earlier in _candidates(sets, len(others), least):
+        alike[text].append(earlier)
     near: dict[str, Near] = {}
-    for name, found in ours:
-        like = index.nearest(found)
-        if like is None:
-            index.add(name, found)
-        else:
-            near[name] = like
+    gone: set[int] = set()
+    for text in sorted(alike):
+        found = [
+            Near(named[k][0], similarity)
+            for k in alike[text]
+            if k not in gone and (similarity := _similarity(sets[text], sets[k])) >= least - 1e-12
+        ]
+        if found:
+            gone.add(text)
+            near[named[text][0]] = min(found, key=lambda one: (-one.similarity, one.name))
     return near
 
 
-class _Index:
-    """Sets by the trigrams of their prefixes."""
+def _similarity(one: frozenset[str], other: frozenset[str]) -> float:
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
 
-    def __init__(self, rarity: Counter[str], least: float) -> None:
-        self._rarity, self._least = rarity, least
-        self._by_shingle: dict[str, list[tuple[str, frozenset[str]]]] = defaultdict(list)
 
-    def _prefix(self, found: frozenset[str]) -> list[str]:
-        ordered = sorted(found, key=lambda shingle: (self._rarity[shingle], shingle))
-        return ordered[: len(ordered) - math.ceil(self._least * len(ordered) - 1e-9) + 1]
-
-    def add(self, name: str, found: frozenset[str]) -> None:
-        for shingle in self._prefix(found):
-            self._by_shingle[shingle].append((name, found))
-
-    def nearest(self, found: frozenset[str]) -> Near | None:
-        """Return the most similar set; of equals the one with the first name. None if all are below the threshold."""
-        seen: set[str] = set()
-        best: Near | None = None
-        for shingle in self._prefix(found):
-            for name, other in self._by_shingle.get(shingle, ()):
-                if name in seen:
-                    continue
-                seen.add(name)
-                shared = len(found & other)
-                similarity = shared / (len(found) + len(other) - shared)
-                if similarity < self._least - 1e-12:
-                    continue
-                if best is None or (-similarity, name) < (-best.similarity, best.name):
-                    best = Near(name, similarity)
-        return best
+def _candidates(sets: Sequence[frozenset[str]], ours: int, least: float) -> list[tuple[int, int]]:
+    """Return (place of one of ours, place of an earlier set) of all pairs that can be alike."""
+    rarity = Counter(trigram for found in sets for trigram in found)
+    number = {trigram: k for k, (trigram, _) in enumerate(sorted(rarity.items(), key=lambda i: (i[1], i[0])))}
+    columns: list[list[int]] = [[] for _ in range(4 + _WORDS)]
+    for text, found in enumerate(sets):
+        trigrams = sorted(number[trigram] for trigram in found)
+        n = len(trigrams)
+        words = [0] * _WORDS
+        for trigram in trigrams:
+            bit = (trigram * 0x9E3779B1) >> 7 & (64 * _WORDS - 1)
+            words[bit >> 6] |= 1 << (bit & 63)
+        signed = [word - (1 << 64) if word >> 63 else word for word in words]
+        for place, trigram in enumerate(trigrams[: n - math.ceil(least * n - 1e-9) + 1], 1):
+            for column, value in zip(columns, (text, n, place, trigram, *signed), strict=True):
+                column.append(value)
+    names = ["text", "n", "place", "trigram", *(f"b{k}" for k in range(_WORDS))]
+    kinds = [pa.int32()] * 4 + [pa.int64()] * _WORDS
+    prefixes = pa.table([pa.array(c, kind) for c, kind in zip(columns, kinds, strict=True)], names)
+    with duckdb.connect() as con:
+        con.register("prefixes", prefixes)
+        return con.execute(_PAIRS, {"ours": ours, "least": least, "share": least / (1 + least)}).fetchall()

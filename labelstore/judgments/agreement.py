@@ -66,6 +66,66 @@ def agreement(
     return Agreement(judging, of.name, rows, warnings)
 
 
+def calibrated(
+    con: duckdb.DuckDBPyConnection, name: str, human: str, measures: Sequence[str] = ()
+) -> list[Row]:
+    """Estimate what people would find on all queries that a judge saw, from those that people judged (flat rows).
+
+    Args:
+        human: the dataset with the human judgments, over the same collection.
+        measures: by default the dataset's.
+
+    Raises:
+        DataMissing: fewer than two queries were judged by both.
+    """
+    judging = lookup.judging(con, name)
+    of, by_people = _dataset(con, judging.dataset), lookup.dataset(con, human)
+    people, judge = evaluated.qrels(con, by_people), evaluated.qrels(con, of, name)
+    both, only = _shared(people, judge)
+    if len(both) < 2:
+        raise DataMissing(
+            f"{len(both)} queries of {human} are judged by {name} too: expected at least 2",
+            hint=f"judge more of them by hand: msft data sheet {of.name}",
+        )
+    chosen = [measuring.canonical(measure) for measure in measures] or default_measures(of)
+    rows = []
+    for system in evaluated.systems(con, of):
+        ranked = evaluated.ranking(con, system)
+        by_hand, by_machine = (
+            measuring.per_query(ranked, people, chosen),
+            measuring.per_query(ranked, judge, chosen),
+        )
+        for measure in chosen:
+            found = _calibrated(by_hand[measure], by_machine[measure], both, only)
+            rows.append(
+                {
+                    "dataset": of.name,
+                    "system": system.name,
+                    "kind": system.kind,
+                    "first_stage": system.first_stage,
+                    "measure": measure,
+                    "value": found.value,
+                    "low": None if found.low != found.low else found.low,
+                    "high": None if found.high != found.high else found.high,
+                    "n_queries": found.n,
+                    "n_human": len(both),
+                    "judge": f"{name} calibrated on {human}",
+                }
+            )
+    return rows
+
+
+def _shared(people: evaluated.Qrels, judge: evaluated.Qrels) -> tuple[list[int], list[int]]:
+    """Return the queries that both judged, and those of the judge alone."""
+    return sorted(people.judged.keys() & judge.judged.keys()), sorted(
+        judge.judged.keys() - people.judged.keys()
+    )
+
+
+def _calibrated(people: Scores, judge: Scores, both: Sequence[int], only: Sequence[int]) -> Estimate:
+    return statistics.calibrated(_array(people, both), _array(judge, both), _array(judge, only))
+
+
 def _dataset(con: duckdb.DuckDBPyConnection, key: int) -> lookup.Dataset:
     ((name,),) = con.execute("SELECT name FROM datasets WHERE dataset = ?", [key]).fetchall()
     return lookup.dataset(con, name)
@@ -156,8 +216,7 @@ def _systems(
 ) -> tuple[list[Row], list[str]]:
     """Order the systems under people and under the judge, and estimate the human values over all judged queries."""
     by_people, by_judge = evaluated.qrels(con, human), evaluated.qrels(con, of, judging.name)
-    both = sorted(by_people.judged.keys() & by_judge.judged.keys())
-    only = sorted(by_judge.judged.keys() - by_people.judged.keys())
+    both, only = _shared(by_people, by_judge)
     rows, values, warnings = [], [], []
     for system in evaluated.systems(con, of):
         ranked = evaluated.ranking(con, system)
@@ -171,7 +230,7 @@ def _systems(
             _estimate(
                 f"{measure} calibrated",
                 system.name,
-                statistics.calibrated(_array(people, both), _array(judge, both), _array(judge, only)),
+                _calibrated(people, judge, both, only),
             ),
         ]
         if system.kind == "teacher" and _same_teacher(con, judging, system):

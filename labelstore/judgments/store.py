@@ -27,30 +27,36 @@ class Judged:
     without: dict[str, tuple[int, str | None]] = field(default_factory=dict)
 
 
-def parameters(pooled: Pool) -> dict[str, Any]:
-    """Return what a judging records of its pool."""
+def parameters(pooled: Pool, samples: int = 1) -> dict[str, Any]:
+    """Return what a judging records of its pool, and of the calls for each passage if there are several."""
+    several = {"samples": samples} if samples > 1 else {}
     return {
+        **several,
         "scale": "0-3",
         "depth": pooled.depth,
         "runs": {run.name: run.content_hash for run in pooled.runs},
     }
 
 
-def check_name(con: duckdb.DuckDBPyConnection, name: str, dataset: int, teacher_key: str) -> None:
-    """Check that a judging of this name is new, or of the same dataset and judge.
+def check_name(
+    con: duckdb.DuckDBPyConnection, name: str, dataset: int, teacher_key: str, samples: int = 1
+) -> None:
+    """Check that a judging of this name is new, or of the same dataset, judge and number of samples.
 
     Raises:
-        BadInput: it has another dataset or judge.
+        BadInput: it has another dataset or judge, or other samples.
     """
     held = con.execute(
-        """SELECT d.name, t.name, t.prompt, j.dataset = ? AND t.teacher_key = ? FROM judgings j
-           JOIN datasets d USING (dataset) JOIN teachers t USING (teacher) WHERE j.name = ?""",
-        [dataset, teacher_key, name],
+        """SELECT d.name, t.name, t.prompt, coalesce((j.parameters->>'samples')::INTEGER, 1) AS samples,
+                  j.dataset = ? AND t.teacher_key = ? AND samples = ?
+           FROM judgings j JOIN datasets d USING (dataset) JOIN teachers t USING (teacher) WHERE j.name = ?""",
+        [dataset, teacher_key, samples, name],
     ).fetchall()
-    if held and not held[0][3]:
-        of, judge, prompt, _ = held[0]
+    if held and not held[0][-1]:
+        of, judge, prompt, number, _ = held[0]
         raise BadInput(
-            f"there is a judging {name} already: {judge} with {prompt} over {of}",
+            f"there is a judging {name} already: {judge} with {prompt} over {of}"
+            + (f", {number} samples" if number > 1 else ""),
             hint="choose another name with --name",
         )
 

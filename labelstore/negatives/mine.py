@@ -26,6 +26,8 @@ from labelstore.store.rows import fetch
 from labelstore.store.sql_steps import Filter, filters, reasons, set_variables, sql_file
 from labelstore.views.build import DEFAULT_SEED
 
+ABOVE, FLAGGED = "the teacher ranks it above a positive", "the verdict is that it is a false negative"
+
 
 @dataclass(frozen=True)
 class Mined:
@@ -54,7 +56,7 @@ def mine(
     Args:
         dataset: its judgments give the positives; by default the only one.
         runs: the runs of the candidates; by default the only first stage.
-        denoise_labels: a labeling that judges the candidates.
+        denoise_labels: a labeling that judges the candidates, or an LLM's verdicts on mined negatives.
         scores: a run whose scores the margins and limits compare, instead of the candidates' own.
         replace: replace a mining of the same name with other content.
         note: called with what was chosen.
@@ -66,6 +68,8 @@ def mine(
         BadInput: the name belongs to a mining with other content.
     """
     options = make_parameters(parameters, len(runs) or 1)
+    if options.max_flags is not None and denoise_labels is None:
+        raise UsageError("--max-flags counts what --denoise flags", hint="--denoise VERDICTS")
     clock = provenance.Clock()
     with work_folder(store.path.parent) as work:
         file = work / "negatives.parquet"
@@ -80,12 +84,17 @@ def mine(
 
 @dataclass(frozen=True)
 class _Sources:
-    """What is mined: the runs' candidates, judged by `labels` and scored by `scorer` if there are any."""
+    """What is mined: the runs' candidates, judged by `labels` or `verdicts` and scored by `scorer` if there are any."""
 
     dataset: lookup.Dataset
     runs: list[lookup.Run]
     labels: lookup.Labeling | None
+    verdicts: lookup.Checking | None
     scorer: lookup.Run | None
+
+    @property
+    def denoiser(self) -> str | None:
+        return self.labels.name if self.labels else self.verdicts.name if self.verdicts else None
 
 
 def _sources(
@@ -102,13 +111,44 @@ def _sources(
     own = [lookup.run(con, of, run) for run in dict.fromkeys(runs)] or [lookup.pick_run(con, of, None)]
     if not runs:
         say(f"run: {own[0].name} (the only first stage of {of.name})")
-    labels = lookup.labeling(con, denoise_labels) if denoise_labels else None
+    labels, verdicts = _denoiser(con, denoise_labels) if denoise_labels else (None, None)
+    if verdicts is not None and verdicts.dataset != of.dataset:
+        raise UsageError(
+            f"the verdicts {verdicts.name} are on negatives of another dataset than {of.name}",
+            hint=f"msft negatives check NEGATIVES --model MODEL, with negatives of {of.name}",
+        )
     if labels is not None and labels.dataset != of.dataset and not _shares_queries(con, labels, of):
         raise UsageError(
             f"{labels.name} labels none of {of.name}'s queries",
             hint="name a labeling of this dataset: --denoise",
         )
-    return _Sources(of, own, labels, lookup.run(con, of, scores) if scores else None)
+    return _Sources(of, own, labels, verdicts, lookup.run(con, of, scores) if scores else None)
+
+
+def _denoiser(
+    con: duckdb.DuckDBPyConnection, name: str
+) -> tuple[lookup.Labeling | None, lookup.Checking | None]:
+    """Look up a labeling or verdicts by their name.
+
+    Raises:
+        UsageError: both have the name. DataMissing: none has it.
+    """
+    held = [
+        con.execute(f"SELECT 1 FROM {table} WHERE name = ?", [name]).fetchall()
+        for table in ("labelings", "checkings")
+    ]
+    if all(held):
+        raise UsageError(
+            f"--denoise {name}: labels and verdicts both have this name",
+            hint="remove one of them: msft teachers remove, or msft negatives remove",
+        )
+    if held[1]:
+        return None, lookup.checking(con, name)
+    return lookup.labeling(con, name), None
+
+
+# Parameters that came later than stores with minings, and stand in a row only if they are given.
+LATER: dict[str, Any] = {"random": 0, "max_flags": None}
 
 
 @dataclass(frozen=True)
@@ -137,12 +177,11 @@ def _row(
             hint="loosen the margins, or give judgments: `msft data show`",
         )
     settings = {
-        **{
-            key: value for key, value in asdict(options).items() if key != "random" or value
-        },  # later than the others
+        **{key: value for key, value in asdict(options).items() if key not in LATER or value != LATER[key]},
         "runs": [{"name": run.name, "hash": run.content_hash} for run in sources.runs],
         "denoise_labels": sources.labels.name if sources.labels else None,
         "scores": sources.scorer.name if sources.scorer else None,
+        **({"denoise_verdicts": sources.verdicts.name} if sources.verdicts else {}),
     }
     of = sources.dataset.dataset
     return _Row(of, canonical_json(settings), seed, n_queries, n_rows, _content_hash(con))
@@ -171,14 +210,17 @@ def _select(
     con.executemany(
         "INSERT INTO mined_sources VALUES (?, ?)", [(n, run.run) for n, run in enumerate(runs, 1)]
     )
-    con.execute("CREATE OR REPLACE TEMP TABLE denoiser (labeling INTEGER)")
+    con.execute("CREATE OR REPLACE TEMP TABLE denoiser (labeling INTEGER, checking INTEGER)")
     con.execute("CREATE OR REPLACE TEMP TABLE scorer (run INTEGER)")
-    if sources.labels is not None:
-        con.execute("INSERT INTO denoiser VALUES (?)", [sources.labels.labeling])
+    if sources.denoiser is not None:
+        labeling = sources.labels.labeling if sources.labels else None
+        checking = sources.verdicts.checking if sources.verdicts else None
+        con.execute("INSERT INTO denoiser VALUES (?, ?)", [labeling, checking])
     if sources.scorer is not None:
         con.execute("INSERT INTO scorer VALUES (?)", [sources.scorer.run])
     limits = (options.absolute_margin, options.relative_margin, options.max_score, options.min_score)
     variables = asdict(options) | {"seed": seed, "needs_score": any(limit is not None for limit in limits)}
+    variables["flag_reason"] = FLAGGED if sources.verdicts else ABOVE
     del variables["shares"]
     set_variables(con, variables)
     for part, room in (
@@ -243,8 +285,8 @@ def _default_name(sources: _Sources, options: Parameters, seed: int) -> str:
         for key, value in asdict(options).items()
         if key not in ("strategy", "per_query", "depth") and value != getattr(Parameters(), key)
     }
-    if sources.labels is not None:
-        changed["denoise"] = f"{options.denoise}:{sources.labels.name}"
+    if sources.denoiser is not None:
+        changed["denoise"] = f"{options.denoise}:{sources.denoiser}"
     if changed:
         parts.append(content_key("parameters", changed)[:6])
     if seed != DEFAULT_SEED:
@@ -298,7 +340,7 @@ def listed(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
         """SELECT m.name AS negatives, d.name AS dataset,
                   (SELECT string_agg(x->>'name', ', ') FROM unnest(from_json(m.parameters->'runs', '["JSON"]')) t(x)) AS runs,
                   m.parameters->>'strategy' AS strategy, (m.parameters->>'depth')::INTEGER AS depth,
-                  (m.parameters->>'per_query')::INTEGER AS per_query, m.parameters->>'denoise_labels' AS denoise,
+                  (m.parameters->>'per_query')::INTEGER AS per_query, coalesce(m.parameters->>'denoise_labels', m.parameters->>'denoise_verdicts') AS denoise,
                   m.n_queries AS queries, m.n_negatives AS rows, m.seed, p.started_at AS made
            FROM minings m JOIN datasets d USING (dataset) LEFT JOIN provenance p ON p.job = m.job ORDER BY m.mining DESC""",
     )

@@ -22,6 +22,7 @@ INSERT INTO tally
 SELECT 'queries', reason, count(*), min(query_id) FROM (
     SELECT query_id, CASE WHEN query NOT IN (SELECT query FROM positives) THEN 'no positive'
                           WHEN query NOT IN (SELECT query FROM run_sizes) THEN 'not in the run'
+                          WHEN query IN (SELECT query FROM overflagged) THEN 'more flags than --max-flags'
                           WHEN query NOT IN (SELECT query FROM enough) THEN 'too few negatives' END AS reason
     FROM asked
 ) WHERE reason IS NOT NULL GROUP BY reason;
@@ -30,12 +31,12 @@ SELECT 'queries', reason, count(*), min(query_id) FROM (
 INSERT INTO tally
 SELECT 'denoising', NULL, (SELECT count(*) FROM mining_rows m WHERE label = 0 OR m.document NOT IN (
            SELECT document FROM positives p WHERE p.query = m.query))
-       + coalesce((SELECT sum(n) FROM tally WHERE reason = 'the teacher ranks it above a positive'), 0), NULL
+       + coalesce((SELECT sum(n) FROM tally WHERE reason = getvariable('flag_reason')), 0), NULL
 WHERE (SELECT count(*) FROM denoiser) > 0;
 INSERT INTO tally
 SELECT 'denoising', reason, sum(n), min(example) FROM (
-    SELECT 'dropped: the teacher ranks it above a positive' AS reason, n, example
-    FROM tally WHERE reason = 'the teacher ranks it above a positive'
+    SELECT 'dropped: ' || getvariable('flag_reason') AS reason, n, example
+    FROM tally WHERE reason = getvariable('flag_reason')
     UNION ALL
     SELECT CASE getvariable('denoise') WHEN 'relabel' THEN 'relabelled as positive' ELSE 'down-weighted' END, count(*), NULL
     FROM mining_rows m WHERE getvariable('denoise') <> 'drop' AND (weight < 1 OR label = 1 AND m.document NOT IN (

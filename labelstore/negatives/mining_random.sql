@@ -3,7 +3,7 @@
 -- In   enough, mining_rows, judged, own_passages, mined_sources, random_draws (random_passages.sql makes them of `drawers`,
 --      which mining_drawers.sql makes) and the variables random, depth.
 -- Out  mining_rows with `random` more per query (source_run NULL, source_rank: the number of the draw), tally.
--- Never drawn: what is judged, what was mined, what the runs rank down to the depth (the rules decided about those), the
+-- Never drawn: what is judged, what denoising flags, what was mined, what the runs rank down to the depth (the rules decided about those), the
 -- query itself, and what reads like one of these.
 
 CREATE OR REPLACE TEMP TABLE barred AS
@@ -11,6 +11,7 @@ SELECT query, document FROM own_passages
 UNION
 SELECT s.query, o.document FROM (
     SELECT query, document FROM judged
+    UNION SELECT query, document FROM flagged
     UNION SELECT query, document FROM mining_rows
     UNION SELECT query, document FROM candidates c JOIN mined_sources USING (run) WHERE c.rank <= getvariable('depth')
 ) s JOIN documents d USING (document) JOIN documents o USING (text_hash) WHERE s.query IN (SELECT query FROM enough);

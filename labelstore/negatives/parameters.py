@@ -41,6 +41,9 @@ class Parameters:
     min_score: Annotated[float | None, "The lowest score that a negative may have."] = None
     denoise: str = "drop"  # or relabel, downweight
     denoise_weight: Annotated[float, "The weight that downweight gives."] = 0.1
+    max_flags: Annotated[
+        int | None, "Leave out queries with more false negatives than this, by --denoise; RLHN takes 8."
+    ] = None
     max_repairs: Annotated[int, "Do not denoise with permutations that needed more repairs than this."] = 10
     include_positives: Annotated[bool, "Also keep ranked positives, with label 1."] = False
 
@@ -70,6 +73,10 @@ def make_parameters(given: dict[str, Any], n_runs: int) -> Parameters:
     if not 0 <= options.random <= MOST_RANDOM:
         raise UsageError(
             f"random is {options.random}: it must be from 0 to {MOST_RANDOM}", hint="give --random 3"
+        )
+    if options.max_flags is not None and options.max_flags < 0:
+        raise UsageError(
+            f"--max-flags is {options.max_flags}: it must be 0 or more", hint="give --max-flags 8"
         )
     if options.min_rank > options.depth:
         raise UsageError(

@@ -243,8 +243,20 @@ class _Tree:
                 labeling = self._labeling(labels["labeling"])
                 if labeling is not None:
                     node.children.append(labeling)
+            node.children += self._verdicts(parameters.get("denoise_verdicts"))
             return node
         return None
+
+    def _verdicts(self, name: str | None) -> list[Node]:
+        nodes = []
+        for k in self._rows(
+            "SELECT k.*, p.command FROM checkings k LEFT JOIN provenance p ON p.job = k.job WHERE k.name = ?",
+            name,
+        ):
+            node = Node("verdicts", k["name"], None, json.loads(k["parameters"]), k["command"])
+            node.children += [self._teacher(key) for key in (k["teacher"], k["strong"]) if key is not None]
+            nodes.append(node)
+        return nodes
 
     def _labeling(self, key: int) -> Node | None:
         for row in self._rows(

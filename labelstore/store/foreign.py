@@ -34,7 +34,17 @@ __all__ = [
     "view_inside",
 ]
 
-_NAMED = ("collections", "datasets", "runs", "minings", "teachers", "labelings", "views", "judgings")
+_NAMED = (
+    "collections",
+    "datasets",
+    "runs",
+    "minings",
+    "teachers",
+    "labelings",
+    "views",
+    "judgings",
+    "checkings",
+)
 _SHAPE = """SELECT table_name, column_name, data_type, coalesce(column_default, '') FROM duckdb_columns()
             WHERE NOT internal AND schema_name = 'main' AND table_name IN
                   (SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main' AND NOT temporary)"""

@@ -17,6 +17,11 @@ def judging_alone(store: LabelStore, name: str) -> AbstractContextManager[None]:
     return _alone(store, "judging", name, "made")
 
 
+def checking_alone(store: LabelStore, name: str) -> AbstractContextManager[None]:
+    """Lock a check of negatives, so that one job at a time writes it (`msft.job_lock.alone`)."""
+    return _alone(store, "verdicts", name, "made")
+
+
 def dataset_alone(store: LabelStore, name: str) -> AbstractContextManager[None]:
     """Lock a dataset of generated queries, so that one job at a time writes it (`msft.job_lock.alone`)."""
     return _alone(store, "dataset", name, "generated")

@@ -78,6 +78,14 @@ class Judging:
 
 
 @dataclass(frozen=True)
+class Checking:
+    checking: int
+    name: str
+    dataset: int
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Student:
     student: int
     name: str
@@ -296,6 +304,24 @@ def judging(con: duckdb.DuckDBPyConnection, name: str) -> Judging:
         )
     key, own_name, of, teacher, model, prompt, parameters = found[0]
     return Judging(key, own_name, of, teacher, model, prompt, json.loads(parameters))
+
+
+def checking(con: duckdb.DuckDBPyConnection, name: str) -> Checking:
+    """Look up the verdicts of an LLM on mined negatives by their name.
+
+    Raises:
+        DataMissing: the verdicts are not found.
+    """
+    found = con.execute(
+        "SELECT checking, name, dataset, parameters FROM checkings WHERE name = ?", [name]
+    ).fetchall()
+    if not found:
+        known = [n for (n,) in con.execute("SELECT name FROM checkings").fetchall()]
+        raise missing(
+            "verdicts", name, known, "msft negatives list", "msft negatives check NEGATIVES --model MODEL"
+        )
+    key, own_name, of, parameters = found[0]
+    return Checking(key, own_name, of, json.loads(parameters))
 
 
 def student(con: duckdb.DuckDBPyConnection, name: str) -> Student:

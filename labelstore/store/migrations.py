@@ -184,10 +184,55 @@ CREATE OR REPLACE VIEW mined AS
 COMMENT ON VIEW mined IS 'Negatives by text ids; source_run random and no score for a random passage of the collection';
 """
 
+_VERDICTS = """
+CREATE TABLE checkings (
+    checking INTEGER PRIMARY KEY,
+    name VARCHAR NOT NULL UNIQUE,
+    dataset INTEGER NOT NULL,
+    teacher INTEGER NOT NULL,
+    strong INTEGER,
+    parameters JSON NOT NULL,
+    job INTEGER
+);
+COMMENT ON TABLE checkings IS 'An LLM check of mined negatives, by one model or by a cheap and a strong one';
+
+CREATE TABLE verdicts (
+    checking INTEGER NOT NULL,
+    query INTEGER NOT NULL,
+    document INTEGER NOT NULL,
+    stage UTINYINT NOT NULL,
+    verdict VARCHAR,
+    flagged BOOLEAN,
+    status VARCHAR NOT NULL,
+    call BIGINT NOT NULL,
+    text_hash UBIGINT NOT NULL
+);
+COMMENT ON TABLE verdicts IS 'What a model said of one mined negative beside a positive';
+
+CREATE VIEW final_verdicts AS
+    SELECT k.checking, f.query, f.document, f.text_hash, f.verdict, s.verdict AS strong_verdict,
+           CASE WHEN f.flagged AND k.strong IS NOT NULL THEN s.flagged ELSE f.flagged END AS flagged,
+           f.call, s.call AS strong_call
+    FROM checkings k JOIN verdicts f ON f.checking = k.checking AND f.stage = 1
+    LEFT JOIN verdicts s ON s.checking = f.checking AND s.query = f.query AND s.document = f.document AND s.stage = 2;
+COMMENT ON VIEW final_verdicts IS 'Checked negatives by surrogate keys; flagged by the strong model where there is one, NULL without a readable verdict';
+
+CREATE VIEW negative_verdicts AS
+    SELECT k.name AS checking, ds.name AS dataset, k.parameters->>'negatives' AS negatives, q.query_id, d.doc_id,
+           v.flagged, v.verdict, v.strong_verdict, t.name AS teacher, u.name AS strong_teacher, c.call_key,
+           e.call_key AS strong_call_key, v.text_hash = d.text_hash AS text_is_current
+    FROM final_verdicts v JOIN checkings k USING (checking) JOIN datasets ds ON ds.dataset = k.dataset
+    JOIN queries q ON q.query = v.query JOIN documents d ON d.document = v.document
+    JOIN teachers t ON t.teacher = k.teacher LEFT JOIN teachers u ON u.teacher = k.strong
+    JOIN calls c ON c.call = v.call LEFT JOIN calls e ON e.call = v.strong_call;
+COMMENT ON VIEW negative_verdicts IS 'Verdicts on mined negatives by text ids, with the calls of both models';
+"""
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(2, "from_documents", _FROM_DOCUMENTS),
     Migration(3, "add_calibrations_and_currency", _CALIBRATIONS),
     Migration(4, "random_negatives", _RANDOM_NEGATIVES),
+    Migration(5, "verdicts_on_negatives", _VERDICTS),
 )
 
 CURRENT_VERSION = MIGRATIONS[-1].version if MIGRATIONS else FIRST_VERSION

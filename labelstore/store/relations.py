@@ -47,6 +47,7 @@ TARGETS = {
     "evaluations": "evaluation",
     "query_filters": "filter",
     "judgings": "judging",
+    "checkings": "checking",
 }
 
 REFERENCES: tuple[Reference, ...] = (
@@ -90,6 +91,13 @@ REFERENCES: tuple[Reference, ...] = (
     *_to("provenance", ("query_filters", "job"), ("judgings", "job")),
     *_to("query_filters", ("query_tests", "filter"), part=True),
     *_to("judgings", ("llm_judgments", "judging"), part=True),
+    *_to("datasets", ("checkings", "dataset")),
+    *_to("teachers", ("checkings", "teacher"), ("checkings", "strong")),
+    *_to("provenance", ("checkings", "job")),
+    *_to("checkings", ("verdicts", "checking"), part=True),
+    *_to("queries", ("verdicts", "query")),
+    *_to("documents", ("verdicts", "document")),
+    *_to("calls", ("verdicts", "call")),
 )  # fmt: skip
 # view_sources.source is left out on purpose: a view outlives a mining or run that was replaced, and its parameters
 # keep the name and hash of the source.
@@ -124,6 +132,7 @@ UNIQUE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("query_origins", ("dataset", "query")),
     ("query_tests", ("filter", "query")),
     ("llm_judgments", ("judging", "query", "document")),
+    ("verdicts", ("checking", "query", "document", "stage")),
 )
 
 # Names of a large table's rows in messages: SQL for the name, over `t` joined by the clause.
@@ -156,4 +165,5 @@ OWNERS: dict[str, tuple[str, str]] = {
     "query_origins": ("o.name", "LEFT JOIN datasets o ON o.dataset = t.dataset"),
     "query_filters": ("o.name", "LEFT JOIN datasets o ON o.dataset = t.dataset"),
     "llm_judgments": ("o.name", "LEFT JOIN judgings o ON o.judging = t.judging"),
+    "verdicts": ("o.name", "LEFT JOIN checkings o ON o.checking = t.checking"),
 }

@@ -22,7 +22,7 @@ from labelstore.store.removed_folders import Note, Removed
 
 COLUMNS = ("what", "name", "rows", "becomes")
 REMOVED = "removed"
-KINDS = ("dataset", "run", "negatives", "labels", "judging", "view", "student")
+KINDS = ("dataset", "run", "negatives", "verdicts", "labels", "judging", "view", "student")
 
 # What goes with a removed row: (table, column, table of the removed row, further condition).
 _WITH = (
@@ -31,6 +31,7 @@ _WITH = (
     ("labelings", "dataset", "datasets", "true"),
     ("evaluations", "dataset", "datasets", "true"),
     ("judgings", "dataset", "datasets", "true"),
+    ("checkings", "dataset", "datasets", "true"),
     ("query_filters", "dataset", "datasets", "true"),
     ("runs", "source_run", "runs", "true"),
     ("runs", "student", "students", "true"),
@@ -42,10 +43,11 @@ _WITH = (
 _KEYS = {
     "datasets": "dataset", "runs": "run", "minings": "mining", "labelings": "labeling", "views": "view",
     "students": "student", "evaluations": "evaluation", "judgings": "judging", "query_filters": "filter",
+    "checkings": "checking",
 }  # fmt: skip
 _TABLES = {
     "dataset": "datasets", "run": "runs", "negatives": "minings", "labels": "labelings", "view": "views",
-    "student": "students", "judging": "judgings",
+    "student": "students", "judging": "judgings", "verdicts": "checkings",
 }  # fmt: skip
 _IN_VIEWS = {"dataset": "datasets", "run": "runs", "mining": "minings", "labeling": "labelings"}
 
@@ -157,6 +159,8 @@ def _found(con: duckdb.DuckDBPyConnection, kind: str, name: str, dataset: str | 
         return {lookup.labeling(con, name).labeling}
     if kind == "judging":
         return {lookup.judging(con, name).judging}
+    if kind == "verdicts":
+        return {lookup.checking(con, name).checking}
     if kind == "student":
         return {lookup.student(con, name).student}
     newest = lookup.view(con, name)
@@ -228,6 +232,7 @@ _SIZES = {
     "view": "SELECT view, name, n_pairs FROM views t",
     "student": "SELECT student, name, (SELECT count(*) FROM stages g WHERE g.student = t.student) FROM students t",
     "judging": "SELECT judging, name, (SELECT count(*) FROM llm_judgments g WHERE g.judging = t.judging) FROM judgings t",
+    "verdicts": "SELECT checking, name, (SELECT count(*) FROM verdicts v WHERE v.checking = t.checking) FROM checkings t",
 }
 
 
@@ -291,6 +296,7 @@ def _mark_queries(con: duckdb.DuckDBPyConnection, keys: dict[str, set[int]]) -> 
         ("query_scores", "evaluation", "evaluations"),
         ("query_origins", "dataset", "datasets"),
         ("llm_judgments", "judging", "judgings"),
+        ("verdicts", "checking", "checkings"),
     ):
         con.execute(
             f"""DELETE FROM removed_queries WHERE query IN (
@@ -367,6 +373,8 @@ def _delete(con: duckdb.DuckDBPyConnection, keys: dict[str, set[int]]) -> None:
         delete(table, "labelings")
     for table in ("llm_judgments", "judgings"):
         delete(table, "judgings")
+    for table in ("verdicts", "checkings"):
+        delete(table, "checkings")
     for table in ("query_tests", "query_filters"):
         delete(table, "query_filters")
     delete("negatives", "minings")
@@ -405,7 +413,8 @@ def _delete_unused(con: duckdb.DuckDBPyConnection) -> None:
         con.execute(f"DELETE FROM {table} WHERE collection IN (FROM removed_collections)")
     con.execute(
         """CREATE OR REPLACE TEMP TABLE removed_teachers AS SELECT teacher FROM teachers
-           EXCEPT SELECT teacher FROM labelings EXCEPT SELECT teacher FROM requests EXCEPT SELECT teacher FROM judgings"""
+           EXCEPT SELECT teacher FROM labelings EXCEPT SELECT teacher FROM requests EXCEPT SELECT teacher FROM judgings
+           EXCEPT SELECT teacher FROM checkings EXCEPT SELECT strong FROM checkings"""
     )
     for table in ("canaries", "teachers"):
         con.execute(f"DELETE FROM {table} WHERE teacher IN (FROM removed_teachers)")

@@ -33,7 +33,7 @@ class Chat:
         if sampling.top_p != 1.0:
             body["top_p"] = sampling.top_p
         if sampling.seed is not None:
-            body["seed"] = sampling.seed
+            body["seed"] = sampling.seed + request.sample
         if sampling.constraint is not None:
             body |= self._constraint(request)
         if request.raw:

@@ -72,7 +72,7 @@ class VllmEngine:
         self._work = threading.Event()  # set while there is work, or at the end
         self._closing = False
         self._waiting: dict[str, tuple[Request, float]] = {}  # used only by the thread
-        self._parameters: dict[tuple[int, tuple[str, ...]], Any] = {}
+        self._parameters: dict[tuple[int, int, tuple[str, ...]], Any] = {}
         self._named: dict[
             tuple[str, ...], dict[int, str]
         ] = {}  # by identifiers (or answers) and their spelling
@@ -203,7 +203,7 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        shown = (request.max_tokens, (*request.identifiers, request.spelling, *request.after))
+        shown = (request.max_tokens, request.sample, (*request.identifiers, request.spelling, *request.after))
         if shown not in self._parameters:
             sampling = self.sampling
             extra: dict[str, Any] = {}
@@ -217,7 +217,7 @@ class VllmEngine:
             self._parameters[shown] = SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                seed=sampling.seed,
+                seed=None if sampling.seed is None else sampling.seed + request.sample,
                 max_tokens=request.max_tokens,
                 logprobs=0 if sampling.mean_logprob else None,  # 0: the generated token's own
                 logprob_token_ids=sorted(self._named_tokens(request)) if sampling.logprobs else None,

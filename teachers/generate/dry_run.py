@@ -1,12 +1,13 @@
 """Forecast a plan from the store (`msft teachers generate --dry-run`), without a model and without writing."""
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labelstore.labels.currency import CURRENCY
+from labelstore.labels.write import Teacher as TeacherRow
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Request
 from teachers.errors import TeacherError
@@ -21,17 +22,19 @@ from teachers.strategies.by_name import Window
 
 
 @dataclass(frozen=True)
-class JobForecast:
-    """A job's forecast with its cost and time."""
+class Bill:
+    """The forecast of a model's calls, with their cost and time."""
 
-    plan: Plan
+    teacher: TeacherRow
     forecast: Forecast
     exact_tokens: bool  # counted by the model's tokenizer
     tokens_per_second: float | None  # measured in an earlier job; None without one
+    job: Mapping[str, Any]  # what stands before the figures, and after them
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def cost_most(self) -> float | None:
-        row = self.plan.row
+        row = self.teacher
         if row.input_price is None or row.output_price is None:
             return None
         own = self.forecast
@@ -47,9 +50,7 @@ class JobForecast:
         """Return the row for ``--dry-run``."""
         own = self.forecast
         return {
-            "labels": self.plan.name,
-            "strategy": self.plan.strategy_name,
-            "queries": own.queries,
+            **self.job,
             "calls_least": own.calls_least,
             "calls_most": own.calls_most,
             "recorded": own.recorded,
@@ -61,13 +62,13 @@ class JobForecast:
             "currency": None if self.cost_most is None else CURRENCY,
             "tokens_per_second": self.tokens_per_second,
             "minutes": None if self.seconds is None else self.seconds / 60,
-            "reliable_depth": self.plan.reliable_depth,
+            **self.more,
         }
 
 
 def forecast(
     store: LabelStore, settings: Settings, *, note: Callable[[str], None] = lambda message: None
-) -> JobForecast:
+) -> Bill:
     """Forecast a job; reads the store, writes nothing.
 
     Raises:
@@ -75,27 +76,33 @@ def forecast(
     """
     made = plan(store, settings)
     tokenizer = engines.tokenizer(made)
-    rendering = Rendering(made.teacher, tokenizer, _context(made))
+    rendering = Rendering(made.teacher, tokenizer, context_of(made))
     with tempfile.TemporaryDirectory(prefix="msft-forecast-") as folder:
         work = Work(Path(folder) / "work")
         try:
             with store.read() as con:
                 fill(con, made, work)
-                rate, source = _rate(con, made)
+                rate, source = rate_of(con, made.row.teacher_key)
             own = _forecast(made, work, rendering)
         finally:
             work.close()
-    if tokenizer is None and not made.pointwise:
+    if own.unrenderable:
+        note(f"{own.unrenderable} queries do not fit the context and would be quarantined")
+    tell(note, tokenizer is None and not made.pointwise, source, "--limit 20")
+    job = {"labels": made.name, "strategy": made.strategy_name, "queries": own.queries}
+    return Bill(made.row, own, tokenizer is not None, rate, job, {"reliable_depth": made.reliable_depth})
+
+
+def tell(note: Callable[[str], None], guessed: bool, source: str | None, few: str) -> None:
+    """Say what a forecast rests on; `few` is the option for a job that measures a rate."""
+    if guessed:
         note(
             "the model's tokenizer is not on this machine: tokens are a guess from the text (--tokenizer names one)"
         )
-    if own.unrenderable:
-        note(f"{own.unrenderable} queries do not fit the context and would be quarantined")
-    if rate is None:
-        note("no rate has been measured for this teacher yet: --limit 20 without --dry-run measures one")
+    if source is None:
+        note(f"no rate has been measured for this teacher yet: {few} without --dry-run measures one")
     else:
         note(f"time by the rate of {source}")
-    return JobForecast(made, own, tokenizer is not None, rate)
 
 
 def _forecast(made: Plan, work: Work, rendering: Rendering) -> Forecast:
@@ -116,7 +123,7 @@ def _forecast(made: Plan, work: Work, rendering: Rendering) -> Forecast:
     return forecasts.forecast(made.strategy, work.lengths(), render, lambda request: work.known(request.key))
 
 
-def _context(made: Plan) -> int | None:
+def context_of(made: engines.Plan) -> int | None:
     """Return the model's context from its configuration, if it is on this machine; the engine uses the same limit."""
     if made.context is not None or made.pointwise:
         return made.context
@@ -130,7 +137,7 @@ def _context(made: Plan) -> int | None:
     return int(limit) if limit else None
 
 
-def _rate(con: Any, made: Plan) -> tuple[float | None, str | None]:
+def rate_of(con: Any, teacher_key: str) -> tuple[float | None, str | None]:
     """Return tokens per second of this teacher's last job of at least 20 calls, first submission to last answer."""
     found = con.execute(
         """SELECT (sum(c.tokens_in) + sum(c.tokens_out))
@@ -138,7 +145,7 @@ def _rate(con: Any, made: Plan) -> tuple[float | None, str | None]:
                   max(c.completed_at)
            FROM calls c JOIN requests r USING (request) JOIN teachers t USING (teacher)
            WHERE t.teacher_key = ? GROUP BY c.job_key HAVING count(*) >= 20 ORDER BY 2 DESC LIMIT 1""",
-        [made.row.teacher_key],
+        [teacher_key],
     ).fetchall()
     if not found:
         return None, None

@@ -5,7 +5,7 @@ no query and no grade: never an empty query, never a 0.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from teachers.prompts.passages import clean
 from teachers.prompts.replies import (
@@ -71,13 +71,47 @@ class Grade:
     status: str
 
 
+@dataclass(frozen=True)
+class Queries:
+    """The different queries of a reply; none unless the status is ok or repaired."""
+
+    texts: tuple[str, ...]
+    status: str
+
+
+def read_queries(reply: str, wanted: int, finish_reason: str | None = None) -> Queries:
+    """Find up to `wanted` queries of a reply, a line each; fewer make it ``repaired``. Never raises."""
+    first = read_query(reply, finish_reason)
+    if wanted == 1 or first.text is None:
+        return Queries(() if first.text is None else (first.text,), first.status)
+    found: dict[str, None] = {}
+    lines = _lines(after_thinking(reply[:MAX_ANSWER]) or "")
+    for k in range(len(lines)):
+        one = _first(lines[k:], finish_reason, alone=True)
+        if one is not None and one.text is not None:
+            found.setdefault(one.text)
+    texts = tuple(found)[:wanted]
+    return Queries(texts, OK if list(texts) == lines and len(texts) == wanted else REPAIRED)
+
+
 def read_query(reply: str, finish_reason: str | None = None) -> Query:
     """Find the query of a reply: its first line that is neither a label nor an introduction. Never raises."""
     answer = after_thinking(reply[:MAX_ANSWER])
     if answer is None:
         return Query(None, TRUNCATED)
-    lines = [line.strip() for line in answer.strip().splitlines() if line.strip() and not _FENCE.match(line)]
-    for k, line in enumerate(lines):
+    found = _first(_lines(answer), finish_reason)
+    if found is None:
+        return Query(None, without_answer(answer, finish_reason))
+    return replace(found, status=OK) if found.text == answer.strip() else found
+
+
+def _lines(answer: str) -> list[str]:
+    return [line.strip() for line in answer.strip().splitlines() if line.strip() and not _FENCE.match(line)]
+
+
+def _first(lines: list[str], finish_reason: str | None, *, alone: bool = False) -> Query | None:
+    """Read the first line that is neither a label nor an introduction; `alone`: the first line, if it is none of these."""
+    for k, line in enumerate(lines[:1] if alone else lines):
         text = _bare(line)
         if not text or (text.endswith((":", "：")) and k + 1 < len(lines)):
             continue
@@ -87,8 +121,8 @@ def read_query(reply: str, finish_reason: str | None = None) -> Query:
             return Query(None, REFUSED if _REFUSES.match(text) else ENGINE_ERROR)
         if len(text.split()) > MAX_QUERY_WORDS or not any(c.isalnum() for c in text):
             return Query(None, WRONG_FORMAT)
-        return Query(text, OK if answer.strip() == text else REPAIRED)
-    return Query(None, without_answer(answer, finish_reason))
+        return Query(text, REPAIRED)
+    return None
 
 
 def _bare(line: str) -> str:

@@ -82,6 +82,7 @@ class _Form:
     thinks: str = ""
     ends: bool = False
     wrapped: tuple[str, str] | None = None
+    beside: bool = False
 
     def tag(self) -> str:
         """Return what the template's hash covers beside the file."""
@@ -117,6 +118,8 @@ class Template(_Form):
         thinks: whether the model writes a thought first: empty, ``think`` (the answer follows it) or ``answer`` (it stands between
             ``<answer>`` and ``</answer>``).
         wrapped: the marks between which the reply's list may stand.
+        beside: whether the first passage is the one that all others are compared with: it stands for ``{passage}``, and
+            ``{passages}`` shows the others.
         reply_tokens: most tokens of a reply that is no ranking (:mod:`teachers.prompts.single`).
         examples: what stands for ``{examples}``.
     """
@@ -139,9 +142,8 @@ class Template(_Form):
         if self.thinks == "answer":
             return frozenset({"<answer>", "</answer>"})
         text = "".join(turn.text for turn in self.turns)
-        return frozenset(_BRACKETED.findall(text)) | frozenset(
-            _MARKS.findall(text) if self.chat == "parts" else ()
-        )
+        marked = self.chat == "parts" or self.beside
+        return frozenset(_BRACKETED.findall(text)) | frozenset(_MARKS.findall(text) if marked else ())
 
     @property
     def scored(self) -> bool:
@@ -204,11 +206,14 @@ class Template(_Form):
             )
         names = self.names(len(passages))
         written = [f"{score:.2f}" for score in scores] or [""] * len(passages)
+        listed = passages[1:] if self.beside else passages
         common = {
-            "num": str(len(passages)),
+            "num": str(len(listed)),
             "query": query,
-            "passages": self.joint.join(map(self._shown, names, passages, written)),
-            "passage": passages[0],  # of a prompt that shows one
+            "passages": self.joint.join(
+                map(self._shown, names[: len(listed)], listed, written[-len(listed) :])
+            ),
+            "passage": passages[0],
             "second": passages[1] if len(passages) > 1 else "",
             "examples": self.examples,
         }

@@ -36,6 +36,7 @@ NOT_RUN = {
 NOT_RUN |= {
     "msft queries filter",
     "msft queries show",
+    "msft negatives check",
     "msft teachers judge",
     "msft teachers agreement",
 }  # need a chat model

@@ -65,6 +65,17 @@ def teachers(folder: Path) -> None:
     make(folder / "tiny", [line.split("\t")[1] for line in _plain(folder / "mydata" / "queries.tsv")])
 
 
+def documents(folder: Path) -> None:
+    """``mysearch``: passages alone; ``real``: 40 queries of people, of which 20 are judged in ``mysearch-test.qrels.txt``."""
+    small(folder)
+    (folder / "mysearch").mkdir()
+    shutil.move(folder / "mydata" / "docs.jsonl", folder / "mysearch" / "docs.jsonl")
+    (folder / "real").mkdir()
+    queries = _plain(folder / "mydata" / "queries.tsv")[20:]
+    (folder / "real" / "queries.tsv").write_text("".join(line + "\n" for line in queries))
+    shutil.copy(folder / "mydata" / "qrels.test.txt", folder / "mysearch-test.qrels.txt")
+
+
 def _plain(file: Path) -> list[str]:
     return file.read_text("utf-8").splitlines()
 
@@ -74,4 +85,10 @@ def _lines(file: Path) -> list[str]:
         return text.read().split("\n")
 
 
-FOLDERS = {"small": small, "mysearch": mysearch, "research": research, "teachers": teachers}
+FOLDERS = {
+    "small": small,
+    "mysearch": mysearch,
+    "research": research,
+    "teachers": teachers,
+    "documents": documents,
+}

@@ -38,7 +38,7 @@ def reply(request):
     words = request.messages[-1]["content"].split("Passage: ")[1].split()
     return "what is known about " + " ".join(sorted(set(words))[:3]) + " " + request.key[:6]
 
-engine = Counting(reply, delay=lambda request: (int(request.key[:4], 16) % 10) / 1000, capacity=16)
+engine = Counting(reply, delay=lambda request: (int(request.key[:4], 16) % 10) * float(sys.argv[3]), capacity=16)
 made = generate(store, Wanted("rankzephyr", "nfcorpus", 1000), Asking(), engine=engine)
 print(made.stored.queries)
 """
@@ -52,17 +52,24 @@ def collection(path: Path) -> LabelStore:
     return store
 
 
+SLOW, FAST = "0.01", "0"  # seconds in a step of the delay of a reply
+
+
 def check(tmp_path: Path, number: int, seed: int) -> None:
     whole, store = collection(tmp_path / "whole.duckdb"), collection(tmp_path / "killed.duckdb")
     human = rows(store, "SELECT name, qrels_hash FROM datasets ORDER BY name")
-    reference = start(SCRIPTED, str(whole.path), str(tmp_path / "reference"))
+    reference = start(SCRIPTED, str(whole.path), str(tmp_path / "reference"), FAST)
     output, errors = reference.communicate()
     assert output.strip() == str(QUERIES), errors
     asked = tmp_path / "asked"
-    done: dict[str, Any] = kills(store, number, seed, 0.5, SCRIPTED, str(asked))
+    done: dict[str, Any] = kills(store, number, seed, 0.15, SCRIPTED, str(asked), SLOW)
     assert done, "the kills came in the middle of the work"
-    output, errors = start(SCRIPTED, str(store.path), str(asked)).communicate()
+    output, errors = start(SCRIPTED, str(store.path), str(asked), FAST).communicate()
     assert output.strip() == str(QUERIES), errors
+    killed = rows(
+        store, "SELECT count(*) FROM provenance WHERE kind = 'queries.generate' AND status <> 'done'"
+    )
+    assert killed == [(number,)], "each kill ended a job in the middle of its calls"
     assert rows(store, CONTENT) == rows(whole, CONTENT)
     assert rows(store, "SELECT count(*), count(DISTINCT request) FROM calls") == [(QUERIES, QUERIES)]
     stored = dict(rows(store, "SELECT call_key, reply FROM calls"))

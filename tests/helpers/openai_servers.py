@@ -41,7 +41,7 @@ def good(body: dict[str, Any], reply: str | None = None) -> Answer:
 class Server:
     """One server: what it answers, what it was asked."""
 
-    def __init__(self, answer: Callable[[int, dict[str, Any]], Answer | None]) -> None:
+    def __init__(self, answer: Callable[[int, dict[str, Any]], Answer | None], port: int = 0) -> None:
         self.answer = answer
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -87,7 +87,7 @@ class Server:
             def log_message(self, *_: object) -> None:
                 """Quiet."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._http.daemon_threads = True
         self.port = self._http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
@@ -102,8 +102,9 @@ class Server:
 @contextmanager
 def serving(
     answer: Callable[[int, dict[str, Any]], Answer | None] = lambda k, body: good(body),
+    port: int = 0,
 ) -> Iterator[Server]:
-    server = Server(answer)
+    server = Server(answer, port)
     try:
         yield server
     finally:

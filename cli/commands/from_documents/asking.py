@@ -1,9 +1,10 @@
 """The options of commands that ask a model about single passages, and what they print while it answers."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cli.commands.teachers_generate import BaseUrls
+from cli.parameters import After
 from labelstore.labels.currency import CURRENCY
 from teachers.generate.single.settings import Asking
 
@@ -16,6 +17,9 @@ class AskingOptions(Asking):
     """The settings of the job. On the command line one of them has another name."""
 
     base_urls: BaseUrls = ()
+
+
+DryRun = Annotated[bool, "Only forecast calls, tokens, cost and time.", After("max_cost")]
 
 
 def summary(figures: "Figures", cost: float | None) -> dict[str, Any]:

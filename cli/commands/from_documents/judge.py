@@ -1,18 +1,15 @@
 """`msft teachers judge` and `msft teachers agreement`: grades of an LLM, and whether to believe them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cli.command import Context, command
-from cli.commands.from_documents.asking import AskingOptions, summary
+from cli.commands.from_documents.asking import AskingOptions, DryRun, summary
 from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
 from cli.output import diagnostics, render
 from teachers.generate.single.wanted import WantedGrades
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -41,15 +38,20 @@ def judge(
     wanted: Wanted,
     asking: AskingOptions,
     engine_arg: EngineArg = (),
+    dry_run: DryRun = False,
 ) -> None:
     """Grade the top passages of runs from 0 to 3 by an LLM; run the command again to go on where it stopped.
 
     The grades are a judging, kept apart from human judgments: only `--judge` measures by it. A reply without a grade is in
     quarantine, never a 0.
     """
+    from teachers.generate.single.judge import bill
     from teachers.generate.single.judge import judge as ask
 
     settings = with_engine_arguments(asking, engine_arg)
+    if dry_run:
+        render.rows([bill(context.store, wanted, settings, note=diagnostics.note).row()], context.format)
+        return
     with asking_progress("judging", "passages") as progress:
         made = ask(context.store, wanted, settings, note=diagnostics.note, progress=progress)
     row = {

@@ -6,17 +6,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import Context, command, group
-from cli.commands.from_documents.asking import AskingOptions, summary
+from cli.commands.from_documents.asking import AskingOptions, DryRun, summary
 from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
 from cli.output import diagnostics, render
-from cli.parameters import given
-from teachers.generate.single.wanted import Wanted
+from cli.parameters import After, given
+from teachers.generate.single.wanted import Wanted as WantedQueries
 
 if TYPE_CHECKING:
     from labelstore.generated.tests import Test
 
 queries_app = group("Queries: made from a collection where real ones are few.")
-_WITH_A_MODEL = ("prompt", "examples", "documents", "logprobs")
+_ON_THE_LINE = {"styles": "style", "base_urls": "base-url"}
+_WITH_A_MODEL = (
+    "prompt",
+    "per_document",
+    "styles",
+    "examples",
+    "documents",
+    "stratify",
+    "clusters",
+    "logprobs",
+)
+
+
+@dataclass(frozen=True)
+class Wanted(WantedQueries):
+    """What is generated. On the command line one setting has another name."""
+
+    styles: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            "--style",
+            help="A style of queries: keyword, question or long; repeatable. Each is a call for each passage.",
+        ),
+        After("per_document"),
+    ] = ()
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,6 +59,7 @@ def generate(
     wanted: Wanted,
     asking: AskingOptions,
     engine_arg: EngineArg = (),
+    dry_run: DryRun = False,
 ) -> None:
     """Make a training dataset of queries: by a chat model, or from sentences, without a model and a cost.
 
@@ -44,11 +69,15 @@ def generate(
     from labelstore.datasets import sentences
 
     if wanted.model == sentences.MODEL:
-        _from_sentences(context, wanted, asking)
+        _from_sentences(context, wanted, asking, dry_run)
         return
     from teachers.generate.single import queries as job
 
     settings = with_engine_arguments(asking, engine_arg)
+    if dry_run:
+        bills = job.bills(context.store, wanted, settings, note=diagnostics.note)
+        render.rows([bill.row() for bill in bills], context.format)
+        return
     with asking_progress("generating", "passages") as progress:
         made = job.generate(context.store, wanted, settings, note=diagnostics.note, progress=progress)
     row = {
@@ -64,15 +93,17 @@ def generate(
         raise partly
 
 
-def _from_sentences(context: Context, wanted: Wanted, asking: AskingOptions) -> None:
+def _from_sentences(context: Context, wanted: Wanted, asking: AskingOptions, dry_run: bool) -> None:
     from labelstore.datasets import sentences
     from labelstore.errors import UsageError
 
     plain = AskingOptions()
-    foreign = [name for name in _WITH_A_MODEL if getattr(wanted, name) not in (None, False)]
+    usual = Wanted(wanted.model)
+    foreign = ["dry_run"] if dry_run else []
+    foreign += [name for name in _WITH_A_MODEL if getattr(wanted, name) != getattr(usual, name)]
     foreign += [name for name in given(asking) if getattr(asking, name) != getattr(plain, name)]
     if foreign:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        options = ", ".join(f"--{_ON_THE_LINE.get(name, name).replace('_', '-')}" for name in foreign)
         raise UsageError(
             f"{options}: --model {sentences.MODEL} asks no model",
             hint=f"leave out {options}, or --model with a chat model",

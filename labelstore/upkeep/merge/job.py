@@ -17,7 +17,12 @@ from labelstore.store.label_store import LabelStore, Undo
 from labelstore.upkeep.merge.folders import lacking
 from labelstore.upkeep.merge.maps import Contradiction, Maps
 from labelstore.upkeep.merge.match_corpora import match_collections, match_datasets
-from labelstore.upkeep.merge.match_labels import match_evaluations, match_judgings, match_labels
+from labelstore.upkeep.merge.match_labels import (
+    match_checkings,
+    match_evaluations,
+    match_judgings,
+    match_labels,
+)
 from labelstore.upkeep.merge.match_rankings import match_minings, match_runs, match_students
 from labelstore.upkeep.merge.write import Taken, Writer
 
@@ -146,6 +151,7 @@ def _matched(con: duckdb.DuckDBPyConnection, suffix: str | None) -> Maps:
     match_labels(maps)
     maps.keyed("query_filters", "filter_key")
     match_judgings(maps)
+    match_checkings(maps)
     maps.keyed("views", "view_hash")
     match_evaluations(maps)
     return maps

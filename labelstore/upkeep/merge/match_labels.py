@@ -151,6 +151,37 @@ def _of_judging(maps: Maps, other: int, name: str, own: int) -> list[Contradicti
     return found + shown("judging", name, grades, RENAME)
 
 
+def match_checkings(maps: Maps) -> None:
+    """Make m_checkings: the same name with the same models over the same negatives, and no passage with two verdicts."""
+    maps.match_by_name("verdicts", "checkings", _of_checking)
+
+
+def _of_checking(maps: Maps, other: int, name: str, own: int) -> list[Contradiction]:
+    found = maps.compared(
+        "verdicts",
+        name,
+        """SELECT unnest(['dataset', 'model', 'strong model', 'parameters']),
+                  unnest([d.name, t.teacher_key, s.teacher_key, p.parameters::VARCHAR]),
+                  unnest([m.name, x.teacher_key, y.teacher_key, o.parameters::VARCHAR])
+           FROM (FROM checkings WHERE checking = ?) p JOIN datasets d ON d.dataset = p.dataset
+                JOIN teachers t ON t.teacher = p.teacher LEFT JOIN teachers s ON s.teacher = p.strong,
+                (FROM msft_theirs.checkings WHERE checking = ?) o JOIN m_datasets m ON m.other = o.dataset
+                JOIN msft_theirs.teachers x ON x.teacher = o.teacher
+                LEFT JOIN msft_theirs.teachers y ON y.teacher = o.strong""",
+        [own, other],
+    )
+    differing = maps.rows(
+        """SELECT q.query_id || ' ' || d.doc_id, p.verdict, o.verdict, count(*) OVER ()
+           FROM msft_theirs.verdicts o JOIN m_queries mq ON mq.other = o.query
+           JOIN m_documents md ON md.other = o.document
+           JOIN verdicts p ON p.checking = ? AND p.query = mq.own AND p.document = md.own AND p.stage = o.stage
+           JOIN queries q ON q.query = p.query JOIN documents d ON d.document = p.document
+           WHERE o.checking = ? AND p.verdict <> o.verdict ORDER BY 1 LIMIT ?""",
+        [own, other, SHOWN],
+    )
+    return found + shown("verdicts", name, differing, RENAME)
+
+
 def match_evaluations(maps: Maps) -> None:
     """Make m_evaluations: the same ranking, judgments and measure make the same evaluation."""
     maps.con.execute(

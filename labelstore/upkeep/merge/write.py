@@ -85,11 +85,12 @@ class Writer:
             self.taken[table] = Taken(table, there)
         return self.taken[table]
 
-    def _mapped(self, table: str, owner: str | None = None, **columns: str) -> str:
+    def _mapped(self, table: str, owner: str | None = None, fresh: bool = True, **columns: str) -> str:
         """Make a SELECT of a table's new rows there with this store's keys.
 
         Args:
             owner: the column whose row must be fresh, where the rows are parts of another table's; default: their own key.
+            fresh: False: take the rows of known owners as well.
             columns: SQL that stands for a column, over ``t`` (the row there) and ``k`` (the map of its key or owner).
         """
         key = owner or TARGETS[table]
@@ -97,7 +98,7 @@ class Writer:
             r.column: r.target for r in REFERENCES if r.table == table and r.key == TARGETS[r.target]
         }
         target = references.pop(key) if owner else table
-        values, joins = [], [f"JOIN m_{target} k ON k.other = t.{key} AND k.fresh"]
+        values, joins = [], [f"JOIN m_{target} k ON k.other = t.{key}{' AND k.fresh' * fresh}"]
         for (column,) in self.maps.rows(
             """SELECT column_name FROM duckdb_columns() WHERE table_name = ? AND database_name = current_database()
                AND schema_name = 'main' ORDER BY column_index""",
@@ -114,7 +115,7 @@ class Writer:
 
     def _take(self, table: str, owner: str | None = None, order: str = "", **columns: str) -> int:
         """Insert a table's new rows."""
-        mapped = self._mapped(table, owner, **columns)
+        mapped = self._mapped(table, owner, True, **columns)
         ordered = f"SELECT * FROM ({mapped}) ORDER BY {order}" if order else mapped
         return self._count(table, f"INSERT INTO {table} BY NAME {ordered}")
 
@@ -329,24 +330,36 @@ class Writer:
         )
 
     def _judged(self) -> None:
-        """Unite judgings pair by pair; a grade replaces a reply that held none."""
+        """Unite judgings and checks of negatives passage by passage; a grade or verdict replaces a reply that held none."""
         self._take("judgings", order="judging", name="k.name")
-        theirs = """(SELECT j.own AS judging, q.own AS query, d.own AS document, t.grade, t.status, c.own AS call, t.text_hash
-                     FROM msft_theirs.llm_judgments t JOIN m_judgings j ON j.other = t.judging
-                     LEFT JOIN m_queries q ON q.other = t.query LEFT JOIN m_documents d ON d.other = t.document
-                     LEFT JOIN m_calls c ON c.other = t.call)"""
-        self._count(
+        self._take("checkings", order="checking", name="k.name")
+        self._united(
             "llm_judgments",
-            f"""UPDATE llm_judgments SET grade = t.grade, status = t.status, call = t.call, text_hash = t.text_hash FROM {theirs} t
-                WHERE llm_judgments.judging = t.judging AND llm_judgments.query = t.query
-                  AND llm_judgments.document = t.document AND llm_judgments.grade IS NULL AND t.grade IS NOT NULL""",
+            "judging",
+            ("judging", "query", "document"),
+            ("grade", "status", "call", "text_hash"),
+        )
+        self._united(
+            "verdicts",
+            "checking",
+            ("checking", "query", "document", "stage"),
+            ("verdict", "flagged", "status", "call", "text_hash"),
+        )
+
+    def _united(self, table: str, owner: str, key: tuple[str, ...], figures: tuple[str, ...]) -> None:
+        """Unite a table's rows by their key; the first figure is NULL where a reply held nothing."""
+        theirs = f"({self._mapped(table, owner, fresh=False)})"
+        same = " AND ".join(f"{table}.{column} = t.{column}" for column in key)
+        self._count(
+            table,
+            f"""UPDATE {table} SET {", ".join(f"{column} = t.{column}" for column in figures)} FROM {theirs} t
+                WHERE {same} AND {table}.{figures[0]} IS NULL AND t.{figures[0]} IS NOT NULL""",
             changed=True,
         )
         self._count(
-            "llm_judgments",
-            f"""INSERT INTO llm_judgments FROM {theirs} t
-                ANTI JOIN llm_judgments u ON u.judging = t.judging AND u.query = t.query AND u.document = t.document
-                ORDER BY ALL""",
+            table,
+            f"""INSERT INTO {table} BY NAME SELECT * FROM {theirs} t
+                WHERE NOT EXISTS (FROM {table} WHERE {same}) ORDER BY ALL""",
         )
 
     # -------------------------------------------------------------------------------------------------- training

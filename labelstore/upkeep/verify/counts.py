@@ -59,6 +59,15 @@ _CHECKS: tuple[tuple[str, str, str], ...] = (
         COPY,
     ),
     (
+        "verdicts",
+        """SELECT concat_ws(' ', k.name, q.query_id, d.doc_id), 'verdict', v.verdict,
+                  CASE c.scores[p.position] WHEN 2 THEN 'better' WHEN 1 THEN 'worse' WHEN 0 THEN 'irrelevant' END
+           FROM verdicts v JOIN checkings k USING (checking) JOIN queries q ON q.query = v.query
+           JOIN documents d ON d.document = v.document JOIN calls c ON c.call = v.call
+           JOIN request_passages p ON p.request = c.request AND p.document = v.document""",
+        COPY,
+    ),
+    (
         "query filter",
         """SELECT d.name || ' ' || f.kind, unnest(['queries', 'kept']), unnest([f.n_in, f.n_kept]),
                   unnest([coalesce(t.n, 0), coalesce(t.kept, 0)])

@@ -142,6 +142,15 @@ _PARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
            LEFT JOIN llm_judgments g USING (judging) LEFT JOIN queries q USING (query)
            LEFT JOIN documents p ON p.document = g.document LEFT JOIN calls c ON c.call = g.call""",
     ),
+    (
+        "checkings",
+        ("k.name", "d.name", "t.teacher_key", "u.teacher_key", "k.parameters", "q.query_id", "p.doc_id", "v.stage", "v.verdict",
+         "v.flagged", "v.status", "c.call_key"),
+        """FROM checkings k JOIN datasets d USING (dataset) JOIN teachers t ON t.teacher = k.teacher
+           LEFT JOIN teachers u ON u.teacher = k.strong LEFT JOIN verdicts v USING (checking)
+           LEFT JOIN queries q ON q.query = v.query LEFT JOIN documents p ON p.document = v.document
+           LEFT JOIN calls c ON c.call = v.call""",
+    ),
     ("views", ("kind", "view_hash"), "FROM views"),
     ("students", ("name", "regime", "max_length", "weights_hash"), "FROM students"),
     (

@@ -49,6 +49,7 @@ _MINING = "JOIN minings o ON o.mining = t.mining"
 _LABELING = "JOIN labelings o ON o.labeling = t.labeling"
 _ITEM = "JOIN permutations p ON p.permutation = t.permutation JOIN labelings o ON o.labeling = p.labeling"
 _JUDGING = "JOIN judgings o ON o.judging = t.judging"
+_CHECKING = "JOIN checkings o ON o.checking = t.checking"
 _SCOPED = (
     ("dataset_queries", _DATASET, "query"),
     ("qrels", _DATASET, "query"),
@@ -63,6 +64,8 @@ _SCOPED = (
     ("query_origins", _DATASET, "document"),
     ("llm_judgments", _JUDGING, "query"),
     ("llm_judgments", _JUDGING, "document"),
+    ("verdicts", _CHECKING, "query"),
+    ("verdicts", _CHECKING, "document"),
 )
 
 

@@ -58,7 +58,7 @@ def call_record(
         "prompt_tokens": request.n_prompt_tokens,
         "words": words,
         "attempt": attempt,
-        "sample": 0,
+        "sample": request.sample,
         "status": parsed.status,
         "reply": _clean(completion.error if completion.error is not None else completion.text),
         "parsed": [position + 1 for position in parsed.order] if parsed.order is not None else None,

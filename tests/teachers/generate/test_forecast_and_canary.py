@@ -8,7 +8,7 @@ import pytest
 from benchmarks.labelling_store import make
 from labelstore.store.label_store import LabelStore
 from teachers.engines.base import Completion, Request
-from teachers.generate.dry_run import JobForecast, forecast
+from teachers.generate.dry_run import Bill, forecast
 from teachers.generate.job import Labelled, generate
 from teachers.generate.settings import Settings
 from teachers.scheduling.forecast import forecast as pure_forecast
@@ -42,7 +42,7 @@ class Tokenised(ScriptedEngine):
         self.tokenizer = AutoTokenizer.from_pretrained(model)
 
 
-def both(store: LabelStore, model: Path, **settings: Any) -> tuple[JobForecast, Labelled]:
+def both(store: LabelStore, model: Path, **settings: Any) -> tuple[Bill, Labelled]:
     own = Settings(model=str(model), canaries=0, **settings)
     beforehand = forecast(store, own)
     return beforehand, generate(store, own, engine=Tokenised(model))

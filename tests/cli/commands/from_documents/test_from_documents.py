@@ -155,6 +155,39 @@ def test_generated_queries_as_a_test_set_are_warned_of(store: LabelStore, server
         ),
         (("teachers", "judge", "--model", "minilm", "--dataset", "c/test"), 4, "no teacher named"),
         (("teachers", "agreement", "j"), 4, "no judging named 'j'"),
+        (
+            (
+                "teachers",
+                "judge",
+                "--model",
+                "tiny",
+                "--engine",
+                "openai",
+                "--base-url",
+                "x",
+                "--prompt",
+                "inpars@1",
+            ),
+            2,
+            "no prompt named 'inpars@1' that can judge",
+        ),
+        (
+            ("eval", "--dataset", "c/test", "--calibrate", "c/test"),
+            2,
+            "--calibrate corrects the grades of a judge",
+        ),
+        (
+            ("negatives", "check", "hard", "--model", "tiny", "--engine", "openai", "--base-url", "x"),
+            4,
+            "no negatives named 'hard'",
+        ),
+        (("negatives", "mine", "--dataset", "c/train", "--denoise", "none"), 4, "no labeling named 'none'"),
+        (("negatives", "mine", "--dataset", "c/train", "--max-flags", "-1"), 2, "--max-flags is -1"),
+        (
+            ("queries", "generate", "--model", "sentences", "--collection", "c", "--style", "long"),
+            2,
+            "--style:",
+        ),
         (("eval", "--dataset", "c/test", "--judge", "j"), 4, "no judging named 'j'"),
         (("data", "sheet", "c/test", "--run", "none"), 4, "no run over c/test"),
         (
@@ -193,6 +226,72 @@ def test_a_reranker_keeps_the_queries_that_it_scores_best(
     scores = Reranker.load(tiny_bert).scores([(row["text"], [row["passage"]]) for row in texts])
     best = sorted(range(9), key=lambda k: -float(scores[k][0]))[:4]
     assert {k for k in range(9) if texts[k]["kept"]} == set(best)
+
+
+def test_negatives_are_checked_by_two_models_and_mined_again(store: LabelStore) -> None:
+    """The cheap model flags every third passage, the strong one every ninth."""
+
+    def verdict(number: int, body: dict[str, Any]) -> Any:
+        shown = re.findall(r"^Doc \(\d+\): .*number (\d+)$", body["messages"][-1]["content"], re.M)
+        least = 9 if body["model"] == "strong" else 3
+        found = ", ".join(f"Doc ({k})" for k, n in enumerate(shown, 1) if int(n) % least == 0)
+        return good(body, f"<verdict><better>[{found}]</better><worse>[]</worse></verdict>")
+
+    rows(
+        store,
+        "negatives",
+        "mine",
+        "--dataset",
+        "c/train",
+        "--run",
+        "first",
+        "--depth",
+        "20",
+        "--name",
+        "hard",
+    )
+    with serving(verdict) as server:
+        server.models = (
+            200,
+            {},
+            {"data": [{"id": name, "max_model_len": 32_768} for name in ("tiny", "strong")]},
+        )
+        checking = (
+            "negatives", "check", "hard", "--model", "tiny", "--then", "strong", "--engine", "openai", "--base-url", server.url,
+            "--input-price", "1", "--output-price", "1", "--then-input-price", "9", "--then-output-price", "9", "--name", "v",
+        )  # fmt: skip
+        first, second = rows(store, *checking, "--dry-run")
+        assert not server.asked
+        assert second["cost_most"] == pytest.approx(9 * first["cost_most"])
+        first, second = rows(store, *checking)
+        assert (first["model"], second["model"]) == ("tiny", "strong")
+        assert second["negatives"] == first["flagged"] > second["flagged"] > 0
+        n_asked = len(server.asked)
+        done = msft(store, *checking)
+        assert len(server.asked) == n_asked, "nothing is asked a second time"
+    assert f"{second['flagged']} false negatives in" in done.err
+    (by_sql,) = rows(
+        store, "sql", "SELECT count(*) AS n FROM negative_verdicts WHERE checking = 'v' AND flagged"
+    )
+    assert by_sql["n"] == second["flagged"]
+    counted = rows(
+        store,
+        "negatives",
+        "mine",
+        "--dataset",
+        "c/train",
+        "--run",
+        "first",
+        "--denoise",
+        "v",
+        "--name",
+        "clean",
+    )
+    (denoising,) = (row for row in counted if row["step"] == "denoising")
+    assert denoising["reasons"] == f"dropped: the verdict is that it is a false negative: {by_sql['n']}"
+    assert "v on hard" in msft(store, "negatives", "list").err
+    assert msft(store, "negatives", "remove", "v").code == 0
+    assert msft(store, "verify").code == 0
 
 
 def test_a_server_that_answers_prose_ends_partly_done(store: LabelStore) -> None:

@@ -16,7 +16,7 @@ import pytest
 from labelstore.datasets.add_dataset import add_dataset
 from labelstore.errors import BadInput, DataMissing, UsageError
 from labelstore.evaluation import scores as evaluation
-from labelstore.judgments.agreement import agreement
+from labelstore.judgments.agreement import agreement, calibrated
 from labelstore.runs.import_run import import_run
 from labelstore.store import keys
 from labelstore.store.label_store import LabelStore
@@ -27,7 +27,7 @@ from labelstore.upkeep.verify.verify import verify
 from msft.kendall import kendall_tau
 from teachers.engines.base import Completion, Request
 from teachers.errors import TeacherError
-from teachers.generate.single.judge import Judging, judge
+from teachers.generate.single.judge import Judging, bill, judge
 from teachers.generate.single.settings import Asking
 from teachers.generate.single.wanted import WantedGrades
 from teachers.prompts import passages
@@ -131,6 +131,51 @@ def test_passages_and_queries_that_read_alike_have_their_own_grades(store: Label
     assert engine.answered == 0
 
 
+def test_samples_are_calls_of_their_own_and_the_grade_of_most_counts(store: LabelStore) -> None:
+    votes = {0: (1, 3, 3), 1: (2, 0, 1), 2: (None, 2, 2), 3: (None, None, None)}
+
+    def sampled(request: Request) -> str:
+        value = votes[passage_of(request) % 4][request.sample]
+        return "It depends." if value is None else f"##final score: {value}"
+
+    settings = Asking(temperature=0.7, max_attempts=1)
+    made = run(store, sampled, samples=3, settings=settings)
+    pooled = made.pooled.count.kept
+    assert rows(store, "SELECT count(*), count(DISTINCT request), count(DISTINCT sample) FROM calls") == [
+        (3 * pooled, 3 * pooled, 3)
+    ]
+    expected = {0: 3, 1: 0, 2: 2, 3: None}  # the lowest of three that differ
+    for doc_id, grade in rows(store, "SELECT doc_id, grade FROM judge_grades"):
+        assert grade == expected[int(doc_id[1:]) % 4]
+    engine = ScriptedEngine(sampled)
+    assert run(store, engine=engine, samples=3, settings=settings).judged.grades == made.judged.grades
+    assert engine.answered == 0
+    with pytest.raises(BadInput, match="3 samples"):
+        run(store, samples=1, settings=settings)
+    assert verify(store).findings == []
+
+
+def test_a_passage_waits_until_all_its_samples_have_come(store: LabelStore) -> None:
+    warm = Asking(temperature=0.7)
+    some = run(store, samples=3, settings=replace(warm, max_calls=10))
+    assert some.graded == 3
+    assert some.left == some.pooled.count.kept - 3
+    whole = run(store, samples=3, settings=warm)
+    assert whole.graded == whole.pooled.count.kept
+    assert rows(store, "SELECT count(*) FROM calls") == [(3 * whole.graded,)]
+
+
+def test_the_forecast_of_a_judging_counts_samples_and_what_is_recorded(store: LabelStore) -> None:
+    wanted = WantedGrades("rankzephyr", "c/train", ("first",), DEPTH, name="j", samples=2)
+    warm = Asking(temperature=0.7, input_price=1.0, output_price=2.0)
+    before = bill(store, wanted, warm).row()
+    assert (before["calls_most"], before["passages"]) == (2 * 8 * DEPTH, 8 * DEPTH)
+    assert before["cost_most"] == pytest.approx((before["tokens_in"] + 2 * before["tokens_out_most"]) / 1e6)
+    run(store, runs=("first",), samples=2, settings=replace(warm, max_calls=30))
+    after = bill(store, wanted, warm).row()
+    assert (after["calls_most"], after["recorded"]) == (2 * 8 * DEPTH - 30, 30)
+
+
 def test_only_what_people_have_not_judged_if_so_named(store: LabelStore) -> None:
     made = run(store, unjudged=True)
     both = rows(store, "SELECT count(*) FROM llm_judgments SEMI JOIN qrels USING (query, document)")
@@ -205,6 +250,8 @@ def test_wrong_settings_are_refused(store: LabelStore) -> None:
     for match, error, wanted in (
         ("no prompt named 'inpars@1' that can judge", TeacherError, {"prompt": "inpars@1"}),
         ("--depth 0", UsageError, {"depth": 0}),
+        ("--samples 0", UsageError, {"samples": 0}),
+        ("at --temperature 0 all samples are one reply", UsageError, {"samples": 3}),
         ("no run over c/train", DataMissing, {"runs": ("none",)}),
         ("there is a judging j already", BadInput, {"prompt": "umbrela-basic@1"}),
         ("there is a judging j already", BadInput, {"dataset": "c/test", "runs": ("first",)}),
@@ -266,6 +313,39 @@ def test_a_perfect_judge_agrees_and_orders_systems_alike(store: LabelStore) -> N
     run(store, unjudged=True, name="k")
     with store.read() as con, pytest.raises(DataMissing, match="no pair of the judging k"):
         agreement(con, "k")
+
+
+def test_calibrated_values_name_both_and_are_those_of_the_agreement(store: LabelStore) -> None:
+    """People judged the first five queries by another dataset; the judge saw all eight."""
+    with store.write() as con:
+        con.execute(
+            "INSERT INTO datasets SELECT 9, 'c/some', collection, 'test', NULL, 'made', 'h', job FROM datasets WHERE dataset = 1"
+        )
+        con.execute(
+            "INSERT INTO dataset_queries SELECT 9, query FROM dataset_queries WHERE dataset = 1 AND query < 5"
+        )
+        con.execute(
+            "INSERT INTO qrels SELECT 9, query, document, relevance FROM qrels WHERE dataset = 1 AND query < 5"
+        )
+        con.execute("DELETE FROM qrels WHERE dataset = 1")
+    run(store, lambda request: f"##final score: {min(passage_of(request) % 4 + passage_of(request) % 2, 3)}")
+    with store.read() as con:
+        found = {row["system"]: row for row in calibrated(con, "j", "c/some", ["nDCG@10"])}
+        told = {
+            row["of"]: row
+            for row in agreement(con, "j", human="c/some", measure="nDCG@10").rows
+            if "calibrated" in row["what"]
+        }
+        with pytest.raises(DataMissing, match="0 queries of c/test"):
+            calibrated(con, "j", "c/test")
+    assert set(found) >= {"first", "second"}
+    for system, row in found.items():
+        assert (row["value"], row["low"], row["high"]) == tuple(
+            told[system][k] for k in ("value", "low", "high")
+        )
+        assert row["low"] < row["value"] < row["high"]
+        assert (row["n_queries"], row["n_human"]) == (8, 5)
+        assert row["judge"] == "j calibrated on c/some"
 
 
 def test_judgings_merge_and_are_removed_with_their_dataset(store: LabelStore, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """`msft queries generate` from store to store, with a scripted model: traceable, resumable, no test query among them."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import made_store
+import numpy as np
 import pytest
 
 from labelstore.errors import BadInput, DataMissing, UsageError
@@ -16,7 +18,7 @@ from labelstore.upkeep.verify.verify import verify
 from labelstore.views import leakage
 from teachers.engines.base import Completion, Request
 from teachers.errors import TeacherError
-from teachers.generate.single.queries import Generated, generate
+from teachers.generate.single.queries import Generated, bills, generate
 from teachers.generate.single.settings import Asking
 from teachers.generate.single.wanted import Wanted
 from teachers.journal import segments as journal
@@ -300,3 +302,113 @@ def test_a_hostile_passage_cannot_end_the_prompt(store: LabelStore) -> None:
     for prompt in shown:
         assert "<|im_end|>" not in prompt
         assert "{query} {examples}" in prompt, "placeholders in a text stay as they are"
+
+
+def test_several_queries_a_passage_in_several_styles(store: LabelStore) -> None:
+    styles = {
+        "two to five keywords": "keyword",
+        "a complete question": "question",
+        "in 15 to 30 words": "long",
+    }
+
+    def several(request: Request) -> str:
+        said = request.messages[-1]["content"]
+        (style,) = [name for words, name in styles.items() if words in said]
+        asked.append((style, number_of(request)))
+        assert "2 different queries" in said
+        return f"{style} one {number_of(request)}\n{style} two {number_of(request)}"
+
+    asked: list[tuple[str, int]] = []
+    wanted: dict[str, Any] = {"n": 5, "per_document": 2, "styles": ("keyword", "long", "question")}
+    made = run(store, several, **wanted)
+    assert (made.drawn, made.styles, made.answered, made.stored.queries, made.left) == (5, 3, 15, 30, 0)
+    found = rows(
+        store,
+        "SELECT d.doc_id, q.text, o.place FROM query_origins o JOIN queries q USING (query) JOIN documents d USING (document) ORDER BY ALL",
+    )
+    assert len({(doc, place) for doc, _, place in found}) == 30
+    assert {text for _, text, _ in found} == {
+        f"{style} {n} {number}" for style, number in asked for n in ("one", "two")
+    }
+    assert rows(
+        store, "SELECT count(DISTINCT prompt_hash), count(DISTINCT call_key) FROM generated_queries"
+    ) == [(3, 15)]
+    engine = ScriptedEngine(several)
+    assert run(store, engine=engine, **wanted).stored.new == 0
+    assert engine.answered == 0
+    assert verify(store).findings == []
+
+
+def test_fewer_queries_than_asked_for_are_taken_and_limits_hold_for_all_styles(store: LabelStore) -> None:
+    wanted: dict[str, Any] = {"n": 4, "per_document": 3, "styles": ("keyword", "question")}
+    some = run(store, lambda request: f"only one {request.key[:6]}", settings=Asking(max_calls=6), **wanted)
+    assert rows(store, "SELECT count(*) FROM calls") == [(6,)]
+    assert (some.stored.queries, some.left) == (6, 2)
+    assert some.partly_done() is not None
+    whole = run(store, lambda request: f"only one {request.key[:6]}", **wanted)
+    assert (whole.stored.queries, whole.left, whole.partly_done()) == (8, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("match", "wanted"),
+    [
+        ("--per-document 0", {"per_document": 0, "styles": ("long",)}),
+        ("--style short", {"styles": ("short",)}),
+        ("inpars@1 asks for one query", {"per_document": 2, "prompt": "inpars@1"}),
+    ],
+)
+def test_wrong_styles_and_numbers_are_refused(store: LabelStore, match: str, wanted: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=match):
+        run(store, **wanted)
+
+
+def test_a_draw_from_clusters_takes_rare_topics(store: LabelStore) -> None:
+    """Fifty passages about one thing, ten about three others: an even draw has some of each."""
+    from teachers.generate.single.draw import clusters_of, evenly
+
+    rng = np.random.default_rng(3)
+    topic = np.array([0] * 50 + [1] * 6 + [2] * 3 + [3])
+    vectors = np.eye(8)[topic] + rng.normal(0, 0.02, (60, 8))
+    shuffled = rng.permutation(60)
+    clusters = clusters_of(vectors[shuffled].astype(np.float32), 4, seed=1)
+    drawn = evenly(clusters, 12)
+    assert drawn == sorted(drawn)
+    counts = Counter(topic[shuffled][drawn].tolist())
+    assert counts[3] == 1
+    assert counts[2] == 3
+    assert counts[1] >= 3
+    assert sum(counts.values()) == 12
+    assert evenly(clusters, 60) == list(range(60))
+    first = [int(np.flatnonzero(clusters == c)[0]) for c in range(4)]
+    assert evenly(clusters, 4) == sorted(first)
+
+
+def test_the_draw_embeds_passages_and_the_dataset_says_so(store: LabelStore, tiny_bert: Path) -> None:
+    made = run(store, n=10, stratify=str(tiny_bert), clusters=5)
+    assert made.drawn == 10
+    again = run(store, n=10, stratify=str(tiny_bert), clusters=5)
+    assert again.stored.new == 0
+    ((source,),) = rows(store, "SELECT source FROM datasets WHERE name = 'c/synthetic'")
+    assert "5 clusters" in source
+    with pytest.raises(BadInput, match="is there with other queries"):
+        run(store, n=10)
+    with pytest.raises(UsageError, match="--clusters 1"):
+        run(store, n=10, stratify=str(tiny_bert), clusters=1, name="other")
+
+
+def test_the_forecast_counts_each_style_and_what_is_recorded(store: LabelStore) -> None:
+    wanted = Wanted("rankzephyr", "c", 20, per_document=2, styles=("keyword", "long"))
+    prices = Asking(input_price=1.0, output_price=2.0)
+    before = [bill.row() for bill in bills(store, wanted, prices)]
+    assert [row["calls_most"] for row in before] == [20, 20]
+    assert all(row["tokens_out_most"] == 20 * 128 for row in before)
+    assert before[0]["cost_most"] == pytest.approx((before[0]["tokens_in"] + 2 * 20 * 128) / 1e6)
+    run(
+        store,
+        lambda request: f"one {request.key[:6]}\ntwo {request.key[:6]}",
+        n=12,
+        per_document=2,
+        styles=("keyword", "long"),
+    )
+    after = [bill.row() for bill in bills(store, wanted, prices)]
+    assert [(row["calls_most"], row["recorded"]) for row in after] == [(8, 12), (8, 12)]
