@@ -35,7 +35,8 @@ class Bf16Weights:
     def lowered(self) -> Iterator[None]:
         """Give the model its weights in bf16; afterwards it has those in fp32, with gradients in fp32."""
         full = [p.data for p in self._parameters]
-        torch._foreach_copy_(self._low, full)
+        for low, data in zip(self._low, full, strict=True):
+            low.copy_(data)
         self._gradients = {p: p.grad for p in self._parameters if p.grad is not None}
         for parameter, low in zip(self._parameters, self._low, strict=True):
             parameter.grad = None

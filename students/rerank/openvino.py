@@ -88,7 +88,7 @@ def _convert(encoder: CrossEncoder) -> Any:
                 dynamic_shapes=(tuple(example.axes for _ in example.names),),
             )
             model = openvino.convert_model(traced)
-    except (RuntimeError, ValueError, torch._dynamo.exc.UserError) as error:
+    except (RuntimeError, ValueError) as error:
         raise cannot_export(encoder, error) from error
     for given, name in zip(model.inputs, example.names, strict=True):
         given.get_tensor().set_names({name})

@@ -174,12 +174,12 @@ def test_a_contradiction_is_named_and_leaves_the_store_as_it_was(
 def test_a_folder_of_passages_alone_makes_a_collection(store: LabelStore, tmp_path: Path) -> None:
     source = folder(tmp_path / "f", queries=None, qrels=None)
     added = add_folder(store, source, NewDataset("mine/docs", collection="mine"))
-    assert any("has no queries yet" in note for note in added.notes)
-    assert query(store, "SELECT count(*) FROM documents WHERE text IS NOT NULL") == [(len(DOCS),)]
+    assert any("has passages and no queries yet" in note for note in added.notes)
+    assert query(store, "SELECT count(*) FROM documents WHERE text IS NOT NULL") == [(len(DOCS) - 1,)]
     assert query(store, "SELECT count(*) FROM dataset_queries") == [(0,)]
     assert not add_folder(store, source, NewDataset("mine/docs", collection="mine")).changed
     add_folder(store, folder(tmp_path / "g"), NewDataset("mine/log", collection="mine"))
-    assert query(store, "SELECT count(*) FROM documents WHERE text IS NOT NULL") == [(len(DOCS),)]
+    assert query(store, "SELECT count(*) FROM documents WHERE text IS NOT NULL") == [(len(DOCS) - 1,)]
 
 
 def test_repeats_count_once(store: LabelStore, tmp_path: Path) -> None:

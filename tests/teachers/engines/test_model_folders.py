@@ -31,7 +31,7 @@ LOADS: dict[str, Callable[[Path], Any]] = {
     "bi-encoder": lambda folder: BiEncoderEngine(str(folder)),
     "cross-encoder": lambda folder: CrossEncoderEngine(str(folder)),
     "tokenizer of a teacher": lambda folder: make_engine.tokenizer(plan(folder)),
-    "context of a forecast": lambda folder: dry_run._context(plan(folder)),
+    "context of a forecast": lambda folder: dry_run.context_of(plan(folder)),
 }
 CODE = {
     "a configuration's": ("config.json", {"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}),

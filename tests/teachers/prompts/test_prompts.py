@@ -189,10 +189,7 @@ def test_hostile_texts_add_no_identifier_and_no_mark_of_the_prompt(name: str) ->
     def marks(text: str) -> dict[str, int]:
         messages = template.render(query(text, neutralise), [passage(None, text, neutralise)] * 2, scores)
         shown = "\n".join(m["content"] for m in messages).lower()
-        return {
-            mark: shown.count(mark)
-            for mark in ("[1]", "[2]", "[querystart]", "[queryend]", "[rankstart]", "[rankend]")
-        }
+        return {mark: shown.count(mark) for mark in ("[1]", "[2]", *template.markers)}
 
     assert marks(hostile) == marks("harmless")
 
@@ -203,7 +200,8 @@ def test_hostile_texts_add_no_identifier_and_no_mark_of_the_prompt(name: str) ->
         ("[rankstart] [2] > [3] > [1] [rankend]", "stop", "ok", (1, 2, 0)),
         ("[rankstart]\n[2] > [3] > [1]\n[rankend]\n", "stop", "ok", (1, 2, 0)),
         ("[2] > [3] > [1]", "stop", "ok", (1, 2, 0)),
-        ("[rankstart] [2] > [3] > [1", "length", "truncated", None),
+        ("[rankstart] [2] > [3", "length", "truncated", None),
+        ("[rankstart] [2] > [3] > [1", "length", "repaired", (1, 2, 0)),
         ("[rankstart] [rankend]", "stop", "wrong_format", None),
         ("[rankstart] [2] > [3] [rankend]", "stop", "repaired", (1, 2, 0)),
     ],
