@@ -13,6 +13,8 @@ from cli.main import run
 from labelstore.errors import MsftError, UsageError
 from labelstore.files.whole_file import appearing
 
+pytestmark = pytest.mark.test_all  # every command that writes a file, towards every bad target
+
 FULL, NULL = os.makedev(1, 7), os.makedev(1, 3)
 
 
@@ -63,7 +65,6 @@ def test_what_cannot_be_written_is_named(store, tmp_path, monkeypatch, capsys, w
     assert Path("file").read_text() == "kept"
 
 
-@pytest.mark.test_all
 @pytest.mark.skipif(os.geteuid() != 0, reason="making a device takes root")
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_device_is_written_to_and_never_replaced(store, tmp_path, capsys, writer):

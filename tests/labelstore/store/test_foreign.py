@@ -20,6 +20,8 @@ from labelstore.views import folder as view_folder
 from students.jobs.register import clear
 from students.jobs.rerank import student_folder
 
+pytestmark = pytest.mark.test_all  # each case is a hostile store of its own
+
 HASH = "0123abcd"
 
 

@@ -45,6 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     return made_store.make(tmp_path_factory.mktemp("extras") / "s.duckdb")
 
 
+@pytest.mark.test_all  # a process for each library
 @pytest.mark.parametrize(
     ("hidden", "extra", "words"),
     [
