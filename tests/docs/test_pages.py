@@ -12,8 +12,9 @@ import parsing
 import pytest
 from folders import FOLDERS
 from runner import Done, Shell
+from word_model import word_model
 
-GUIDE = "search-engine.md"
+GUIDE, FROM_DOCUMENTS = "search-engine.md", "from-documents.md"
 
 
 def page_ids() -> list[object]:
@@ -21,7 +22,7 @@ def page_ids() -> list[object]:
     found = []
     for path in pages.all_pages():
         page = pages.read(path)
-        if page.to_run and page.name != GUIDE:
+        if page.to_run and page.name not in (GUIDE, FROM_DOCUMENTS):
             found.append(pytest.param(path, id=page.name, marks=[pytest.mark.needs(n) for n in page.needs]))
     return found
 
@@ -43,6 +44,46 @@ def run_page(path: Path, folder: Path) -> list[tuple[pages.Command, Done]]:
 @pytest.mark.parametrize("path", page_ids())
 def test_a_pages_commands_run(path: Path, tmp_path: Path) -> None:
     assert run_page(path, tmp_path)
+
+
+@pytest.mark.test_all
+def test_the_guide_from_documents_alone_ends_with_a_verdict(tmp_path: Path) -> None:
+    """A small model of words answers in the place of the chat model; nothing else is replaced but the length of the training."""
+    FOLDERS["documents"](tmp_path / "passages")
+    passages = [
+        json.loads(line)["text"]
+        for line in (tmp_path / "passages" / "mysearch" / "docs.jsonl").read_text().splitlines()
+    ]
+    (here := tmp_path / "page").mkdir()
+    with word_model(passages, "Qwen/Qwen3-4B") as small, word_model(passages, "Qwen/Qwen3-32B") as strong:
+        done = run_page(pages.ROOT / "docs" / "guides" / FROM_DOCUMENTS, here)
+    steps = [command.words[:2] for command, _ in done if command.words]
+    for step in (
+        ("data", "add"), ("queries", "generate"), ("queries", "filter"), ("teachers", "generate"), ("negatives", "check"),
+        ("students", "train"), ("data", "sheet"), ("teachers", "judge"), ("teachers", "agreement"), ("compare", "ranker"),
+    ):  # fmt: skip
+        assert step in steps
+    assert steps[-1] == ("compare", "ranker")
+    assert len(small.asked) > len(strong.asked) > 0
+    with Shell(here) as shell:
+
+        def rows(*words: str) -> list[dict[str, object]]:
+            ended = shell.run("", (*words, "--store", str(here / "mysearch.duckdb"), "--format", "json"))
+            assert ended.code == 0, ended.err
+            return json.loads(ended.out)
+
+        last = [command.words for command, _ in done if command.words][-1]
+        verdicts = rows(*last)
+        counts = rows(
+            "sql",
+            """SELECT (SELECT count(*) FROM generated_queries) AS queries, (SELECT count(*) FROM negative_verdicts) AS verdicts,
+                      (SELECT count(grade) FROM judge_grades) AS grades, (SELECT count(*) FROM judgments) AS judgments""",
+        )
+        assert rows("verify") == []
+    assert {row["verdict"] for row in verdicts} <= {"better", "worse", "equivalent", "inconclusive"}
+    assert {row["system"] for row in verdicts} == {"ranker", "ranker+bm25s"}
+    assert counts[0]["judgments"] == 20, "no machine judgment became a human one"
+    assert all(counts[0][name] > 100 for name in ("queries", "verdicts", "grades"))
 
 
 @pytest.mark.test_all
