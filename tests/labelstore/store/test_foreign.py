@@ -53,7 +53,6 @@ def add_view(
     return lookup.View(1, "v", kind, HASH, folder, 1, 1, None)
 
 
-@pytest.mark.test_all
 @pytest.mark.parametrize(
     "folder",
     [
@@ -87,7 +86,6 @@ def test_a_views_folder_that_escapes_is_refused_and_reported(
     assert any("leads out" in finding.problem for finding in verify(store).findings)
 
 
-@pytest.mark.test_all
 @pytest.mark.parametrize("link", ["views", f"views/{HASH}", "students", "students/s"])
 def test_a_link_in_a_folders_place_is_not_followed(store: LabelStore, tmp_path: Path, link: str) -> None:
     view, student = add_view(store), add_student(store)
