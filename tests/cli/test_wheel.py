@@ -59,7 +59,7 @@ def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
 def test_the_sdist_holds_the_whole_project_and_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     left_out = shutil.ignore_patterns(
-        ".git", ".venv*", "__pycache__", "*.egg-info", "build", ".*cache", "*.duckdb*"
+        ".git", ".venv*", "__pycache__", "*.egg-info", "build", ".*cache", "*.duckdb"
     )
     shutil.copytree(ROOT, source, ignore=left_out, symlinks=True)
     build = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"

@@ -1,5 +1,6 @@
 """Students and labels are pushed to a hub: private, with a card and a licence, or not at all."""
 
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import made_store
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from shelves import commands
+from runner import Commands
 
 from labelstore.store.label_store import LabelStore
 from students.jobs.register import add_student
@@ -23,6 +24,12 @@ pytestmark = pytest.mark.test_all
 def hub() -> Iterator[fake_hub.FakeHub]:
     with fake_hub.hub() as held:
         yield held
+
+
+@functools.cache
+def commands() -> Commands:
+    """A process of this file alone: huggingface_hub reads the address and the mode when it is imported."""
+    return Commands()
 
 
 @pytest.fixture
