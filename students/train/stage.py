@@ -216,9 +216,9 @@ class StageRun:
         self.encoder.train()
         with self._lowered():
             loss = self._gradients(step)
-            figures = torch.stack([loss.double(), self._told(clock)])
+            figures = loss.double()[None]
             if self.reduction is not None:
-                figures, summed = self.reduction.finish(figures)
+                figures, summed = self.reduction.finish(torch.stack([loss.double(), self._told(clock)]))
         if self.reduction is not None:
             for parameter, gradient in summed.items():
                 parameter.grad = gradient
@@ -227,13 +227,13 @@ class StageRun:
         if queued:
             self.optimiser.step()
         found = torch.cat([figures, norm.to(figures)[None]])
-        found_loss, now, found_norm = found.tolist()  # the step's only wait for the device
+        found_loss, *now, found_norm = found.tolist()  # the step's only wait for the device
         diagnostics.check_step(found_loss, found_norm, stage, state.step)
         if not queued:
             self.optimiser.step()
         self.encoder.refresh()
         self.optimiser.zero_grad(set_to_none=True)
-        return {"loss": found_loss, "grad_norm": found_norm}, None if self.reduction is None else now
+        return {"loss": found_loss, "grad_norm": found_norm}, now[0] if now else None
 
     def _gradients(self, step: Step) -> torch.Tensor:
         """Add this process's gradients of a step to the parameters; returns its part of the loss."""
