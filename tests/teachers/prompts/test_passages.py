@@ -56,7 +56,8 @@ def test_hostile_texts_tokenise_to_the_templates_own_special_tokens_and_no_more(
         found = []
         for first in range(0, len(shown), size):
             window = shown[first : first + size]
-            text = template.text(template.render(passages.query(query, neutralise), window), render)
+            scores = [0.5] * len(window) if template.scored else []
+            text = template.text(template.render(passages.query(query, neutralise), window, scores), render)
             found += ids_of_special(tokenizer, text)
         return found
 
