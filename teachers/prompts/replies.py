@@ -125,6 +125,9 @@ _TITLED = rf"(?i:(?:passage|document|doc|text|item|result|candidate|no|id)\.?{_A
 _TO = r"(?:[-=~]{1,3}>|[>＞﹥≻≽≥›»→⟶⇒➔➜➝➞⟹↦]|\\{1,4}(?:u003[eE]|(?:succ|gt|rightarrow|to)(?![a-z])))"
 _LINE_HEAD = rf"(?:[-•·–]{_AROUND})?(?:(?i:rank\s)?\d{{1,4}}[.):]{_AROUND})?(?:[-•·–]{_AROUND})?"
 _LONG_AROUND = re.compile(r"(?:\\[nrt]|[\s*_`\"'$~\\]){9,}")
+# The same in an ASCII text without \\ is nine spaces in a row, once these are spaces too; that is ten times as fast.
+_TO_SPACES = str.maketrans(dict.fromkeys("\t\n\v\f\r\x1c\x1d\x1e\x1f*_`\"'$~", " "))
+_NINE_SPACES = " " * 9
 # One identifier, or an array of identifiers, in any brackets that :func:`_fold` turns into [ and ].
 _IN_BRACKETS = re.compile(
     rf"(?:{_OPEN}{_AROUND}){{1,3}}((?:{_TITLED})?(?:\d{{1,40}}|[A-Z])"
@@ -316,7 +319,7 @@ def may_name_passages(text: str) -> bool:
     """Return whether :func:`identifiers_neutralised` might change an ASCII text: a quick check."""
     if "[" in text or ">" in text or "&" in text or "\\" in text:
         return True
-    return _MAYBE_LISTED.search(text) is not None or _LONG_AROUND.search(text) is not None
+    return _NINE_SPACES in text.translate(_TO_SPACES) or _MAYBE_LISTED.search(text) is not None
 
 
 def _names_in_parentheses(found: re.Match[str]) -> str:

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 import reference_reader
@@ -218,3 +219,15 @@ def test_a_megabyte_of_anything_is_bounded(part: str) -> None:
     text = part * (1_000_000 // len(part))
     assert parse(text, 20).order is None
     assert parse(f"{text}</think>[2] > [1]", 2).order == (1, 0)
+
+
+def test_the_quick_check_for_long_stretches_of_marks_is_the_slow_one() -> None:
+    drawn = Random(7)
+    marks = " \t\n\v\f\r\x1c\x1d\x1e\x1f*_`\"'$~a\x00\x7f"
+    found = 0
+    for _ in range(3000):
+        text = "".join(drawn.choices(marks, k=16))
+        long = replies._LONG_AROUND.search(text) is not None
+        assert replies.may_name_passages(text) == long, repr(text)
+        found += long
+    assert 300 < found < 2900
