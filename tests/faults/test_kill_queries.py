@@ -52,7 +52,7 @@ def collection(path: Path) -> LabelStore:
     return store
 
 
-SLOW, FAST = "0.01", "0"  # seconds in a step of the delay of a reply
+SLOW, FAST = "0.08", "0"  # seconds in a step of the delay of a reply
 
 
 def check(tmp_path: Path, number: int, seed: int) -> None:
