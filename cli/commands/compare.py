@@ -8,6 +8,7 @@ import typer
 
 from cli.command import Context, command
 from cli.output import diagnostics, latex, render
+from cli.output.origins import with_origins
 from cli.output.render import Format
 
 Row = dict[str, Any]
@@ -90,11 +91,13 @@ def compare(
         selection=comparison.Selection(each_seed, exclude_self),
         note=diagnostics.note,
     )
+    rows = with_origins(context.store, rows)
     if context.format is Format.latex:
         name = {"holm": "Holm", "bh": "Benjamini-Hochberg"}[by.correction]
         render.text(latex.comparison(rows, comparison.CORRECTIONS[by.correction], name))
     else:
-        render.rows(rows, context.format, columns(context.format, by.correction))
+        told = ["queries_by"] if rows and "queries_by" in rows[0] else []
+        render.rows(rows, context.format, [*columns(context.format, by.correction), *told])
     for line in summary(rows):
         diagnostics.note(line)
 

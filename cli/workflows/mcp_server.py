@@ -146,7 +146,7 @@ def _compare(store: "LabelStore") -> Callable[..., Any]:
     ) -> list[Row]:
         """Compare systems with the first one: difference, intervals, corrected p-values and a verdict.
 
-        A verdict is better, worse, equivalent (within the margin) or inconclusive. Inconclusive is no evidence of parity.
+        A verdict is better, worse, equivalent (within the margin) or inconclusive. An inconclusive verdict does not show that two systems are equally good.
         Patterns such as 'student-s*' name several systems; students that differ only in their seed are one. Only values
         that were measured before can be compared.
         """

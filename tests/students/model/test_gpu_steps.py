@@ -146,7 +146,9 @@ def test_a_step_waits_once_at_most(
     assert len(step.micro_batches) > 1 or not more.get("memory_tokens")
     with Waits() as waits:
         stage._update(step, state, 0.0)
-    assert waits.found == [], "the figures are read at once, which is no operation of the dispatcher"
+    assert waits.found == [], (
+        "a step reads its figures in one call, which this watcher of operations does not see"
+    )
 
 
 def test_all_that_goes_to_the_device_is_in_page_locked_memory(
