@@ -7,7 +7,7 @@ import duckdb
 
 from labelstore.errors import DataMissing, UsageError
 from labelstore.store import lookup
-from labelstore.store.sql_steps import Filter
+from labelstore.store.sql_steps import Filter, filter_of_pairs
 
 JUDGED, NO_TEXT = "judged already", "no text in the store"
 
@@ -59,16 +59,9 @@ def pool(
     con.execute(
         "CREATE OR REPLACE TEMP TABLE pool AS SELECT query, document FROM pooled WHERE reason IS NULL"
     )
-    count = Filter("pool")
-    for reason, n, example in con.execute(
-        """SELECT reason, count(*), min(query_id || ' ' || doc_id) FROM pooled JOIN queries USING (query)
-           JOIN documents USING (document) GROUP BY reason"""
-    ).fetchall():
-        count.n_in += n
-        if reason is not None:
-            count.drops[reason] = (n, example)
+    count = filter_of_pairs(con, "pool", "pooled")
     if not count.kept:
-        why = ", ".join(f"{n:,} {reason}" for reason, (n, _) in count.drops.items()) or "the runs are empty"
+        why = count.why() or "the runs are empty"
         raise DataMissing(
             f"{of.name}: no passage is left to judge of {', '.join(run.name for run in chosen)} to depth {depth} ({why})",
             hint="name other runs with --run, or a larger --depth",

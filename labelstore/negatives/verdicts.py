@@ -15,7 +15,7 @@ from labelstore.provenance.record import Job
 from labelstore.store import keys, lookup
 from labelstore.store.label_store import next_id
 from labelstore.store.rows import fetch
-from labelstore.store.sql_steps import Filter
+from labelstore.store.sql_steps import Filter, filter_of_pairs
 
 FIRST, STRONG = 1, 2  # stages
 FLAGS = {
@@ -77,16 +77,9 @@ def ask_all(con: duckdb.DuckDBPyConnection, mining: lookup.Mining, window: int) 
            FROM mined_pairs WHERE reason IS NULL"""
     )
     _ask(con, window)
-    count = Filter("negatives to check")
-    for reason, n, example in con.execute(
-        """SELECT reason, count(*), min(query_id || ' ' || doc_id) FROM mined_pairs JOIN queries USING (query)
-           GROUP BY reason ORDER BY reason"""
-    ).fetchall():
-        count.n_in += n
-        if reason is not None:
-            count.drops[reason] = (n, example)
+    count = filter_of_pairs(con, "negatives to check", "mined_pairs")
     if not count.kept:
-        why = ", ".join(f"{n:,} {reason}" for reason, (n, _) in count.drops.items()) or "it is empty"
+        why = count.why() or "it is empty"
         raise DataMissing(
             f"{mining.name}: no negative can be checked ({why})",
             hint="add texts or judgments with msft data add --update",

@@ -20,6 +20,10 @@ class Filter:
     def kept(self) -> int:
         return self.n_in - sum(n for n, _ in self.drops.values())
 
+    def why(self) -> str:
+        """Say what the step left out, by reason; empty if nothing."""
+        return ", ".join(f"{n:,} {reason}" for reason, (n, _) in self.drops.items())
+
 
 def sql_file(name: str, room: str = "views/sql") -> str:
     """Read ``ROOM/NAME.sql``."""
@@ -35,10 +39,21 @@ def set_variables(con: duckdb.DuckDBPyConnection, values: Mapping[str, Any]) -> 
 def reasons(counts: Sequence[Filter]) -> str:
     """Tell what each step left out, for an error when nothing is left."""
     return "; ".join(
-        f"{count.step}: {count.n_in:,} in, "
-        + (", ".join(f"{n:,} {reason}" for reason, (n, _) in count.drops.items()) or "none dropped")
-        for count in counts
+        f"{count.step}: {count.n_in:,} in, " + (count.why() or "none dropped") for count in counts
     )
+
+
+def filter_of_pairs(con: duckdb.DuckDBPyConnection, step: str, table: str) -> Filter:
+    """Count a table of (query, document, reason) as one step: rows with a reason are dropped, and a pair is the example."""
+    count = Filter(step)
+    for reason, n, example in con.execute(
+        f"""SELECT reason, count(*), min(query_id || ' ' || doc_id) FROM (SELECT query, document, reason FROM {table})
+            JOIN queries USING (query) JOIN documents USING (document) GROUP BY reason ORDER BY reason"""
+    ).fetchall():
+        count.n_in += n
+        if reason is not None:
+            count.drops[reason] = (n, example)
+    return count
 
 
 def filters(con: duckdb.DuckDBPyConnection, steps: Sequence[str]) -> list[Filter]:
