@@ -67,6 +67,8 @@ def explained(error: BaseException, where: Path | None = None) -> MsftError | No
     """
     if hasattr(error, "hint"):
         return None
+    if isinstance(error, ImportError) and error.__cause__ is not None:
+        return explained(error.__cause__, where)  # numpy hides why a part of it was not loaded
     text = str(error).strip() or type(error).__name__
     first = text.splitlines()[0]
     name = getattr(error, "filename", None)

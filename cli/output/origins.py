@@ -1,10 +1,14 @@
 """Say with each figure that a model wrote the queries that it was measured on."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.output import diagnostics
-from labelstore.store.label_store import LabelStore
+
+if TYPE_CHECKING:
+    from labelstore.store.label_store import LabelStore
 
 Row = dict[str, Any]
 

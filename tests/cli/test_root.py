@@ -86,3 +86,20 @@ def test_what_commands_write_is_readable_as_the_umask_says(
     assert len(written) >= 10
     modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in written}
     assert set(modes.values()) == {oct(0o666 & ~umask)}, modes
+
+
+def test_the_help_is_quick_and_imports_no_torch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "cli.main", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = {
+        line.rsplit("|", 1)[-1].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    assert "typer" in imported
+    assert not imported & {"torch", "transformers", "duckdb", "polars", "numpy", "vllm"}
+    assert done.stdout.rstrip().endswith("Example: msft demo")

@@ -81,23 +81,6 @@ def store(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_help_is_quick_and_imports_no_torch() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "cli.main", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    imported = {
-        line.rsplit("|", 1)[-1].strip()
-        for line in done.stderr.splitlines()
-        if line.startswith("import time:")
-    }
-    assert "typer" in imported
-    assert not imported & {"torch", "transformers", "duckdb", "polars", "numpy", "vllm"}
-    assert done.stdout.rstrip().endswith("Example: msft demo")
-
-
 def test_documents_in_tested_student_out(store: Path, tiny_bert: Path) -> None:
     msft(
         store, "teachers", "generate", "--model", str(tiny_bert), "--engine", "cross-encoder",
