@@ -28,6 +28,8 @@ def dumps(value: Any, *, finite: bool) -> bytes:
 
 def clean(text: str) -> str:
     """Replace half surrogate pairs and NUL, which a database text cannot hold, by U+FFFD."""
+    if text.isascii() and "\0" not in text:
+        return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd")
 
 

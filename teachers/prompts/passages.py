@@ -56,7 +56,7 @@ _LINES = str.maketrans("\n\r\t", "   ")
 _JOINERS = "\u200c\u200d"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neutraliser:
     """Break up identifiers and special tokens in texts; made once per model by :func:`neutraliser`."""
 
@@ -65,7 +65,7 @@ class Neutraliser:
 
     def __call__(self, text: str) -> str:
         """Return `text` without anything that a model could take for the prompt's markup; idempotent."""
-        if self.bracketed and text.isascii() and not ("<" in text or ":" in text or may_name_passages(text)):
+        if self.bracketed and text.isascii() and not may_name_passages(text):
             return text  # most passages contain nothing that matches below
         text = text.translate(_BRACKETS)
         while True:
@@ -158,6 +158,7 @@ def _visible(text: str) -> str:
     return "".join(kept)
 
 
+@lru_cache(maxsize=4096)  # queries share passages; so many take about 10 MB
 def passage(title: str | None, text: str, neutralise: Neutraliser, max_words: int = MAX_WORDS) -> str:
     """Prepare a passage for a prompt; with a title it becomes ``Title: T Content: C``."""
     if title and title.strip():

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from string import ascii_uppercase
+from string import ascii_uppercase, digits
 
 OK = "ok"
 REPAIRED = "repaired"
@@ -87,7 +87,8 @@ _SPAN = {
     for kind in ("numbers", "letters")
 }
 # The wide grammar applies only to complete lists, in :func:`_plain` text, which has no two white spaces in a row.
-_WORD = r"(?i:(?:passage|document|doc|text|item|result|candidate|no|id)\.?\s?#?|#)"
+_TITLES = ("passage", "document", "doc", "text", "item", "result", "candidate", "no", "id")
+_WORD = rf"(?i:(?:{'|'.join(_TITLES)})\.?\s?#?|#)"
 _BULLET = r"(?:[-•·–]\s)?(?:(?i:rank\s)?\d{1,4}[.):]\s)?(?:[-•·–]\s)?"
 
 
@@ -121,13 +122,28 @@ _OPEN = rf"(?:\\{{0,4}}[\[{OPENING}]|\\{{1,4}}u005[bB])"
 _CLOSE = rf"(?:\\{{0,4}}[\]{CLOSING}]|\\{{1,4}}u005[dD])"
 _BEGINS, _ENDS = r"(?<![^\W_])", r"(?![^\W_]|\.\d)"
 _ANY = r"(?:(?:\d{1,9}\.){0,3}\d{1,40}|[A-Z])"
-_TITLED = rf"(?i:(?:passage|document|doc|text|item|result|candidate|no|id)\.?{_AROUND}\#?|\#){_AROUND}"
+_TITLED = rf"(?i:(?:{'|'.join(_TITLES)})\.?{_AROUND}\#?|\#){_AROUND}"
 _TO = r"(?:[-=~]{1,3}>|[>＞﹥≻≽≥›»→⟶⇒➔➜➝➞⟹↦]|\\{1,4}(?:u003[eE]|(?:succ|gt|rightarrow|to)(?![a-z])))"
 _LINE_HEAD = rf"(?:[-•·–]{_AROUND})?(?:(?i:rank\s)?\d{{1,4}}[.):]{_AROUND})?(?:[-•·–]{_AROUND})?"
 _LONG_AROUND = re.compile(r"(?:\\[nrt]|[\s*_`\"'$~\\]){9,}")
-# The same in an ASCII text without \\ is nine spaces in a row, once these are spaces too; that is ten times as fast.
-_TO_SPACES = str.maketrans(dict.fromkeys("\t\n\v\f\r\x1c\x1d\x1e\x1f*_`\"'$~", " "))
-_NINE_SPACES = " " * 9
+# A quick look at the bytes of an ASCII text: marks become spaces, capitals and digits 0, what needs a closer look NUL.
+# Then nine spaces are _LONG_AROUND; what _MAYBE_LISTED finds starts at a 0, before marks, a word (a capital in it is a 0
+# too) and a 0.
+_SHAPE = bytes.maketrans(
+    b"[>&\\<:" + b"\t\n\v\f\r\x1c\x1d\x1e\x1f*_`\"'$~;=|" + (ascii_uppercase + digits).encode(),
+    b"\0" * 6 + b" " * 16 + b"," * 3 + b"0" * 36,
+)
+_NINE_SPACES = b" " * 9
+
+
+def _in_any_case(word: str) -> str:
+    return "".join(f"[{letter}0]" for letter in word)
+
+
+_LISTED_SHAPE = re.compile(
+    rf"0(?=[ ,\-]{{0,30}}+(?:(?:{_in_any_case('rank')} )?0{{1,4}}[.)] {{0,9}})?[- ]{{0,10}}+"
+    rf"(?:(?:{'|'.join(map(_in_any_case, _TITLES))})\.? {{0,9}}+#?|#) {{0,18}}+0)".encode()
+)
 # One identifier, or an array of identifiers, in any brackets that :func:`_fold` turns into [ and ].
 _IN_BRACKETS = re.compile(
     rf"(?:{_OPEN}{_AROUND}){{1,3}}((?:{_TITLED})?(?:\d{{1,40}}|[A-Z])"
@@ -316,10 +332,13 @@ def _broken_up(text: str) -> str:
 
 
 def may_name_passages(text: str) -> bool:
-    """Return whether :func:`identifiers_neutralised` might change an ASCII text: a quick check."""
-    if "[" in text or ">" in text or "&" in text or "\\" in text:
+    """Return whether an ASCII text has a < or :, or might be changed by :func:`identifiers_neutralised`: a quick check."""
+    shape = text.encode().translate(_SHAPE)
+    if b"\0" in shape or _NINE_SPACES in shape:
         return True
-    return _NINE_SPACES in text.translate(_TO_SPACES) or _MAYBE_LISTED.search(text) is not None
+    if _LISTED_SHAPE.search(shape) is None:
+        return False
+    return any(_MAYBE_LISTED.match(text, found.start()) for found in _LISTED_SHAPE.finditer(shape))
 
 
 def _names_in_parentheses(found: re.Match[str]) -> str:

@@ -205,14 +205,11 @@ class Template(_Form):
                 f"the prompt {self.ident} shows first-stage scores: {len(scores)} for {len(passages)}"
             )
         names = self.names(len(passages))
-        written = [f"{score:.2f}" for score in scores] or [""] * len(passages)
         listed = passages[1:] if self.beside else passages
         common = {
             "num": str(len(listed)),
             "query": query,
-            "passages": self.joint.join(
-                map(self._shown, names[: len(listed)], listed, written[-len(listed) :])
-            ),
+            "passages": self.joint.join(self._entries(names, listed, scores)),
             "passage": passages[0],
             "second": passages[1] if len(passages) > 1 else "",
             "examples": self.examples,
@@ -233,12 +230,16 @@ class Template(_Form):
                 messages += [{"role": t.role, "content": t.fill(values)} for t in repeated]
         return messages
 
-    def _shown(self, identifier: str, passage: str, score: str) -> str:
-        """Return a passage as ``{passages}`` shows it."""
-        if self.entry == _Form.entry:  # as most prompts show it; filling it in takes five times as long
-            return f"[{identifier}] {passage}"
-        values = {"identifier": identifier, "passage": passage, "score": score}
-        return _ENTRY.sub(lambda m: values[m[1]], self.entry)
+    def _entries(self, names: Sequence[str], passages: Sequence[str], scores: Sequence[float]) -> list[str]:
+        """Return the passages as ``{passages}`` shows them; `scores` belong to the last ones if there are more."""
+        if self.entry == _Form.entry:  # as most prompts show them; filling in takes ten times as long
+            return [f"[{name}] {text}" for name, text in zip(names, passages, strict=False)]
+        written = [f"{score:.2f}" for score in scores][-len(passages) :] or [""] * len(passages)
+        entries = []
+        for name, text, score in zip(names, passages, written, strict=False):
+            values = {"identifier": name, "passage": text, "score": score}
+            entries.append(_ENTRY.sub(lambda m, values=values: values[m[1]], self.entry))
+        return entries
 
     def text(
         self, messages: Sequence[Message], chat_template: Callable[[list[Message]], str] | None = None

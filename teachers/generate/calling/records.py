@@ -87,6 +87,8 @@ THOUGHT = "thought of "
 
 def _finish(completion: Completion) -> str | None:
     """Return the engine's finish reason, with marks for a thought, and for token counts that are not the server's."""
+    if not (completion.thought_tokens or completion.own_counts):
+        return completion.finish_reason or None
     thought = f"{THOUGHT}{completion.thought_tokens} tokens" if completion.thought_tokens else None
     marks = (completion.finish_reason, thought, OWN_COUNTS if completion.own_counts else None)
     return "; ".join(filter(None, marks)) or None

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -221,13 +222,23 @@ def test_a_megabyte_of_anything_is_bounded(part: str) -> None:
     assert parse(f"{text}</think>[2] > [1]", 2).order == (1, 0)
 
 
-def test_the_quick_check_for_long_stretches_of_marks_is_the_slow_one() -> None:
+LISTED = (
+    "Passage", "passage", "PASSAGE", "doc", "No", "no.", "ID", "id", "#", "item", "res", "ult", "text", "Candidate",
+    "Rank ", "rank ", "1", "2", "10", "A", "B", "Z", " ", "\t", "*", "_", "`", '"', "'", "$", "~", ",", ";", "=", "|",
+    "-", "- ", ".", ")", "x", "hello",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parts", "most", "rate"), [(" \t\n\v\f\r\x1c\x1d\x1e\x1f*_`\"'$~a\x00\x7f", 16, 0.1), (LISTED, 14, 0.05)]
+)
+def test_the_quick_check_of_a_passage_is_the_slow_one(parts: Sequence[str], most: int, rate: float) -> None:
     drawn = Random(7)
-    marks = " \t\n\v\f\r\x1c\x1d\x1e\x1f*_`\"'$~a\x00\x7f"
     found = 0
-    for _ in range(3000):
-        text = "".join(drawn.choices(marks, k=16))
-        long = replies._LONG_AROUND.search(text) is not None
-        assert replies.may_name_passages(text) == long, repr(text)
-        found += long
-    assert 300 < found < 2900
+    for _ in range(20_000):
+        text = "".join(drawn.choices(parts, k=drawn.randint(2, most)))
+        slow = replies._LONG_AROUND.search(text) or replies._MAYBE_LISTED.search(text)
+        assert replies.may_name_passages(text) == (slow is not None or "\0" in text), repr(text)
+        found += slow is not None
+    assert 20_000 * rate < found < 19_000
+    assert all(replies.may_name_passages(f"a {mark} b") for mark in "[>&\\<:")
