@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _TEACHERS = """
     SELECT DISTINCT ON (t.teacher, l.parameters) l.name, t.teacher, t.teacher_key,
            CASE WHEN t.name = 'minilm' THEN t.name ELSE coalesce(t.model, t.name) END, t.engine,
-           l.parameters ->> 'fuse' IS NOT NULL, coalesce((l.parameters ->> 'fuse_weight')::DOUBLE, 0.5)
+           l.parameters ->> 'fuse', coalesce((l.parameters ->> 'fuse_weight')::DOUBLE, 0.5)
     FROM stages g JOIN students s USING (student) JOIN view_sources o ON o.view = g.view AND o.kind = 'labeling'
     JOIN labelings l ON l.labeling = o.source JOIN teachers t USING (teacher)
     WHERE t.engine IN ('bi-encoder', 'cross-encoder') AND l.origin = 'generated'
@@ -39,7 +39,7 @@ class OfflineTeacher:
     teacher_key: str
     model: str
     engine: str
-    fuse: bool
+    fused: str | None  # how, as the labeling's parameters say it
     fuse_weight: float
 
 
@@ -100,9 +100,9 @@ def _labelled(
     found = con.execute(
         """SELECT count(DISTINCT p.query) FROM labelings l JOIN permutations p USING (labeling)
            WHERE l.teacher = ? AND l.dataset = ? AND l.run = ? AND l.depth >= ?
-             AND (l.parameters ->> 'fuse' IS NOT NULL) = ?
+             AND l.parameters ->> 'fuse' IS NOT DISTINCT FROM ?
              AND coalesce((l.parameters ->> 'fuse_weight')::DOUBLE, 0.5) = ? GROUP BY l.labeling""",
-        [own.teacher, of.dataset, run.run, depth, own.fuse, own.fuse_weight],
+        [own.teacher, of.dataset, run.run, depth, own.fused, own.fuse_weight],
     ).fetchall()
     return any(n >= run.n_queries for (n,) in found)
 
@@ -110,15 +110,17 @@ def _labelled(
 def _settings(
     con: "duckdb.DuckDBPyConnection", own: OfflineTeacher, of: "lookup.Dataset", run: "lookup.Run", depth: int
 ) -> "Settings":
+    from teachers.generate.calling.fusing import FUSIONS
     from teachers.generate.settings import Settings
 
     name = f"{own.labels}@{of.name}"
     taken = con.execute("SELECT run, depth FROM labelings WHERE name = ?", [name]).fetchall()
     if taken and taken[0] != (run.run, depth):
         name = f"{name}@{run.name}@{depth}"
+    by = {text: by for by, text in FUSIONS.items()}
     return Settings(
-        model=own.model, dataset=of.name, run=run.name, depth=depth, engine=own.engine, fuse=own.fuse,
-        fuse_weight=own.fuse_weight, name=name,
+        model=own.model, dataset=of.name, run=run.name, depth=depth, engine=own.engine, fuse=own.fused is not None,
+        fuse_by=by.get(own.fused or "", "ranks"), fuse_weight=own.fuse_weight, name=name,
     )  # fmt: skip
 
 

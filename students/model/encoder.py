@@ -27,7 +27,7 @@ from students.model import base_config, compiled_layers, lora
 from students.model.bases import BASES
 from students.model.bf16_weights import Bf16Weights
 from students.model.decoder import framed_tokenizer, head_from_answers
-from students.model.head import keep_fp32
+from students.model.head import keep_fp32, start_head
 from students.model.hub import local_only
 from students.model.module_head import load_module_head
 from students.text.batches import Layout, PairBatch
@@ -99,6 +99,7 @@ class CrossEncoder(nn.Module, PairReader):
         seed: int | None = None,
         layers: int | None = None,
         head_scale: float = 1.0,
+        head_identity: bool = False,
         framing: Framing = Framing(),
     ) -> "CrossEncoder":
         """Load a folder, a Hugging Face id or an alias (`resolve_base`). A model without a head gets a new one.
@@ -115,6 +116,7 @@ class CrossEncoder(nn.Module, PairReader):
             seed: seed of a new head's weights.
             layers: keep only the first layers.
             head_scale: factor on the output weights of a new head.
+            head_identity: begin the square layers of a new head, and a pooler that was never trained, as the identity.
             framing: a decoder's text frame, if it is not the one that its name says.
 
         Raises:
@@ -140,7 +142,8 @@ class CrossEncoder(nn.Module, PairReader):
         if seed is not None:
             torch.manual_seed(seed)
         model, new = _load_model(path_or_id, source, config, attention, local)
-        _fill_head(model, tokenizer, path_or_id, source, new, head_scale, local)
+        if _fill_head(model, tokenizer, path_or_id, source, new, local):
+            start_head(model, new, head_scale, head_identity)
         if adapter is not None:
             lora.add_adapter(model, adapter)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -332,10 +335,9 @@ def _fill_head(
     asked: str | Path,
     source: str,
     new: set[str],
-    scale: float,
     local: bool,
-) -> None:
-    """Read a head that is saved apart, or make one of a decoder's answers; otherwise scale the weights of a new one.
+) -> bool:
+    """Read a head that is saved apart, or make one of a decoder's answers. Return whether the drawn weights stay.
 
     Args:
         new: names of the weights that the model's file lacks.
@@ -344,12 +346,7 @@ def _fill_head(
         made = load_module_head(model, source, local)
     except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError) as error:
         raise _not_there(asked, source, error) from error
-    if made or ("score.weight" in new and head_from_answers(model, tokenizer, source, local)):
-        return
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name in new and weight.ndim == 2 and len(weight) == 1:
-                weight.mul_(scale)
+    return not (made or ("score.weight" in new and head_from_answers(model, tokenizer, source, local)))
 
 
 def _other_head(model: str | Path, source: str, error: RuntimeError) -> StudentError:

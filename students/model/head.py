@@ -4,6 +4,7 @@ A bf16 logit has eight significant bits, so a third of a list's scores would tie
 costs nothing.
 """
 
+from collections.abc import Set
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,34 @@ def head_parts(model: Any) -> dict[str, nn.Module]:
         prefix = "" if base is model else f"{model.base_model_prefix}."
         after[f"{prefix}pooler"] = pooler
     return {name: module for name, module in after.items() if next(module.parameters(), None) is not None}
+
+
+def start_head(model: Any, new: Set[str], scale: float, identity: bool) -> None:
+    """Set the first weights of a new head; a head that was trained stays as it is.
+
+    Args:
+        new: names of the weights that the model's file lacks.
+        scale: factor on the output weights.
+        identity: begin square layers as the identity if the file lacks them, or if they have a bias that is zero
+            throughout, as that of a pooler that was never trained. A drawn layer mixes the encoder's states and makes
+            them small, which a short training has to undo.
+    """
+    outputs = [
+        weight
+        for name, weight in model.named_parameters()
+        if name in new and weight.ndim == 2 and len(weight) == 1
+    ]
+    with torch.no_grad():
+        for weight in outputs:
+            weight.mul_(scale)
+        for prefix, part in head_parts(model).items() if identity and outputs else ():
+            for name, layer in part.named_modules(prefix=prefix):
+                if isinstance(layer, nn.Linear) and layer.in_features == layer.out_features > 1:
+                    untrained = layer.bias is not None and not layer.bias.any()
+                    if untrained or f"{name}.weight" in new:
+                        nn.init.eye_(layer.weight)
+                        if layer.bias is not None:
+                            nn.init.zeros_(layer.bias)
 
 
 def keep_fp32(model: Any) -> None:

@@ -180,6 +180,9 @@ class Recipe:
     head_scale: float = 1.0
     """Factor on the output weights of a new head. Its first scores are so close together that a short training
     spends many steps on spreading them; 5 or more spares those."""
+    head_identity: bool = False
+    """Begin the square layers of a new head, and a pooler that was never trained, as the identity, so that the new
+    output reads the encoder's states as they are."""
     compile: bool | None = None
     """Let `torch.compile` fuse the operations of each layer. The first steps wait for the compiler. By default on a GPU
     where Triton and a C compiler are installed. On a CPU it replaces the forward of `students/cpu/`, which is faster."""
@@ -224,6 +227,7 @@ _LATER = (
     "compile",
     "weights",
     "head_scale",
+    "head_identity",
     "long",
     "frame",
     "instruction",

@@ -258,6 +258,7 @@ def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
         "seed": recipe.seed,
         "layers": recipe.layers or None,
         "head_scale": recipe.head_scale,
+        "head_identity": recipe.head_identity,
         "framing": recipe.framing,
     }
     encoder = CrossEncoder.load(recipe.base, attention_dropout=recipe.attention_dropout, **options)

@@ -14,6 +14,7 @@ from labelstore.store import keys
 from teachers.engines.base import Completion, Request
 from teachers.errors import TeacherError
 from teachers.generate.calling import examples
+from teachers.generate.calling.fusing import Fusion
 from teachers.generate.calling.reading import read
 from teachers.generate.calling.records import answered, call_record, permutation_record
 from teachers.generate.calling.teacher import Teacher
@@ -257,8 +258,7 @@ class Labelling:
 
     Attributes:
         strategy: the strategy that selects the windows.
-        fuse: whether to order by the summed reciprocal ranks of the teacher's order and the run's order.
-        fuse_weight: weight of the teacher in that sum; the run has the rest.
+        fusion: how the teacher's order is fused with the run's; None: not at all.
     """
 
     job_key: str
@@ -266,8 +266,7 @@ class Labelling:
     strategy: Strategy
     journal: Journal
     work: Answers
-    fuse: bool = False
-    fuse_weight: float = 0.5
+    fusion: Fusion | None = None
     # Words per passage, for shortened requests in flight.
     _words: dict[str, int] = field(default_factory=dict)
 
@@ -341,12 +340,8 @@ class Labelling:
     def _final(self, task: Task, result: Result) -> Sequence[int]:
         """Return the query's order, fused with the run's if requested; fused scores then replace the teacher's."""
         order = result.ranked.order
-        if not self.fuse:
+        if self.fusion is None:
             return order
-        own = self.fuse_weight  # doubled below, so that 0.5 gives the plain sum
-        fused = {
-            index: 2 * (own / (60 + rank) + (1 - own) / (60 + task.candidates[index].initial_rank))
-            for rank, index in enumerate(order, start=1)
-        }
-        result.scores = [fused[index] for index in range(len(task.candidates))]
+        fused = self.fusion.scores(task, result)
+        result.scores = list(fused)
         return sorted(order, key=lambda index: -fused[index])

@@ -230,9 +230,7 @@ def _label(running: _Running, engine: Engine, work: Work, first_canaries: Mappin
     made, settings = running.plan, running.plan.settings
     rendering = Rendering(made.teacher, engine.tokenizer, engine.context)
     with Journal(running.folder, running.job.job_key, made.header()) as journal:
-        job = Labelling(
-            running.job.job_key, rendering, made.strategy, journal, work, settings.fuse, settings.fuse_weight
-        )
+        job = Labelling(running.job.job_key, rendering, made.strategy, journal, work, settings.fusion)
         if settings.canaries:
             running.drifted = canary.run_canaries(
                 engine, job, settings.canaries, first_canaries, running.budget, running.note

@@ -18,6 +18,7 @@ from teachers import models
 from teachers.engines.base import Sampling
 from teachers.errors import ExitCode, TeacherError
 from teachers.generate.calling import examples
+from teachers.generate.calling.fusing import FUSIONS
 from teachers.generate.calling.teacher import Teacher
 from teachers.generate.settings import (
     BATCH_PRICE,
@@ -276,7 +277,7 @@ def _parameters(settings: Settings, strategy: Strategy) -> dict[str, Any]:
     if settings.head_of is not None:
         parameters["head_of"] = settings.head_of
     if settings.fuse:
-        parameters["fuse"] = "reciprocal ranks with the run, k = 60"
+        parameters["fuse"] = FUSIONS[settings.fuse_by]
         # Labelings from before this setting have equal weights, and their parameters must stay the same.
         if settings.fuse_weight != 0.5:
             parameters["fuse_weight"] = settings.fuse_weight
@@ -452,6 +453,11 @@ def _check_texts(con: duckdb.DuckDBPyConnection, made: Plan) -> None:
         raise DataMissing(
             f"{unscored} of {total} candidates of {made.run.name} have no score, and {template.ident} shows scores",
             hint="retrieve the run again with `msft retrieve --name OTHER`, or give another --prompt",
+        )
+    if unscored and made.settings.fuse and made.settings.fuse_by == "scores":
+        raise DataMissing(
+            f"{unscored} of {total} candidates of {made.run.name} have no score to fuse with",
+            hint="--fuse-by ranks",
         )
     if n:
         raise DataMissing(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from labelstore.errors import UsageError
+from teachers.generate.calling.fusing import FUSIONS, Fusion
 from teachers.models import TeacherModel
 
 ENGINES = ("vllm", "openai", "openai-batch", "ray", "transformers", "cross-encoder", "bi-encoder")
@@ -107,11 +108,19 @@ class Settings:
     ] = None
     keep_thoughts: Annotated[bool, "Store the thoughts of a thinking model with its replies."] = False
     logprobs: Annotated[bool, "Store the log-probabilities of identifiers as scores."] = False
-    fuse: Annotated[bool, "Fuse a scoring model's order with the run's by reciprocal ranks."] = False
+    fuse: Annotated[bool, "Fuse a scoring model's ranking with the run's."] = False
+    fuse_by: Annotated[
+        str, "Fuse by ranks (reciprocal), or by scores, each scaled to 0..1 within the query."
+    ] = "ranks"
     fuse_weight: Annotated[float, "The teacher's share in --fuse; the run has the rest."] = 0.5
     canaries: Annotated[
         int, "Calls repeated at each start to notice that a model has changed; 0 for none."
     ] = 3
+
+    @property
+    def fusion(self) -> Fusion | None:
+        """How the teacher's ranking is fused with the run's; None: not at all."""
+        return Fusion(self.fuse_by, self.fuse_weight) if self.fuse else None
 
 
 LEAST = {
@@ -167,6 +176,8 @@ def check_engine(settings: Settings, model: TeacherModel, engine: str, own: str 
         )
     if settings.fuse and engine not in PAIRS:
         raise UsageError("--fuse is for --engine cross-encoder and bi-encoder")
+    if settings.fuse_by not in FUSIONS:
+        raise UsageError(f"no fusion by {settings.fuse_by!r}", hint=f"--fuse-by {' | '.join(FUSIONS)}")
     if not 0 < settings.fuse_weight < 1:
         raise UsageError(
             f"--fuse-weight is {settings.fuse_weight:g}: expected a number between 0 and 1",
@@ -174,6 +185,8 @@ def check_engine(settings: Settings, model: TeacherModel, engine: str, own: str 
         )
     if settings.fuse_weight != 0.5 and not settings.fuse:
         raise UsageError("--fuse-weight is the teacher's share in a fused order", hint="add --fuse")
+    if settings.fuse_by != "ranks" and not settings.fuse:
+        raise UsageError("--fuse-by says how to fuse with the run", hint="add --fuse")
     if engine in PAIRS and (
         settings.constrained or settings.top or settings.logprobs or settings.samples > 1
     ):

@@ -188,8 +188,7 @@ class Worker:
                     own.plan.strategy,
                     writing,
                     self._memory,
-                    settings.fuse,
-                    settings.fuse_weight,
+                    settings.fusion,
                 )
                 if own.first_canaries is not None and settings.canaries:
                     self._drifted = canary.run_canaries(

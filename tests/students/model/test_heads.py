@@ -14,6 +14,7 @@ from transformers import (
 
 from students.errors import StudentError
 from students.model.encoder import CrossEncoder
+from students.model.head import head_parts
 from students.train import checkpoints
 from students.train.optimiser import freeze
 
@@ -65,6 +66,38 @@ def test_only_a_new_head_is_scaled(tiny, tmp_path, architecture, scale):
     np.testing.assert_array_equal(scores(with_head, head_scale=scale), scores(with_head))
     plain = scores(body, seed=7)
     np.testing.assert_allclose(scores(body, seed=7, head_scale=scale), scale * plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
+def test_a_new_head_begins_as_the_identity_and_a_trained_one_stays(tiny, tmp_path, architecture):
+    def square(folder, **options):
+        encoder = CrossEncoder.load(folder, precision="fp32", device="cpu", seed=7, **options)
+        parts = head_parts(encoder.model).values()
+        layers = [layer for part in parts for layer in part.modules() if isinstance(layer, torch.nn.Linear)]
+        return [layer for layer in layers if layer.in_features == layer.out_features]
+
+    with_head = tiny(architecture)
+    whole = CrossEncoder.load(with_head, precision="fp32", device="cpu")
+    before = square(with_head)
+    for drawn, kept in zip(before, square(with_head, head_identity=True), strict=True):
+        assert torch.equal(drawn.weight, kept.weight)
+    assert before, "each of these architectures has such a layer"
+    body = tmp_path / "body"
+    whole.model.base_model.save_pretrained(body)
+    whole.tokenizer.save_pretrained(body)
+    assert not any(torch.equal(layer.weight, torch.eye(layer.in_features)) for layer in square(body))
+    assert all(
+        torch.equal(layer.weight, torch.eye(layer.in_features)) for layer in square(body, head_identity=True)
+    )
+    if architecture != "bert":
+        return
+    trained = tmp_path / "trained"  # a pooler that somebody trained has a bias
+    with torch.no_grad():
+        whole.model.bert.pooler.dense.bias[0] = 0.1
+    whole.model.base_model.save_pretrained(trained)
+    whole.tokenizer.save_pretrained(trained)
+    (pooler,) = square(trained, head_identity=True)
+    assert torch.equal(pooler.weight, whole.model.bert.pooler.dense.weight)
 
 
 @pytest.mark.parametrize("kind", ["distilbert", "llama"])

@@ -294,6 +294,8 @@ def test_tampered_text_asks_again(store: LabelStore) -> None:
         ({"prompt": "none@1"}, TeacherError, "prompt"),
         ({"fuse": True}, UsageError, "--fuse"),
         ({"fuse_weight": 0.7}, UsageError, "--fuse-weight"),
+        ({"fuse_by": "scores"}, UsageError, "--fuse-by"),
+        ({"fuse_by": "votes"}, UsageError, "votes"),
     ],
 )
 def test_bad_settings_leave_the_store_as_it_was(
@@ -411,3 +413,32 @@ def test_fusion_is_reciprocal_ranks_with_the_run(store: LabelStore, tmp_path: Pa
         assert found[0][0] == (n if share > 0.5 else 1)
     ((parameters,),) = rows(store, "SELECT parameters ->> 'fuse_weight' FROM labelings")
     assert parameters == (None if share == 0.5 else str(share)), "older labelings keep their parameters"
+
+
+def test_fusion_by_scores_scales_both_within_the_query(store: LabelStore, tmp_path: Path) -> None:
+    folder = tmp_path / "scorer"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]}))
+    given = {"n": 0}
+
+    def score(_: str) -> float:
+        given["n"] += 1
+        return float(given["n"] ** 2)  # not linear, so that ranks would give another sum
+
+    run(store, scoring(score), model=str(folder), limit=1, fuse=True, fuse_by="scores", fuse_weight=0.8)
+    found = rows(
+        store,
+        """SELECT p.initial_rank, c.score, p.score FROM permutation_items p JOIN permutations USING (permutation)
+           JOIN labelings l USING (labeling) JOIN candidates c
+             ON c.run = l.run AND c.query = permutations.query AND c.document = p.document ORDER BY p.rank""",
+    )
+    firsts = [first for _, first, _ in found]
+    n = len(found)
+    assert n == 40
+    for rank, first, fused in found:
+        teacher = (rank**2 - 1) / (n**2 - 1)
+        of_run = (first - min(firsts)) / (max(firsts) - min(firsts))
+        assert fused == pytest.approx(0.8 * teacher + 0.2 * of_run, abs=1e-6)
+    assert [fused for *_, fused in found] == sorted((fused for *_, fused in found), reverse=True)
+    ((how,),) = rows(store, "SELECT parameters ->> 'fuse' FROM labelings")
+    assert how == "scores with the run's, each scaled to 0..1 within the query"
