@@ -35,13 +35,21 @@ Row = dict[str, Any]
 class Trial:
     """The settings of a training. The defaults are the base; each other trial changes one thing."""
 
-    share: float = 0.7  # share of the teacher's order in the labels; the rest is BM25's
-    stratified: int = 5
-    easy: int = 3
+    share: float = 0.8  # share of the teacher in the labels; the rest is BM25's
+    by: str = "scores"  # what is fused
+    stratified: int = 7
+    easy: int = 1
     judged_first: bool = False
     sentences: int = 0  # pseudo-queries beside the real ones
     settings: dict[str, Any] = field(
-        default_factory=lambda: {"lr": 2e-4, "lists": 4, "group_size": 8, "max_length": 128}
+        default_factory=lambda: {
+            "lr": 2e-4,
+            "lists": 4,
+            "group_size": 8,
+            "max_length": 128,
+            "head_scale": 5.0,
+            "head_identity": "true",
+        }
     )
 
     def of(self, **settings: Any) -> "Trial":
@@ -53,9 +61,11 @@ BASE = Trial()
 TRIALS: dict[str, Trial] = {
     "base": BASE,
     "easy-0": replace(BASE, easy=0, stratified=8),  # as many passages per list
-    "easy-1": replace(BASE, easy=1, stratified=7),
+    "easy-3": replace(BASE, easy=3, stratified=5),
     "share-0.5": replace(BASE, share=0.5),
-    "share-0.9": replace(BASE, share=0.9),
+    "share-1": replace(BASE, share=0.999),  # the embedding model alone
+    "ranks": replace(BASE, by="ranks", share=0.7),
+    "drawn-head": BASE.of(head_identity="false"),
     "judged-first": replace(BASE, judged_first=True),
     "sentences": replace(BASE, sentences=1000),
     "depth-10": BASE.of(depth=10),
@@ -121,7 +131,8 @@ def _docstrings(folder: Path) -> Path:
 # ----------------------------------------------------------------------------------------------------------- trials
 def labelled(msft: Commands, name: str, trial: Trial) -> list[str]:
     """Make the labelings that a trial learns from; existing labels are reused."""
-    wanted = [(f"{name}/train", f"labels-{trial.share:g}")]
+    mix = f"{trial.by}-{trial.share:g}"
+    wanted = [(f"{name}/train", f"labels-{mix}")]
     if trial.sentences:
         dataset = f"{name}/sentences-{trial.sentences}"
         msft(
@@ -129,11 +140,11 @@ def labelled(msft: Commands, name: str, trial: Trial) -> list[str]:
             "--name", dataset,
         )  # fmt: skip
         msft("retrieve", "--dataset", dataset, "--retriever", BM25, "--depth", str(DEPTH))
-        wanted.append((dataset, f"sentences-{trial.sentences}-{trial.share:g}"))
+        wanted.append((dataset, f"sentences-{trial.sentences}-{mix}"))
     for dataset, labels in wanted:
         msft(
-            "teachers", "generate", "--model", "minilm", "--engine", "bi-encoder", "--fuse", "--fuse-weight",
-            f"{trial.share:g}", "--dataset", dataset, "--run", BM25, "--depth", str(DEPTH), "--name", labels,
+            "teachers", "generate", "--model", "minilm", "--engine", "bi-encoder", "--fuse", "--fuse-by",
+            trial.by, "--fuse-weight", f"{trial.share:g}", "--dataset", dataset, "--run", BM25, "--depth", str(DEPTH), "--name", labels,
         )  # fmt: skip
     return [labels for _, labels in wanted]
 
