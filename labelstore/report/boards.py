@@ -132,6 +132,8 @@ def board(con: duckdb.DuckDBPyConnection, of: lookup.Dataset, wanted: Sequence[s
     companions = {name for s in systems for name in _companions(s, measured)}
     measures = _order(of, measured, companions, wanted)
     made = Board(of, measures)
+    if con.execute("SELECT count(*) FROM query_origins WHERE dataset = ?", [of.dataset]).fetchall()[0][0]:
+        made.notes.append("a model wrote the queries; people did not ask them")
     if n_stale:
         made.notes.append(
             f"{n_stale} evaluations of rankings or judgments that were replaced since are left out: "

@@ -327,7 +327,7 @@ def _settings(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
         "90 % of the passages fit" if facts.tokens <= settings["max_length"] else "the most for this device"
     )
     if facts.base.new_head:
-        settings["head_scale"] = 5.0
+        settings |= {"head_scale": 5.0, "head_identity": True}
     if facts.device is CPU:
         settings |= {"attention_dropout": 0.0, "hidden_dropout": 0.0}
         settings |= {"freeze": ["embeddings"]} if facts.base.embeddings else {}

@@ -12,6 +12,8 @@ import pytest
 from openai_servers import Server, good, serving
 from runner import Done, commands
 
+from labelstore.report.boards import board
+from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 
 pytestmark = pytest.mark.test_all
@@ -120,6 +122,10 @@ def test_generated_queries_as_a_test_set_are_warned_of(store: LabelStore, server
     measured = rows(store, "eval", "--dataset", "c/synthetic", "--judge", "j", "--measure", "nDCG@5")
     assert {row["queries_by"] for row in measured} == {"model"}
     assert not any("queries_by" in row for row in rows(store, "eval", "--dataset", "c/test"))
+    with store.read() as con:
+        notes = {name: board(con, lookup.dataset(con, name)).notes for name in ("c/synthetic", "c/test")}
+    assert "a model wrote the queries; people did not ask them" in notes["c/synthetic"]
+    assert not any("model" in note for note in notes["c/test"])
     assert "generated" not in msft(store, "eval", "--dataset", "c/test", "--measure", "nDCG@5").err
 
 
