@@ -137,6 +137,17 @@ def test_two_students_are_served_by_name_and_fused_by_the_weight_of_eval(store: 
         assert ranked(url, documents=texts, use_activation=False) == found
 
 
+@pytest.mark.test_all
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+def test_a_backend_serves_the_scores_of_torch(store: LabelStore, backend: str) -> None:
+    texts = tiny_models.sentences(9, 1)
+    own = load_reranker(store, "one", precision="fp32").scores([("which water is it", texts)])[0]
+    with served(store, "one", "--backend", backend) as (url, _, _):
+        found = ranked(url, documents=texts, use_activation=False)
+        assert [i for i, _ in found] == np.argsort(-own, kind="stable").tolist()
+        assert [v for _, v in found] == pytest.approx(np.sort(own)[::-1].tolist(), abs=1e-5)
+
+
 def scaled(values: np.ndarray) -> np.ndarray:
     return (values - values.min()) / (values.max() - values.min())
 
