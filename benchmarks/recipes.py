@@ -76,6 +76,8 @@ TRIALS: dict[str, Trial] = {
     "kl": BASE.of(loss="kl"),
     "lambda": BASE.of(loss="lambda"),
     "64-tokens": BASE.of(max_length=64),
+    "256-tokens": BASE.of(max_length=256),
+    "freeze-2": BASE.of(freeze='["embeddings", "layers:0-1"]'),
     "layers-3": BASE.of(layers=3),
 }
 

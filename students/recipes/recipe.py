@@ -106,8 +106,9 @@ class Stage:
     gradient_cache: Literal["auto", "always", "never"] = "auto"
     """`always` or `never`. `auto` caches gradients if a step does not fit into `memory_tokens`."""
     valid_every: int = 0
-    """Steps between validations. 0 validates ten times a stage by its nearest bound, and every ten minutes at
-    the latest."""
+    """Steps between validations. 0 validates ten times a stage by its nearest bound, and every ten minutes at the
+    latest. With `max_pairs`, `keep` last and no `patience` it does so less often, at least twice, if ten times would take
+    more than a tenth of the stage's time."""
     valid_lists: int = 500
     """Largest number of validation lists."""
     stop_on: Measure = "loss"

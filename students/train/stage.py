@@ -95,6 +95,7 @@ class StageRun:
             tasks, stage, recipe.seed, CUDA_VALID_PAIRS if on_gpu else CPU_VALID_PAIRS
         )
         few = diagnostics.of_validation(stage, sum(one.n_lists for one in self.held))
+        self.validations = validation.times(self.held, stage, self.bounds.pairs)
         self.curve = few is None  # too few lists: no curve is drawn from them, and no step is chosen by them
         if few is not None:
             say(few)
@@ -156,9 +157,10 @@ class StageRun:
             if state.step % stage.log_every == 0 or state.stopped_by:
                 self._log(state, log, rate)
             before, done = done, self._progress(state)
-            tenth = int(10 * done) > int(10 * before)
-            valid = _due(stage.valid_every, state, tenth, state.looked)
-            saves = _due(stage.checkpoint_every or stage.valid_every, state, tenth, state.saved)
+            valid = _due(stage.valid_every, state, _passed(before, done, self.validations), state.looked)
+            saves = _due(
+                stage.checkpoint_every or stage.valid_every, state, _passed(before, done, 10), state.saved
+            )
             if valid or saves or state.stopped_by:
                 diagnostics.check_weights(self.encoder.model, self.optimiser, self.length, stage, state.step)
             if valid or state.stopped_by:
@@ -357,11 +359,16 @@ class StageRun:
         )  # fmt: skip
 
 
-def _due(every: int, state: StageState, tenth: bool, last: float) -> bool:
-    """Return True if it is time: after every ``every`` steps, or at each tenth of the stage and after ten minutes."""
+def _passed(before: float, done: float, parts: int) -> bool:
+    """Return True if the stage went from one of its equal parts into the next."""
+    return int(parts * done) > int(parts * before)
+
+
+def _due(every: int, state: StageState, passed: bool, last: float) -> bool:
+    """Return True if it is time: after every ``every`` steps, or after each part of the stage and after ten minutes."""
     if every:
         return state.step % every == 0
-    return tenth or state.seconds - last >= _LONGEST_INTERVAL
+    return passed or state.seconds - last >= _LONGEST_INTERVAL
 
 
 class _Steps:

@@ -18,6 +18,11 @@ from students.train.steps import Task, targets_of
 HIGHER_IS_BETTER = {"loss": False, "nDCG@10": True, "tau": True}
 
 
+MOST_TIMES, LEAST_TIMES = 10, 2
+_SHARE = 0.1  # of a stage's time that validations may take if nothing depends on them
+_UPDATE_OVER_FORWARD = 3  # a pair that is learnt takes as long as three that are scored
+
+
 @dataclass(frozen=True)
 class ValidationLists:
     """Validation lists of one objective, always with the same passages."""
@@ -45,6 +50,22 @@ def choose_lists(tasks: list[Task], stage: Stage, seed: int, max_pairs: int) -> 
         if n:
             held.append(ValidationLists(task, lists, drawn.take(drawn.local < n), n))
     return held
+
+
+def times(held: list[ValidationLists], stage: Stage, pairs: int) -> int:
+    """Return into how many parts a stage is divided by validations.
+
+    Ten, but fewer if nothing depends on them (``keep`` last without ``patience``), the stage is bounded by pairs, and ten
+    would take more than a tenth of its time: a short training on a CPU spent half of its time on them.
+
+    Args:
+        pairs: the stage's bound in pairs; 0 without one.
+    """
+    scored = sum(one.drawn.local.size for one in held)
+    if stage.keep == "best" or stage.patience or not pairs or not scored:
+        return MOST_TIMES
+    paid = _SHARE * _UPDATE_OVER_FORWARD * pairs / scored
+    return max(LEAST_TIMES, min(MOST_TIMES, int(paid)))
 
 
 def _shuffled(n: int, key: int) -> Ints:

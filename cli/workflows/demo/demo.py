@@ -39,7 +39,8 @@ PROFILES = {
     "full": Profile((), None, test=600, dev=200, train=1000, depth=10, labelled=20, pairs=0),
     "short": Profile(
         ("python", "numpy", "networkx", "typer", "rich"),
-        1200, test=60, dev=20, train=200, depth=10, labelled=10, pairs=320, settings=("layers=2",),
+        1200, test=60, dev=20, train=200, depth=10, labelled=10, pairs=320,
+        settings=("layers=2", 'freeze=["embeddings"]'),
     ),
 }  # fmt: skip
 
@@ -168,17 +169,27 @@ def _teacher(named: str | None) -> list[str]:
     """Make the options of `teachers generate`: the named LLM, or offline the cosine of MiniLM's embeddings with BM25."""
     if named:
         return ["--model", named]
-    return ["--model", "minilm", "--engine", "bi-encoder", "--fuse", "--fuse-by", "scores", "--fuse-weight", "0.8"]
+    return [
+        "--model",
+        "minilm",
+        "--engine",
+        "bi-encoder",
+        "--fuse",
+        "--fuse-by",
+        "scores",
+        "--fuse-weight",
+        "0.8",
+    ]
 
 
 def _sources(regime: str) -> list[str]:
     """Make the options of `students train` that name its training data.
 
-    Three passages at the bottom of each list are random, because near candidates alone teach little in minutes.
+    A passage at the bottom of each list is random, because near candidates alone teach little in minutes.
     """
     negatives = ["--dataset", TRAIN, "--negatives", "hard"] if "cl" in regime else []
-    labels = ["--labels", "labels", "--judged-first", "--stratified", "5"] if "kd" in regime else []
-    return [*negatives, *labels, "--easy", "3"]
+    labels = ["--labels", "labels", "--judged-first", "--stratified", "7"] if "kd" in regime else []
+    return [*negatives, *labels, "--easy", "1"]
 
 
 def _size(profile: Profile) -> list[str]:
