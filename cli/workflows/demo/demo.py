@@ -169,17 +169,8 @@ def _teacher(named: str | None) -> list[str]:
     """Make the options of `teachers generate`: the named LLM, or offline the cosine of MiniLM's embeddings with BM25."""
     if named:
         return ["--model", named]
-    return [
-        "--model",
-        "minilm",
-        "--engine",
-        "bi-encoder",
-        "--fuse",
-        "--fuse-by",
-        "scores",
-        "--fuse-weight",
-        "0.8",
-    ]
+    fused = ["--fuse", "--fuse-by", "scores", "--fuse-weight", "0.8"]
+    return ["--model", "minilm", "--engine", "bi-encoder", *fused]
 
 
 def _sources(regime: str) -> list[str]:
