@@ -30,7 +30,9 @@ def held(pairs: int) -> list[Any]:
 def test_validations_take_at_most_a_tenth_of_a_stage(
     settings: dict[str, Any], bound: int, scored: int, times: int
 ) -> None:
-    found = validation.times(held(scored) if scored else [], Stage(number=1, objectives=(), **settings), bound)
+    found = validation.times(
+        held(scored) if scored else [], Stage(number=1, objectives=(), **settings), bound
+    )
     assert found == times
     if 2 < found < 10:
         assert found * scored / 3 <= 0.1 * bound
