@@ -36,7 +36,7 @@ class Profile:
 
 
 PROFILES = {
-    "full": Profile((), None, test=600, dev=120, train=700, depth=10, labelled=20, pairs=0),
+    "full": Profile((), None, test=600, dev=120, train=1000, depth=10, labelled=10, pairs=0),
     "short": Profile(
         ("python", "numpy", "networkx", "typer", "rich"),
         1200, test=60, dev=20, train=200, depth=10, labelled=10, pairs=320,
