@@ -235,11 +235,11 @@ class Template(_Form):
         if self.entry == _Form.entry:  # as most prompts show them; filling in takes ten times as long
             return [f"[{name}] {text}" for name, text in zip(names, passages, strict=False)]
         written = [f"{score:.2f}" for score in scores][-len(passages) :] or [""] * len(passages)
-        entries = []
-        for name, text, score in zip(names, passages, written, strict=False):
-            values = {"identifier": name, "passage": text, "score": score}
-            entries.append(_ENTRY.sub(lambda m, values=values: values[m[1]], self.entry))
-        return entries
+        shown = zip(names, passages, written, strict=False)
+        return [
+            _filled(self.entry, {"identifier": name, "passage": text, "score": score})
+            for name, text, score in shown
+        ]
 
     def text(
         self, messages: Sequence[Message], chat_template: Callable[[list[Message]], str] | None = None
@@ -262,6 +262,10 @@ class Template(_Form):
     def ranking(self, order: Sequence[int]) -> str:
         """Return the reply for this order of positions (from 0): ``[2] > [1]``."""
         return " > ".join(f"[{self.identifier(i + 1)}]" for i in order)
+
+
+def _filled(entry: str, values: Mapping[str, str]) -> str:
+    return _ENTRY.sub(lambda m: values[m[1]], entry)
 
 
 def output_budget(
