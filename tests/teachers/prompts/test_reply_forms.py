@@ -235,10 +235,10 @@ LISTED = (
 def test_the_quick_check_of_a_passage_is_the_slow_one(parts: Sequence[str], most: int, rate: float) -> None:
     drawn = Random(7)
     found = 0
-    for _ in range(20_000):
+    for _ in range(5_000):
         text = "".join(drawn.choices(parts, k=drawn.randint(2, most)))
         slow = replies._LONG_AROUND.search(text) or replies._MAYBE_LISTED.search(text)
         assert replies.may_name_passages(text) == (slow is not None or "\0" in text), repr(text)
         found += slow is not None
-    assert 20_000 * rate < found < 19_000
+    assert 5_000 * rate < found < 4_750
     assert all(replies.may_name_passages(f"a {mark} b") for mark in "[>&\\<:")
