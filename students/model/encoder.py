@@ -27,7 +27,7 @@ from students.model import base_config, compiled_layers, lora
 from students.model.bases import BASES
 from students.model.bf16_weights import Bf16Weights
 from students.model.decoder import framed_tokenizer, head_from_answers
-from students.model.head import keep_fp32, start_head
+from students.model.head import HeadStart, keep_fp32, start_head
 from students.model.hub import local_only
 from students.model.module_head import load_module_head
 from students.text.batches import Layout, PairBatch
@@ -98,8 +98,7 @@ class CrossEncoder(nn.Module, PairReader):
         attention: str | None = None,
         seed: int | None = None,
         layers: int | None = None,
-        head_scale: float = 1.0,
-        head_identity: bool = False,
+        head: HeadStart = HeadStart(),
         framing: Framing = Framing(),
     ) -> "CrossEncoder":
         """Load a folder, a Hugging Face id or an alias (`resolve_base`). A model without a head gets a new one.
@@ -115,8 +114,7 @@ class CrossEncoder(nn.Module, PairReader):
             attention: transformers' ``attn_implementation``, or ``packed_varlen``.
             seed: seed of a new head's weights.
             layers: keep only the first layers.
-            head_scale: factor on the output weights of a new head.
-            head_identity: begin the square layers of a new head, and a pooler that was never trained, as the identity.
+            head: the first weights of a new head.
             framing: a decoder's text frame, if it is not the one that its name says.
 
         Raises:
@@ -143,7 +141,7 @@ class CrossEncoder(nn.Module, PairReader):
             torch.manual_seed(seed)
         model, new = _load_model(path_or_id, source, config, attention, local)
         if _fill_head(model, tokenizer, path_or_id, source, new, local):
-            start_head(model, new, head_scale, head_identity)
+            start_head(model, new, head)
         if adapter is not None:
             lora.add_adapter(model, adapter)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

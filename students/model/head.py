@@ -5,6 +5,7 @@ costs nothing.
 """
 
 from collections.abc import Set
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,15 +26,26 @@ def head_parts(model: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in after.items() if next(module.parameters(), None) is not None}
 
 
-def start_head(model: Any, new: Set[str], scale: float, identity: bool) -> None:
+@dataclass(frozen=True)
+class HeadStart:
+    """The first weights of a new head.
+
+    Attributes:
+        scale: factor on the output weights.
+        identity: begin square layers as the identity if the model's file lacks them, or if they have a bias that is zero
+            throughout, as that of a pooler that was never trained. A drawn layer mixes the encoder's states and makes
+            them small, which a short training has to undo.
+    """
+
+    scale: float = 1.0
+    identity: bool = False
+
+
+def start_head(model: Any, new: Set[str], start: HeadStart) -> None:
     """Set the first weights of a new head; a head that was trained stays as it is.
 
     Args:
         new: names of the weights that the model's file lacks.
-        scale: factor on the output weights.
-        identity: begin square layers as the identity if the file lacks them, or if they have a bias that is zero
-            throughout, as that of a pooler that was never trained. A drawn layer mixes the encoder's states and makes
-            them small, which a short training has to undo.
     """
     outputs = [
         weight
@@ -42,8 +54,8 @@ def start_head(model: Any, new: Set[str], scale: float, identity: bool) -> None:
     ]
     with torch.no_grad():
         for weight in outputs:
-            weight.mul_(scale)
-        for prefix, part in head_parts(model).items() if identity and outputs else ():
+            weight.mul_(start.scale)
+        for prefix, part in head_parts(model).items() if start.identity and outputs else ():
             for name, layer in part.named_modules(prefix=prefix):
                 if isinstance(layer, nn.Linear) and layer.in_features == layer.out_features > 1:
                     untrained = layer.bias is not None and not layer.bias.any()

@@ -30,6 +30,7 @@ from students.model import lora
 from students.model import packed_attention as attention
 from students.model.decoder import is_decoder
 from students.model.encoder import CrossEncoder
+from students.model.head import HeadStart
 from students.model.joined_products import join_products
 from students.recipes.recipe import Objective, Recipe, Stage
 from students.text.token_cache import TokenCache
@@ -257,8 +258,7 @@ def _load(recipe: Recipe, device: torch.device, say: Note) -> CrossEncoder:
         "hidden_dropout": recipe.hidden_dropout,
         "seed": recipe.seed,
         "layers": recipe.layers or None,
-        "head_scale": recipe.head_scale,
-        "head_identity": recipe.head_identity,
+        "head": HeadStart(recipe.head_scale, recipe.head_identity),
         "framing": recipe.framing,
     }
     encoder = CrossEncoder.load(recipe.base, attention_dropout=recipe.attention_dropout, **options)

@@ -113,7 +113,7 @@ def test_minutes_belong_to_auto(store: LabelStore, small: dict[str, Any]) -> Non
 def test_another_recipe_is_shown_as_it_is(store: LabelStore) -> None:
     shown = plan_training(store, recipe="demo", settings={"regime": "kd"})[0]
     found = {(c.stage, c.choice): (c.value, c.taken_from) for c in shown.choices}
-    assert found["1 kd", "pairs"] == (7_000, "recipe demo")
+    assert found["1 kd", "pairs"] == (5_000, "recipe demo")
     assert found[None, "regime"] == ("kd", "given")
     assert (None, "re-rank") not in found
 

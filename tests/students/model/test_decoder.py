@@ -12,6 +12,7 @@ from students.errors import StudentError
 from students.model import packed_attention as packed
 from students.model.decoder import is_decoder
 from students.model.encoder import CrossEncoder
+from students.model.head import HeadStart
 from students.rerank.reranker import Reranker
 from students.text.batches import collate
 from students.text.frames import Framing, frame_of
@@ -147,7 +148,7 @@ def test_a_sequence_classifier_loads_as_it_is(tmp_path):
 def test_a_causal_model_without_answers_gets_a_new_head(tmp_path):
     folder = tiny_decoders.make("llama", tmp_path / "m")
     heads = [
-        load(folder, Framing("plain"), seed=seed, head_scale=scale).model.score.weight.detach()
+        load(folder, Framing("plain"), seed=seed, head=HeadStart(scale)).model.score.weight.detach()
         for seed, scale in ((1, 1.0), (1, 3.0), (2, 1.0))
     ]
     torch.testing.assert_close(heads[1], 3 * heads[0])

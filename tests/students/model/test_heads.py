@@ -14,7 +14,7 @@ from transformers import (
 
 from students.errors import StudentError
 from students.model.encoder import CrossEncoder
-from students.model.head import head_parts
+from students.model.head import HeadStart, head_parts
 from students.train import checkpoints
 from students.train.optimiser import freeze
 
@@ -63,9 +63,11 @@ def test_only_a_new_head_is_scaled(tiny, tmp_path, architecture, scale):
     whole = CrossEncoder.load(with_head, precision="fp32", device="cpu")
     whole.model.base_model.save_pretrained(body)
     whole.tokenizer.save_pretrained(body)
-    np.testing.assert_array_equal(scores(with_head, head_scale=scale), scores(with_head))
+    np.testing.assert_array_equal(scores(with_head, head=HeadStart(scale)), scores(with_head))
     plain = scores(body, seed=7)
-    np.testing.assert_allclose(scores(body, seed=7, head_scale=scale), scale * plain, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        scores(body, seed=7, head=HeadStart(scale)), scale * plain, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("architecture", tiny_models.ARCHITECTURES)
@@ -79,7 +81,7 @@ def test_a_new_head_begins_as_the_identity_and_a_trained_one_stays(tiny, tmp_pat
     with_head = tiny(architecture)
     whole = CrossEncoder.load(with_head, precision="fp32", device="cpu")
     before = square(with_head)
-    for drawn, kept in zip(before, square(with_head, head_identity=True), strict=True):
+    for drawn, kept in zip(before, square(with_head, head=HeadStart(identity=True)), strict=True):
         assert torch.equal(drawn.weight, kept.weight)
     assert before, "each of these architectures has such a layer"
     body = tmp_path / "body"
@@ -87,7 +89,8 @@ def test_a_new_head_begins_as_the_identity_and_a_trained_one_stays(tiny, tmp_pat
     whole.tokenizer.save_pretrained(body)
     assert not any(torch.equal(layer.weight, torch.eye(layer.in_features)) for layer in square(body))
     assert all(
-        torch.equal(layer.weight, torch.eye(layer.in_features)) for layer in square(body, head_identity=True)
+        torch.equal(layer.weight, torch.eye(layer.in_features))
+        for layer in square(body, head=HeadStart(identity=True))
     )
     if architecture != "bert":
         return
@@ -96,7 +99,7 @@ def test_a_new_head_begins_as_the_identity_and_a_trained_one_stays(tiny, tmp_pat
         whole.model.bert.pooler.dense.bias[0] = 0.1
     whole.model.base_model.save_pretrained(trained)
     whole.tokenizer.save_pretrained(trained)
-    (pooler,) = square(trained, head_identity=True)
+    (pooler,) = square(trained, head=HeadStart(identity=True))
     assert torch.equal(pooler.weight, whole.model.bert.pooler.dense.weight)
 
 
