@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from msft.scaling import scaled
 from students.serve.batching import Batcher, Scorer
 from students.serve.contracts import Refused
 from students.serve.metrics import Metrics
@@ -51,12 +52,6 @@ class Model:
         own, first = scaled(raw), scaled(first_stage)
         values = [self.weight * a + (1 - self.weight) * b for a, b in zip(own, first, strict=True)]
         return sorted(range(len(raw)), key=lambda i: (-values[i], -first_stage[i], i)), values
-
-
-def scaled(values: Sequence[float]) -> list[float]:
-    """Scale to 0..1; values that are all equal become 0.5."""
-    low, high = min(values), max(values)
-    return [(float(v) - low) / (high - low) if high > low else 0.5 for v in values]
 
 
 class Running:

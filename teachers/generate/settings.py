@@ -110,7 +110,7 @@ class Settings:
     logprobs: Annotated[bool, "Store the log-probabilities of identifiers as scores."] = False
     fuse: Annotated[bool, "Fuse a scoring model's ranking with the run's."] = False
     fuse_by: Annotated[
-        str, "Fuse by ranks (reciprocal), or by scores, each scaled to 0..1 within the query."
+        str, "ranks sums reciprocal ranks; scores adds the scores, each scaled to 0..1 within the query."
     ] = "ranks"
     fuse_weight: Annotated[float, "The teacher's share in --fuse; the run has the rest."] = 0.5
     canaries: Annotated[

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msft.scaling import scaled
+
 if TYPE_CHECKING:
     from teachers.generate.worklist import Task
     from teachers.scheduling.job import Result
@@ -38,8 +40,8 @@ class Fusion:
         """
         own = self.weight
         if self.by == "scores":
-            teacher = _scaled(_all(result.scores))
-            run = _scaled(_all([candidate.score for candidate in task.candidates]))
+            teacher = scaled(_all(result.scores))
+            run = scaled(_all([candidate.score for candidate in task.candidates]))
             return [own * a + (1 - own) * b for a, b in zip(teacher, run, strict=True)]
         ranks = {index: rank for rank, index in enumerate(result.ranked.order, start=1)}
         # Doubled, so that equal weights give the plain sum.
@@ -54,9 +56,3 @@ def _all(scores: Sequence[float | None] | None) -> list[float]:
     if scores is None or len(known) < len(scores):
         raise RuntimeError("a candidate without a score cannot be fused by scores")
     return known
-
-
-def _scaled(scores: Sequence[float]) -> list[float]:
-    """Scale to 0..1; scores that are all equal become 0.5."""
-    low, high = min(scores), max(scores)
-    return [(score - low) / (high - low) if high > low else 0.5 for score in scores]

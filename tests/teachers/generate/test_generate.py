@@ -370,9 +370,7 @@ def scoring(scores: Callable[[str], float]) -> ScriptedEngine:
 
 
 def test_a_scoring_teacher_ranks_by_its_scores(store: LabelStore, tmp_path: Path) -> None:
-    folder = tmp_path / "scorer"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]}))
+    folder = scorer(tmp_path)
     result = run(store, scoring(lambda text: float(len(text) // 10)), model=str(folder), limit=2)
     assert result.labelled == 2
     found = rows(
@@ -389,11 +387,17 @@ def test_a_scoring_teacher_ranks_by_its_scores(store: LabelStore, tmp_path: Path
     assert rows(store, "SELECT strategy FROM labelings") == [("pointwise",)]
 
 
+def scorer(folder: Path) -> Path:
+    """A folder that passes for a classifier; a scripted engine scores in its place."""
+    (folder / "scorer").mkdir()
+    config = {"architectures": ["BertForSequenceClassification"]}
+    (folder / "scorer/config.json").write_text(json.dumps(config))
+    return folder / "scorer"
+
+
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.2, 0.9])
 def test_fusion_is_reciprocal_ranks_with_the_run(store: LabelStore, tmp_path: Path, share: float) -> None:
-    folder = tmp_path / "scorer"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]}))
+    folder = scorer(tmp_path)
     reverse = {"d": 0.0}
 
     def score(_: str) -> float:
@@ -416,9 +420,7 @@ def test_fusion_is_reciprocal_ranks_with_the_run(store: LabelStore, tmp_path: Pa
 
 
 def test_fusion_by_scores_scales_both_within_the_query(store: LabelStore, tmp_path: Path) -> None:
-    folder = tmp_path / "scorer"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]}))
+    folder = scorer(tmp_path)
     given = {"n": 0}
 
     def score(_: str) -> float:
