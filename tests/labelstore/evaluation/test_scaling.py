@@ -2,7 +2,7 @@
 
 import pytest
 
-from msft.scaling import scaled
+from labelstore.evaluation.scaling import scaled
 
 
 @pytest.mark.parametrize(
