@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks.labelling_store import WORDS, make
 from benchmarks.real_lists import DATA, Candidates, candidates, rows
 from benchmarks.teachers import BATCH, ragged
-from msft.kendall import kendall_tau
+from msft.rankings import kendall_tau
 from teachers.strategies import by_name as windows
 
 Row = dict[str, Any]

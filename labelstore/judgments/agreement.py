@@ -15,7 +15,7 @@ from labelstore.evaluation.scores import default_measures
 from labelstore.judgments import statistics
 from labelstore.judgments.statistics import Estimate
 from labelstore.store import lookup
-from msft.kendall import kendall_tau
+from msft.rankings import kendall_tau
 
 GRADES = range(4)
 Row = dict[str, Any]

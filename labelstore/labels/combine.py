@@ -30,7 +30,7 @@ from labelstore.provenance import record as provenance
 from labelstore.store import keys, lookup
 from labelstore.store.job_lock import labeling_alone
 from labelstore.store.label_store import LabelStore
-from msft.kendall import kendall_tau
+from msft.rankings import kendall_tau
 
 Note = Callable[[str], None]
 

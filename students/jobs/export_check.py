@@ -10,7 +10,7 @@ import numpy as np
 from labelstore.errors import DataMissing, MsftError
 from labelstore.evaluation import measures as measuring
 from labelstore.store import lookup
-from msft.kendall import kendall_tau
+from msft.rankings import kendall_tau
 from students.jobs.candidates import CandidateLists, Tick, candidates, lists
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from labelstore.evaluation.scaling import scaled
+from msft.rankings import scaled
 from students.serve.batching import Batcher, Scorer
 from students.serve.contracts import Refused
 from students.serve.metrics import Metrics

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from msft.kendall import kendall_tau
+from msft.rankings import kendall_tau
 from students.losses import get, reduce
 from students.recipes.recipe import Objective, Stage
 from students.text.tokens import Ints

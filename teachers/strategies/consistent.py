@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from msft.kendall import kendall_tau
+from msft.rankings import kendall_tau
 from teachers.errors import ExitCode, TeacherError
 from teachers.strategies.base import Bounds, Ranked, Steps, Strategy, checked
 

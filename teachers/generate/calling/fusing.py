@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from labelstore.evaluation.scaling import scaled
+from msft.rankings import scaled
 
 if TYPE_CHECKING:
     from teachers.generate.worklist import Task

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.early_stop import STRATEGIES, orders, shared
 from benchmarks.real_lists import Candidates
-from msft.kendall import kendall_tau
+from msft.rankings import kendall_tau
 
 N = 90
 

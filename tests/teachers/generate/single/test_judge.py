@@ -24,7 +24,7 @@ from labelstore.store.row_hashes import qrels_hash
 from labelstore.upkeep.merge.job import merge_stores
 from labelstore.upkeep.remove import plan, remove
 from labelstore.upkeep.verify.verify import verify
-from msft.kendall import kendall_tau
+from msft.rankings import kendall_tau
 from teachers.engines.base import Completion, Request
 from teachers.errors import TeacherError
 from teachers.generate.single.judge import Judging, bill, judge

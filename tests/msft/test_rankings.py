@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from msft.kendall import kendall_tau
+from msft.rankings import kendall_tau, scaled
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
@@ -33,3 +33,11 @@ def test_tau_of_scores_is_that_of_their_order(scale: float) -> None:
     assert kendall_tau([score * scale for score in scores], labels) == pytest.approx(
         kendalltau(scores, labels).statistic
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [([1, 3, 2], [0, 1, 0.5]), ([-4.0, -2.0], [0, 1]), ([7.0, 7.0], [0.5, 0.5]), ([2.0], [0.5])],
+)
+def test_the_least_is_0_and_the_greatest_1(values, wanted) -> None:
+    assert scaled(values) == wanted

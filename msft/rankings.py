@@ -1,6 +1,6 @@
-"""Compute Kendall's tau, the agreement of two orders of the same items.
+"""Compare and join two systems' rankings of the same items: Kendall's tau, and scores on one scale.
 
-Teachers, students and benchmarks use it. Two of the shipped analyses compute it in SQL, over many labelings at once.
+Teachers, students and benchmarks use them. Two of the shipped analyses compute tau in SQL, over many labelings at once.
 """
 
 from collections.abc import Sequence
@@ -51,3 +51,9 @@ def _sort_counting(values: list[float]) -> tuple[list[float], int]:
         swaps += len(left) - i
         result.append(value)
     return result + left[i:], swaps
+
+
+def scaled(values: Sequence[float]) -> list[float]:
+    """Scale one query's scores to 0..1, by the least and the greatest; values that are all equal become 0.5."""
+    low, high = min(values), max(values)
+    return [(float(value) - low) / (high - low) if high > low else 0.5 for value in values]
