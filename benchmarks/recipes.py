@@ -40,7 +40,7 @@ class Trial:
     stratified: int = 7
     easy: int = 1
     judged_first: bool = False
-    sentences: int = 0  # pseudo-queries beside the real ones
+    sentences: int = 300  # pseudo-queries beside the real ones, which are few
     settings: dict[str, Any] = field(
         default_factory=lambda: {
             "lr": 2e-4,
@@ -67,7 +67,8 @@ TRIALS: dict[str, Trial] = {
     "ranks": replace(BASE, by="ranks", share=0.7),
     "drawn-head": BASE.of(head_identity="false"),
     "judged-first": replace(BASE, judged_first=True),
-    "sentences": replace(BASE, sentences=1000),
+    "no-sentences": replace(BASE, sentences=0),
+    "sentences-1000": replace(BASE, sentences=1000),
     "depth-10": BASE.of(depth=10),
     "group-4": BASE.of(group_size=4, lists=8),
     "lr-1e-4": BASE.of(lr=1e-4),
