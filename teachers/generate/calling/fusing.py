@@ -33,12 +33,15 @@ class Fusion:
         """Return each candidate's fused score.
 
         Args:
-            result: the teacher's order; for ``scores`` with a score for each candidate.
+            result: the teacher's order; for ``scores`` with a score for each candidate, unless there is only one: a
+                query with one candidate is labelled without a call.
 
         Raises:
             RuntimeError: a score is missing; plans are checked for that.
         """
         own = self.weight
+        if self.by == "scores" and len(task.candidates) == 1:
+            return scaled([1.0])
         if self.by == "scores":
             teacher = scaled(_all(result.scores))
             run = scaled(_all([candidate.score for candidate in task.candidates]))

@@ -444,3 +444,14 @@ def test_fusion_by_scores_scales_both_within_the_query(store: LabelStore, tmp_pa
     assert [fused for *_, fused in found] == sorted((fused for *_, fused in found), reverse=True)
     ((how,),) = rows(store, "SELECT parameters ->> 'fuse' FROM labelings")
     assert how == "scores with the run's, each scaled to 0..1 within the query"
+
+
+@pytest.mark.parametrize("by", ["ranks", "scores"])
+def test_a_query_with_one_candidate_is_fused_without_a_call(
+    store: LabelStore, tmp_path: Path, by: str
+) -> None:
+    engine = scoring(lambda _: 1.0)
+    run(store, engine, model=str(scorer(tmp_path)), limit=2, depth=1, fuse=True, fuse_by=by)
+    found = rows(store, "SELECT rank, score FROM permutation_items")
+    assert [rank for rank, _ in found] == [1, 1]
+    assert all(score is not None for _, score in found)
