@@ -3,12 +3,19 @@
 Both load one tiny random Qwen3 in the frame of Qwen3-Reranker. vLLM's side is its converted head (`classifier_from_token`),
 which computes two logits a pair; the teacher computes all logits and reports two. The sides take turns, on new texts each
 round; each has its own engine and prefix cache. The teacher's side renders, asks, keeps a journal and merges it.
+
+`LLM.score` has a process of its own: on a CPU two engines in one process slow each other down, even while one of them
+waits, because each has its own team of OpenMP threads on the same cores (RMSNorm took 21 s in the place of 6).
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +35,25 @@ OVERRIDES = {
 def measure(folder: Path, options: argparse.Namespace, batch: int) -> Row:
     """Run both sides in turns; figures are medians over the rounds, each round on the same pairs."""
     model = _model(folder)
-    engine, peer = _engine(model, batch), _peer(model, batch)
     found: dict[str, list[float]] = {"own": [], "whole": [], "peer": [], "overhead": [], "apart": []}
+    engine = _engine(model, batch)
     try:
-        for turn in range(options.rounds + 1):  # the first round warms both up
-            queries = max(options.queries // 4, 2)
-            store = make(
-                folder / f"pairs-{turn}.duckdb", queries, length=lambda k: CANDIDATES, words=WORDS, seed=turn
-            )
-            sides = [lambda s=store: _label(s, model, engine), lambda s=store: _score(s, peer)]
-            results = [side() for side in (sides if turn % 2 else sides[::-1])]
-            own, theirs = results if turn % 2 else results[::-1]
-            if turn:
-                n = len(theirs["scores"])
-                found["own"].append(n / own["seconds"])
-                found["whole"].append(n / own["wall"])
-                found["peer"].append(n / theirs["seconds"])
-                found["overhead"].append((own["wall"] - own["engine"]) / own["wall"])
-                found["apart"].append(_apart(store, theirs["scores"]))
-                print(f"round {turn}: {n} pairs, {own}, score {theirs['seconds']:.2f} s", file=sys.stderr)
+        with _scorer(model, batch) as peer:
+            for turn in range(options.rounds + 1):  # the first round warms both up
+                queries = max(options.queries // 4, 2)
+                file = folder / f"pairs-{turn}.duckdb"
+                store = make(file, queries, length=lambda k: CANDIDATES, words=WORDS, seed=turn)
+                sides = [lambda s=store: _label(s, model, engine), lambda s=store: _score(s, peer)]
+                results = [side() for side in (sides if turn % 2 else sides[::-1])]
+                own, theirs = results if turn % 2 else results[::-1]
+                if turn:
+                    n = len(theirs["scores"])
+                    found["own"].append(n / own["seconds"])
+                    found["whole"].append(n / own["wall"])
+                    found["peer"].append(n / theirs["seconds"])
+                    found["overhead"].append((own["wall"] - own["engine"]) / own["wall"])
+                    found["apart"].append(_apart(store, theirs["scores"]))
+                    print(f"round {turn}: {n} pairs, {own}, score {theirs['seconds']:.2f} s", file=sys.stderr)
     finally:
         engine.close()
     middle = {name: statistics.median(values) for name, values in found.items()}
@@ -76,13 +83,40 @@ def _engine(model: Path, batch: int) -> Any:
     return VllmEngine(str(model), Sampling(logprobs=20), context=CONTEXT, max_num_seqs=batch, options=options)
 
 
-def _peer(model: Path, batch: int) -> Any:
-    from vllm import LLM
+@contextmanager
+def _scorer(model: Path, batch: int) -> Iterator[Connection]:
+    """Start a process that answers (queries, passages) with (seconds, scores) of one call of `LLM.score`."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_answer, args=(there, model, batch), daemon=True)
+    process.start()
+    there.close()  # so that the death of the process ends a wait for it
+    try:
+        here.recv()  # it is loaded
+        yield here
+    finally:
+        here.close()
+        process.join()
 
-    return LLM(
+
+def _answer(pipe: Connection, model: Path, batch: int) -> None:
+    from vllm import LLM, PoolingParams
+
+    peer = LLM(
         model=str(model), runner="pooling", hf_overrides=OVERRIDES, dtype="float32", max_model_len=CONTEXT,
         max_num_seqs=batch, enforce_eager=True, gpu_memory_utilization=0.3, disable_log_stats=True,
     )  # fmt: skip
+    template, raw = _jinja(), PoolingParams(use_activation=False)
+    pipe.send("loaded")
+    while True:
+        try:
+            queries, passages = pipe.recv()
+        except EOFError:
+            return
+        began = time.perf_counter()
+        outputs = peer.score(queries, passages, chat_template=template, use_tqdm=False, pooling_params=raw)
+        seconds = time.perf_counter() - began
+        pipe.send((seconds, [output.outputs.score for output in outputs]))
 
 
 def _label(store: Any, model: Path, engine: Any) -> Row:
@@ -102,19 +136,12 @@ def _label(store: Any, model: Path, engine: Any) -> Row:
     }
 
 
-def _score(store: Any, peer: Any) -> Row:
+def _score(store: Any, peer: Connection) -> Row:
     """Score the run's pairs in its order by one call of `LLM.score`, the way that its documentation calls fastest."""
-    from vllm import PoolingParams
-
     pairs = _pairs(store)
-    queries, passages = [query for query, _, _ in pairs], [text for _, text, _ in pairs]
-    began = time.perf_counter()
-    outputs = peer.score(
-        queries, passages, chat_template=_jinja(), use_tqdm=False,
-        pooling_params=PoolingParams(use_activation=False),
-    )  # fmt: skip
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "scores": [output.outputs.score for output in outputs]}
+    peer.send(([query for query, _, _ in pairs], [text for _, text, _ in pairs]))
+    seconds, scores = peer.recv()
+    return {"seconds": seconds, "scores": scores}
 
 
 def _pairs(store: Any) -> list[tuple[str, str, float | None]]:

@@ -8,6 +8,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from labelstore.store import keys
@@ -26,6 +27,7 @@ from teachers.prompts import thoughts
 from teachers.scheduling.job import Answer, Result
 from teachers.strategies.by_name import Steps, Strategy, Window
 
+_PARTS = 256  # parts of prompts whose tokens are remembered
 CHOICE_TOKENS = 16  # of a reply that names one passage, with a few words around it
 
 
@@ -61,6 +63,8 @@ class Rendering:
                 (example.normal_hash, turns) for example, turns in zip(teacher.examples, written, strict=True)
             ]
         self._max_tokens: dict[int, int] = {}
+        # The calls of a query differ in the passage alone.
+        self._part = lru_cache(_PARTS)(lambda text: self._ids(text, False))
         self._key_head = keys.canonical_json(
             {"revision": teacher.revision, "sampling": teacher.sampling.key(), "reading": teacher.reading}
         ).encode()
@@ -176,7 +180,7 @@ class Rendering:
         begins = template is not None and template.begins and first not in (None, self.tokenizer.pad_token_id)
         ids: list[int] = [first] if begins else []
         for message in messages:
-            ids += self._ids(message["content"], False)
+            ids += self._part(message["content"])
         last = self.tokenizer.eos_token_id
         return [*ids, last] if template is not None and template.ends and last is not None else ids
 
