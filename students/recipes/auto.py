@@ -25,6 +25,7 @@ USUAL_PAIRS = (
 MANY_PAIRS = 200_000  # from here on a stage takes the step of rank-distillm
 SMALL = 50  # millions of parameters
 LENGTHS = (64, 96, 128, 192, 256)
+_SHORT = 96  # tokens; below that, a pair costs about as much, since most texts do not fill their length
 _MOST_SPEED = 4.0  # a model smaller than the measured one is not faster than this
 _TRIALS = "results/students.md"
 _BOUNDS = ("epochs", "max_steps", "max_pairs", "max_minutes")
@@ -53,10 +54,10 @@ class Device:
     def speed(self, millions: float, max_length: int) -> float:
         """Estimate the pairs per second of a model; the same number on every machine."""
         by_size = min(_MOST_SPEED, self.millions / millions)
-        return self.pairs_per_second * by_size * self.tokens / max(max_length, LENGTHS[0])
+        return self.pairs_per_second * by_size * self.tokens / max(max_length, _SHORT)
 
 
-CPU = Device("cpu", 10, 20, 23, 96, 128, "results/training-cpu.md: two cores")
+CPU = Device("cpu", 10, 24, 23, 128, 128, "results/guide.md: two cores, some of them busy")
 CUDA = Device("cuda", 30, 1_000, 109, 256, 256, "results/gpu.md: less than a third")
 
 

@@ -27,8 +27,8 @@ def test_on_a_cpu_it_is_the_recipe_that_the_trials_found() -> None:
     assert (kd.lr, kd.objectives[0].lists, kd.objectives[0].group_size) == (2e-4, 4, 8)
     assert (cl.lr, cl.objectives[0].lists, cl.objectives[0].group_size) == (1e-4, 8, 8)
     assert plan.view_parameters == {"easy": 3, "stratified": 5, "judged_first": True}
-    assert kd.max_pairs == 2 * cl.max_pairs == 12_000
-    assert plan.pairs == 18_000
+    assert kd.max_pairs == 2 * cl.max_pairs == 12_800
+    assert plan.pairs == 19_200
     assert plan.minutes == pytest.approx(10, rel=0.02)
 
 
@@ -36,19 +36,19 @@ def test_every_line_of_the_plan_has_a_value_and_what_it_was_taken_from() -> None
     found = rows(auto.choose(FACTS))
     assert found[None, "base"] == ("minilm", "its wheel is installed")
     assert found["1 kd", "learns from"] == ("1,300 lists of 20", "labels l")
-    assert found["1 kd", "steps"][0] == 375
-    assert found["2 cl", "steps"][0] == 94
+    assert found["1 kd", "steps"][0] == 400
+    assert found["2 cl", "steps"][0] == 100
     assert found[None, "view: stratified"] == (5, "labels are 20 deep; results/students.md")
     assert all(taken for _, taken in found.values())
 
 
-@pytest.mark.parametrize(("minutes", "pairs"), [(5, 9_000), (10, 18_000), (20, 36_000)])
+@pytest.mark.parametrize(("minutes", "pairs"), [(5, 9_600), (10, 19_200), (20, 38_400)])
 def test_minutes_become_pairs(minutes: float, pairs: int) -> None:
     assert auto.choose(replace(FACTS, minutes=minutes)).pairs == pairs
 
 
 @pytest.mark.parametrize(
-    ("tokens", "max_length", "pairs"), [(30, 64, 18_000), (80, 96, 12_000), (400, 128, 9_000)]
+    ("tokens", "max_length", "pairs"), [(30, 64, 19_200), (80, 96, 19_200), (400, 128, 14_400)]
 )
 def test_longer_passages_take_more_tokens_and_fewer_pairs(tokens: int, max_length: int, pairs: int) -> None:
     plan = auto.choose(replace(FACTS, tokens=tokens))
@@ -153,7 +153,7 @@ def test_a_base_with_a_trained_head_learns_more_slowly() -> None:
 def test_the_stages_share_the_minutes(regime: str, shares: list[float]) -> None:
     plan = auto.choose(replace(FACTS, regime=regime))
     assert [s.max_pairs for s in plan.recipe.stages] == [
-        pytest.approx(18_000 * share, rel=0.01) for share in shares
+        pytest.approx(19_200 * share, rel=0.01) for share in shares
     ]
 
 
