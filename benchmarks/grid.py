@@ -1,13 +1,14 @@
 """Run a small real grid on a CPU: MiniLM in four regimes and several seeds, from human judgments and LLM rankings.
 
-    python -m benchmarks.grid [--data ../shared/data] [--store FILE] [--seeds 1,2] [--pairs 8000]
+    python -m benchmarks.grid [--data ../shared/data] [--store FILE] [--seeds 1,2,3] [--pairs 3000]
         [--depths 50,20] [--retrieved]
 
 `cl` learns from nfcorpus's human judgments over negatives mined from BM25. With ``--retrieved`` it uses only the judged
 passages in BM25's top 100, where all negatives come from. `kd` learns from one view across three collections:
 RankZephyr's rankings of DL21's queries, RankZephyr's training labels, and TFRank's graded labels, which hold ties. The
-recipe is `small`. The tests are DL19 over Anserini's BM25 and nfcorpus's test queries over bm25s. A stage that another
-student of the same seed has trained is reused. Every step is an `msft` command, and the same call continues.
+recipe is `small`. A list has a random passage, and in `kd` seven from across the teacher's order. The tests are DL19
+over Anserini's BM25 and nfcorpus's test queries over bm25s. A stage that another student of the same seed has trained
+is reused. Every step is an `msft` command, and the same call continues.
 
 The benchmark prints a table, the verdicts of `msft compare`, the commands, and one JSON object in the last line. The
 margin of equivalence is msft's default of .01. No regime is expected to win.
@@ -22,6 +23,7 @@ from typing import Any
 
 from benchmarks.real_students import MEASURE, Commands
 
+EASY, STRATIFIED = ("--easy", "1"), ("--stratified", "7")  # the lists of benchmarks/results/students.md
 REGIMES = ("cl", "kd", "cl,kd", "kd,cl")  # a regime can reuse the stages of an earlier one
 LABELS = ("rankzephyr-7b@pisa-bm25-100", "rankzephyr-7b@tct-colbert-hnp-100", "rankzephyr-training", "tfrank")
 TESTS = {"dl19": "bm25", "nfcorpus/test": "bm25s"}  # dataset -> first stage
@@ -89,8 +91,9 @@ def train(msft: Commands, seeds: list[int], pairs: int, *, retrieved: bool) -> N
                 *(["--retrieved"] if retrieved else []),
             ]
             labelled = [a for name in LABELS for a in ("--labels", name)] if "kd" in objectives else []
+            labelled += STRATIFIED if labelled else ()
             msft(
-                "students", "train", "--recipe", "small", "--regime", regime, *(judged if "cl" in objectives else []), *labelled,
+                "students", "train", "--recipe", "small", "--regime", regime, *(judged if "cl" in objectives else []), *labelled, *EASY,
                 "--name", student_name(regime, seed), "--seed", str(seed), "--set", f"max_pairs={pairs}",
                 "--set", "valid_every=100",
             )  # fmt: skip
@@ -164,8 +167,8 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--store", type=Path, default=Path("grid.duckdb"))
-    parser.add_argument("--seeds", default="1,2")
-    parser.add_argument("--pairs", type=int, default=8_000, help="pairs of each stage")
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--pairs", type=int, default=3_000, help="pairs of each stage")
     parser.add_argument("--depths", default="50,20", help="candidates re-ranked: DL19's, nfcorpus's")
     parser.add_argument("--retrieved", action="store_true", help="cl: only positives that BM25 ranks")
     arguments = parser.parse_args()
