@@ -124,6 +124,7 @@ def evaluate(
         _print_calibrated(context, on, rows)
         return
     _print(rows, context.format)
+    _warn_of_leaks(context, done.rows)
     if on.judge is None:
         _note_grades(context, done.rows)
     else:
@@ -176,8 +177,27 @@ def _tell_of_depths(rows: "Sequence[Row]") -> None:
         and int(cut) > row["depth"]
     }
     for measure, depth in sorted(found):
+        name, _, cut = measure.rpartition("@")
+        counts = f"nothing below rank {depth} counts"
+        # A cut that no list reaches is the same measure only where the cut changes neither a divisor nor an ideal.
+        if name.partition("(")[0] in ("R", "RR", "Success"):
+            counts += f", so it is {name}@{depth}"
         diagnostics.note(
-            f"{measure} over lists of {depth}: nothing below rank {depth} counts, so it is {measure.rpartition('@')[0]}@{depth}"
+            f"{measure} over lists of {depth}: {counts}{'' if 'so it' in counts else f', though up to rank {cut} could'}"
+        )
+
+
+def _warn_of_leaks(context: Context, rows: "Sequence[Row]") -> None:
+    """Warn of students that were trained on the queries they are measured on (`--allow-overlap`)."""
+    from labelstore.views import leakage
+
+    students = {row["system"].partition("@")[0] for row in rows if row["kind"] == "student"}
+    with context.store.read() as con:
+        found = leakage.trained_on(con, sorted(students), sorted({row["dataset"] for row in rows}))
+    for student, dataset, shared, judged in found:
+        diagnostics.warn(
+            f"{student} was trained with --allow-overlap on data that has {shared:,} of the {judged:,} judged queries of"
+            f" {dataset}: its values there are no measure of other queries"
         )
 
 

@@ -149,9 +149,12 @@ def status(
 def _stale(context: Context) -> None:
     from labelstore.upkeep import stale
 
-    rows = [left.row() for left in stale.stale(context.store)]
-    render.rows(rows, context.format, stale.COLUMNS)
-    diagnostics.note("msft clean removes it" if rows else "nothing was left")
+    found = stale.stale(context.store)
+    render.rows([left.row() for left in found], context.format, stale.COLUMNS)
+    if any(left.careful for left in found):
+        diagnostics.note("msft clean --yes removes it all, and without --yes what no training could continue")
+    else:
+        diagnostics.note("msft clean removes it" if found else "nothing was left")
 
 
 def _settings() -> list[dict[str, Any]]:

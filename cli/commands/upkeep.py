@@ -254,6 +254,8 @@ def clean(
     render.rows(rows, context.format, stale.COLUMNS)
     if not found:
         diagnostics.note("nothing was left")
+    elif not yes and any(left.careful for left in found):
+        diagnostics.note("what a training could continue stays; msft clean --yes removes it too")
 
 
 def _removing(kind: str, noun: str) -> Callable[..., None]:
@@ -321,10 +323,15 @@ def _remove(context: Context, kind: str, name: str, yes: bool, dataset: str | No
     waiting = {row["labels"] for row in journal.summary(context.store.files / "journal")}
     done = removing.remove(context.store, kind, name, planned, dataset, waiting)
     render.rows([row._asdict() for row in done.affected], context.format, removing.COLUMNS)
-    if done.labelings:
+    if done.labelings and _holds_calls(context):
         diagnostics.note("calls that stay are used again if the same labels are generated")
     for removed in done.folders:
         diagnostics.detail(f"folder {context.store.files / removed.folder} removed")
+
+
+def _holds_calls(context: Context) -> bool:
+    with context.store.read() as con:
+        return bool(con.execute("SELECT 1 FROM calls LIMIT 1").fetchall())
 
 
 def _warn_of_folders(planned: "Plan") -> None:

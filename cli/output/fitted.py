@@ -1,6 +1,6 @@
 """Print a table for people within 80 columns, with what its columns mean.
 
-A column with one value in all rows is printed once, above. Texts and settings that are too long for a cell are printed below.
+A column with one text or whole number in all rows is printed once, above; a measured value stays in the table. Texts and settings that are too long for a cell are printed below.
 What is still too wide goes on in further tables, which begin with the same key columns. Other formats have every row whole.
 """
 
@@ -29,7 +29,12 @@ def rows(data: Sequence[Row], format: Format, *, keys: Sequence[str], about: Map
         return
     names = list(data[0])
     once = [
-        n for n in names if n not in keys and len(data) > 1 and len({_text(row.get(n)) for row in data}) == 1
+        n
+        for n in names
+        if n not in keys
+        and len(data) > 1
+        and len({_text(row.get(n)) for row in data}) == 1
+        and not isinstance(data[0].get(n), float)
     ]
     long = [n for n in names if n not in keys and n not in once and any(_is_long(row.get(n)) for row in data)]
     short = [n for n in names if n not in once and n not in long]

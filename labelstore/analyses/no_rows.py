@@ -28,7 +28,7 @@ def why(store: LabelStore, query: str, parameters: Mapping[str, str]) -> str:
     for name, default in _PARAMETER.findall(text_of(query)):
         if name in parameters:
             taken[name] = parameters[name]
-        elif default and default != "name":
+        elif default and not default.endswith("name"):  # l.name: any
             taken.setdefault(name, f"{default} (the default)")
     dataset = taken.get("dataset", "").removesuffix(" (the default)")
     with store.read() as con:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from labelstore.errors import BadInput, DataMissing
 from labelstore.store import foreign
 from labelstore.store.keys import content_key, file_hash
 from labelstore.store.lookup import FULL_TEXT
+from msft.host.permissions import as_umask
 
 FORMAT = 1
 FILES = ("queries.parquet", "passages.parquet", "lists.parquet")
@@ -332,4 +334,8 @@ def copy_folder(folder: Path, target: Path) -> None:
     foreign.check_plain(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInput(f"{target} exists already", hint="name a new folder with -o")
+    mode = target.stat().st_mode if target.exists() else None
     shutil.copytree(folder, target, dirs_exist_ok=True)
+    as_umask(target)  # the store's own folders may be private
+    if mode is not None:
+        target.chmod(stat.S_IMODE(mode))

@@ -41,5 +41,45 @@ def refuse_test_sets(datasets: Sequence[Dataset], *, allow_overlap: bool) -> Non
         if dataset.role == "test":
             raise UsageError(
                 f"{dataset.name} is a test set: training on it would leak its queries",
-                hint=f"give --allow-overlap to use it, or `msft data add {dataset.name} --role train` if it is not a test set",
+                hint=f"give --allow-overlap to use it, or `msft data add {dataset.name}{_origin(dataset)} --role train` if it is"
+                " not a test set",
             )
+
+
+def _origin(dataset: Dataset) -> str:
+    return "" if dataset.ir_datasets_id is not None else " --from FOLDER"
+
+
+def trained_on(
+    con: duckdb.DuckDBPyConnection, students: Sequence[str], datasets: Sequence[str]
+) -> list[tuple[str, str, int, int]]:
+    """Find students that a view with `allow_overlap` taught, where the view's sources have judged queries of these datasets.
+
+    Returns:
+        (student, dataset, its judged queries that the sources have, its judged queries), most queries first.
+    """
+    found: list[tuple[str, str, int, int]] = con.execute(
+        """WITH taught AS (
+               SELECT DISTINCT s.name AS student, vs.kind, vs.source
+               FROM students s JOIN stages g USING (student) JOIN views v USING (view) JOIN view_sources vs USING (view)
+               WHERE list_contains(?, s.name) AND (v.parameters ->> 'allow_overlap') = 'true'
+           ), sources AS (
+               SELECT DISTINCT t.student, coalesce(r.dataset, m.dataset, l.dataset, d.dataset) AS dataset FROM taught t
+               LEFT JOIN runs r ON t.kind = 'run' AND r.run = t.source
+               LEFT JOIN minings m ON t.kind = 'mining' AND m.mining = t.source
+               LEFT JOIN labelings l ON t.kind = 'labeling' AND l.labeling = t.source
+               LEFT JOIN datasets d ON t.kind = 'dataset' AND d.dataset = t.source
+           ), seen AS (
+               SELECT DISTINCT o.student, q.normal_hash FROM sources o JOIN dataset_queries dq USING (dataset)
+               JOIN queries q USING (query)
+           ), judged AS (
+               SELECT DISTINCT d.name AS dataset, j.query, q.normal_hash FROM datasets d JOIN qrels j USING (dataset)
+               JOIN queries q USING (query) WHERE list_contains(?, d.name)
+           )
+           SELECT s.student, j.dataset, count(DISTINCT j.query) AS shared, any_value(n.n)
+           FROM judged j JOIN seen s USING (normal_hash)
+           JOIN (SELECT dataset, count(DISTINCT query) AS n FROM judged GROUP BY dataset) n ON n.dataset = j.dataset
+           GROUP BY s.student, j.dataset ORDER BY shared DESC, s.student, j.dataset""",
+        [list(students), list(datasets)],
+    ).fetchall()
+    return found

@@ -199,12 +199,27 @@ def _regime(store: LabelStore, sources: Sources) -> tuple[str, str, Sources]:
         what = "negatives" if negatives else "runs"
         parts.append(("cl", f"{what} {', '.join(negatives or sources.runs)}"))
     if not parts:
+        if not datasets and (kept := _of_test_sets(store)):
+            raise DataMissing(
+                f"nothing to learn from: the store has labels or negatives of test sets alone ({', '.join(kept)})",
+                hint=f"label the queries of a training set, or name the test set: --dataset {kept[0]} --allow-overlap",
+            )
         raise DataMissing(
             "nothing to learn from: the store has neither labels nor negatives for these datasets",
             hint="make labels with msft teachers generate, or negatives with msft negatives mine",
         )
     filled = replace(sources, labels=tuple(labels), negatives=tuple(negatives))
     return ",".join(name for name, _ in parts), " and ".join(what for _, what in parts), filled
+
+
+def _of_test_sets(store: LabelStore) -> list[str]:
+    """Name the test sets that have labels or negatives."""
+    with store.read() as con:
+        found = con.execute(
+            """SELECT DISTINCT d.name FROM datasets d WHERE d.role = 'test' AND (
+                   d.dataset IN (SELECT dataset FROM labelings) OR d.dataset IN (SELECT dataset FROM minings)) ORDER BY 1"""
+        ).fetchall()
+    return [name for (name,) in found]
 
 
 def _only(con: "duckdb.DuckDBPyConnection", table: str, option: str, datasets: Sequence[int]) -> list[str]:

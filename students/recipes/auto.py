@@ -244,10 +244,11 @@ def _of_stage(stage: Stage, facts: Facts, pairs: int | None, speed: float, told:
         )
     made.append(Choice(name, "lr", stage.lr, told("lr", stage.objective)))
     bound = next((b for b in _BOUNDS if b in facts.given), "max_pairs")
-    made.append(Choice(name, "pairs", pairs, told(bound, stage.objective)))
+    by_steps = bound == "max_steps"
+    made.append(Choice(name, "pairs", pairs, "steps" if by_steps else told(bound, stage.objective)))
     per_step = sum(o.lists * _width(o, facts.lists) for o in stage.objectives)
     if pairs is not None and per_step:
-        made.append(Choice(name, "steps", math.ceil(pairs / per_step), "pairs"))
+        made.append(Choice(name, "steps", math.ceil(pairs / per_step), told(bound) if by_steps else "pairs"))
         made.append(Choice(name, "minutes", round(pairs / speed / 60, 1), "pairs and pairs_per_second"))
     return made
 

@@ -83,8 +83,8 @@ def of_validation(stage: Stage, n_lists: int) -> str | None:
         return None
     return (
         f"stage {stage.number} ({stage.objective}): validation has {n_lists} lists, fewer than {FEW_LISTS}: no curve is drawn"
-        " from them, no step is chosen by them, and the last weights are kept; label more queries, or hold out more with"
-        " --valid-fraction 0.3"
+        " from them, no step is chosen by them, and the last weights are kept; label more queries, or hold out more with a"
+        " larger --valid-fraction"
     )
 
 

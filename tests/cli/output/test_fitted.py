@@ -59,11 +59,30 @@ def test_nothing_is_lost_on_the_way(small: Small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("measure", "says"), [("R@100", True), ("nDCG@1000", True), ("nDCG@10", False), ("RR@12", False)]
+    ("measure", "says"),
+    [
+        ("R@100", "R@100 over lists of 12: nothing below rank 12 counts, so it is R@12"),
+        # their divisor or their ideal keeps the cut
+        (
+            "nDCG@1000",
+            "nDCG@1000 over lists of 12: nothing below rank 12 counts, though up to rank 1000 could",
+        ),
+        ("P@20", "P@20 over lists of 12: nothing below rank 12 counts, though up to rank 20 could"),
+        ("nDCG@10", None),
+        ("RR@12", None),
+    ],
 )
-def test_a_measure_beyond_the_lists_says_so(small: Small, measure: str, says: bool) -> None:
+def test_a_measure_beyond_the_lists_says_so(small: Small, measure: str, says: str | None) -> None:
     done = msft(small.store, "eval", "--no-rerank", "--measure", measure)
-    assert (f"{measure} over lists of 12" in done.err) is says
+    assert "over lists of 12" not in done.err if says is None else says in done.err
+
+
+def test_measures_that_all_tie_stay_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    tied = [{"system": name, "dataset": "d", "AP": 0.5, "queries": 6} for name in ("a", "b")]
+    fitted.rows(tied, Format.table, keys=("system",), about={})
+    above, _, table = capsys.readouterr().out.partition("\n\n")
+    assert above == "dataset: d; queries: 6"
+    assert "AP" in table
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,8 @@ def test_an_interrupted_training_goes_with_yes_alone(store: LabelStore, name: st
     assert (row["what"], row["name"], row["size_mb"]) == ("training", name, 3.0)
     assert "--yes" in row["becomes"]
     assert work.exists()
+    assert "msft clean --yes removes it" in msft(store, "clean").err
+    assert "msft clean --yes removes it" in msft(store, "status", "--stale").err
     with student_alone(store, name):
         assert stale(store) == []
     msft(store, "clean", "--yes")

@@ -1,6 +1,8 @@
 """Views: what they keep, what they leave out and say so, their hashes, their folders."""
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import made_store
@@ -14,6 +16,7 @@ from labelstore.store import keys
 from labelstore.store.label_store import LabelStore
 from labelstore.views import build as views
 from labelstore.views import folder as export
+from labelstore.views import leakage
 
 
 def test_contrastive_lists_hold_the_positive_and_negatives_of_the_run(store: LabelStore) -> None:
@@ -286,7 +289,7 @@ def test_a_test_set_is_refused(store: LabelStore) -> None:
     with pytest.raises(UsageError, match="c/test is a test set") as error:
         views.build(store, "contrastive", datasets=["c/test"], runs=["first"])
     assert "--allow-overlap" in str(error.value.hint)
-    assert "--role train" in str(error.value.hint)
+    assert "msft data add c/test --from FOLDER --role train" in str(error.value.hint)
     view = views.build(store, "contrastive", datasets=["c/test"], runs=["first"], allow_overlap=True)
     assert view.n_lists == 4
 
@@ -449,3 +452,40 @@ def test_manifest_is_plain_json(store: LabelStore) -> None:
         "n_passages",
     } <= set(manifest)
     assert set(manifest["files"]) == {"queries.parquet", "passages.parquet", "lists.parquet", "README.md"}
+
+
+def test_a_student_that_a_test_set_taught_is_found(store: LabelStore) -> None:
+    clean = views.build(store, "contrastive", datasets=["c/train"], runs=["first"])
+    leaking = views.build(store, "contrastive", datasets=["c/test"], runs=["first"], allow_overlap=True)
+    with store.write() as con:
+        for student, (name, view) in enumerate((("clean", clean), ("leaking", leaking)), 1):
+            con.execute(
+                "INSERT INTO students VALUES (?, ?, 'b', NULL, 'bert', 'cl', ?, 'h', 64, 1, NULL, NULL, NULL)",
+                [student, name, name],
+            )
+            con.execute(
+                """INSERT INTO stages SELECT ?, 1, 'cl', 'lce', view, view_hash, 'a', 'b', '{}', 1, 1, 0, 0, 1, 0.1,
+                          NULL, NULL, 'end' FROM views WHERE view_hash = ?""",
+                [student, view.view_hash],
+            )
+    with store.read() as con:
+        found = leakage.trained_on(con, ["clean", "leaking"], ["c/test", "c/train"])
+    assert found == [("leaking", "c/test", 4, 4), ("leaking", "c/train", 1, 12)]  # one query stands in both
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_an_exported_view_can_be_read_as_the_umask_says(
+    store: LabelStore, tmp_path: Path, made: bool
+) -> None:
+    view = views.build(store, "contrastive", datasets=["c/train"], runs=["first"])
+    folder, target = store.files / view.folder, tmp_path / "out"
+    folder.chmod(0o700)
+    if made:
+        target.mkdir(mode=0o711)
+    before = os.umask(0o027)
+    try:
+        export.copy_folder(folder, target)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(target.stat().st_mode) == (0o711 if made else 0o750)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in target.iterdir()} == {0o640}

@@ -69,6 +69,14 @@ def test_nothing_to_learn_from_is_said(tmp_path: Path, small: dict[str, Any]) ->
     assert "msft teachers generate" in raised.value.hint
 
 
+def test_labels_of_test_sets_alone_are_told(store: LabelStore, small: dict[str, Any]) -> None:
+    with store.write() as con:
+        con.execute("UPDATE datasets SET role = 'test'")
+    with pytest.raises(DataMissing, match=r"of test sets alone \(c/train\)") as raised:
+        plan(store, small)
+    assert "--dataset c/train --allow-overlap" in raised.value.hint
+
+
 def test_several_that_fit_are_named(store: LabelStore, small: dict[str, Any]) -> None:
     mine(store, dataset="c/train", name="other", per_query=3)
     with pytest.raises(UsageError, match="several minings fit") as raised:

@@ -121,7 +121,9 @@ def test_given_settings_win_over_every_stage() -> None:
 )
 def test_a_given_bound_replaces_the_minutes(given: dict[str, Any], pairs: int) -> None:
     plan = auto.choose(replace(FACTS, regime="kd", given=given))
-    assert rows(plan)["1 kd", "pairs"] == (pairs, "given")
+    told = "steps" if "max_steps" in given else "given"
+    assert rows(plan)["1 kd", "pairs"] == (pairs, told)
+    assert rows(plan)["1 kd", "steps"][1] == ("given" if told == "steps" else "pairs")
     stage = plan.recipe.stages[0]
     assert {k: getattr(stage, k) for k in ("epochs", "max_steps", "max_pairs")} == {
         "epochs": 0, "max_steps": 0, "max_pairs": 0, **given,
@@ -153,7 +155,7 @@ def test_a_base_with_a_trained_head_learns_more_slowly() -> None:
 def test_the_stages_share_the_minutes(regime: str, shares: list[float]) -> None:
     plan = auto.choose(replace(FACTS, regime=regime))
     assert [s.max_pairs for s in plan.recipe.stages] == [
-        pytest.approx(19_200 * share, rel=0.01) for share in shares
+        pytest.approx(19_200 * share, abs=100) for share in shares
     ]
 
 
