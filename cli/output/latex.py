@@ -95,21 +95,37 @@ def _score(row: Mapping[str, Any], best: bool) -> str:
     return "$" + (rf"\mathbf{{{number}}}" if best else number) + sign + "$"
 
 
-def captioned(rows: Sequence[Mapping[str, Any]], caption: str) -> str:
-    """Write any rows as a table with a caption: numbers with three decimals, right-aligned."""
+def captioned(rows: Sequence[Mapping[str, Any]], caption: str, best: Sequence[str] = ()) -> str:
+    """Write any rows as a table with a caption: numbers with three decimals, right-aligned.
+
+    Args:
+        best: columns whose greatest value is bold.
+    """
     names = list(rows[0])
     numeric = [all(isinstance(row[n], int | float | None) for row in rows) for n in names]
-    lines = [[escape(name) for name in names]]
-    lines += [[_plain(row[name]) for name in names] for row in rows]
+    top = {n: max((row[n] for row in rows if row[n] is not None), default=None) for n in best}
+    lines = [[escape(head(name)) for name in names]]
+    lines += [
+        [_plain(row[name], row[name] is not None and row[name] == top.get(name)) for name in names]
+        for row in rows
+    ]
     return _float("".join("r" if right else "l" for right in numeric), lines, escape(caption))
 
 
-def _plain(value: Any) -> str:
+def head(name: str) -> str:
+    """A column's name in words: ``p_holm`` as ``P holm``; names of measures and of data stay as they are."""
+    return name.replace("_", " ").capitalize() if name.replace("_", "").isalnum() and name.islower() else name
+
+
+def _plain(value: Any, best: bool = False) -> str:
     if value is None:
         return "--"
-    if isinstance(value, float):
-        return f"${value:.3f}$" if abs(value) >= 0.001 or not value else f"${value:.1e}$"
-    return escape(str(value))
+    if not isinstance(value, float):
+        return escape(str(value))
+    if abs(value) >= 0.001 or not value:
+        return rf"$\mathbf{{{value:.3f}}}$" if best else f"${value:.3f}$"
+    digits, exponent = f"{value:.1e}".split("e")
+    return rf"${digits}\times10^{{{int(exponent)}}}$"
 
 
 def _float(spec: str, lines: Sequence[Sequence[str]], caption: str) -> str:

@@ -30,6 +30,8 @@ QUESTIONS = {
 }
 ABOUT = {
     "status": "run, partly or missing",
+    "difference": "the regime's value less that of a single contrastive stage",
+    "verdict": "better and worse after Holm's correction; equivalent within the margin",
     "seeds": "trainings that a value is the mean of",
     "ci90_low": "lower end of the 90 % interval of the difference",
     "p_holm": "p after Holm's correction",
@@ -204,7 +206,7 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
         beside(spec, found),
         format,
         ("first_stage", "student", "regime", "setting"),
-        "Values of the grid, and those of the study",
+        "Values of the grid, and those of the study" if spec.published else "Values of the grid",
     )
     each = seed_rows(spec, found)
     if each:
@@ -225,10 +227,25 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
 def _write(rows: Sequence[Row], format: Format, keys: Sequence[str], caption: str) -> None:
     """Print one of the tables: in LaTeX with a caption, on a terminal within its width."""
     if format is Format.latex and rows:
-        meanings = "; ".join(f"{name}: {meaning}" for name, meaning in ABOUT.items() if name in rows[0])
-        render.text(latex.captioned(rows, f"{caption}. {meanings}" if meanings else caption))
+        render.text(_latex(rows, caption))
     else:
         fitted.rows(rows, format, keys=keys, about=ABOUT)
+
+
+def _latex(rows: Sequence[Row], caption: str) -> str:
+    """Write one of the tables for a paper: no column that says the same of all, an interval in one cell, the best bold."""
+    lines = []
+    for row in rows:
+        line = {name: value for name, value in row.items() if name not in ("ci90_low", "ci90_high")}
+        if row.get("ci90_low") is not None:
+            line["90 % interval"] = f"{row['ci90_low']:+.3f} to {row['ci90_high']:+.3f}"
+        lines.append(line)
+    same = {"status"} if {row.get("status") for row in rows} == {"run"} else set()
+    lines = [{name: value for name, value in line.items() if name not in same} for line in lines]
+    told = [f"{latex.head(name)}: {meaning}" for name, meaning in ABOUT.items() if name in lines[0]]
+    # A value's column is named after its dataset and measure.
+    best = [name for name in lines[0] if " " in name and "@" in name]
+    return latex.captioned(lines, ". ".join([caption, "; ".join(told)]) if told else caption, best)
 
 
 def hardly_trained(judged: Sequence[Row]) -> list[str]:

@@ -38,9 +38,25 @@ def test_significant_values_are_marked(p: float | None, marked: bool) -> None:
 
 @pytest.mark.parametrize(
     ("value", "cell"),
-    [(0.43217, "$0.432$"), (1.3e-5, "$1.3e-05$"), (None, "--"), ("a & b", "a \\& b"), (0.0, "$0.000$")],
+    [
+        (0.43217, "$0.432$"),
+        (1.3e-5, r"$1.3\times10^{-5}$"),
+        (-2e-4, r"$-2.0\times10^{-4}$"),
+        (None, "--"),
+        ("a & b", "a \\& b"),
+        (0.0, "$0.000$"),
+    ],
 )
 def test_any_rows_have_a_caption(value: object, cell: str) -> None:
     text = latex.captioned([{"name": "x", "value": value}], "All of it")
     assert f"x & {cell} \\\\" in text
     assert "\\caption{All of it.}" in text
+    assert "Name & Value" in text
+
+
+def test_the_best_value_of_a_column_is_bold() -> None:
+    rows = [{"student": "a", "dl19 nDCG@10": 0.5}, {"student": "b", "dl19 nDCG@10": 0.7}]
+    text = latex.captioned([*rows, {"student": "c", "dl19 nDCG@10": None}], "All", ["dl19 nDCG@10"])
+    assert r"b & $\mathbf{0.700}$" in text
+    assert "a & $0.500$" in text
+    assert "Student & dl19 nDCG@10" in text
