@@ -5,7 +5,9 @@ measure; Holm's correction covers all comparisons of a dataset.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import duckdb
 
@@ -53,11 +55,19 @@ class Answer:
     notes: tuple[str, ...]
 
 
+class _About(NamedTuple):
+    base: str
+    regime: str
+    max_length: int
+
+
 def answer(con: duckdb.DuckDBPyConnection, boards: list[Board]) -> Answer | None:
     """Answer from the measured datasets; None without students of both kinds over one first stage."""
     about = {
-        name: (base, regime)
-        for name, base, regime in con.execute("SELECT name, base, regime FROM students").fetchall()
+        name: _About(base, regime, max_length)
+        for name, base, regime, max_length in con.execute(
+            "SELECT name, base, regime, max_length FROM students"
+        ).fetchall()
     }
     rows: list[Comparison] = []
     notes: list[str] = []
@@ -95,7 +105,7 @@ def _sentence(rows: list[Comparison]) -> str:
 
 
 def _of_board(
-    con: duckdb.DuckDBPyConnection, board: Board, about: dict[str, tuple[str, str]]
+    con: duckdb.DuckDBPyConnection, board: Board, about: Mapping[str, _About]
 ) -> tuple[list[Comparison], int]:
     """Compare the groups of a dataset; return the comparisons and the number left out."""
     measured = {row.system for row in board.rows if row.system.kind == "student"}
@@ -131,9 +141,9 @@ def _of_board(
 
 
 def _comparison(
-    row: comparison.Row, one: SeedGroup, two: SeedGroup, about: dict[str, tuple[str, str]]
+    row: comparison.Row, one: SeedGroup, two: SeedGroup, about: Mapping[str, _About]
 ) -> Comparison:
-    base, first_stage, _ = _place(two, about)
+    base, first_stage, *_ = _place(two, about)
     return Comparison(
         row["dataset"], row["measure"], first_stage or "–", base, _regime(one, about), _regime(two, about),
         (one.name, two.name), (row["baseline_value"], row["value"]), (len(one.systems), len(two.systems)),
@@ -141,14 +151,15 @@ def _comparison(
     )  # fmt: skip
 
 
-def _regime(group: SeedGroup, about: dict[str, tuple[str, str]]) -> str:
-    return about[str(group.systems[0].student)][1]
+def _regime(group: SeedGroup, about: Mapping[str, _About]) -> str:
+    return about[str(group.systems[0].student)].regime
 
 
-def _place(group: SeedGroup, about: dict[str, tuple[str, str]]) -> tuple[str, str | None, int]:
-    """Return what two groups must share to be compared: base, first stage and depth."""
+def _place(group: SeedGroup, about: Mapping[str, _About]) -> tuple[str, str | None, int, int]:
+    """Return what two groups must share to be compared: base, first stage, depth and tokens per pair."""
     system = group.systems[0]
-    return about[str(system.student)][0], system.first_stage, system.depth
+    own = about[str(system.student)]
+    return own.base, system.first_stage, system.depth, own.max_length
 
 
 def _n_stages(regime: str) -> int:

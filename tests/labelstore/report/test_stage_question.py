@@ -108,9 +108,10 @@ def test_without_both_kinds_the_question_is_not_asked(tmp_path: Path, trained: d
     assert "One stage or two?" not in html
 
 
-def test_students_of_other_bases_are_not_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["base = 'other'", "max_length = 128"])
+def test_students_of_another_base_or_length_are_not_compared(tmp_path: Path, other: str) -> None:
     store = make(tmp_path / "s.duckdb", seeds("cl", "cl", 2, 2) | seeds("cl,kd", "both", 7, 2))
     with store.write() as con:
-        con.execute("UPDATE students SET base = 'other' WHERE regime = 'cl'")
+        con.execute(f"UPDATE students SET {other} WHERE regime = 'cl'")
     with store.read() as con:
         assert page.gather(con, "s", [], []).question is None
