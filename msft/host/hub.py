@@ -9,6 +9,7 @@ from msft.errors import ExitCode, MsftError
 CARD = "README.md"
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
+_NOT_NAMED = {"the", "license", "licence", "version"}
 # SPDX ids of licences, as the Hub writes them.
 SPDX = frozenset(
     [
@@ -37,8 +38,13 @@ SPDX = frozenset(
 
 
 def spdx_id(licence: str | None) -> str | None:
-    """Return the id that the Hub has for a licence, if all terms are that one licence."""
-    terms = {term.strip().lower() for term in (licence or "").split(";")}
+    """Return the id that the Hub has for a licence, if all terms are that one licence: ``apache-2.0`` for Apache License 2.0."""
+    terms = {
+        "-".join(
+            word for word in re.findall(r"(?:\bv(?=\d))?([\w.]+)", term.lower()) if word not in _NOT_NAMED
+        )
+        for term in (licence or "").split(";")
+    }
     return next(iter(terms)) if len(terms) == 1 and terms <= SPDX else None
 
 

@@ -29,6 +29,13 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"msft {metadata.version('msft')}\n")
 
 
+def test_msft_alone_shows_help() -> None:
+    done = msft()
+    assert done.returncode == 0
+    assert "students" in done.stdout
+    assert done.stdout == msft("--help").stdout
+
+
 @pytest.mark.parametrize(
     ("word", "meant"),
     [

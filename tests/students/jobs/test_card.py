@@ -137,7 +137,8 @@ def test_the_hubs_library_reads_every_measure_back(rows):
 
 @pytest.mark.parametrize(
     ("licence", "hub"),
-    [("MIT", "mit"), ("Apache-2.0", "apache-2.0"), ("CC-BY-SA-4.0; cc-by-sa-4.0", "cc-by-sa-4.0"), ("MIT; CC-BY-NC-4.0", "other"),
+    [("MIT", "mit"), ("Apache-2.0", "apache-2.0"), ("Apache License, Version 2.0", "apache-2.0"),
+     ("The MIT License", "mit"), ("GPL v3.0", "gpl-3.0"), ("CC-BY-SA-4.0; cc-by-sa-4.0", "cc-by-sa-4.0"), ("MIT; CC-BY-NC-4.0", "other"),
      ("research only", "other"), ("MIT (model); distilled from GPT-4", "other")],
 )  # fmt: skip
 def test_a_known_licence_of_labels_is_its_spdx_id(licence: str, hub: str) -> None:
