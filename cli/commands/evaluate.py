@@ -178,13 +178,10 @@ def _tell_of_depths(rows: "Sequence[Row]") -> None:
     }
     for measure, depth in sorted(found):
         name, _, cut = measure.rpartition("@")
-        counts = f"nothing below rank {depth} counts"
-        # A cut that no list reaches is the same measure only where the cut changes neither a divisor nor an ideal.
-        if name.partition("(")[0] in ("R", "RR", "Success"):
-            counts += f", so it is {name}@{depth}"
-        diagnostics.note(
-            f"{measure} over lists of {depth}: {counts}{'' if 'so it' in counts else f', though up to rank {cut} could'}"
-        )
+        # Only where the cut changes neither a divisor nor an ideal is it the measure of the lists' length.
+        is_other = name.partition("(")[0] in ("R", "RR", "Success")
+        meant = f"so it is {name}@{depth}" if is_other else f"though up to rank {cut} could"
+        diagnostics.note(f"{measure} over lists of {depth}: nothing below rank {depth} counts, {meant}")
 
 
 def _warn_of_leaks(context: Context, rows: "Sequence[Row]") -> None:
