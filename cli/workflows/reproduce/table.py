@@ -237,8 +237,9 @@ def _latex(rows: Sequence[Row], caption: str) -> str:
     lines = []
     for row in rows:
         line = {name: value for name, value in row.items() if name not in ("ci90_low", "ci90_high")}
-        if row.get("ci90_low") is not None:
-            line["90 % interval"] = f"{row['ci90_low']:+.3f} to {row['ci90_high']:+.3f}"
+        if "ci90_low" in row:
+            low, high = row["ci90_low"], row["ci90_high"]
+            line["90 % interval"] = None if low is None else f"{low:+.3f} to {high:+.3f}"
         lines.append(line)
     same = {"status"} if {row.get("status") for row in rows} == {"run"} else set()
     lines = [{name: value for name, value in line.items() if name not in same} for line in lines]

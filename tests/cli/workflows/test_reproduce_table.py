@@ -70,6 +70,24 @@ def test_every_measure_and_every_seed_is_shown(grid: spec.Spec, capsys: pytest.C
     assert "0.5100" in shown
 
 
+def test_a_grid_in_latex_can_be_printed(grid: spec.Spec, capsys: pytest.CaptureFixture[str]) -> None:
+    found = rows(grid, {"cl": 0.4, "kd": 0.5, "bm25": 0.45})
+    kd = next(row for row in found if row["regime"] == "kd")
+    kd |= dict.fromkeys(("ci90_low", "ci90_high"), 0.05) | {
+        "verdict": "better", "p_holm": 2e-5, "tost_p": 0.9, "margin_showable": 0.03, "weights_moved": 0.1,
+        "single_stage": "cl", "single_difference": 0.1,
+    }  # fmt: skip
+    table.show(grid, found, Format.latex)
+    out = capsys.readouterr().out
+    assert out.count(r"\begin{table}") == out.count(r"\end{table}") == 3
+    assert r"$\mathbf{0.500}$" in out
+    assert "+0.050 to +0.050" in out
+    assert r"$2.0\times10^{-5}$" in out
+    assert "Values of the grid. Seeds: trainings that a value is the mean of" in out
+    for left in ("Status", "ci90", "study", "first\\_stage"):
+        assert left not in out
+
+
 @pytest.mark.parametrize(("best", "says"), [(0.3, True), (0.42, True), (0.44, False), (0.6, False)])
 def test_students_that_are_all_far_below_their_first_stage_are_said(
     grid: spec.Spec, capsys: pytest.CaptureFixture[str], best: float, says: bool
