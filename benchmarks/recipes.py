@@ -37,6 +37,7 @@ class Trial:
 
     share: float = 0.8  # share of the teacher in the labels; the rest is BM25's
     by: str = "scores"  # what is fused
+    depth: int = DEPTH  # of the labels
     stratified: int = 7
     easy: int = 1
     judged_first: bool = False
@@ -69,7 +70,7 @@ TRIALS: dict[str, Trial] = {
     "judged-first": replace(BASE, judged_first=True),
     "no-sentences": replace(BASE, sentences=0),
     "sentences-1000": replace(BASE, sentences=1000),
-    "depth-10": BASE.of(depth=10),
+    "depth-10": replace(BASE, depth=10),
     "group-4": BASE.of(group_size=4, lists=8),
     "lr-1e-4": BASE.of(lr=1e-4),
     "lr-4e-4": BASE.of(lr=4e-4),
@@ -134,7 +135,7 @@ def _docstrings(folder: Path) -> Path:
 # ----------------------------------------------------------------------------------------------------------- trials
 def labelled(msft: Commands, name: str, trial: Trial) -> list[str]:
     """Make the labelings that a trial learns from; existing labels are reused."""
-    mix = f"{trial.by}-{trial.share:g}"
+    mix = f"{trial.by}-{trial.share:g}" + (f"-top-{trial.depth}" if trial.depth != DEPTH else "")
     wanted = [(f"{name}/train", f"labels-{mix}")]
     if trial.sentences:
         dataset = f"{name}/sentences-{trial.sentences}"
@@ -147,7 +148,7 @@ def labelled(msft: Commands, name: str, trial: Trial) -> list[str]:
     for dataset, labels in wanted:
         msft(
             "teachers", "generate", "--model", "minilm", "--engine", "bi-encoder", "--fuse", "--fuse-by",
-            trial.by, "--fuse-weight", f"{trial.share:g}", "--dataset", dataset, "--run", BM25, "--depth", str(DEPTH), "--name", labels,
+            trial.by, "--fuse-weight", f"{trial.share:g}", "--dataset", dataset, "--run", BM25, "--depth", str(trial.depth), "--name", labels,
         )  # fmt: skip
     return [labels for _, labels in wanted]
 
@@ -168,7 +169,12 @@ def run(msft: Commands, name: str, key: str, trial: Trial, seed: int, pairs: int
         "eval", "--dataset", f"{name}/dev", "--student", student, "--depth", str(DEPTH), "--fuse",
         "--measure", "RR@10" if name == "docstrings" else "nDCG@10",
     )  # fmt: skip
-    kinds = {row["kind"]: row for row in rows}
+    # A store has the labels of several trials, and so the rows of several teachers.
+    kinds = {
+        row["kind"]: row
+        for row in rows
+        if row["kind"] != "teacher" or row["system"].rpartition("@")[0] == labels[0]
+    }
     return {
         "seconds": round(seconds, 1),
         "measure": rows[0]["measure"],

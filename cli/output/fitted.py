@@ -1,7 +1,8 @@
 """Print a table for people within 80 columns, with what its columns mean.
 
-A column with one text or whole number in all rows is printed once, above; a measured value stays in the table. Texts and settings that are too long for a cell are printed below.
-What is still too wide goes on in further tables, which begin with the same key columns. Other formats have every row whole.
+A column with one text or whole number in all rows is printed once, above; a measured value stays in the table. Texts
+and settings that are too long for a cell are printed below. What is still too wide goes on in further tables, which
+begin with the same key columns. Other formats have every row whole.
 """
 
 import json
