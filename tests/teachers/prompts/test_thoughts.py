@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from teachers.engines.base import Sampling
@@ -139,7 +139,9 @@ def test_no_text_raises(text: str, finish: str, name: str) -> None:
 @given(
     st.lists(st.sampled_from(["<think>", "</think>", "[2] > [1]", "x", "<answer>", "</answer>"]), max_size=12)
 )
+@example(["<think>", "<think>", "<think>", "</think>", "[2] > [1]"])  # one thought of three is closed
 def test_an_order_never_comes_from_inside_a_thought(pieces: list[str]) -> None:
+    reply = " ".join(pieces)
     if pieces[:2] == ["<think>", "<think>"]:  # opened by the prompt and by the model
         pieces = pieces[1:]
     depth, after = 0, ""
@@ -151,7 +153,7 @@ def test_an_order_never_comes_from_inside_a_thought(pieces: list[str]) -> None:
             depth, after, seen = max(depth - 1, 0), "", True
         elif not depth:
             after += piece
-    parsed = read_text(TEACHERS["qwen3-thinking"], " ".join(pieces), "stop", 2)
+    parsed = read_text(TEACHERS["qwen3-thinking"], reply, "stop", 2)
     if parsed.order is not None and seen:
         assert "[2] > [1]" in after
 
