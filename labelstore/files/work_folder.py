@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -28,14 +28,27 @@ def work_folder(parent: Path) -> Iterator[Path]:
     for left in parent.glob(f"{_WORK}*"):
         with suppress(OSError), _locked(left):
             shutil.rmtree(left, ignore_errors=True)
-    folder = parent / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        with refusals.named(parent, duckdb.Error):
-            folder.mkdir()
-            with _locked(folder):
+    with refusals.named(parent, duckdb.Error), _made(parent) as folder:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _made(parent: Path) -> Iterator[Path]:
+    """Make a folder and hold its lock; another process that tidies up can take one that is made and not yet locked."""
+    while True:
+        folder = parent / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}"
+        folder.mkdir()
+        with ExitStack() as held:
+            try:
+                held.enter_context(_locked(folder))
+            except (FileNotFoundError, BlockingIOError):  # it is being removed
+                continue
+            if folder.exists():
                 yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+                return
 
 
 def set_aside(path: Path) -> None:

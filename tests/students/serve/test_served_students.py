@@ -90,13 +90,18 @@ def ranked(url: str, **body) -> list[tuple[int, float]]:
 
 
 @pytest.mark.test_all
-def test_two_students_are_served_by_name_and_fused_by_the_weight_of_eval(store: LabelStore) -> None:
+def test_a_served_student_is_fused_by_the_weight_of_eval(store: LabelStore) -> None:
+    """In the precision of both: near ties can order otherwise in another, and another weight then fits."""
     evaluate(store, "c/test", students=["one"], measures=["nDCG@10"], fuse="c/dev")
     with store.read() as con:
-        ((parameters,),) = con.execute(
-            "SELECT parameters->>'weight' FROM runs WHERE kind = 'fused'"
-        ).fetchall()
-    weight = float(parameters)
+        ((weight,),) = con.execute("SELECT parameters->>'weight' FROM runs WHERE kind = 'fused'").fetchall()
+    found = fusion.weight_for_use(store, "one", "first", scorer(store, "one"))
+    assert found.weight == pytest.approx(float(weight))
+
+
+@pytest.mark.test_all
+def test_two_students_are_served_by_name_each_fused_by_its_own_weight(store: LabelStore) -> None:
+    weight = fusion.weight_for_use(store, "one", "first", scorer(store, "one", "fp32")).weight
     texts = tiny_models.sentences(9, 1)
     first = [float(len(text)) for text in texts]
     own = {

@@ -1,0 +1,40 @@
+"""Working folders: many processes make, use and remove them at once; what a killed one left is removed."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+from labelstore.files.work_folder import work_folder
+
+SECONDS = 2.0
+
+
+def _over_and_over(parent: Path) -> None:
+    """Each entry tidies up first, so it meets folders that others have made and not yet locked."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        with work_folder(parent) as folder:
+            (folder / "work").write_text("mine")
+            time.sleep(0)
+            assert (folder / "work").read_text() == "mine"
+
+
+def test_no_process_removes_the_folder_of_another(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("forkserver")
+    processes = [fork.Process(target=_over_and_over, args=(tmp_path,)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / f".msft-add-{os.getpid()}-0123abcd"
+    left.mkdir()
+    (left / "half").write_text("x")
+    with work_folder(tmp_path) as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert list(tmp_path.iterdir()) == []
