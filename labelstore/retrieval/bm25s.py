@@ -7,6 +7,7 @@ Anserini rank by the same formula with document lengths rounded to one byte, hen
 import json
 import os
 import re
+import tempfile
 from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ import polars as pl
 from labelstore.errors import UsageError
 from labelstore.retrieval import memory_needed, scripts
 from labelstore.retrieval.common import Corpus, Note, Progress, Ranking, batches, frame, index_folder
+from labelstore.retrieval.postings import Postings
 
 # org.apache.lucene.analysis.en.EnglishAnalyzer's default set.
 LUCENE_STOP_WORDS = frozenset(
@@ -127,24 +129,20 @@ class Bm25s:
             return self._search(corpus, folder, analyse, depth, progress)
 
     def _build(self, corpus: Corpus, folder: Path, analyse: Analyser, progress: Progress) -> None:
-        import bm25s
-
         vocabulary: dict[str, int] = {}
         documents = array("i")
-        tokens: list[array[int]] = []  # 4 bytes a token: lists of Python ints would take 8 and more
-        with corpus.documents() as path:
+        with tempfile.TemporaryDirectory(dir=folder) as work, corpus.documents() as path:
+            postings = Postings(Path(work))
             for keys, texts in batches(path):
                 documents.extend(keys)
-                tokens.extend(
-                    array("i", [vocabulary.setdefault(t, len(vocabulary)) for t in analyse(text)])
+                postings.add(
+                    np.array([vocabulary.setdefault(t, len(vocabulary)) for t in analyse(text)], np.int32)
                     for text in texts
                 )
-                progress(len(tokens), corpus.n_documents)
-        index = bm25s.BM25(method="lucene", k1=self.k1, b=self.b)
-        if not vocabulary:  # passages of stop words alone: nothing to find, but an index nonetheless
-            vocabulary[""] = 0
-        index.index((tokens, vocabulary), create_empty_token=False, show_progress=False)
-        index.save(str(folder / "bm25s"), show_progress=False)
+                progress(len(documents), corpus.n_documents)
+            if not vocabulary:  # passages of stop words alone: nothing to find, but an index nonetheless
+                vocabulary[""] = 0
+            postings.write(folder / "bm25s", len(vocabulary), k1=self.k1, b=self.b)
         np.save(folder / "documents.npy", np.frombuffer(documents, dtype=np.int32))
         (folder / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
 

@@ -1,5 +1,6 @@
-"""Say before an index is built in memory whether it fits, and what to do if it does not."""
+"""Say before an index is built whether it fits, in memory and on the disk, and what to do if it does not."""
 
+import shutil
 from pathlib import Path
 
 from labelstore.errors import DataMissing
@@ -7,16 +8,22 @@ from labelstore.retrieval.common import Corpus
 
 SMALL = 200_000  # passages, below which the question is not asked
 _SAMPLE = 20_000  # passages whose lengths are read
-# Bytes: of a token while it is read, of a posting while the index is sorted, and of a passage.
-_TOKEN, _POSTING, _PASSAGE = 4, 28, 96
+# Bytes of memory: of the interpreter, a block and the vocabulary, and of a passage while it is scored by two threads.
+_FIXED, _PASSAGE = 1_500_000_000, 80
+_POSTING = 16  # bytes on the disk of a posting: in a sorted block and in the index
 _LETTERS = 6.0  # of a word and the blank after it
 _DIFFERENT = 0.75  # share of a passage's words that are different and no stop words
 
 
-def estimate(n_passages: int, mean_bytes: float) -> int:
-    """Estimate the bytes that the embedded BM25 needs to index passages of a mean length."""
-    words = mean_bytes / _LETTERS
-    return int(n_passages * (_PASSAGE + words * (_TOKEN + _DIFFERENT * _POSTING)))
+def memory(n_passages: int) -> int:
+    """Estimate the bytes of memory that the embedded BM25 needs to index and search passages."""
+    return _FIXED + n_passages * _PASSAGE
+
+
+def disk(n_passages: int, mean_bytes: float) -> int:
+    """Estimate the bytes on the disk that its index takes while it is built, over passages of a mean length."""
+    postings = mean_bytes / _LETTERS * _DIFFERENT
+    return int(n_passages * (mean_bytes / 2 + postings * _POSTING))
 
 
 def available() -> int | None:
@@ -35,24 +42,31 @@ def available() -> int | None:
 
 
 def check(corpus: Corpus) -> None:
-    """Refuse a collection whose index in memory does not fit.
+    """Refuse a collection whose index does not fit.
 
     Raises:
-        DataMissing: the message has both numbers, the hint a first stage that fits.
+        DataMissing: the message has both numbers, the hint a first stage that fits, or what to free.
     """
-    room = available()
-    if corpus.n_documents < SMALL or room is None:
+    if corpus.n_documents < SMALL:
         return
+    room, needed = available(), memory(corpus.n_documents)
+    passages = f"the {corpus.n_documents:,} passages of {corpus.collection}"
+    if room is not None and needed > room:
+        raise DataMissing(
+            f"bm25s needs about {needed / 1e9:.1f} GB of memory to index and search {passages}, and"
+            f" {room / 1e9:.1f} GB are free",
+            hint="--retriever bm25 (Anserini) takes 6 GiB at most: pip install 'msft[pyserini]'",
+        )
     with corpus.store.read() as con:
         ((mean,),) = con.execute(
             """SELECT avg(strlen(text) + coalesce(strlen(title), 0)) FROM (
                    SELECT title, text FROM documents WHERE collection = ? AND text IS NOT NULL LIMIT ?)""",
             [corpus.collection_key, _SAMPLE],
         ).fetchall()
-    needed = estimate(corpus.n_documents, mean)
+    room, needed = shutil.disk_usage(corpus.indexes).free, disk(corpus.n_documents, mean)
     if needed > room:
         raise DataMissing(
-            f"bm25s needs about {needed / 1e9:.1f} GB of memory to index the {corpus.n_documents:,} passages of"
-            f" {corpus.collection}, and {room / 1e9:.1f} GB are free",
-            hint="--retriever bm25 (Anserini) builds its index on the disk: pip install 'msft[pyserini]'",
+            f"bm25s needs about {needed / 1e9:.1f} GB of disk to index {passages}, and {room / 1e9:.1f} GB are free in"
+            f" {corpus.indexes}",
+            hint="free disk space, e.g. with msft clean, or move the store",
         )

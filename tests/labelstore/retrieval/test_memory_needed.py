@@ -1,4 +1,4 @@
-"""An index that does not fit into memory is refused before it is begun, with the first stage that fits."""
+"""An index that does not fit is refused before it is begun, with the first stage that fits, or what to free."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def store(tmp_path: Path) -> LabelStore:
     return made_store.make(tmp_path / "s.duckdb", labels=False)
 
 
-@pytest.mark.parametrize(("room", "refused"), [(100, True), (10**9, False), (None, False)])
+@pytest.mark.parametrize(("room", "refused"), [(100, True), (10**10, False), (None, False)])
 def test_both_numbers_and_the_way_that_fits_are_told(
     store: LabelStore, monkeypatch: pytest.MonkeyPatch, room: int | None, refused: bool
 ) -> None:
@@ -32,11 +32,26 @@ def test_both_numbers_and_the_way_that_fits_are_told(
     assert not list(store.folder("indexes").glob("*"))
 
 
-def test_the_estimate_grows_with_passages_and_lengths_and_ms_marco_needs_gigabytes() -> None:
-    marco = memory_needed.estimate(8_841_823, 335)
-    assert 8e9 < marco < 16e9
-    assert memory_needed.estimate(8_841_823, 670) > 1.8 * marco - 1e9
-    assert memory_needed.estimate(1_000_000, 335) == pytest.approx(marco / 8.841823, rel=0.01)
+def test_a_disk_that_is_too_small_is_told_before_the_work(
+    store: LabelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_needed, "SMALL", 1)
+    monkeypatch.setattr(memory_needed, "available", lambda: None)
+    monkeypatch.setattr(memory_needed, "_POSTING", 10**12)
+    with pytest.raises(
+        DataMissing, match=r"of disk to index the 60 passages of c, and .* GB are free in"
+    ) as error:
+        retrieval.retrieve(store, "c/test", depth=3)
+    assert "msft clean" in str(error.value.hint)
+    assert not list(store.folder("indexes").glob("*"))
+
+
+def test_ms_marco_needs_a_few_gigabytes() -> None:
+    assert 1.5e9 < memory_needed.memory(8_841_823) < 4e9
+    assert 5e9 < memory_needed.disk(8_841_823, 335) < 12e9
+    assert memory_needed.disk(8_841_823, 670) == pytest.approx(
+        2 * memory_needed.disk(8_841_823, 335), rel=0.01
+    )
 
 
 def test_the_system_says_what_is_free() -> None:
