@@ -7,6 +7,7 @@ from typing import Any
 import made_store
 import numpy as np
 import pytest
+import tiny_decoders
 import tiny_families
 import tiny_models
 from shelves import msft
@@ -14,6 +15,7 @@ from shelves import msft
 from students.errors import StudentError
 from students.jobs.register import add_student
 from students.jobs.rerank import load_reranker
+from students.rerank.exports import export_graph
 from students.rerank.openvino import FILE, export_openvino
 from students.rerank.reranker import Reranker
 
@@ -45,6 +47,20 @@ def test_fp32_scores_are_equal_and_int8_scores_near(tmp_path: Path, architecture
     assert np.corrcoef(near, exact)[0, 1] > 0.5, "random weights lose more than a trained student's"
     sizes = [(tmp_path / form / FILE).with_suffix(".bin").stat().st_size for form in ("fp32", "int8")]
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("qwen3", "Qwen3-Reranker-0.6B"), ("gemma", "bge-reranker-v2-gemma")]
+)
+def test_decoders_give_their_scores_as_graphs_too(tmp_path: Path, kind: str, name: str, backend: str) -> None:
+    source = tiny_decoders.make(kind, tmp_path / name)
+    exact = np.concatenate(
+        Reranker.load(source, precision="fp32", max_length=160, device="cpu").scores(lists())
+    )
+    export_graph(source, tmp_path / "graph", backend, max_length=160)
+    found = np.concatenate(Reranker.load(tmp_path / "graph").scores(lists()))
+    np.testing.assert_allclose(found, exact, atol=1e-4 * np.ptp(exact) + 1e-6)
 
 
 @pytest.mark.parametrize("long", ["first", "max"])
