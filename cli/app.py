@@ -1,5 +1,6 @@
 """The root of the command tree; `cli.main` adds the commands to it."""
 
+import difflib
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -14,13 +15,28 @@ class HelpByDefault(TyperGroup):
         return super().parse_args(ctx, args or ["--help"])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command. A command of a group that is named alone (`msft serve`) is told with its group."""
-        groups = [] if args[0] in self.commands else self.commands.items()
-        if full := [
-            f"'{name} {args[0]}'" for name, group in groups if args[0] in getattr(group, "commands", ())
-        ]:
-            ctx.fail(f"No such command '{args[0]}'. Did you mean {' or '.join(full)}?")
+        """Find the command; an unknown one is told with what is meant.
+
+        That is a command of a group that is named alone (`msft serve` for `students serve`), or a similar name. Typer
+        itself tells the similar names of this group.
+        """
+        if full := self._meant(args[0]):
+            quoted = [f"'{name}'" for name in full]
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {' or '.join(quoted)}?")
         return super().resolve_command(ctx, args)
+
+    def _meant(self, word: str) -> list[str]:
+        """Name the groups' commands with this name, or with a similar one if no command here has a similar name."""
+        if word in self.commands:
+            return []
+        groups = {name: list(getattr(group, "commands", ())) for name, group in self.commands.items()}
+        inside = {command for commands in groups.values() for command in commands}
+        names = [word] if word in inside else difflib.get_close_matches(word, sorted(inside))
+        if word not in inside and difflib.get_close_matches(word, self.commands):
+            return []
+        return [
+            f"{group} {name}" for name in names[:1] for group, commands in groups.items() if name in commands
+        ]
 
 
 app = typer.Typer(

@@ -37,17 +37,26 @@ def test_msft_alone_shows_help() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "meant"),
+    ("words", "meant"),
     [
         ("serve", "'students serve'"),
         ("generate", "'queries generate' or 'teachers generate'"),
         ("evla", "'eval'"),
+        ("tarin", "'students train'"),
+        ("data lst", "'list'"),
+        ("views bulid", "'build'"),
     ],
 )
-def test_a_command_that_is_not_there_is_told_where_it_is(word: str, meant: str) -> None:
-    done = msft(word, "x")
+def test_a_command_that_is_not_there_is_told_where_it_is(words: str, meant: str) -> None:
+    done = msft(*words.split(), "x")
     assert done.returncode == 2
+    word = words.split()[-1]
     assert done.stderr.startswith(f"error: No such command '{word}'. Did you mean {meant}?\nhint: ")
+
+
+def test_a_command_that_is_like_no_other_has_the_help_as_its_hint() -> None:
+    done = msft("xyzzy")
+    assert (done.returncode, done.stderr) == (2, "error: No such command 'xyzzy'.\nhint: msft --help\n")
 
 
 @pytest.mark.parametrize(
