@@ -185,10 +185,11 @@ def _reasons(drops: dict[str, tuple[int, str | None]]) -> str | None:
 def list_datasets(context: Context) -> None:
     """List the datasets with their counts."""
     from labelstore.datasets import add as ingest
+    from labelstore.store import lookup
 
     with context.store.read() as con:
         rows = ingest.datasets(con)
-    render.rows(rows, context.format)
+    render.rows(rows, context.format, empty=lookup.none_yet("datasets"))
 
 
 @command(data_app, "show", example="msft data show nfcorpus", lists=True)

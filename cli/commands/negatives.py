@@ -168,11 +168,12 @@ def list_negatives(context: Context) -> None:
     """List the mined negatives, newest first."""
     from labelstore.negatives import mine as negatives
     from labelstore.negatives import verdicts
+    from labelstore.store import lookup
 
     with context.store.read() as con:
         rows = negatives.listed(con)
         checked = [f"{row['verdicts']} on {row['negatives']}" for row in verdicts.listed(con)]
-    render.rows(rows, context.format)
+    render.rows(rows, context.format, empty=lookup.none_yet("negatives"))
     if checked:
         diagnostics.note(f'verdicts: {", ".join(checked)}; see `msft sql "FROM negative_verdicts"`')
 
@@ -193,4 +194,6 @@ def show_negatives(
         rows = negatives.shown(con, mining, query, limit)
     if len(rows) < mining.n_negatives and query is None:
         diagnostics.note(f"{len(rows):,} of {mining.n_negatives:,} rows; --limit shows more")
-    render.rows(rows, context.format)
+    render.rows(
+        rows, context.format, empty=f"{name} has no negatives" + (f" of query {query}" if query else "")
+    )

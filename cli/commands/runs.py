@@ -28,9 +28,10 @@ def list_runs(context: Context, dataset: DatasetOption = None) -> None:
     from labelstore.store import lookup
 
     with context.store.read() as con:
-        rows = export.listed(con, lookup.dataset(con, dataset) if dataset else None)
+        of = lookup.dataset(con, dataset) if dataset else None
+        rows = export.listed(con, of)
     columns = ["dataset", "run", "kind", "system", "source", "depth", "queries", "candidates", "content_hash"]
-    render.rows(rows, context.format, columns)
+    render.rows(rows, context.format, columns, lookup.none_yet("runs", of.name if of else ""))
 
 
 @command(runs_app, "import", example="msft runs import bm25.run.gz --dataset dl19 --name bm25", lists=True)

@@ -99,15 +99,18 @@ def status(
         _stale(context)
         return
     from labelstore.errors import StoreError
+    from labelstore.store import lookup
     from labelstore.store.label_store import LabelStore
     from labelstore.upkeep import status as overview
     from teachers.journal import segments as journal
 
     store = LabelStore(context.store.path, lock_wait=min(context.store.lock_wait, STATUS_WAIT))
     rows: list[dict[str, Any]] = []
+    empty = None
     try:
         with store.read() as con:
             rows += overview.rows(con)
+        empty = lookup.none_yet("datasets")
     except StoreError as error:
         if "held by" not in str(error):
             raise
@@ -143,18 +146,18 @@ def status(
     if context.format is Format.table:
         size = store.path.stat().st_size / 2**20
         diagnostics.note(f"{store.path}: {size:,.1f} MiB, files in {store.files}")
-    render.rows(rows, context.format, overview.COLUMNS)
+    render.rows(rows, context.format, overview.COLUMNS, empty)
 
 
 def _stale(context: Context) -> None:
     from labelstore.upkeep import stale
 
     found = stale.stale(context.store)
-    render.rows([left.row() for left in found], context.format, stale.COLUMNS)
+    render.rows([left.row() for left in found], context.format, stale.COLUMNS, "nothing was left")
     if any(left.careful for left in found):
         diagnostics.note("msft clean --yes removes it all, and without --yes what no training could continue")
-    else:
-        diagnostics.note("msft clean removes it" if found else "nothing was left")
+    elif found:
+        diagnostics.note("msft clean removes it")
 
 
 def _settings() -> list[dict[str, Any]]:

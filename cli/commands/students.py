@@ -114,9 +114,10 @@ def bases(context: Context) -> None:
 @command(students_app, "list", example="msft students list --format json", lists=True)
 def list_students(context: Context) -> None:
     """List the students, oldest first."""
+    from labelstore.store import lookup
     from students.jobs.register import student_rows
 
-    render.rows(student_rows(context.store), context.format, STUDENT_COLUMNS)
+    render.rows(student_rows(context.store), context.format, STUDENT_COLUMNS, lookup.none_yet("students"))
 
 
 @command(students_app, "show", example="msft students show minilm-cl", lists=True)
@@ -129,7 +130,9 @@ def show(
     from students.jobs.register import log_rows, stage_rows
 
     if log:
-        render.rows(log_rows(context.store, student), context.format)
+        render.rows(
+            log_rows(context.store, student), context.format, empty=f"{student} has no training log here"
+        )
     else:
         fitted.rows(
             stage_rows(context.store, student),

@@ -50,21 +50,26 @@ def list_teachers(
     ] = False,
 ) -> None:
     """List the labelings of the store, and the teachers that --model knows by name."""
-    rows = []
-    if not registry and context.store.exists:
+    rows, none = [], None
+    if not registry and (context.store.exists or dataset is not None):
         from labelstore.labels import quality as label_quality
+        from labelstore.store import lookup
 
         with context.store.read() as con:
+            dataset = lookup.dataset(con, dataset).name if dataset else None
+            none = lookup.none_yet("labels", dataset or "")
             rows = label_quality.labelings(con, dataset)
             judgings = [name for (name,) in con.execute("SELECT name FROM judgings ORDER BY name").fetchall()]
         if judgings:
             diagnostics.note(f"judgings of LLMs: {', '.join(judgings)}; see `msft teachers agreement NAME`")
-    if rows or dataset is not None:
-        render.rows(rows, context.format)
+    if rows or (dataset is not None and not registry):
+        render.rows(rows, context.format, empty=none)
         diagnostics.note("`msft teachers list --registry` shows what --model knows by name")
         return
     from teachers import models
 
+    if none is not None:
+        diagnostics.note(f"{none}; the teachers below are those that --model knows by name")
     render.rows(
         [
             {

@@ -251,10 +251,8 @@ def clean(
             stale.remove(left)
             row["becomes"] = "removed"
         rows.append(row)
-    render.rows(rows, context.format, stale.COLUMNS)
-    if not found:
-        diagnostics.note("nothing was left")
-    elif not yes and any(left.careful for left in found):
+    render.rows(rows, context.format, stale.COLUMNS, "nothing was left")
+    if not yes and any(left.careful for left in found):
         diagnostics.note("what a training could continue stays; msft clean --yes removes it too")
 
 

@@ -166,11 +166,12 @@ def _view_row(manifest: dict[str, Any], folder: str) -> dict[str, Any]:
 @command(views_app, "list", example="msft views list --format json", lists=True)
 def list_views(context: Context) -> None:
     """List the views, newest first."""
+    from labelstore.store import lookup
     from labelstore.views import build as views
 
     with context.store.read() as con:
         rows = views.listed(con)
-    render.rows(rows, context.format)
+    render.rows(rows, context.format, empty=lookup.none_yet("views"))
 
 
 @command(views_app, "show", example="msft views show kd", lists=True)

@@ -12,7 +12,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import IO, Any
 
-from cli.output import latex
+from cli.output import diagnostics, latex
 from labelstore.analyses.plain_values import csv_cell, plain
 
 Row = Mapping[str, Any]
@@ -31,13 +31,23 @@ class Format(StrEnum):
     latex = "latex"
 
 
-def rows(data: Iterable[Row], format: Format = Format.table, columns: Sequence[str] | None = None) -> None:
+def rows(
+    data: Iterable[Row],
+    format: Format = Format.table,
+    columns: Sequence[str] | None = None,
+    empty: str | None = None,
+) -> None:
     """Print a list of flat rows.
 
     Args:
         columns: the columns in order; also the header of an empty list. By default the keys of the first row.
+        empty: what stderr says of an empty list; a table of it then has no header.
     """
     items = [dict(row) for row in data]
+    if not items and empty:
+        diagnostics.note(empty)
+        if format is Format.table:
+            return
     names = list(columns) if columns else list(items[0]) if items else []
     streamed([[[item.get(n) for n in names] for item in items]], format, names)
 

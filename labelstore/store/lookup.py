@@ -13,6 +13,17 @@ from labelstore.errors import DataMissing, UsageError
 FULL_TEXT = "concat_ws(' ', nullif(trim(title), ''), text)"
 
 
+# The command that makes the first of its kind.
+_MAKES = {
+    "datasets": "msft data add DATASET",
+    "runs": "msft retrieve --dataset DATASET --retriever bm25s",
+    "labels": "msft teachers generate --model MODEL --dataset DATASET",
+    "negatives": "msft negatives mine --dataset DATASET --run RUN",
+    "views": "msft views build --kind contrastive --dataset DATASET",
+    "students": "msft students train --regime cl --dataset DATASET",
+}
+
+
 @dataclass(frozen=True)
 class Dataset:
     dataset: int
@@ -110,6 +121,12 @@ class View:
     licence: str | None
 
 
+def none_yet(things: str, dataset: str = "") -> str:
+    """Say that the store, or a dataset, has no runs, labels …, and which command makes the first."""
+    makes = _MAKES[things].replace("DATASET", dataset or "DATASET")
+    return f"{dataset or 'the store'} has no {things} yet; make the first with `{makes}`"
+
+
 def missing(what: str, name: str, known: list[str], lists: str, makes: str | None = None) -> DataMissing:
     """Make the error for an unknown name, with the nearest known names.
 
@@ -178,7 +195,7 @@ def pick_dataset(con: duckdb.DuckDBPyConnection, name: str | None) -> Dataset:
     if len(known) == 1:
         return dataset(con, known[0])
     if not known:
-        raise DataMissing("the store has no dataset", hint="msft data add DATASET")
+        raise DataMissing("the store has no dataset", hint=_MAKES["datasets"])
     raise UsageError("several datasets fit", hint=f"--dataset {' | '.join(known[:8])}")
 
 
@@ -258,7 +275,7 @@ def labeling(con: duckdb.DuckDBPyConnection, name: str) -> Labeling:
             name,
             known,
             "msft teachers list",
-            "msft teachers generate --model MODEL --dataset DATASET",
+            _MAKES["labels"],
         )
     return Labeling(*found[0])
 
@@ -275,9 +292,7 @@ def mining(con: duckdb.DuckDBPyConnection, name: str) -> Mining:
     ).fetchall()
     if not found:
         known = [n for (n,) in con.execute("SELECT name FROM minings").fetchall()]
-        raise missing(
-            "negatives", name, known, "msft negatives list", "msft negatives mine --dataset DATASET --run RUN"
-        )
+        raise missing("negatives", name, known, "msft negatives list", _MAKES["negatives"])
     key, own_name, of, parameters, *rest = found[0]
     return Mining(key, own_name, of, json.loads(parameters), *rest)
 
@@ -337,9 +352,7 @@ def student(con: duckdb.DuckDBPyConnection, name: str) -> Student:
     ).fetchall()
     if not found:
         known = [n for (n,) in con.execute("SELECT name FROM students").fetchall()]
-        raise missing(
-            "student", name, known, "msft students list", "msft students train --regime cl --dataset DATASET"
-        )
+        raise missing("student", name, known, "msft students list", _MAKES["students"])
     return Student(*found[0])
 
 
@@ -356,7 +369,5 @@ def view(con: duckdb.DuckDBPyConnection, name: str) -> View:
     ).fetchall()
     if not found:
         known = [n for (n,) in con.execute("SELECT DISTINCT name FROM views").fetchall()]
-        raise missing(
-            "view", name, known, "msft views list", "msft views build --kind contrastive --dataset DATASET"
-        )
+        raise missing("view", name, known, "msft views list", _MAKES["views"])
     return View(*found[0])

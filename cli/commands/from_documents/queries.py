@@ -291,7 +291,12 @@ def show(
         "value",
         "evidence",
     )
-    render.rows(rows, context.format, columns)
+    render.rows(
+        rows,
+        context.format,
+        columns,
+        f"{of.name} has no filters yet; make one with `msft queries filter {of.name}`",
+    )
     diagnostics.note(f"{of.name}: {kept:,} of {generated:,} generated queries are in the dataset")
     diagnostics.note(
         '`msft sql "SELECT * FROM generated_queries"` has each query with its passage, call and filters'
