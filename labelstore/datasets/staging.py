@@ -120,23 +120,22 @@ class Staging:
             batch.clear()
 
     @contextmanager
-    def _skipping(self, step: ReadCounts) -> Iterator[Bad | None]:
+    def _skipping(self, step: ReadCounts) -> Iterator[Bad]:
         """Give a reader's handler of bad lines; afterwards name the first ones.
 
         Raises:
             BadInput: one bad line more than may be skipped; the message names it.
         """
-        if not self._skip:
-            yield None
-            return
         found: list[str] = []
 
         def bad(error: BadInput) -> None:
             if len(found) >= self._skip:
+                before = f"; {len(found)} bad lines were skipped before it" if found else ""
+                more = f"N, N above {self._skip}," if found else "N"
                 raise BadInput(
-                    f"{error.message}; {len(found)} bad lines were skipped before it",
-                    hint=f"repair the file, or --skip-bad-lines with more than {self._skip}",
-                )
+                    error.message + before,
+                    hint=f"{error.hint or 'repair the file'}; or --skip-bad-lines {more} leaves out up to N such lines",
+                ) from error
             found.append(error.message)
             step.n_read += 1
             step.drop(BAD_LINE, 1, error.message)

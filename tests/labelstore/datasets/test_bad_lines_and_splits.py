@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_a_bad_line_is_left_out_counted_and_named(tmp_path: Path, kind: str, nam
     beir(tmp_path / "beir", [*GOOD[:2], BAD[kind], *GOOD[2:]], name)
     store, done = add(tmp_path, "--qrels", "qrels/test.tsv", code=1)
     assert f"{name}:3" in done.err
+    assert re.search(r"\nhint: \w.*; or --skip-bad-lines N leaves out up to N such lines\n$", done.err)
     assert not store.exists
     store, done = add(tmp_path, "--qrels", "qrels/test.tsv", "--skip-bad-lines", "1")
     row = json.loads(done.out)[0]
@@ -60,6 +62,7 @@ def test_more_bad_lines_than_allowed_change_nothing(tmp_path: Path) -> None:
     store, done = add(tmp_path, "--qrels", "qrels/test.tsv", "--skip-bad-lines", "2", code=1)
     assert "corpus.jsonl:9" in done.err
     assert "2 bad lines were skipped before it" in done.err
+    assert "--skip-bad-lines N, N above 2, leaves out" in done.err
     assert not store.exists or "own" not in msft(store, "data", "list").out
     _, done = add(tmp_path, "--qrels", "qrels/test.tsv", "--skip-bad-lines", "5")
     assert "bad lines skipped, 3: " in done.err
