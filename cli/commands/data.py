@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import Context, command, group
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 
 if TYPE_CHECKING:
     from labelstore.datasets.add import Added
@@ -189,7 +189,7 @@ def list_datasets(context: Context) -> None:
 
     with context.store.read() as con:
         rows = ingest.datasets(con)
-    render.rows(rows, context.format, empty=lookup.none_yet("datasets"))
+    fitted.listed(rows, context.format, keys=("dataset",), empty=lookup.none_yet("datasets"))
 
 
 @command(data_app, "show", example="msft data show nfcorpus", lists=True)

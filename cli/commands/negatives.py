@@ -9,7 +9,7 @@ from cli.command import Context, command, group
 from cli.commands.from_documents.asking import AskingOptions, DryRun, summary
 from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
 from cli.commands.views import DatasetOption, RunsOption, SeedOption, _count_rows
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from cli.parameters import After
 from labelstore.negatives.parameters import Parameters
 from teachers.generate.single.wanted import WantedVerdicts
@@ -173,7 +173,7 @@ def list_negatives(context: Context) -> None:
     with context.store.read() as con:
         rows = negatives.listed(con)
         checked = [f"{row['verdicts']} on {row['negatives']}" for row in verdicts.listed(con)]
-    render.rows(rows, context.format, empty=lookup.none_yet("negatives"))
+    fitted.listed(rows, context.format, keys=("negatives",), empty=lookup.none_yet("negatives"))
     if checked:
         diagnostics.note(f'verdicts: {", ".join(checked)}; see `msft sql "FROM negative_verdicts"`')
 
@@ -194,6 +194,5 @@ def show_negatives(
         rows = negatives.shown(con, mining, query, limit)
     if len(rows) < mining.n_negatives and query is None:
         diagnostics.note(f"{len(rows):,} of {mining.n_negatives:,} rows; --limit shows more")
-    render.rows(
-        rows, context.format, empty=f"{name} has no negatives" + (f" of query {query}" if query else "")
-    )
+    empty = f"{name} has no negatives" + (f" of query {query}" if query else "")
+    fitted.listed(rows, context.format, keys=("query_id", "doc_id"), empty=empty)

@@ -8,7 +8,7 @@ import typer
 
 from cli.command import Context, command, group
 from cli.commands.data import DatasetOption, _announce, _reasons
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 
 if TYPE_CHECKING:
     from labelstore.runs.import_run import Imported
@@ -31,7 +31,10 @@ def list_runs(context: Context, dataset: DatasetOption = None) -> None:
         of = lookup.dataset(con, dataset) if dataset else None
         rows = export.listed(con, of)
     columns = ["dataset", "run", "kind", "system", "source", "depth", "queries", "candidates", "content_hash"]
-    render.rows(rows, context.format, columns, lookup.none_yet("runs", of.name if of else ""))
+    empty = lookup.none_yet("runs", of.name if of else "")
+    fitted.listed(
+        rows, context.format, keys=("run",) if of else ("dataset", "run"), columns=columns, empty=empty
+    )
 
 
 @command(runs_app, "import", example="msft runs import bm25.run.gz --dataset dl19 --name bm25", lists=True)

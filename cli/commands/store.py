@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from cli.output.render import Format
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT = 1000
 MOST_HELD = 10_000  # rows held in memory, so that the store is closed before they are printed
 STATUS_WAIT = 5.0  # seconds to wait for a locked store; after them only the files beside it are shown
+_NAMED = ("what", "name")  # the columns that name a row
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,7 +57,7 @@ def sql(
 
     if list_queries:
         rows = [{"name": f"@{name}", "answers": about} for name, about in queries.shipped().items()]
-        render.rows(rows, context.format, ["name", "answers"])
+        fitted.listed(rows, context.format, keys=("name",))
         return
     if not query:
         raise UsageError("the query is missing", hint='msft sql "SELECT * FROM results", or --list')
@@ -146,14 +147,15 @@ def status(
     if context.format is Format.table:
         size = store.path.stat().st_size / 2**20
         diagnostics.note(f"{store.path}: {size:,.1f} MiB, files in {store.files}")
-    render.rows(rows, context.format, overview.COLUMNS, empty)
+    fitted.listed(rows, context.format, keys=_NAMED, columns=overview.COLUMNS, empty=empty)
 
 
 def _stale(context: Context) -> None:
     from labelstore.upkeep import stale
 
     found = stale.stale(context.store)
-    render.rows([left.row() for left in found], context.format, stale.COLUMNS, "nothing was left")
+    rows = [left.row() for left in found]
+    fitted.listed(rows, context.format, keys=_NAMED, columns=stale.COLUMNS, empty="nothing was left")
     if any(left.careful for left in found):
         diagnostics.note("msft clean --yes removes it all, and without --yes what no training could continue")
     elif found:

@@ -117,7 +117,10 @@ def list_students(context: Context) -> None:
     from labelstore.store import lookup
     from students.jobs.register import student_rows
 
-    render.rows(student_rows(context.store), context.format, STUDENT_COLUMNS, lookup.none_yet("students"))
+    fitted.listed(
+        student_rows(context.store), context.format, keys=("student",), columns=STUDENT_COLUMNS,
+        empty=lookup.none_yet("students"),
+    )  # fmt: skip
 
 
 @command(students_app, "show", example="msft students show minilm-cl", lists=True)

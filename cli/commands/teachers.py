@@ -9,7 +9,7 @@ import typer
 from cli.command import Context, command, group
 from cli.commands.from_documents.judge import add_to_teachers
 from cli.commands.teachers_generate import BaseUrls, add_generate, asking_progress
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from cli.output.render import Format
 from cli.workflows.pushed import Pushed
 from labelstore.errors import UsageError
@@ -63,14 +63,14 @@ def list_teachers(
         if judgings:
             diagnostics.note(f"judgings of LLMs: {', '.join(judgings)}; see `msft teachers agreement NAME`")
     if rows or (dataset is not None and not registry):
-        render.rows(rows, context.format, empty=none)
+        fitted.listed(rows, context.format, keys=("labeling",), empty=none)
         diagnostics.note("`msft teachers list --registry` shows what --model knows by name")
         return
     from teachers import models
 
     if none is not None:
         diagnostics.note(f"{none}; the teachers below are those that --model knows by name")
-    render.rows(
+    fitted.listed(
         [
             {
                 "teacher": t.name,
@@ -89,6 +89,7 @@ def list_teachers(
             for t in models.REGISTRY.values()
         ],
         context.format,
+        keys=("teacher",),
     )
 
 
@@ -102,7 +103,7 @@ def show_labels(
 
     with context.store.read() as con:
         rows = label_quality.show(con, labels)
-    render.rows(rows, context.format)
+    fitted.listed(rows, context.format, keys=("topic", "name"))
     diagnostics.note("`msft sql @label_quality`, @agreement and @position_bias compare labelings")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import Context, command, group
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from cli.output.render import Format
 from labelstore.errors import ExitCode
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FINDINGS = ("what", "name", "problem", "hint")
 CONTRADICTIONS = ("what", "name", "here", "there", "hint")
 MERGED = ("table", "there", "new", "known", "changed", "left_out")
+_NAMED = ("what", "name")  # the columns that name a row
 
 YesOption = Annotated[bool, typer.Option("--yes", help="Also remove what depends on it.")]
 
@@ -77,7 +78,7 @@ def verify(
             render.text(done.hash)
     else:
         rows = [{name: getattr(finding, name) for name in FINDINGS} for finding in findings]
-        render.rows(rows, context.format, FINDINGS)
+        fitted.listed(rows, context.format, keys=_NAMED, columns=FINDINGS)
     if done.unchecked:
         diagnostics.warn(f"not checked, because of the damage: {', '.join(done.unchecked)}")
     if done.stale_evaluations:
@@ -251,7 +252,7 @@ def clean(
             stale.remove(left)
             row["becomes"] = "removed"
         rows.append(row)
-    render.rows(rows, context.format, stale.COLUMNS, "nothing was left")
+    fitted.listed(rows, context.format, keys=_NAMED, columns=stale.COLUMNS, empty="nothing was left")
     if not yes and any(left.careful for left in found):
         diagnostics.note("what a training could continue stays; msft clean --yes removes it too")
 
@@ -313,18 +314,25 @@ def _remove(context: Context, kind: str, name: str, yes: bool, dataset: str | No
     planned = removing.plan(context.store, kind, name, dataset)
     _warn_of_folders(planned)
     if planned.dependents and not yes:
-        render.rows([row._asdict() for row in planned.affected], context.format, removing.COLUMNS)
+        _print_affected(context, planned)
         raise UsageError(
             f"{kind} {name}: {len(planned.dependents)} other things depend on it; nothing was removed",
             hint="read the rows above, then give the command with --yes",
         )
     waiting = {row["labels"] for row in journal.summary(context.store.files / "journal")}
     done = removing.remove(context.store, kind, name, planned, dataset, waiting)
-    render.rows([row._asdict() for row in done.affected], context.format, removing.COLUMNS)
+    _print_affected(context, done)
     if done.labelings and _holds_calls(context):
         diagnostics.note("calls that stay are used again if the same labels are generated")
     for removed in done.folders:
         diagnostics.detail(f"folder {context.store.files / removed.folder} removed")
+
+
+def _print_affected(context: Context, of: "Plan") -> None:
+    from labelstore.upkeep import remove as removing
+
+    rows = [row._asdict() for row in of.affected]
+    fitted.listed(rows, context.format, keys=_NAMED, columns=removing.COLUMNS)
 
 
 def _holds_calls(context: Context) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import Context, command, group
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from cli.parameters import After, given
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def list_views(context: Context) -> None:
 
     with context.store.read() as con:
         rows = views.listed(con)
-    render.rows(rows, context.format, empty=lookup.none_yet("views"))
+    fitted.listed(rows, context.format, keys=("view", "view_hash"), empty=lookup.none_yet("views"))
 
 
 @command(views_app, "show", example="msft views show kd", lists=True)

@@ -2,12 +2,14 @@
 
 A column with one text or whole number in all rows is printed once, above; a measured value stays in the table. Texts
 and settings that are too long for a cell are printed below. What is still too wide goes on in further tables, which
-begin with the same key columns. Other formats have every row whole.
+begin with the same key columns. A list of things is one table: what does not fit stands under its row. Other formats have
+every row whole.
 """
 
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from cli.output import diagnostics, render
@@ -29,20 +31,10 @@ def rows(data: Sequence[Row], format: Format, *, keys: Sequence[str], about: Map
         render.rows(data, format)
         return
     names = list(data[0])
-    once = [
-        n
-        for n in names
-        if n not in keys
-        and len(data) > 1
-        and len({_text(row.get(n)) for row in data}) == 1
-        and not isinstance(data[0].get(n), float)
-    ]
+    once = _shared(data, names, keys)
     long = [n for n in names if n not in keys and n not in once and any(_is_long(row.get(n)) for row in data)]
     short = [n for n in names if n not in once and n not in long]
-    for line in _wrapped([f"{n}: {_text(data[0].get(n))}" for n in once]):
-        render.write(line)
-    if once:
-        render.write("")
+    _print_shared(data[0], once)
     for k, part in enumerate(_parts(data, short, [n for n in keys if n in short])):
         if k:
             render.write("")
@@ -57,12 +49,87 @@ def rows(data: Sequence[Row], format: Format, *, keys: Sequence[str], about: Map
         diagnostics.note("\n".join(_wrapped(told)))
 
 
+def listed(
+    data: Sequence[Row],
+    format: Format,
+    *,
+    keys: Sequence[str],
+    columns: Sequence[str] | None = None,
+    empty: str | None = None,
+) -> None:
+    """Print a list of things; as a table it fits 80 columns, unless a single name is longer.
+
+    A table that is too wide has the columns that fit, and the other values of a row on lines under it.
+
+    Args:
+        keys: columns that name a row; they are in the table.
+        columns: the columns in order, of all formats; by default those of the first row.
+        empty: as in :func:`cli.output.render.rows`.
+    """
+    if format is not Format.table or not data:
+        render.rows(data, format, columns, empty)
+        return
+    names = list(columns or data[0])
+    data = [{n: _minute(row.get(n)) for n in names} for row in data]
+    if _width(data, names) <= WIDTH:
+        render.rows(data, format, names)
+        return
+    once = _shared(data, names, keys)
+    beside = list(keys)
+    for n in (n for n in names if n not in keys and n not in once):
+        if not any(_is_long(row[n]) for row in data) and _width(data, [*beside, n]) <= WIDTH:
+            beside.append(n)
+    _print_shared(data[0], once)
+    below = [n for n in names if n not in once and n not in beside]
+    for k, line in enumerate(render.table_lines(data, [n for n in names if n in beside])):
+        render.write(line)
+        if k > 1:
+            for text in _below(data[k - 2], below):
+                render.write(textwrap.indent(text, "  "))
+
+
+def _below(row: Row, names: Sequence[str]) -> list[str]:
+    """Write the values that a row has in these columns: short ones together, each long one on lines of its own."""
+    told = {n: f"{n}: {_text(row[n])}" for n in names if row[n] is not None}
+    short = [text for n, text in told.items() if not _is_long(row[n])]
+    long = [[text] for n, text in told.items() if _is_long(row[n])]
+    return [line for pieces in [short, *long] for line in _wrapped(pieces, WIDTH - 2)]
+
+
+def _minute(value: Any) -> Any:
+    """A moment to the minute; any other value unchanged."""
+    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if isinstance(value, datetime) else value
+
+
+def _shared(data: Sequence[Row], names: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Find the columns that have one text or whole number in several rows."""
+    return [
+        n
+        for n in names
+        if n not in keys
+        and len(data) > 1
+        and len({_text(row.get(n)) for row in data}) == 1
+        and not isinstance(data[0].get(n), float)
+    ]
+
+
+def _print_shared(row: Row, names: Sequence[str]) -> None:
+    for line in _wrapped([f"{n}: {_text(row.get(n))}" for n in names]):
+        render.write(line)
+    if names:
+        render.write("")
+
+
+def _width(data: Sequence[Row], names: Sequence[str]) -> int:
+    widths = (max(len(n), *(len(render.cell(row.get(n))) for row in data)) for n in names)
+    return sum(width + _GAP for width in widths) - _GAP
+
+
 def _parts(data: Sequence[Row], names: Sequence[str], keys: Sequence[str]) -> list[list[str]]:
     """Divide columns into tables that fit."""
-    width = {n: max(len(n), *(len(render.cell(row.get(n))) for row in data)) for n in names}
     parts = [list(keys)]
     for n in (n for n in names if n not in keys):
-        if len(parts[-1]) > len(keys) and sum(width[c] + _GAP for c in [*parts[-1], n]) - _GAP > WIDTH:
+        if len(parts[-1]) > len(keys) and _width(data, [*parts[-1], n]) > WIDTH:
             parts.append(list(keys))
         parts[-1].append(n)
     return parts
@@ -90,7 +157,7 @@ def _text(value: Any) -> str:
     return render.cell(value)
 
 
-def _wrapped(pieces: Sequence[str]) -> list[str]:
+def _wrapped(pieces: Sequence[str], width: int = WIDTH) -> list[str]:
     return textwrap.wrap(
-        "; ".join(pieces), WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent="  "
+        "; ".join(pieces), width, break_long_words=False, break_on_hyphens=False, subsequent_indent="  "
     )

@@ -65,6 +65,11 @@ def streamed(blocks: Iterable[Sequence[Sequence[Any]]], format: Format, names: S
         write("\n".join(some))
 
 
+def table_lines(data: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """Write rows as the lines of a table: two of its header, then one for each row."""
+    return list(_table_lines([[[row.get(n) for n in names] for row in data]], names))
+
+
 def _md_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -> Iterator[str]:
     yield _md(names)
     yield _md(["---"] * len(names))

@@ -8,7 +8,7 @@ import typer
 from cli.command import Context, command, group
 from cli.commands.from_documents.asking import AskingOptions, DryRun, summary
 from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from cli.parameters import After, given
 from teachers.generate.single.wanted import Wanted as WantedQueries
 
@@ -291,12 +291,8 @@ def show(
         "value",
         "evidence",
     )
-    render.rows(
-        rows,
-        context.format,
-        columns,
-        f"{of.name} has no filters yet; make one with `msft queries filter {of.name}`",
-    )
+    empty = f"{of.name} has no filters yet; make one with `msft queries filter {of.name}`"
+    fitted.listed(rows, context.format, keys=("filter", "query_id"), columns=columns, empty=empty)
     diagnostics.note(f"{of.name}: {kept:,} of {generated:,} generated queries are in the dataset")
     diagnostics.note(
         '`msft sql "SELECT * FROM generated_queries"` has each query with its passage, call and filters'

@@ -80,6 +80,8 @@ def test_from_documents_to_a_judged_ranking(store: LabelStore, server: Server) -
     assert {row["kept"] for row in values} == {True, False}
     assert kept["log-probability"] == sum(row["log_probability"] >= -0.2 - 1e-6 for row in values)
     shown = rows(store, "queries", "show", "c/synthetic", "--examples", "1")
+    table = msft(store, "queries", "show", "c/synthetic").out
+    assert max(map(len, table.splitlines())) <= 80, table
     assert [row["filter"] for row in shown] == ["length", "copied", "log-probability"]
     assert (
         rows(store, "queries", "filter", "c/synthetic", "--undo", "all")[0]["back"]
