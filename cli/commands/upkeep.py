@@ -262,7 +262,10 @@ def _removing(kind: str, noun: str) -> Callable[..., None]:
 
     def remove(
         context: Context,
-        name: Annotated[str, typer.Argument(help=f"The name of the {noun}.")],
+        name: Annotated[
+            str,
+            typer.Argument(help=f"The name of the {noun}" + (", or its hash." if kind == "view" else ".")),
+        ],
         yes: YesOption = False,
     ) -> None:
         _remove(context, _what(kind, context, name), name, yes)
@@ -313,6 +316,8 @@ def _remove(context: Context, kind: str, name: str, yes: bool, dataset: str | No
 
     planned = removing.plan(context.store, kind, name, dataset)
     _warn_of_folders(planned)
+    if planned.namesakes:
+        _tell_of_namesakes(context, name, planned, yes)
     if planned.dependents and not yes:
         _print_affected(context, planned)
         raise UsageError(
@@ -326,6 +331,26 @@ def _remove(context: Context, kind: str, name: str, yes: bool, dataset: str | No
         diagnostics.note("calls that stay are used again if the same labels are generated")
     for removed in done.folders:
         diagnostics.detail(f"folder {context.store.files / removed.folder} removed")
+
+
+def _tell_of_namesakes(context: Context, name: str, planned: "Plan", yes: bool) -> None:
+    """Say that several views have the name, and which.
+
+    Raises:
+        UsageError: they are not to be removed all.
+    """
+    from labelstore.errors import UsageError
+
+    found = f"{len(planned.namesakes)} views are named {name}"
+    if yes:
+        diagnostics.note(f"{found}, all are removed: {', '.join(planned.namesakes)}")
+        return
+    _print_affected(context, planned)
+    raise UsageError(
+        f"{found}; nothing was removed",
+        hint="--yes removes all; `msft views remove HASH` removes one, and `msft views list` tells them apart: "
+        + " | ".join(planned.namesakes[:8]),
+    )
 
 
 def _print_affected(context: Context, of: "Plan") -> None:

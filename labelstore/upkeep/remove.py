@@ -66,7 +66,8 @@ class Plan:
     """What a removal does.
 
     Attributes:
-        affected: the thing itself first, then what depends on it.
+        affected: the thing itself first (all views of a name), then what depends on it.
+        namesakes: the hashes of several views that have the name, newest first.
         folders: the folders to remove.
         left: folders that lead out of the store and are left as they are, with the reason.
     """
@@ -77,10 +78,11 @@ class Plan:
     students: list[str]
     folders: list[Removed] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    namesakes: list[str] = field(default_factory=list)
 
     @property
     def dependents(self) -> list[Affected]:
-        return self.affected[1:]
+        return self.affected[max(1, len(self.namesakes)) :]
 
 
 def plan(store: LabelStore, kind: str, name: str, dataset: str | None = None) -> Plan:
@@ -135,16 +137,20 @@ def remove(
                     )
                 with provenance.recorded_in(con, f"{kind}.remove") as job:
                     _delete(con, made.keys)
-                    for gone in made.affected:
-                        job.count(con, gone.what, gone.name, gone.rows, _drops(gone))
+                    _record(con, job, made)
                 note = Note(store.files, made.folders)
             note.move_away()
         note.drop()
     return made
 
 
-def _drops(gone: Affected) -> dict[str, tuple[int, str | None]]:
-    return {"removed": (gone.rows, None)} if gone.becomes == REMOVED else {}
+def _record(con: duckdb.DuckDBPyConnection, job: provenance.Job, made: Plan) -> None:
+    """Count what was removed and what stays; several views of one name have one count."""
+    for what, name in dict.fromkeys((one.what, one.name) for one in made.affected):
+        rows = [one for one in made.affected if (one.what, one.name) == (what, name)]
+        removed = [one.rows for one in rows if one.becomes == REMOVED]
+        drops: dict[str, tuple[int, str | None]] = {"removed": (sum(removed), None)} if removed else {}
+        job.count(con, what, name, sum(one.rows for one in rows), drops)
 
 
 def _found(con: duckdb.DuckDBPyConnection, kind: str, name: str, dataset: str | None) -> set[int]:
@@ -202,6 +208,13 @@ def _plan(con: duckdb.DuckDBPyConnection, store: LabelStore, kind: str, first: s
         _names(con, "labelings", keys["labelings"]),
         _names(con, "students", keys["students"]),
     )
+    if kind == "view" and len(first) > 1:
+        made.namesakes = [
+            view_hash
+            for (view_hash,) in con.execute(
+                "SELECT view_hash FROM views WHERE list_contains(?, view) ORDER BY view DESC", [sorted(first)]
+            ).fetchall()
+        ]
     _add_folders(con, store, made)
     return made
 

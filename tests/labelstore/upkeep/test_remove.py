@@ -172,6 +172,33 @@ def test_what_nothing_depends_on_goes_at_once_and_names_are_checked(store: Label
     assert "tiny@first" in msft(store, "runs", "remove", "tiny", code=4).err
 
 
+def test_views_of_one_name_are_told_and_go_one_by_one_or_all(store: LabelStore) -> None:
+    for per_query in (1, 3):
+        views.build(
+            store, "contrastive", datasets=["c/train"], negatives=["hard"], name="cl", per_query=per_query,
+            allow_overlap=True,
+        )  # fmt: skip
+    before = hash_of(store)
+    with store.read() as con:
+        hashes = [row["view_hash"] for row in views.listed(con) if row["view"] == "cl"]
+    assert len(hashes) == 3
+    done = msft(store, "views", "remove", "cl", "--format", "json", code=2)
+    assert [row["name"] for row in json.loads(done.out)] == ["cl"] * 3
+    assert done.err == (
+        "error: 3 views are named cl; nothing was removed\n"
+        "hint: --yes removes all; `msft views remove HASH` removes one, and `msft views list` tells them apart: "
+        f"{' | '.join(hashes)}\n"
+    )
+    assert hash_of(store) == before
+    msft(store, "views", "remove", hashes[1])
+    assert not any(hashes[1] in folder for folder in folders(store))
+    done = msft(store, "views", "remove", "cl", "--yes", "--format", "json")
+    assert done.err == f"2 views are named cl, all are removed: {hashes[0]}, {hashes[2]}\n"
+    assert len(json.loads(done.out)) == 2
+    assert not any(one in folder for folder in folders(store) for one in hashes)
+    assert verify(store).findings == []
+
+
 KILLED = """
 import os, signal, sys
 from labelstore.store import removed_folders
