@@ -190,12 +190,9 @@ def _warn_of_leaks(context: Context, rows: "Sequence[Row]") -> None:
 
     students = {row["system"].partition("@")[0] for row in rows if row["kind"] == "student"}
     with context.store.read() as con:
-        found = leakage.trained_on(con, sorted(students), sorted({row["dataset"] for row in rows}))
-    for student, dataset, shared, judged in found:
-        diagnostics.warn(
-            f"{student} was trained with --allow-overlap on data that has {shared:,} of the {judged:,} judged queries of"
-            f" {dataset}: its values there are no measure of other queries"
-        )
+        found = leakage.warnings(con, sorted(students), sorted({row["dataset"] for row in rows}))
+    for warning in found:
+        diagnostics.warn(warning)
 
 
 def _note_grades(context: Context, rows: "Sequence[Row]") -> None:

@@ -250,9 +250,17 @@ def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> Car
             ) in stages
         ],
         measured=[Measured(*row) for row in measured],
-        warnings=warnings_of(con, student.name),
+        warnings=warnings_of(con, student.name) + _leaks(con, student, {row[0] for row in measured}),
         calibration=_calibration(con, student),
     )  # fmt: skip
+
+
+def _leaks(con: "duckdb.DuckDBPyConnection", student: lookup.Student, measured: set[str]) -> list[str]:
+    """Warn of the test sets, and of the datasets that the student was measured on, whose queries it was trained on."""
+    from labelstore.views import leakage
+
+    tests = con.execute("SELECT name FROM datasets WHERE role = 'test'").fetchall()
+    return leakage.warnings(con, [student.name], sorted(measured | {name for (name,) in tests}))
 
 
 def _calibration(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> dict[str, Any] | None:

@@ -2,10 +2,14 @@
 
 import json
 
+import made_store
 import pytest
 import yaml
 
+from labelstore.store import lookup
+from labelstore.views import build as views
 from students.jobs.card import CardFacts, Measured, StageFacts, card, write_card
+from students.jobs.register import card_facts
 
 STAGE = StageFacts(
     "kd",
@@ -145,3 +149,26 @@ def test_a_known_licence_of_labels_is_its_spdx_id(licence: str, hub: str) -> Non
     metadata = yaml.safe_load(card(facts(licence=licence)).split("---")[1])
     assert metadata["license"] == hub
     assert metadata.get("license_name") == ("inherited-from-labels" if hub == "other" else None)
+
+
+@pytest.mark.parametrize("dataset", ["c/train", "c/test"])
+def test_a_card_warns_of_test_queries_that_the_student_was_trained_on(tmp_path, dataset):
+    store = made_store.make(tmp_path / "s.duckdb", labels=False)
+    view = views.build(
+        store, "contrastive", datasets=[dataset], runs=["first"], allow_overlap=dataset == "c/test"
+    )
+    made_store.add_student(store, "cl")
+    with store.write() as con:
+        con.execute(
+            """INSERT INTO stages SELECT 1, 1, 'cl', 'lce', view, view_hash, 'a', 'b', '{"lr": 1e-5}', 1, 1, 0, 0, 1, .1, NULL,
+                      NULL, 'end' FROM views WHERE view = ?""",
+            [view.view],
+        )
+    with store.read() as con:
+        text = card(card_facts(con, lookup.student(con, "tiny")))
+    warning = (
+        "> **Warning:** tiny was trained with --allow-overlap on data that has 4 of the 4 judged queries of c/test: its values"
+        " there are no measure of other queries."
+    )
+    assert (warning in text) == (dataset == "c/test")
+    assert ("Warning" in text) == (dataset == "c/test")
