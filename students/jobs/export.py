@@ -14,7 +14,7 @@ from msft.host import extras
 from msft.host.permissions import as_umask
 from students.jobs.candidates import Tick
 from students.jobs.card import CardFacts, write_card
-from students.jobs.export_check import calibration_lists, compare, sample
+from students.jobs.export_check import calibration_lists, compare, sample, slower_than_student
 from students.jobs.register import card_facts
 from students.jobs.rerank import Note, student_folder
 
@@ -61,7 +61,7 @@ def export_student(
         dataset, run: what the check scores; by default the only ones. Without a fitting run the check is left out.
         replace: replace an earlier export in that folder.
         licence: the terms in the card of a student whose own are not recorded.
-        warn: called with evaluations in which the student is worse than its first stage.
+        warn: called with evaluations in which the student is worse than its first stage, and of an int8 graph that is slow.
 
     Returns:
         One row: the files written, and the results of the check.
@@ -99,6 +99,8 @@ def export_student(
             )
             if on is not None:
                 row |= compare(source, staged, student.max_length, on, progress)
+                if int8 and warn is not None and (slower := slower_than_student(row)):
+                    warn(slower)
         if calibrated is not None and form != "adapter":  # an adapter has no config.json of its own
             _keep_calibration(staged / "config.json", calibrated.settings())
         write_card(staged, facts)

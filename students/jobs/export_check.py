@@ -1,5 +1,6 @@
 """Lists of the store for exports: what int8 is calibrated on, and what export and student both score."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ MEASURE = "nDCG@10"
 CALIBRATION_QUERIES, CALIBRATION_DEPTH = 60, 5  # 300 pairs, as many as NNCF takes
 MAX_QUERIES = 50
 DEPTH = 100
+ENOUGH_FOR_SPEED = 500  # pairs, so that the first batches do not count
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _queries(
 def compare(
     source: Path, exported: Path, max_length: int, on: Sample, progress: Tick | None = None
 ) -> dict[str, Any]:
-    """Measure how the export's scores differ from the student's fp32 scores, and nDCG@10 of both if judged."""
+    """Measure how the export's scores differ from the student's fp32 scores, both speeds, and nDCG@10 of both if judged."""
     from students.rerank.reranker import Reranker
 
     total = 2 * on.lists.n_pairs
@@ -89,10 +91,19 @@ def compare(
         return None if progress is None else lambda done, _: progress(offset + done, total)
 
     student = Reranker.load(source, precision="fp32", max_length=max_length, device="cpu", long="first")
+    began = time.perf_counter()
     ours = student.scores(on.lists.texts, progress=half(0))
+    seconds = time.perf_counter() - began
     graph = Reranker.load(exported, max_length=max_length, long="first")
+    began = time.perf_counter()
     theirs = graph.scores(on.lists.texts, progress=half(total // 2))
-    row: dict[str, Any] = {"dataset": on.dataset, "run": on.run, "pairs": on.lists.n_pairs}
+    row: dict[str, Any] = {
+        "dataset": on.dataset,
+        "run": on.run,
+        "pairs": on.lists.n_pairs,
+        "student_pairs_per_second": round(on.lists.n_pairs / seconds, 1),
+        "export_pairs_per_second": round(on.lists.n_pairs / (time.perf_counter() - began), 1),
+    }
     row |= differences(ours, theirs)
     if on.qrels is not None:
         before, after = (_measure(on, on.qrels, scores) for scores in (ours, theirs))
@@ -103,6 +114,17 @@ def compare(
             "value_loss": before - after,
         }
     return row
+
+
+def slower_than_student(row: dict[str, Any]) -> str:
+    """Say that a graph of some hundred pairs or more was slower than the student, if it was."""
+    own, graph = row["student_pairs_per_second"], row["export_pairs_per_second"]
+    if row["pairs"] < ENOUGH_FOR_SPEED or graph >= own:
+        return ""
+    return (
+        f"on this machine the int8 graph is slower than the student in fp32: {graph:.0f} and {own:.0f} pairs/s; it gains"
+        " only on CPUs with instructions for int8 (AVX-512 VNNI, AMX)"
+    )
 
 
 def differences(ours: list[Any], theirs: list[Any]) -> dict[str, float]:

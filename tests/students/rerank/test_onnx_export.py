@@ -12,6 +12,7 @@ from labelstore.errors import BadInput, UsageError
 from labelstore.evaluation import scores as evaluation
 from students.errors import StudentError
 from students.jobs.export import export_student
+from students.jobs.export_check import slower_than_student
 from students.jobs.register import add_student
 from students.jobs.rerank import rerank_run
 from students.rerank.onnx import FILE, export_onnx
@@ -45,6 +46,13 @@ def test_fp32_scores_are_equal_and_int8_scores_near(tiny, tmp_path, architecture
     assert (tmp_path / "int8" / FILE).stat().st_size < (tmp_path / "onnx" / FILE).stat().st_size
 
 
+@pytest.mark.parametrize(("pairs", "graph", "told"), [(5000, 40, True), (5000, 60, False), (50, 40, False)])
+def test_an_int8_graph_that_is_slower_is_told(pairs: int, graph: float, told: bool) -> None:
+    row = {"pairs": pairs, "student_pairs_per_second": 54, "export_pairs_per_second": graph}
+    said = slower_than_student(row)
+    assert ("slower than the student in fp32: 40 and 54 pairs/s" in said) == told
+
+
 @pytest.mark.test_all
 def test_the_export_carries_its_measured_difference_and_card(tiny, tmp_path):
     store = made_store.make(tmp_path / "s.duckdb")
@@ -55,6 +63,7 @@ def test_the_export_carries_its_measured_difference_and_card(tiny, tmp_path):
     assert 0 < row["mean_difference"] <= row["max_difference"] < 10 * row["score_deviation"]
     assert row["value_loss"] == pytest.approx(row["student_value"] - row["export_value"])
     assert 0 <= row["student_value"] <= 1
+    assert min(row["student_pairs_per_second"], row["export_pairs_per_second"]) > 0
     assert {"README.md", FILE, "config.json", "tokenizer.json"} <= {path.name for path in out.iterdir()}
     (row,) = export_student(store, "tiny", tmp_path / "hf", form="hf")
     assert "max_difference" not in row
