@@ -78,7 +78,7 @@ def verify(
             render.text(done.hash)
     else:
         rows = [{name: getattr(finding, name) for name in FINDINGS} for finding in findings]
-        fitted.listed(rows, context.format, keys=_NAMED, columns=FINDINGS)
+        fitted.listed(rows, context.format, keys=_NAMED, columns=FINDINGS, empty="no faults found")
     if done.unchecked:
         diagnostics.warn(f"not checked, because of the damage: {', '.join(done.unchecked)}")
     if done.stale_evaluations:

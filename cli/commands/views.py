@@ -12,6 +12,9 @@ from cli.output import diagnostics, fitted, render
 from cli.parameters import After, given
 
 if TYPE_CHECKING:
+    import duckdb
+
+    from labelstore.store.lookup import View
     from labelstore.store.sql_steps import Filter
 
 views_app = group("Training views: built from the store, content-addressed folders.")
@@ -174,6 +177,19 @@ def list_views(context: Context) -> None:
     fitted.listed(rows, context.format, keys=("view", "view_hash"), empty=lookup.none_yet("views"))
 
 
+def _named(con: "duckdb.DuckDBPyConnection", name: str) -> "View":
+    """Look up a view, and say which of several of that name it is."""
+    from labelstore.store import lookup
+
+    found = lookup.view(con, name)
+    ((same,),) = con.execute("SELECT count(*) FROM views WHERE name = ?", [name]).fetchall()
+    if same > 1:
+        diagnostics.note(
+            f"{same} views are named {name}; this is the newest, {found.view_hash} (msft views list)"
+        )
+    return found
+
+
 @command(views_app, "show", example="msft views show kd", lists=True)
 def show_view(
     context: Context,
@@ -181,11 +197,10 @@ def show_view(
     sql: Annotated[bool, "Print the SQL that made the view."] = False,
 ) -> None:
     """Show what each step of a view kept and left out, with reasons; --sql prints the SQL that made it."""
-    from labelstore.store import lookup
     from labelstore.views import build as views
 
     with context.store.read() as con:
-        found = lookup.view(con, view)
+        found = _named(con, view)
         text = con.execute("SELECT sql FROM views WHERE view = ?", [found.view]).fetchall()[0][0]
         rows = views.counted(con, found)
     if sql:
@@ -206,13 +221,12 @@ def export_view(
     scores: Annotated[bool, "Add the teacher's scores to the rows."] = False,
 ) -> None:
     """Copy a view's folder (Parquet, which Hugging Face reads), or write its lists in a sentence-transformers layout."""
-    from labelstore.store import lookup
     from labelstore.views import build as views
     from labelstore.views import folder as export
     from labelstore.views import sentence_transformers as layouts
 
     with context.store.read() as con:
-        found = lookup.view(con, view)
+        found = _named(con, view)
     folder = views.folder_of(context.store, found)
     if layout == "folder":
         export.copy_folder(folder, output)

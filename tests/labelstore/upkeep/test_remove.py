@@ -16,6 +16,7 @@ from benchmarks.labelling_store import make as make_labelled
 from labelstore.errors import BadInput, DataMissing, MsftError, UsageError
 from labelstore.evaluation import scores as evaluation
 from labelstore.negatives import mine as negatives
+from labelstore.store import lookup
 from labelstore.store.job_lock import labeling_alone
 from labelstore.store.label_store import LabelStore
 from labelstore.store.relations import REFERENCES
@@ -181,6 +182,7 @@ def test_views_of_one_name_are_told_and_go_one_by_one_or_all(store: LabelStore) 
     before = hash_of(store)
     with store.read() as con:
         hashes = [row["view_hash"] for row in views.listed(con) if row["view"] == "cl"]
+        newest = lookup.view(con, "cl").view_hash
     assert len(hashes) == 3
     done = msft(store, "views", "remove", "cl", "--format", "json", code=2)
     assert [row["name"] for row in json.loads(done.out)] == ["cl"] * 3
@@ -190,6 +192,12 @@ def test_views_of_one_name_are_told_and_go_one_by_one_or_all(store: LabelStore) 
         f"{' | '.join(hashes)}\n"
     )
     assert hash_of(store) == before
+    shown = msft(store, "views", "show", "cl")
+    assert f"3 views are named cl; this is the newest, {newest}" in shown.err
+    assert "views are named" not in msft(store, "views", "show", hashes[0]).err
+    checked = msft(store, "verify")
+    assert checked.out == ""
+    assert "no faults found" in checked.err
     msft(store, "views", "remove", hashes[1])
     assert not any(hashes[1] in folder for folder in folders(store))
     done = msft(store, "views", "remove", "cl", "--yes", "--format", "json")
