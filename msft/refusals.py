@@ -14,6 +14,7 @@ from msft.errors import MsftError
 
 _FULL = re.compile(
     r"No space left on device|File too large|Disk quota exceeded|failed to offload data block"
+    r"|requested and \d+ written"  # numpy's tofile and save
     r"|inline_container.*(unexpected pos|file write failed)"  # torch.save hides the errno
 )
 _READ_ONLY = re.compile(r"Read-only file system", re.IGNORECASE)

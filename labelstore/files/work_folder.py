@@ -11,8 +11,10 @@ from pathlib import Path
 import duckdb
 
 from msft import refusals
+from msft.errors import MsftError
 
 _WORK = ".msft-add-"
+_TRIES = 1000
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def work_folder(parent: Path) -> Iterator[Path]:
 @contextmanager
 def _made(parent: Path) -> Iterator[Path]:
     """Make a folder and hold its lock; another process that tidies up can take one that is made and not yet locked."""
-    while True:
+    for _ in range(_TRIES):
         folder = parent / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}"
         folder.mkdir()
         with ExitStack() as held:
@@ -46,9 +48,16 @@ def _made(parent: Path) -> Iterator[Path]:
                 held.enter_context(_locked(folder))
             except (FileNotFoundError, BlockingIOError):  # it is being removed
                 continue
+            except OSError:
+                folder.rmdir()
+                raise
             if folder.exists():
                 yield folder
                 return
+    raise MsftError(
+        f"{parent} gives no lock on a new folder",
+        hint="put the store on a file system that has locks (flock)",
+    )
 
 
 def set_aside(path: Path) -> None:

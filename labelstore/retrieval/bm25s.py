@@ -162,7 +162,8 @@ class Bm25s:
         askable = [(query, ids) for query, ids in tokens if ids]
         parts = []
         top_k = partial(_top_k, index, k)
-        with ThreadPoolExecutor(self.threads or os.cpu_count() or 1) as pool:
+        cores = self.threads or os.cpu_count() or 1
+        with ThreadPoolExecutor(memory_needed.threads(len(documents), cores)) as pool:
             for start in range(0, len(askable), _QUERIES_AT_ONCE):
                 chunk = askable[start : start + _QUERIES_AT_ONCE]
                 for (query, _), (positions, scores) in zip(

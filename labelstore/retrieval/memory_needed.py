@@ -1,5 +1,6 @@
 """Say before an index is built whether it fits, in memory and on the disk, and what to do if it does not."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -8,16 +9,28 @@ from labelstore.retrieval.common import Corpus
 
 SMALL = 200_000  # passages, below which the question is not asked
 _SAMPLE = 20_000  # passages whose lengths are read
-# Bytes of memory: of the interpreter, a block and the vocabulary, and of a passage while it is scored by two threads.
-_FIXED, _PASSAGE = 1_500_000_000, 80
+# Bytes of memory: of the interpreter and a block; of a passage while it is read and indexed, and in each thread that searches; of
+# a different word.
+_FIXED, _PASSAGE, _SEARCHED, _WORD = 600_000_000, 190, 13, 225
+_ANSERINI = 6 << 30  # its heap
 _POSTING = 16  # bytes on the disk of a posting: in a sorted block and in the index
 _LETTERS = 6.0  # of a word and the blank after it
 _DIFFERENT = 0.75  # share of a passage's words that are different and no stop words
 
 
-def memory(n_passages: int) -> int:
-    """Estimate the bytes of memory that the embedded BM25 needs to index and search passages."""
-    return _FIXED + n_passages * _PASSAGE
+def memory(n_passages: int, mean_bytes: float) -> int:
+    """Estimate the bytes of memory that the embedded BM25 needs to index passages and to search them with one thread.
+
+    A text of n words has about 100 √n different ones (Heaps' law).
+    """
+    words = 100 * math.sqrt(n_passages * mean_bytes / _LETTERS)
+    return int(_FIXED + n_passages * (_PASSAGE + _SEARCHED) + words * _WORD)
+
+
+def threads(n_passages: int, wanted: int) -> int:
+    """Return how many threads can search passages in half of the free memory, at least 1."""
+    room = available()
+    return wanted if room is None else max(1, min(wanted, room // 2 // max(1, n_passages * _SEARCHED)))
 
 
 def disk(n_passages: int, mean_bytes: float) -> int:
@@ -49,20 +62,22 @@ def check(corpus: Corpus) -> None:
     """
     if corpus.n_documents < SMALL:
         return
-    room, needed = available(), memory(corpus.n_documents)
-    passages = f"the {corpus.n_documents:,} passages of {corpus.collection}"
-    if room is not None and needed > room:
-        raise DataMissing(
-            f"bm25s needs about {needed / 1e9:.1f} GB of memory to index and search {passages}, and"
-            f" {room / 1e9:.1f} GB are free",
-            hint="--retriever bm25 (Anserini) takes 6 GiB at most: pip install 'msft[pyserini]'",
-        )
     with corpus.store.read() as con:
         ((mean,),) = con.execute(
             """SELECT avg(strlen(text) + coalesce(strlen(title), 0)) FROM (
                    SELECT title, text FROM documents WHERE collection = ? AND text IS NOT NULL LIMIT ?)""",
             [corpus.collection_key, _SAMPLE],
         ).fetchall()
+    passages = f"the {corpus.n_documents:,} passages of {corpus.collection}"
+    room, needed = available(), memory(corpus.n_documents, mean)
+    if room is not None and needed > room:
+        raise DataMissing(
+            f"bm25s needs about {needed / 1e9:.1f} GB of memory to index and search {passages}, and"
+            f" {room / 1e9:.1f} GB are free",
+            hint="--retriever bm25 (Anserini) takes 6 GiB at most: pip install 'msft[pyserini]'"
+            if needed > _ANSERINI
+            else "end other programs, or take a machine with more memory",
+        )
     room, needed = shutil.disk_usage(corpus.indexes).free, disk(corpus.n_documents, mean)
     if needed > room:
         raise DataMissing(

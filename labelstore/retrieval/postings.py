@@ -1,4 +1,4 @@
-"""BM25's index built by an external sort, so its memory depends on the vocabulary and not on the collection's size.
+"""BM25's index built by an external sort, so its memory hardly grows with the collection.
 
 The files are bm25s's: for each token the passages that have it, in order, each with its score. Blocks of passages are sorted by
 token and written to a folder; then each range of tokens is read from all blocks, scored and written.
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 _BLOCK = (
     4_000_000  # tokens of a block, and postings that are scored at once: some 300 MB while they are sorted
 )
+_OF_A_PASSAGE = 16  # what a waiting passage takes beside its tokens, in tokens
 _FILES = {"data": "<f4", "indices": "<i4", "indptr": "<i8"}
 
 Ints = NDArray[np.int32]
+Scores = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class _Block:
 
     path: Path
     tokens: Ints
-    starts: NDArray[np.int64]
+    starts: Ints
 
     def range(self, first: int, after: int) -> tuple[Ints, Ints]:
         """Read the postings of tokens from `first` to before `after`: (tokens, rows of (position, times))."""
@@ -67,7 +69,7 @@ class Postings:
             self._waiting.append(tokens)
             self._n_waiting += len(tokens)
             self.n_passages += 1
-            if self._n_waiting >= self._size:
+            if self._n_waiting + _OF_A_PASSAGE * len(self._waiting) >= self._size:
                 self._sort()
 
     def _sort(self) -> None:
@@ -79,7 +81,7 @@ class Postings:
         different, counts = np.unique(owners, return_counts=True)
         path = self._folder / f"{len(self._blocks)}.postings"
         path.write_bytes(np.stack([places + self._written, times], axis=1).astype(np.int32).tobytes())
-        starts = np.concatenate([[0], np.cumsum(counts)])
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         self._blocks.append(_Block(path, different.astype(np.int32), starts))
         self._lengths.append(lengths)
         self._written += len(lengths)
@@ -107,19 +109,27 @@ class Postings:
             _array(folder, "indices", int(indptr[-1])) as indices,
         ):
             for first, after in self._ranges(indptr):
-                parts = [block.range(first, after) for block in self._blocks]
-                tokens = np.concatenate([part[0] for part in parts])
-                rows = np.concatenate([part[1] for part in parts])
-                order = np.argsort(tokens, kind="stable")  # blocks are in the passages' order
-                tokens, rows = tokens[order], rows[order]
-                times = rows[:, 1].astype(np.float32)
-                scores = weights[tokens] * (times / (norms[rows[:, 0]] + times))
+                scores, positions = self._scored(first, after, weights, norms)
                 data.write(scores.astype(_FILES["data"]).tobytes())
-                indices.write(rows[:, 0].astype(_FILES["indices"]).tobytes())
+                indices.write(positions.astype(_FILES["indices"]).tobytes())
         with _array(folder, "indptr", len(indptr)) as file:
             file.write(indptr.astype(_FILES["indptr"]).tobytes())
-        for block in self._blocks:
-            block.path.unlink()
+
+    def _scored(
+        self, first: int, after: int, weights: Scores, norms: NDArray[np.float64]
+    ) -> tuple[Scores, Ints]:
+        """Read a range of tokens from all blocks: the scores, and the passages' positions, token by token.
+
+        Args:
+            weights: idf of each token. norms: k1 (1 − b + b·|d|/avg|d|) of each passage.
+        """
+        parts = [block.range(first, after) for block in self._blocks]
+        tokens = np.concatenate([part[0] for part in parts])
+        rows = np.concatenate([part[1] for part in parts])
+        order = np.argsort(tokens, kind="stable")  # blocks are in the passages' order
+        tokens, rows = tokens[order], rows[order]
+        times = rows[:, 1].astype(np.float32)
+        return weights[tokens] * (times / (norms[rows[:, 0]] + times)), rows[:, 0]
 
     def _ranges(self, indptr: NDArray[np.int64]) -> Iterable[tuple[int, int]]:
         """Yield ranges of tokens whose postings fit into a block, or of one token."""

@@ -57,9 +57,7 @@ class Example:
     def of(cls, encoder: CrossEncoder) -> "Example":
         """Make the example of a student. It sets the attention to separate matrix products, which can be quantised."""
         encoder.model.config._attn_implementation = "eager"
-        encoder.model.config.use_cache = (
-            False  # a decoder's keys and values are of use to the next token alone
-        )
+        encoder.model.config.use_cache = False  # a decoder's cache serves only to generate more tokens
         queries = encoder.tokenise(["what is it", "rank these passages"])
         passages = encoder.tokenise(
             ["a passage of some words", "another one, longer than the first one by far"]

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from msft.host import extras
+from students.cpu.capabilities import multiplies_bf16
 from students.model.encoder import CrossEncoder
 from students.rerank.graph import FILES, Example, Inputs, Run, cannot_export, feed, save_beside
 
@@ -120,11 +121,16 @@ def _quantise(model: Any, encoder: CrossEncoder, lists: TextLists) -> Any:
 
 
 def _stays_exact(op: Any) -> bool:
-    """Tell whether an operation is a product of two activations, or of a head: of one vector a pair, not one a token."""
+    """Tell whether an operation is a product of two activations, or of a head: of one vector a pair, or to one number."""
     if op.get_type_name() != "MatMul":
         return False
-    rank = op.get_output_partial_shape(0).rank
-    return not _is_weight(op.input_value(1).get_node()) or (rank.is_static and rank.get_length() == 2)
+    if not _is_weight(op.input_value(1).get_node()):
+        return True
+    shape = op.get_output_partial_shape(0)
+    if not shape.rank.is_static:
+        return False
+    last = shape[shape.rank.get_length() - 1]
+    return bool(shape.rank.get_length() == 2 or (last.is_static and last.get_length() == 1))
 
 
 def _is_weight(op: Any) -> bool:
@@ -146,7 +152,8 @@ def _samples(encoder: CrossEncoder, lists: TextLists) -> Iterator[dict[str, NDAr
 def open_openvino(folder: Path, workers: int) -> Run:
     """Open a graph for several threads, each of which runs its own batches with its share of the cores.
 
-    An int8 graph computes what is not in int8 in bf16 if the CPU has it.
+    An int8 graph computes what is not in int8 in bf16 if the CPU has instructions for it, so its scores differ a little from
+    CPU to CPU.
 
     Raises:
         MsftError: the extra is not installed (exit code 4).
@@ -158,7 +165,7 @@ def open_openvino(folder: Path, workers: int) -> Run:
     core.set_property({"ENABLE_MMAP": False})  # the folder may be temporary
     model = core.read_model(str(folder / FILE))
     # By default OpenVINO computes an fp32 graph in bf16 too, and the scores then differ from the student's.
-    fast = _in_int8(model) and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    fast = _in_int8(model) and multiplies_bf16()
     compiled = core.compile_model(
         model,
         "CPU",

@@ -61,6 +61,9 @@ def test_decoders_give_their_scores_as_graphs_too(tmp_path: Path, kind: str, nam
     export_graph(source, tmp_path / "graph", backend, max_length=160)
     found = np.concatenate(Reranker.load(tmp_path / "graph").scores(lists()))
     np.testing.assert_allclose(found, exact, atol=1e-4 * np.ptp(exact) + 1e-6)
+    export_graph(source, tmp_path / "int8", backend, max_length=160, int8=True, calibrate=lists())
+    rough = np.concatenate(Reranker.load(tmp_path / "int8").scores(lists()))
+    assert np.corrcoef(rough, exact)[0, 1] > 0.5, "random weights lose more than a trained student's"
 
 
 @pytest.mark.parametrize("long", ["first", "max"])
