@@ -54,6 +54,7 @@ def store(tmp_path: Path) -> LabelStore:
         (OSError(errno.EDQUOT, "Disk quota exceeded"), NoRoom, "Disk quota exceeded"),
         (RuntimeError("[enforce fail at inline_container.cc] . No space left on device"), NoRoom, "no room"),
         (RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos 64 vs 0"), NoRoom, "no room"),
+        (OSError("200000 requested and 74968 written"), NoRoom, "no room"),
         (RuntimeError("[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed: file write failed"), NoRoom, "no room"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), NoMemory, "too little memory"),
         (OSError(errno.EMFILE, "Too many open files", "a/b"), MsftError, "no more files"),
