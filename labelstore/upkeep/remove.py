@@ -130,9 +130,9 @@ def remove(
         with store.write(transaction=False) as con:
             with in_transaction(con):
                 made = _plan(con, store, kind, _found(con, kind, name, dataset))
-                if made.affected != planned.affected:
+                if made != planned:  # keys are given anew, so hashes count too
                     raise BadInput(
-                        f"{kind} {name}: what depends on it has changed meanwhile",
+                        f"{kind} {name}: this, or what depends on it, has changed meanwhile",
                         hint="run the command again",
                     )
                 with provenance.recorded_in(con, f"{kind}.remove") as job:
