@@ -22,7 +22,8 @@ CONTRADICTIONS = ("what", "name", "here", "there", "hint")
 MERGED = ("table", "there", "new", "known", "changed", "left_out")
 _NAMED = ("what", "name")  # the columns that name a row
 
-YesOption = Annotated[bool, typer.Option("--yes", help="Also remove what depends on it.")]
+_YES = "Also remove what depends on it."
+_YES_VIEWS = "Also remove what depends on it; of several views with this name, remove all."
 
 show_app = group("Trace what is in the store.")
 
@@ -260,19 +261,21 @@ def clean(
 def _removing(kind: str, noun: str) -> Callable[..., None]:
     """Make the command that removes things of a kind."""
 
+    is_view = kind == "view"
+
     def remove(
         context: Context,
         name: Annotated[
             str,
-            typer.Argument(help=f"The name of the {noun}" + (", or its hash." if kind == "view" else ".")),
+            typer.Argument(help=f"The name of the {noun}" + (", or its hash." if is_view else ".")),
         ],
-        yes: YesOption = False,
+        yes: Annotated[bool, typer.Option("--yes", help=_YES_VIEWS if is_view else _YES)] = False,
     ) -> None:
         _remove(context, _what(kind, context, name), name, yes)
 
     remove.__doc__ = (
         f"Remove {'a ' if noun[-1] != 's' else ''}{noun}; without --yes only if nothing depends on "
-        f"{'it' if noun[-1] != 's' else 'them'}."
+        f"{'it' if noun[-1] != 's' else 'them'}{' and no other view has its name' if is_view else ''}."
     )
     return remove
 
@@ -303,7 +306,7 @@ def remove_run(
         str | None,
         typer.Option("--dataset", help="The run's dataset; by default the only one with such a run."),
     ] = None,
-    yes: YesOption = False,
+    yes: Annotated[bool, typer.Option("--yes", help=_YES)] = False,
 ) -> None:
     """Remove a run; without --yes only if nothing depends on it."""
     _remove(context, "run", name, yes, dataset)

@@ -179,6 +179,9 @@ def test_views_of_one_name_are_told_and_go_one_by_one_or_all(store: LabelStore) 
             store, "contrastive", datasets=["c/train"], negatives=["hard"], name="cl", per_query=per_query,
             allow_overlap=True,
         )  # fmt: skip
+    assert "of several views with this name, remove all" in " ".join(
+        msft(store, "views", "remove", "--help").out.split()
+    )
     before = hash_of(store)
     with store.read() as con:
         hashes = [row["view_hash"] for row in views.listed(con) if row["view"] == "cl"]
@@ -205,6 +208,31 @@ def test_views_of_one_name_are_told_and_go_one_by_one_or_all(store: LabelStore) 
     assert len(json.loads(done.out)) == 2
     assert not any(one in folder for folder in folders(store) for one in hashes)
     assert verify(store).findings == []
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_view_that_was_replaced_by_one_of_its_name_is_not_removed_unseen(
+    store: LabelStore, others: int
+) -> None:
+    """The new view has the key and the number of pairs of the old one."""
+
+    def build(seed: int) -> str:
+        return views.build(
+            store, "contrastive", datasets=["c/train"], negatives=["hard"], name="twin", seed=seed, per_query=1,
+            allow_overlap=True,
+        ).view_hash  # fmt: skip
+
+    for seed in range(others):
+        build(10 + seed)
+    first = build(1)
+    planned = removing.plan(store, "view", "twin")
+    removing.remove(store, "view", first, removing.plan(store, "view", first))
+    second = build(2)
+    again = removing.plan(store, "view", "twin")
+    assert (again.affected, again.keys) == (planned.affected, planned.keys)
+    with pytest.raises(BadInput, match="has changed meanwhile"):
+        removing.remove(store, "view", "twin", planned)
+    assert any(second in folder for folder in folders(store))
 
 
 KILLED = """
