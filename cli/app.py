@@ -17,9 +17,11 @@ class HelpByDefault(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command; an unknown one is told with what is meant.
 
-        That is a command of a group that is named alone (`msft serve` for `students serve`), or a similar name. Typer
-        itself tells the similar names of this group.
+        That is a command of a group that is named alone (`msft serve` for `students serve`), or a similar name. Typer's
+        own message already has the similar names of this group. Shell completion gets no message.
         """
+        if ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
         if full := self._meant(args[0]):
             quoted = [f"'{name}'" for name in full]
             ctx.fail(f"No such command '{args[0]}'. Did you mean {' or '.join(quoted)}?")

@@ -89,6 +89,6 @@ def warnings(con: duckdb.DuckDBPyConnection, students: Sequence[str], datasets: 
     """Say of which datasets `trained_on` finds that students were taught their queries."""
     return [
         f"{student} was trained with --allow-overlap on data that has {shared:,} of the {judged:,} judged queries of"
-        f" {dataset}: its values there are no measure of other queries"
+        f" {dataset}: its values there do not hold for other queries"
         for student, dataset, shared, judged in trained_on(con, students, datasets)
     ]

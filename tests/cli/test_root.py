@@ -70,6 +70,12 @@ def test_shell_completion(line: str, offered: str) -> None:
     assert offered in done.stdout.split()
 
 
+@pytest.mark.parametrize("line", ["msft serve x", "msft tarin ", "msft data lst "])
+def test_shell_completion_after_an_unknown_command_prints_no_error(line: str) -> None:
+    done = msft(_MSFT_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(line.split(" ")) - 1))
+    assert "rror" not in done.stdout + done.stderr
+
+
 @pytest.mark.test_all
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
 def test_what_commands_write_is_readable_as_the_umask_says(

@@ -291,7 +291,7 @@ def show(
         "value",
         "evidence",
     )
-    empty = f"{of.name} has no filters yet; make one with `msft queries filter {of.name}`"
+    empty = f"{of.name} has no filters yet; make one with `msft queries filter {of.name} --words 3-40`"
     fitted.listed(rows, context.format, keys=("filter", "query_id"), columns=columns, empty=empty)
     diagnostics.note(f"{of.name}: {kept:,} of {generated:,} generated queries are in the dataset")
     diagnostics.note(

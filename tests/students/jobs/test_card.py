@@ -168,7 +168,7 @@ def test_a_card_warns_of_test_queries_that_the_student_was_trained_on(tmp_path, 
         text = card(card_facts(con, lookup.student(con, "tiny")))
     warning = (
         "> **Warning:** tiny was trained with --allow-overlap on data that has 4 of the 4 judged queries of c/test: its values"
-        " there are no measure of other queries."
+        " there do not hold for other queries."
     )
     assert (warning in text) == (dataset == "c/test")
     assert ("Warning" in text) == (dataset == "c/test")

@@ -63,6 +63,8 @@ def test_from_documents_to_a_judged_ranking(store: LabelStore, server: Server) -
     assert all(body["logprobs"] and body["max_tokens"] == 64 for body in server.asked)
     again = rows(store, "queries", "generate", *asking, "--collection", "c", "--n", "12", "--logprobs")[0]
     assert (again["calls"], again["new"], again["resumed"]) == (0, 0, 12)
+    none_yet = msft(store, "queries", "show", "c/synthetic").err
+    assert "make one with `msft queries filter c/synthetic --words 3-40`" in none_yet
     filtered = rows(
         store,
         "queries",
