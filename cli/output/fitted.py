@@ -2,11 +2,12 @@
 
 A column with one text or whole number in all rows is printed once, above; a measured value stays in the table. Texts
 and settings that are too long for a cell are printed below. What is still too wide goes on in further tables, which
-begin with the same key columns. A list of things is one table: what does not fit stands under its row. Other formats have
-every row whole.
+begin with the same key columns. A list of things is one table: what does not fit stands under its row. Commands are never
+wrapped, so that they can be pasted. Other formats have every row whole.
 """
 
 import json
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,7 +18,9 @@ from cli.output.render import Format, Row
 
 WIDTH = 80
 _GAP = 2
-_LONG = 34  # characters that a cell may have beside the key columns
+_LONG = 34  # columns of the terminal that a cell may take beside the key columns
+_INDENT = "  "  # of what stands under a row, and of further lines of a value
+_COMMANDS = ("hint", "command")  # columns whose values hold commands
 
 
 def rows(data: Sequence[Row], format: Format, *, keys: Sequence[str], about: Mapping[str, str]) -> None:
@@ -40,10 +43,9 @@ def rows(data: Sequence[Row], format: Format, *, keys: Sequence[str], about: Map
             render.write("")
         render.rows(data, format, part)
     for row in data:
-        for n in long:
-            if row.get(n) is not None:
-                head = " ".join(_text(row.get(key)) for key in keys)
-                render.write("\n" + "\n".join(_wrapped([f"{head} {n}: {_text(row.get(n))}"])))
+        head = " ".join(_text(row.get(key)) for key in keys)
+        for n in (n for n in long if row.get(n) is not None):
+            render.write("\n" + "\n".join(_lines(n, f"{head} {n}: {_text(row[n])}")))
     told = [f"{n}: {about[n]}" for n in names if n in about]
     if told:
         diagnostics.note("\n".join(_wrapped(told)))
@@ -85,15 +87,16 @@ def listed(
         render.write(line)
         if k > 1:
             for text in _below(data[k - 2], below):
-                render.write(textwrap.indent(text, "  "))
+                render.write(textwrap.indent(text, _INDENT))
 
 
 def _below(row: Row, names: Sequence[str]) -> list[str]:
     """Write the values that a row has in these columns: short ones together, each long one on lines of its own."""
     told = {n: f"{n}: {_text(row[n])}" for n in names if row[n] is not None}
-    short = [text for n, text in told.items() if not _is_long(row[n])]
-    long = [[text] for n, text in told.items() if _is_long(row[n])]
-    return [line for pieces in [short, *long] for line in _wrapped(pieces, WIDTH - 2)]
+    alone = [n for n in told if n in _COMMANDS or _is_long(row[n])]
+    wide = WIDTH - len(_INDENT)
+    together = _wrapped([text for n, text in told.items() if n not in alone], wide)
+    return together + [line for n in alone for line in _lines(n, told[n], wide)]
 
 
 def _minute(value: Any) -> Any:
@@ -114,15 +117,20 @@ def _shared(data: Sequence[Row], names: Sequence[str], keys: Sequence[str]) -> l
 
 
 def _print_shared(row: Row, names: Sequence[str]) -> None:
-    for line in _wrapped([f"{n}: {_text(row.get(n))}" for n in names]):
+    told = {n: f"{n}: {_text(row.get(n))}" for n in names}
+    for line in _wrapped([text for n, text in told.items() if n not in _COMMANDS]):
         render.write(line)
+    for n in (n for n in names if n in _COMMANDS):
+        render.write(told[n])
     if names:
         render.write("")
 
 
 def _width(data: Sequence[Row], names: Sequence[str]) -> int:
-    widths = (max(len(n), *(len(render.cell(row.get(n))) for row in data)) for n in names)
-    return sum(width + _GAP for width in widths) - _GAP
+    widths = (
+        max(render.width(text) for text in [n, *(render.cell(row.get(n)) for row in data)]) for n in names
+    )
+    return sum(wide + _GAP for wide in widths) - _GAP
 
 
 def _parts(data: Sequence[Row], names: Sequence[str], keys: Sequence[str]) -> list[list[str]]:
@@ -137,27 +145,61 @@ def _parts(data: Sequence[Row], names: Sequence[str], keys: Sequence[str]) -> li
 
 def _is_long(value: Any) -> bool:
     return isinstance(value, dict | list) or (
-        isinstance(value, str) and (value[:1] == "{" or len(value) > _LONG)
+        isinstance(value, str) and (value[:1] == "{" or render.width(value) > _LONG)
     )
 
 
 def _text(value: Any) -> str:
-    """A value in words: settings as ``lr .0002, epochs 1``."""
+    """A value in words: settings as ``lr 0.0002, epochs 1``, anything else as in a table's cell."""
     if isinstance(value, str) and value[:1] == "{":
         try:
             value = json.loads(value)
         except json.JSONDecodeError:
             return render.cell(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items() if inner is not None)
+        return ", ".join(f"{name} {_setting(inner)}" for name, inner in value.items() if inner is not None)
     if isinstance(value, list):
-        return " ".join(_text(inner) for inner in value)
-    if isinstance(value, float):
-        return f"{value:g}"
+        return " ".join(map(_setting, value))
     return render.cell(value)
 
 
-def _wrapped(pieces: Sequence[str], width: int = WIDTH) -> list[str]:
-    return textwrap.wrap(
-        "; ".join(pieces), width, break_long_words=False, break_on_hyphens=False, subsequent_indent="  "
-    )
+def _setting(value: Any) -> str:
+    """A value within settings: a number as it was given, not rounded for a column."""
+    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else _text(value)
+
+
+def _lines(name: str, text: str, wide: int = WIDTH) -> list[str]:
+    """Wrap the text of a column, unless it holds commands."""
+    return [text] if name in _COMMANDS else _wrapped([text], wide)
+
+
+def _wrapped(pieces: Sequence[str], wide: int = WIDTH) -> list[str]:
+    """Write pieces on lines of a width. A word goes on the next line only if :func:`_atoms` divides it."""
+    lines: list[str] = []
+    line, used = "", 0
+    for word in "; ".join(pieces).split():
+        gap = " " if line else ""
+        for atom in _atoms(word, wide):
+            if line.strip() and used + len(gap) + render.width(atom) > wide:
+                lines.append(line)
+                line, used, gap = _INDENT, len(_INDENT), ""
+            line += gap + atom
+            used += len(gap) + render.width(atom)
+            gap = ""
+    return [*lines, line] if line else lines
+
+
+def _atoms(word: str, wide: int) -> list[str]:
+    """Divide a word that is too wide for a line into its characters, each with its combining marks.
+
+    A word of ASCII is an id, a hash or an address, and stays whole, as a path does.
+    """
+    if word.isascii() or word.startswith(("/", "./", "~/")) or render.width(word) <= wide - len(_INDENT):
+        return [word]
+    atoms: list[str] = []
+    for c in word:
+        if atoms and (not render.width(c) or atoms[-1].endswith("\u200d")):
+            atoms[-1] += c
+        else:
+            atoms.append(c)
+    return atoms

@@ -12,6 +12,8 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import IO, Any
 
+from rich.cells import cell_len
+
 from cli.output import diagnostics, latex
 from labelstore.analyses.plain_values import csv_cell, plain
 
@@ -86,25 +88,25 @@ def _latex_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]
 def _table_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -> Iterator[str]:
     if not names:
         return
-    widths = [len(name) for name in names]
+    widths = [width(name) for name in names]
     numeric: list[bool] | None = None
     for block in itertools.chain(blocks, [()]):
         if numeric is not None and not block:
             return
         cells = [[cell(value) for value in row] for row in block]
-        widths = [max([widths[k], *(len(line[k]) for line in cells)]) for k in range(len(names))]
+        widths = [max([widths[k], *(width(line[k]) for line in cells)]) for k in range(len(names))]
         if numeric is None:
             numeric = _numeric(names, block)
             yield _padded(names, widths, numeric)
-            yield _padded(["-" * width for width in widths], widths, numeric)
+            yield _padded(["-" * n for n in widths], widths, numeric)
         yield from (_padded(line, widths, numeric) for line in cells)
 
 
 def _padded(line: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
-    parts = [
-        one.rjust(width) if right else one.ljust(width)
-        for one, width, right in zip(line, widths, numeric, strict=True)
-    ]
+    parts = []
+    for one, wide, right in zip(line, widths, numeric, strict=True):
+        space = " " * (wide - width(one))
+        parts.append(space + one if right else one + space)
     return "  ".join(parts).rstrip()
 
 
@@ -157,6 +159,11 @@ def write(value: str) -> None:
 def escaped(value: str) -> str:
     """Escape control characters except tab and line end, as ``\\u001b``, because a terminal would obey them."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+
+
+def width(value: str) -> int:
+    """Count the columns of a terminal that a text takes: two for a wide character, none for a combining mark."""
+    return len(value) if value.isascii() else cell_len(value)
 
 
 def cell(value: Any) -> str:

@@ -8,7 +8,7 @@ import pytest
 import usual_names
 from shelves import msft
 
-from cli.output import fitted
+from cli.output import fitted, render
 from cli.output.render import Format
 from labelstore.store.label_store import LabelStore
 
@@ -78,3 +78,62 @@ def test_what_does_not_fit_stands_under_its_row(capsys: pytest.CaptureFixture[st
     assert table[0].split() == ["run", "of", "n"]
     assert [line.split()[0] for line in table if not line.startswith(" ")] == ["run", "---", "r0", "r1"]
     assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("as_rows", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_commands_are_not_wrapped(capsys: pytest.CaptureFixture[str], as_rows: bool, shared: bool) -> None:
+    hints = [
+        f"mend it, then `mv '{'x' * 60}{0 if shared else n}' '/a/folder'` and run any msft command"
+        for n in range(2)
+    ]
+    rows = [{"name": f"n{n}", "problem": "is damaged " * 9, "hint": hint} for n, hint in enumerate(hints)]
+    if as_rows:
+        fitted.rows(rows, Format.table, keys=("name",), about={})
+    else:
+        fitted.listed(rows, Format.table, keys=("name",))
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(line.endswith(f"hint: {hint}") for line in lines) for hint in hints)
+    assert all(len(line) <= 80 for line in lines if "hint: " not in line)
+
+
+WIDE = "\u4e2d\u6587" * 60  # two columns each, and no space
+ACCENTED = "e\u0301"  # one column: a letter and a combining mark
+
+
+def test_wide_characters_fit_and_are_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    path, hash_ = "/home/" + "\u6587" * 60, "0123456789abcdef" * 6
+    rows = [{"id": f"q{n}", "text": WIDE, "marks": ACCENTED * 100, "n": n} for n in range(2)]
+    rows[1]["text"] = "short"
+    rows[1]["marks"] = f"{path} {hash_}"
+    for print_rows in (
+        lambda: fitted.listed(rows, Format.table, keys=("id",)),
+        lambda: fitted.rows(rows, Format.table, keys=("id",), about={}),
+    ):
+        print_rows()
+        out = capsys.readouterr().out
+        whole = [line for line in out.splitlines() if path in line or hash_ in line]
+        assert len(whole) == 2
+        assert all(render.width(line) <= 80 for line in out.splitlines() if line not in whole)
+        assert not any(line.strip().startswith("\u0301") for line in out.splitlines())
+        flat = "".join(out.split())
+        assert WIDE in flat
+        assert ACCENTED * 100 in flat
+
+
+def test_wide_characters_are_aligned() -> None:
+    lines = render.table_lines(
+        [{"a": "\u4e2d\u6587", "b": 1}, {"a": ACCENTED, "b": 22}, {"a": "ascii", "b": 3}], ["a", "b"]
+    )
+    assert {render.width(line) for line in lines} == {9}
+    assert [line[line.rindex(" ") + 1 :] for line in lines] == ["b", "--", "1", "22", "3"]
+
+
+def test_values_under_a_row_are_written_as_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"a": float("nan"), "b": 1234567.891, "c": 0.25, "d": True}
+    rows = [{"id": "x" * 79, "text": "long " * 20, **values, "settings": {"lr": 2e-4, "x": [0.5]}}]
+    fitted.listed(rows, Format.table, keys=("id",))
+    out = capsys.readouterr().out
+    assert "  " + "; ".join(f"{name}: {render.cell(value)}" for name, value in values.items()) + "\n" in out
+    assert "a: -; b: 1.23e+06; c: 0.2500; d: yes" in out
+    assert "settings: lr 0.0002, x 0.5" in out
