@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from labelstore.datasets.staging import Progress as Tick
 
 LAYOUTS = ("folder", "hub", "triples")
+LISTED = (
+    "dataset", "collection", "role", "queries", "judged_queries", "judgments", "passages", "runs", "ir_datasets_id",
+)  # fmt: skip
 data_app = group("Datasets: documents, queries, judgments.")
 
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="The dataset; by default the only one.")]
@@ -189,7 +192,8 @@ def list_datasets(context: Context) -> None:
 
     with context.store.read() as con:
         rows = ingest.datasets(con)
-    fitted.listed(rows, context.format, keys=("dataset",), empty=lookup.none_yet("datasets"))
+    empty = lookup.none_yet("datasets")
+    fitted.listed(rows, context.format, keys=("dataset",), columns=LISTED, empty=empty)
 
 
 @command(data_app, "show", example="msft data show nfcorpus", lists=True)

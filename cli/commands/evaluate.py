@@ -211,11 +211,9 @@ def _print(rows: "Sequence[Row]", format: Format) -> None:
         _tell_of_depths(rows)
     elif format is Format.latex and rows:
         render.text(latex.scores(rows))
-    elif format in FOR_PEOPLE:
-        render.rows(wide(rows), format)
     elif rows:
-        render.rows(rows, format)
-    else:
+        render.rows(wide(rows) if format in FOR_PEOPLE else rows, format)
+    elif format is not Format.table:
         columns = [
             "dataset",
             "system",

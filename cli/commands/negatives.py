@@ -14,6 +14,13 @@ from cli.parameters import After
 from labelstore.negatives.parameters import Parameters
 from teachers.generate.single.wanted import WantedVerdicts
 
+LISTED = (
+    "negatives", "dataset", "runs", "strategy", "depth", "per_query", "denoise", "queries", "rows", "seed", "made",
+)  # fmt: skip
+SHOWN = (
+    "query_id", "doc_id", "source_run", "source_rank", "source_score", "teacher_rank", "label", "weight", "text",
+)  # fmt: skip
+
 negatives_app = group("Hard negatives: mined from runs, with evidence.")
 
 
@@ -173,7 +180,8 @@ def list_negatives(context: Context) -> None:
     with context.store.read() as con:
         rows = negatives.listed(con)
         checked = [f"{row['verdicts']} on {row['negatives']}" for row in verdicts.listed(con)]
-    fitted.listed(rows, context.format, keys=("negatives",), empty=lookup.none_yet("negatives"))
+    empty = lookup.none_yet("negatives")
+    fitted.listed(rows, context.format, keys=("negatives",), columns=LISTED, empty=empty)
     if checked:
         diagnostics.note(f'verdicts: {", ".join(checked)}; see `msft sql "FROM negative_verdicts"`')
 
@@ -195,4 +203,4 @@ def show_negatives(
     if len(rows) < mining.n_negatives and query is None:
         diagnostics.note(f"{len(rows):,} of {mining.n_negatives:,} rows; --limit shows more")
     empty = f"{name} has no negatives" + (f" of query {query}" if query else "")
-    fitted.listed(rows, context.format, keys=("query_id", "doc_id"), empty=empty)
+    fitted.listed(rows, context.format, keys=("query_id", "doc_id"), columns=SHOWN, empty=empty)

@@ -18,6 +18,7 @@ STUDENT_COLUMNS = (
     "student", "base", "architecture", "regime", "max_length", "seed", "stages", "steps", "pairs", "seconds",
     "weights_hash", "licence",
 )  # fmt: skip
+LOGGED = ("stage", "step", "pairs", "seconds", "measure", "value")
 ABOUT_CALIBRATION = {
     "ece_before": "the error of the sigmoid of the logits",
     "ece": "the error of the calibrated probabilities, on queries that they were not fitted on",
@@ -133,9 +134,8 @@ def show(
     from students.jobs.register import log_rows, stage_rows
 
     if log:
-        render.rows(
-            log_rows(context.store, student), context.format, empty=f"{student} has no training log here"
-        )
+        empty = f"{student} has no training log here"
+        render.rows(log_rows(context.store, student), context.format, LOGGED, empty)
     else:
         fitted.rows(
             stage_rows(context.store, student),

@@ -29,6 +29,10 @@ _LAYOUTS = (
 )
 
 
+LISTED = (
+    "labeling", "teacher", "first_stage", "dataset", "strategy", "depth", "reliable_depth", "lists", "ok", "repaired",
+    "quarantined", "repairs", "calls", "licence",
+)  # fmt: skip
 # The columns of the formats for people; json and csv have all columns.
 COMPARED = (
     "labeling", "first_stage", "value", "ci95_low", "ci95_high", "gain", "difference", "ci90_low", "ci90_high", "p_holm",
@@ -63,7 +67,7 @@ def list_teachers(
         if judgings:
             diagnostics.note(f"judgings of LLMs: {', '.join(judgings)}; see `msft teachers agreement NAME`")
     if rows or (dataset is not None and not registry):
-        fitted.listed(rows, context.format, keys=("labeling",), empty=none)
+        fitted.listed(rows, context.format, keys=("labeling",), columns=LISTED, empty=none)
         diagnostics.note("`msft teachers list --registry` shows what --model knows by name")
         return
     from teachers import models

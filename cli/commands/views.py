@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from labelstore.store.lookup import View
     from labelstore.store.sql_steps import Filter
 
+LISTED = ("view", "kind", "lists", "pairs", "seed", "sources", "licence", "view_hash", "made")
+SHOWN = ("view", "step", "in", "kept", "reason", "left_out", "example")
+
 views_app = group("Training views: built from the store, content-addressed folders.")
 
 DatasetOption = Annotated[str | None, typer.Option("--dataset", help="The dataset; by default the only one.")]
@@ -174,7 +177,8 @@ def list_views(context: Context) -> None:
 
     with context.store.read() as con:
         rows = views.listed(con)
-    fitted.listed(rows, context.format, keys=("view", "view_hash"), empty=lookup.none_yet("views"))
+    empty = lookup.none_yet("views")
+    fitted.listed(rows, context.format, keys=("view", "view_hash"), columns=LISTED, empty=empty)
 
 
 def _named(con: "duckdb.DuckDBPyConnection", name: str) -> "View":
@@ -209,7 +213,7 @@ def show_view(
     diagnostics.note(
         f"{found.name}: {found.kind}, {found.n_lists:,} lists, {found.n_pairs:,} pairs, {found.view_hash}"
     )
-    render.rows(rows, context.format)
+    render.rows(rows, context.format, SHOWN)
 
 
 @command(views_app, "export", example="msft views export kd -o kd-view")

@@ -42,7 +42,8 @@ def rows(
     """Print a list of flat rows.
 
     Args:
-        columns: the columns in order; also the header of an empty list. By default the keys of the first row.
+        columns: the columns in order; also the header of an empty list. By default the keys of the first row, so that
+            only JSON has something of an empty list.
         empty: what stderr says of an empty list; a table of it then has no header.
     """
     items = [dict(row) for row in data]
@@ -62,6 +63,8 @@ def streamed(blocks: Iterable[Sequence[Sequence[Any]]], format: Format, names: S
 
     A table's columns are as wide as the widest cell so far, so a later block can widen them.
     """
+    if not names and format is not Format.json:
+        return
     lines = _LINES[format](blocks, names)
     while some := list(itertools.islice(lines, _WRITTEN)):
         write("\n".join(some))
@@ -86,8 +89,6 @@ def _latex_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]
 
 
 def _table_lines(blocks: Iterable[Sequence[Sequence[Any]]], names: Sequence[str]) -> Iterator[str]:
-    if not names:
-        return
     widths = [width(name) for name in names]
     numeric: list[bool] | None = None
     for block in itertools.chain(blocks, [()]):

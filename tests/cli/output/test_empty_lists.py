@@ -1,11 +1,21 @@
 """A list that is empty says so in one line on stderr, with the command that makes its first thing."""
 
+import json
 from pathlib import Path
 
 import pytest
+import usual_names
 from shelves import Shelf, msft
 
+from cli.commands import data, negatives, teachers, views
+from cli.output import latex, render
+from cli.output.render import Format
+from labelstore.datasets import add
+from labelstore.labels import quality
+from labelstore.negatives import mine
+from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from labelstore.views import build
 
 
 @pytest.fixture(scope="module")
@@ -13,6 +23,11 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     store = LabelStore(tmp_path_factory.mktemp("empty") / "s.duckdb")
     with store.write():
         return store
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
+    return usual_names.make(tmp_path_factory.mktemp("usual") / "s.duckdb")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +49,46 @@ def test_an_empty_list_says_so(empty: LabelStore, words: str, says: str) -> None
     assert (done.out, done.err) == ("[]\n", f"{says}\n")
     quiet = msft(empty, *words.split(), "-q")
     assert (quiet.out, quiet.err) == ("", "")
+
+
+@pytest.mark.parametrize("words", ["data list", "runs list", "negatives list", "views list", "students list"])
+@pytest.mark.parametrize("format", ["csv", "md", "latex"])
+def test_an_empty_list_has_its_header_in_the_formats_for_files(
+    empty: LabelStore, usual: LabelStore, words: str, format: str
+) -> None:
+    _same_header(empty, usual, words.split(), format)
+
+
+def _same_header(empty: LabelStore, full: LabelStore, words: list[str], format: str) -> None:
+    keys = list(json.loads(msft(full, *words, "--format", "json").out)[0])
+    heads = {
+        "csv": ",".join(keys), "md": f"| {' | '.join(keys)} |", "latex": " & ".join(map(latex.escape, keys)) + r" \\",
+    }  # fmt: skip
+    lines = msft(empty, *words, "--format", format).out.splitlines()
+    assert lines[2 if format == "latex" else 0] == heads[format]
+
+
+@pytest.mark.parametrize("format", [one for one in Format if one is not Format.json])
+def test_without_rows_and_columns_nothing_is_printed(
+    capsys: pytest.CaptureFixture[str], format: Format
+) -> None:
+    render.rows([], format)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_columns_of_lists_are_those_of_their_queries(usual: LabelStore) -> None:
+    with usual.read() as con:
+        mining = lookup.mining(con, usual_names.NEGATIVES)
+        view = lookup.view(con, "msmarco-train-cl")
+        for rows, columns in (
+            (add.datasets(con), data.LISTED),
+            (mine.listed(con), negatives.LISTED),
+            (mine.shown(con, mining, None, 1), negatives.SHOWN),
+            (build.listed(con), views.LISTED),
+            (build.counted(con, view), views.SHOWN),
+            (quality.labelings(con), teachers.LISTED),
+        ):
+            assert tuple(rows[0]) == columns
 
 
 def test_an_empty_store_has_a_status(empty: LabelStore) -> None:
@@ -62,6 +117,9 @@ def test_a_dataset_without_runs_and_labels_is_named(tmp_path: Path) -> None:
         done = msft(shelf.store, *words.split(), "--dataset", "own/test")
         assert done.out == ""
         assert done.err.startswith("own/test has no ")
+        header = msft(shelf.store, *words.split(), "--dataset", "own/test", "--format", "csv").out
+        assert header.count("\n") == 1
+        assert ",dataset," in f",{header}"
         assert f"make the first with `msft {makes}`" in done.err
         assert (
             "did you mean own/test" in msft(shelf.store, *words.split(), "--dataset", "own/tst", code=4).err
