@@ -1,12 +1,12 @@
 """Run a small real grid on a CPU: MiniLM in four regimes and several seeds, from human judgments and LLM rankings.
 
-    python -m benchmarks.grid [--data ../shared/data] [--store FILE] [--seeds 1,2,3] [--pairs 3000]
+    python -m benchmarks.grid [--data ../shared/data] [--store FILE] [--seeds 1,2,3] [--pairs 6000]
         [--depths 50,20] [--retrieved]
 
 `cl` learns from nfcorpus's human judgments over negatives mined from BM25. With ``--retrieved`` it uses only the judged
 passages in BM25's top 100, where all negatives come from. `kd` learns from one view across three collections:
 RankZephyr's rankings of DL21's queries, RankZephyr's training labels, and TFRank's graded labels, which hold ties. The
-recipe is `small`. A list has a random passage, and in `kd` seven from across the teacher's order. The tests are DL19
+recipe is `small`. A list has three random passages, and in `kd` five from across the teacher's order. The tests are DL19
 over Anserini's BM25 and nfcorpus's test queries over bm25s. A stage that another student of the same seed has trained
 is reused. Every step is an `msft` command, and the same call continues.
 
@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.real_students import MEASURE, Commands
 
-EASY, STRATIFIED = ("--easy", "1"), ("--stratified", "7")  # the lists of benchmarks/results/students.md
+EASY, STRATIFIED = ("--easy", "3"), ("--stratified", "5")  # as `--recipe auto` makes lists
 REGIMES = ("cl", "kd", "cl,kd", "kd,cl")  # a regime can reuse the stages of an earlier one
 LABELS = ("rankzephyr-7b@pisa-bm25-100", "rankzephyr-7b@tct-colbert-hnp-100", "rankzephyr-training", "tfrank")
 TESTS = {"dl19": "bm25", "nfcorpus/test": "bm25s"}  # dataset -> first stage
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--store", type=Path, default=Path("grid.duckdb"))
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--pairs", type=int, default=3_000, help="pairs of each stage")
+    parser.add_argument("--pairs", type=int, default=6_000, help="pairs of each stage")
     parser.add_argument("--depths", default="50,20", help="candidates re-ranked: DL19's, nfcorpus's")
     parser.add_argument("--retrieved", action="store_true", help="cl: only positives that BM25 ranks")
     arguments = parser.parse_args()
