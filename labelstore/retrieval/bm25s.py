@@ -124,11 +124,11 @@ class Bm25s:
         with index_folder(corpus, "bm25s", self.parameters, note) as (folder, complete):
             if not complete:
                 memory_needed.check(corpus)
-                self._build(corpus, folder, analyse, progress)
+                self._build(corpus, folder, analyse, progress, note)
             # Searched inside the context: while it is being built the folder still has its temporary name.
             return self._search(corpus, folder, analyse, depth, progress)
 
-    def _build(self, corpus: Corpus, folder: Path, analyse: Analyser, progress: Progress) -> None:
+    def _build(self, corpus: Corpus, folder: Path, analyse: Analyser, progress: Progress, note: Note) -> None:
         vocabulary: dict[str, int] = {}
         documents = array("i")
         with tempfile.TemporaryDirectory(dir=folder) as work, corpus.documents() as path:
@@ -142,6 +142,8 @@ class Bm25s:
                 progress(len(documents), corpus.n_documents)
             if not vocabulary:  # passages of stop words alone: nothing to find, but an index nonetheless
                 vocabulary[""] = 0
+            if corpus.n_documents >= memory_needed.SMALL:
+                note(f"bm25s: writing the index of {corpus.collection}")
             postings.write(folder / "bm25s", len(vocabulary), k1=self.k1, b=self.b)
         np.save(folder / "documents.npy", np.frombuffer(documents, dtype=np.int32))
         (folder / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")

@@ -110,6 +110,20 @@ class Bounds:
             done = max(done, half + (1 - half) * (2 * seconds / self.seconds - 1))
         return min(1.0, done)
 
+    def expected_pairs(self, pairs: int, done: float) -> int | None:
+        """Return the pairs at the stage's end: the bound in pairs if it is the nearest, or an estimate of two digits.
+
+        An exact estimate would change with every step. None if nothing is done.
+
+        Args:
+            done: the progress of these pairs, 0 to 1.
+        """
+        if not done:
+            return None
+        if self.pairs and done <= pairs / self.pairs:
+            return max(pairs, self.pairs)
+        return max(pairs, round(float(f"{pairs / done:.2g}")))
+
     def half_over(self, seconds: float) -> bool:
         """Return True if the stage has a time guard and half of its time is over."""
         return bool(self.seconds and (self.steps or self.pairs)) and 2 * seconds >= self.seconds

@@ -167,7 +167,7 @@ class StageRun:
                 self._validate(state, log)
                 state.looked = state.seconds
             if self.progress is not None:
-                self.progress(state.pairs, int(state.pairs / done) if done else None, **log.last)
+                self.progress(state.pairs, self.bounds.expected_pairs(state.pairs, done), **log.last)
             if saves and not state.stopped_by:
                 state.saved = state.seconds
                 self._checkpoint(state, log)

@@ -147,3 +147,21 @@ def test_a_part_that_the_architecture_lacks_does_not_freeze(models, architecture
 
 def test_the_optimiser_is_torchs_adamw(models):
     assert type(make(models["bert"], stage())) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize(
+    ("bounds", "pairs", "steps", "expected"),
+    [
+        (Bounds(0, 6_000, 0.0), 1_234, 0, 6_000),
+        (Bounds(0, 6_000, 0.0), 6_016, 0, 6_016),
+        (Bounds(100, 0, 0.0), 333, 10, 3_300),
+        (Bounds(100, 0, 0.0), 366, 11, 3_300),
+        (Bounds(100, 0, 0.0), 3_340, 100, 3_340),
+        (Bounds(100, 9_000, 0.0), 333, 10, 3_300),
+    ],
+)
+def test_the_expected_pairs_stay_the_same_from_step_to_step(
+    bounds: Bounds, pairs: int, steps: int, expected: int
+) -> None:
+    assert bounds.expected_pairs(pairs, bounds.progress(steps, pairs, 0.0)) == expected
+    assert bounds.expected_pairs(0, 0.0) is None
