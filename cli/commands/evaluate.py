@@ -213,7 +213,7 @@ def _print(rows: "Sequence[Row]", format: Format) -> None:
         render.text(latex.scores(rows))
     elif rows:
         render.rows(wide(rows) if format in FOR_PEOPLE else rows, format)
-    elif format is not Format.table:
+    elif format not in FOR_PEOPLE:
         columns = [
             "dataset",
             "system",

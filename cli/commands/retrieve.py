@@ -26,7 +26,7 @@ class System:
     index: Annotated[str | None, "bm25: a Pyserini prebuilt index or a Lucene index folder."] = None
     model: Annotated[str | None, "colbert: the checkpoint, an id or a folder."] = None
     device: Annotated[str | None, "colbert: cpu, cuda …"] = None
-    threads: Annotated[int, "Threads; 0 takes one per core."] = 0
+    threads: Annotated[int, "Threads, at most; 0 takes one per core."] = 0
 
 
 @dataclass(frozen=True)

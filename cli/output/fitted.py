@@ -59,7 +59,7 @@ def listed(
     columns: Sequence[str] | None = None,
     empty: str | None = None,
 ) -> None:
-    """Print a list of things; as a table it fits 80 columns, unless a single name is longer.
+    """Print a list of things; as a table it fits 80 columns, unless a name or a command is longer.
 
     A table that is too wide has the columns that fit, and the other values of a row on lines under it.
 
@@ -174,7 +174,7 @@ def _lines(name: str, text: str, wide: int = WIDTH) -> list[str]:
 
 
 def _wrapped(pieces: Sequence[str], wide: int = WIDTH) -> list[str]:
-    """Write pieces on lines of a width. A word goes on the next line only if :func:`_atoms` divides it."""
+    """Write pieces on lines of a width. A word is broken only where :func:`_atoms` divides it."""
     lines: list[str] = []
     line, used = "", 0
     for word in "; ".join(pieces).split():

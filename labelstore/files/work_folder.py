@@ -14,7 +14,7 @@ from msft import refusals
 from msft.errors import MsftError
 
 _WORK = ".msft-add-"
-_TRIES = 1000
+_TRIES = 50
 
 
 @contextmanager
@@ -40,23 +40,24 @@ def work_folder(parent: Path) -> Iterator[Path]:
 @contextmanager
 def _made(parent: Path) -> Iterator[Path]:
     """Make a folder and hold its lock; another process that tidies up can take one that is made and not yet locked."""
+    refused: OSError | None = None
     for _ in range(_TRIES):
         folder = parent / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}"
         folder.mkdir()
         with ExitStack() as held:
             try:
                 held.enter_context(_locked(folder))
-            except (FileNotFoundError, BlockingIOError):  # it is being removed
+            except OSError as error:  # usually it is being removed
+                refused = error
+                with suppress(OSError):
+                    folder.rmdir()
                 continue
-            except OSError:
-                folder.rmdir()
-                raise
             if folder.exists():
                 yield folder
                 return
     raise MsftError(
-        f"{parent} gives no lock on a new folder",
-        hint="put the store on a file system that has locks (flock)",
+        f"no new folder in {parent} can be locked: {refused.strerror if refused else 'others remove it'}",
+        hint="put the store on a file system with locks (flock)",
     )
 
 

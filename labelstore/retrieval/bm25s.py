@@ -96,7 +96,7 @@ class Bm25s:
     Args:
         k1: saturation of term frequency, ≥ 0.
         b: length normalisation, 0 to 1.
-        threads: for searching; 0 takes one per core.
+        threads: for searching, fewer if the free memory asks for it; 0 takes one per core.
 
     Raises:
         UsageError: k1, b or the language has a wrong value.

@@ -75,7 +75,7 @@ def check(corpus: Corpus) -> None:
             f"bm25s needs about {needed / 1e9:.1f} GB of memory to index and search {passages}, and"
             f" {room / 1e9:.1f} GB are free",
             hint="--retriever bm25 (Anserini) takes 6 GiB at most: pip install 'msft[pyserini]'"
-            if needed > _ANSERINI
+            if needed > _ANSERINI <= room
             else "end other programs, or take a machine with more memory",
         )
     room, needed = shutil.disk_usage(corpus.indexes).free, disk(corpus.n_documents, mean)

@@ -130,7 +130,7 @@ def remove(
         with store.write(transaction=False) as con:
             with in_transaction(con):
                 made = _plan(con, store, kind, _found(con, kind, name, dataset))
-                if made != planned:  # keys are given anew, so hashes count too
+                if made != planned:  # a removed view's key is used again, so its hash counts
                     raise BadInput(
                         f"{kind} {name}: this, or what depends on it, has changed meanwhile",
                         hint="run the command again",
@@ -352,7 +352,7 @@ def _add_folders(con: duckdb.DuckDBPyConnection, store: LabelStore, made: Plan) 
         keys = sorted(made.keys[table])
         rows = con.execute(
             f"""SELECT name, folder, {hash_}, folder IN (SELECT folder FROM {table} WHERE NOT list_contains(?, {_KEYS[table]}))
-                FROM {table} WHERE list_contains(?, {_KEYS[table]}) ORDER BY name""",
+                FROM {table} WHERE list_contains(?, {_KEYS[table]}) ORDER BY name, {_KEYS[table]}""",
             [keys, keys],
         ).fetchall()
         for name, folder, view_hash, shared in rows:

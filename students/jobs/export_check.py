@@ -122,8 +122,8 @@ def slower_than_student(row: dict[str, Any]) -> str:
     if row["pairs"] < ENOUGH_FOR_SPEED or graph >= own:
         return ""
     return (
-        f"on this machine the int8 graph is slower than the student in fp32: {graph:.0f} and {own:.0f} pairs/s,"
-        " as on CPUs without instructions for int8 (AVX-512 VNNI, AMX)"
+        f"on this machine the int8 graph is slower than the student in fp32: {graph:.0f} and {own:.0f} pairs/s;"
+        " this is usual on CPUs without instructions for int8 (AVX-512 VNNI, AMX)"
     )
 
 

@@ -113,13 +113,15 @@ class Bounds:
     def expected_pairs(self, pairs: int, done: float) -> int | None:
         """Return the pairs at the stage's end: the bound in pairs if it is the nearest, or an estimate of two digits.
 
-        An exact estimate would change with every step. None if nothing is done.
+        An exact estimate would change with every step; this one seldom does. None if nothing is done.
 
         Args:
             done: the progress of these pairs, 0 to 1.
         """
         if not done:
             return None
+        if done >= 1:
+            return pairs
         if self.pairs and done <= pairs / self.pairs:
             return max(pairs, self.pairs)
         return max(pairs, round(float(f"{pairs / done:.2g}")))

@@ -1,10 +1,15 @@
 """Working folders: many processes make, use and remove them at once; what a killed one left is removed."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import time
 from pathlib import Path
 
+import pytest
+
+from labelstore.errors import MsftError
 from labelstore.files.work_folder import work_folder
 
 SECONDS = 2.0
@@ -28,6 +33,19 @@ def test_no_process_removes_the_folder_of_another(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_told_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(MsftError, match="can be locked: No locks available") as error, work_folder(tmp_path):
+        pass
+    assert "flock" in str(error.value.hint)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -30,6 +30,7 @@ def test_both_numbers_and_the_way_that_fits_are_told(
     assert "GB are free" in error.value.message
     assert "end other programs" in str(error.value.hint)
     monkeypatch.setattr(memory_needed, "_PASSAGE", 10**9)
+    monkeypatch.setattr(memory_needed, "available", lambda: 7 << 30)
     with pytest.raises(DataMissing) as error:
         retrieval.retrieve(store, "c/test", depth=3)
     assert "--retriever bm25" in str(error.value.hint)
