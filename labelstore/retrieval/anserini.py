@@ -5,6 +5,7 @@ Documents and queries are written with their surrogate keys, so odd characters i
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import polars as pl
 from labelstore.errors import DataMissing, MsftError, UsageError
 from labelstore.retrieval.bm25s import check_weights
 from labelstore.retrieval.common import (
+    BATCH,
     Corpus,
     Note,
     Progress,
@@ -89,11 +92,16 @@ class Anserini:
                 return Ranking(read_trec(output, depth), found)
 
     def _build(self, run: Sequence[str], corpus: Corpus, index: Path, progress: Progress) -> None:
+        threads = self.threads or os.cpu_count() or 1
         with tempfile.TemporaryDirectory(prefix="msft-anserini-", dir=corpus.indexes) as scratch:
-            source = Path(scratch) / "documents.jsonl"
             done = 0
-            with corpus.documents() as path, source.open("w", encoding="utf-8") as file:
-                for keys, texts in batches(path):
+            with corpus.documents() as path, ExitStack() as files:
+                # Each thread of Anserini reads a file of its own.
+                parts = [
+                    files.enter_context((Path(scratch) / f"{n}.jsonl").open("w", encoding="utf-8"))
+                    for n in range(min(threads, -(-corpus.n_documents // BATCH)))
+                ]
+                for (keys, texts), file in zip(batches(path), itertools.cycle(parts), strict=False):
                     for key, text in zip(keys, texts, strict=True):
                         # ASCII with escapes: Java's line reader also splits at U+0085 and U+2028.
                         file.write(json.dumps({"id": str(key), "contents": text}) + "\n")
@@ -105,7 +113,7 @@ class Anserini:
                     "io.anserini.index.IndexCollection",
                     *("-collection", "JsonCollection", "-generator", "DefaultLuceneDocumentGenerator"),
                     *("-input", scratch, "-index", str(index), "-language", self.language),
-                    *("-threads", str(self.threads or os.cpu_count() or 1), "-optimize"),
+                    *("-threads", str(threads), "-optimize"),
                     *("-memoryBuffer", str(max(64, _heap_mb() // 2))),
                 ],
                 Path(scratch),

@@ -23,6 +23,8 @@ from labelstore.errors import BadInput, DataMissing
 from labelstore.store import keys, lookup
 from labelstore.store.label_store import LabelStore
 
+BATCH = 20_000  # passages that are read at once
+
 Progress = Callable[[int, int | None], None]
 Note = Callable[[str], None]
 
@@ -137,7 +139,7 @@ def read_corpus(con: duckdb.DuckDBPyConnection, store: LabelStore, of: lookup.Da
     )
 
 
-def batches(documents: Path, rows: int = 20_000) -> Iterator[tuple[list[int], list[str]]]:
+def batches(documents: Path, rows: int = BATCH) -> Iterator[tuple[list[int], list[str]]]:
     """Read (document keys, texts) of an exported collection, batch by batch."""
     with pq.ParquetFile(documents) as file:
         for batch in file.iter_batches(rows, columns=["document", "text"]):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import ir_measures
@@ -20,6 +21,7 @@ from labelstore.evaluation import scores as evaluation
 from labelstore.files import lines as formats
 from labelstore.retrieval import anserini, colbert
 from labelstore.retrieval.bm25s import LUCENE_STOP_WORDS, Analyser, Bm25s
+from labelstore.retrieval.common import batches
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 
@@ -230,6 +232,27 @@ def test_odd_characters_are_safe_in_anserini(tmp_path: Path) -> None:
     assert {d for d, _ in found["q\u00e91"]} == {"a\u00e9b", 'q"'}
     assert next(d for d, _ in found["q'2"]) == "x'y;--"
     assert set(found) == {"q\u00e91", "q'2", "q3"}
+
+
+@pytest.mark.needs("pyserini")
+def test_several_threads_of_anserini_index_all_and_rank_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread reads a file of its own; ties of score are broken by id in both."""
+    texts = [f"apple {'pie ' * (n % 4)} number{n}" for n in range(50)]
+    found = []
+    for threads in (1, 3):
+        (folder := tmp_path / str(threads)).mkdir()
+        store = make_store(
+            folder, [(f"d{n}", None, text) for n, text in enumerate(texts)], [("q1", "apple pie")]
+        )
+        monkeypatch.setattr(anserini, "BATCH", 7)
+        monkeypatch.setattr(anserini, "batches", partial(batches, rows=7))
+        assert (
+            retrieval.retrieve(store, "own", anserini.Anserini(threads=threads), depth=60).n_candidates == 50
+        )
+        found.append(candidates(store, "bm25")["q1"])
+    assert found[0] == found[1]
 
 
 @pytest.mark.needs("pyserini")
