@@ -24,7 +24,7 @@ _COMMANDS = ("hint", "command")  # columns whose values hold commands
 
 
 def rows(data: Sequence[Row], format: Format, *, keys: Sequence[str], about: Mapping[str, str]) -> None:
-    """Print rows; as a table they fit 80 columns, unless a single name is longer.
+    """Print rows; as a table they fit 80 columns, unless a name or a command is longer.
 
     Args:
         keys: columns that name a row; each part of a wide table begins with them.

@@ -1,5 +1,6 @@
 """Working folders beside a target: results appear whole, and leftovers of killed processes are removed."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -15,6 +16,8 @@ from msft.errors import MsftError
 
 _WORK = ".msft-add-"
 _TRIES = 50
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+_HINT = "put the store on a file system with locks (flock)"
 
 
 @contextmanager
@@ -40,25 +43,24 @@ def work_folder(parent: Path) -> Iterator[Path]:
 @contextmanager
 def _made(parent: Path) -> Iterator[Path]:
     """Make a folder and hold its lock; another process that tidies up can take one that is made and not yet locked."""
-    refused: OSError | None = None
     for _ in range(_TRIES):
         folder = parent / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}"
         folder.mkdir()
         with ExitStack() as held:
             try:
                 held.enter_context(_locked(folder))
-            except OSError as error:  # usually it is being removed
-                refused = error
+            except OSError as error:
                 with suppress(OSError):
                     folder.rmdir()
-                continue
+                if isinstance(error, FileNotFoundError | BlockingIOError):  # another process tidies it up
+                    continue
+                if error.errno in _NO_LOCKS:
+                    raise MsftError(f"{parent} cannot be locked: {error.strerror}", hint=_HINT) from error
+                raise
             if folder.exists():
                 yield folder
                 return
-    raise MsftError(
-        f"no new folder in {parent} can be locked: {refused.strerror if refused else 'others remove it'}",
-        hint="put the store on a file system with locks (flock)",
-    )
+    raise MsftError(f"no new folder in {parent} can be locked", hint=_HINT)
 
 
 def set_aside(path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import polars as pl
 
 from labelstore.errors import DataMissing, MsftError, UsageError
+from labelstore.retrieval import memory_needed
 from labelstore.retrieval.bm25s import check_weights
 from labelstore.retrieval.common import (
     BATCH,
@@ -225,9 +226,9 @@ def _java_version(java: Path) -> int | None:
 
 
 def _heap_mb() -> int:
-    """Return half of the machine's memory for Java, at most 6 GiB, which MS MARCO's 8.8 million passages need."""
+    """Return half of the machine's memory for Java, at most `memory_needed.ANSERINI`."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-    return min(6144, memory // 2)
+    return min(memory_needed.ANSERINI // 2**20, memory // 2)
 
 
 def _call(arguments: list[str], scratch: Path, doing: str, output: Path | None = None) -> None:

@@ -36,16 +36,24 @@ def test_no_process_removes_the_folder_of_another(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_system_without_locks_is_told_and_nothing_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "told", "hint"),
+    [
+        (errno.ENOLCK, "cannot be locked", "flock"),
+        (errno.EAGAIN, "no new folder in .* can be locked", "flock"),
+        (errno.EMFILE, "no more files", "ulimit"),
+    ],
+)
+def test_a_lock_that_is_refused_is_told_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: str, hint: str
 ) -> None:
     def refused(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with pytest.raises(MsftError, match="can be locked: No locks available") as error, work_folder(tmp_path):
+    with pytest.raises(MsftError, match=told) as error, work_folder(tmp_path):
         pass
-    assert "flock" in str(error.value.hint)
+    assert hint in str(error.value.hint)
     assert list(tmp_path.iterdir()) == []
 
 
