@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import Context, command, group
-from cli.output import diagnostics, fitted, render
+from cli.output import diagnostics, fitted
 
 if TYPE_CHECKING:
     from labelstore.datasets.add import Added
@@ -96,7 +96,7 @@ def add(context: Context, source: Source) -> None:
     _check_source(source)
     with diagnostics.progress("documents", unit="passages") as tick:
         done = _add(context, source, tick)
-    render.rows([row for added in done for row in _told(added)], context.format)
+    fitted.listed([row for added in done for row in _told(added)], context.format, keys=("step",))
 
 
 def _add(context: Context, source: Source, tick: "Tick") -> "list[Added]":
@@ -209,7 +209,7 @@ def show(
         of = lookup.pick_dataset(con, dataset)
         rows = ingest.describe(con, of)
     _announce(dataset, of.name)
-    render.rows(rows, context.format)
+    fitted.listed(rows, context.format)
 
 
 @command(
@@ -243,7 +243,7 @@ def sheet(
         "to_judge": made.count.kept,
         "left_out": _reasons(made.count.drops),
     }
-    render.rows([row], context.format)
+    fitted.listed([row], context.format)
     diagnostics.note(
         f"open {made.path} in a browser; then: msft data add {made.dataset}/judged --qrels FILE"
         f" --collection {made.collection} --role test"

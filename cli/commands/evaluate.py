@@ -160,7 +160,7 @@ def _print_calibrated(context: Context, on: On, rows: "Sequence[Row]") -> None:
             con, on.judge or "", on.calibrate or "", list(dict.fromkeys(r["measure"] for r in rows))
         )
     measured = {row["system"] for row in rows}
-    render.rows([row for row in found if row["system"] in measured], context.format)
+    fitted.listed([row for row in found if row["system"] in measured], context.format, keys=("system",))
     diagnostics.note(
         f"estimates of what people would find, from {on.judge} and the judgments of {on.calibrate}; right if people judged a"
         " random sample of the queries"

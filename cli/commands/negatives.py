@@ -9,7 +9,7 @@ from cli.command import Context, command, group
 from cli.commands.from_documents.asking import AskingOptions, DryRun, summary
 from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
 from cli.commands.views import DatasetOption, RunsOption, SeedOption, _count_rows
-from cli.output import diagnostics, fitted, render
+from cli.output import diagnostics, fitted
 from cli.parameters import After
 from labelstore.negatives.parameters import Parameters
 from teachers.generate.single.wanted import WantedVerdicts
@@ -89,7 +89,7 @@ def mine(context: Context, options: Mine) -> None:
         f"negatives {mined.mining.name}: {mined.mining.n_negatives:,}"
         + ("" if mined.new else ", the same as before")
     )
-    render.rows(_count_rows("negatives", mined.mining.name, mined.counts), context.format)
+    fitted.listed(_count_rows("negatives", mined.mining.name, mined.counts), context.format, keys=("step",))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def check(
     settings = with_engine_arguments(asking, engine_arg)
     if dry_run:
         bills = checks.bills(context.store, negatives, wanted, settings, note=diagnostics.note)
-        render.rows([bill.row() for bill in bills], context.format)
+        fitted.listed([bill.row() for bill in bills], context.format)
         return
     with asking_progress("checking", "calls") as progress:
         made = checks.check(
@@ -156,7 +156,7 @@ def check(
                 **figures,
             }
         )
-    render.rows(rows, context.format)
+    fitted.listed(rows, context.format, keys=("stage",))
     for reason, (n, example) in made.offered.drops.items():
         diagnostics.note(f"{n:,} negatives are left out: {reason}, e.g. {example}")
     if (partly := made.partly_done()) is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 
 
 def add_to(app: typer.Typer) -> None:
@@ -52,7 +52,12 @@ def report(
         texts=texts,
         note=diagnostics.note,
     )
-    render.rows(written.rows, context.format, ["section", "dataset", "shown", "note"])
+    fitted.listed(
+        written.rows,
+        context.format,
+        keys=("section", "dataset"),
+        columns=["section", "dataset", "shown", "note"],
+    )
     diagnostics.note(f"{written.path}: {written.n_bytes / 1e6:.2f} MB, open it in a browser")
 
 

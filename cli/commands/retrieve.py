@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted
 
 
 def add_to(app: typer.Typer) -> None:
@@ -61,7 +61,7 @@ def retrieve(context: Context, options: Retrieve) -> None:
         ((dataset_name,),) = con.execute(
             "SELECT name FROM datasets WHERE dataset = ?", [run.dataset]
         ).fetchall()
-    render.rows(
+    fitted.listed(
         [
             {
                 "dataset": dataset_name,
@@ -74,4 +74,5 @@ def retrieve(context: Context, options: Retrieve) -> None:
             }
         ],
         context.format,
+        keys=("run",),
     )

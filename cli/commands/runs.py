@@ -73,7 +73,7 @@ def import_run(
         if not imported.new:
             diagnostics.note(f"{one}: the store already has this run; nothing is changed")
         rows.append(_imported(imported, of.name))
-    render.rows(rows, context.format)
+    fitted.listed(rows, context.format, keys=("run",))
 
 
 def _imported(imported: "Imported", dataset: str) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def bases(context: Context) -> None:
     columns = ["base", "kind", "millions", "size_mb", "runs_on", "licence"]
     if context.format is not Format.table:
         columns.append("model")
-    render.rows([base.row() for base in TABLE], context.format, columns)
+    fitted.listed([base.row() for base in TABLE], context.format, keys=("base",), columns=columns)
     diagnostics.note("any Hugging Face id or folder works too; --format json also prints each model's id")
 
 
@@ -196,7 +196,7 @@ def rerank(
         "candidates": made.n_candidates,
         "content_hash": made.content_hash,
     }
-    render.rows([row], context.format)
+    fitted.listed([row], context.format)
 
 
 @command(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, fitted, render
+from cli.output import diagnostics, fitted
 from cli.parameters import given
 
 if TYPE_CHECKING:
@@ -184,6 +184,6 @@ def _show_plan(
                 f"{objective} has no list to learn from ({lists.names})",
                 hint="msft views build with these sources says what it leaves out, and why",
             )
-    render.rows([choice.row() for choice in plan.choices], context.format)
+    fitted.listed([choice.row() for choice in plan.choices], context.format, keys=("stage", "choice"))
     if plan.few_pairs is not None:
         diagnostics.note(plan.few_pairs)

@@ -38,6 +38,14 @@ COMPARED = (
     "labeling", "first_stage", "value", "ci95_low", "ci95_high", "gain", "difference", "ci90_low", "ci90_high", "p_holm",
     "verdict", "tau", "position_bias", "calls", "tokens_in", "tokens_out", "cost", "currency", "seconds_per_query", "cost_per_point",
 )  # fmt: skip
+ABOUT_COMPARED = {
+    "value": "the mean of the measure, with its 95 % interval",
+    "gain": "what the value has over the first stage",
+    "difference": "the value minus the baseline's, with its 90 % interval",
+    "p_holm": "of the difference, Holm-corrected",
+    "tau": "Kendall's tau with the baseline's order",
+    "cost_per_point": "the cost of .01 of the measure over the first stage",
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -168,10 +176,11 @@ def reread_labels(
     )
     for how, n in done.statuses.items():
         diagnostics.note(f"  {n:,} from {how}")
-    render.rows(
+    fitted.listed(
         [{"labeling": name, **counts} for name, counts in done.labelings.items()],
         context.format,
-        ("labeling", "changed", "new", "quarantined", "to_ask", "same"),
+        keys=("labeling",),
+        columns=("labeling", "changed", "new", "quarantined", "to_ask", "same"),
     )
     if not done.changes:
         diagnostics.note("nothing to change: the store is as it was")
@@ -330,7 +339,7 @@ def combine(
         "left_out": done.left_out,
         "disagreement": done.disagreement,
     }
-    render.rows([row], context.format)
+    fitted.listed([row], context.format)
     diagnostics.note(f"`msft teachers compare {done.name} {done.parts[0]}` compares it with a part")
 
 
@@ -387,8 +396,12 @@ def compare(
     from labelstore.evaluation import teachers
 
     rows = teachers.compare(context.store, labels or None, **vars(options), note=diagnostics.note)
-    for_people = context.format not in (Format.json, Format.csv)
-    render.rows(rows, context.format, COMPARED if for_people else None)
+    if context.format is Format.table:
+        told = [{name: row[name] for name in COMPARED} for row in rows]
+        fitted.rows(told, context.format, keys=("labeling",), about=ABOUT_COMPARED)
+    else:
+        for_people = context.format not in (Format.json, Format.csv)
+        render.rows(rows, context.format, COMPARED if for_people else None)
     first = rows[0]
     diagnostics.note(
         f"{first['dataset']}, {first['measure']} over {first['n_queries']} judged queries, baseline {first['baseline']},"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted
 from cli.parameters import After
 from labelstore.labels.currency import CURRENCY
 from teachers.generate.settings import Settings
@@ -67,12 +67,12 @@ def add_generate(app: typer.Typer) -> None:
             from teachers.generate.dry_run import forecast
 
             row = forecast(context.store, settings, note=diagnostics.note).row()
-            render.rows([row], context.format)
+            fitted.listed([row], context.format)
             return
         _tell_of_padded_keys()
         with asking_progress("labelling", "queries") as progress:
             result = label(context.store, settings, note=diagnostics.note, progress=progress)
-        render.rows([summary(result)], context.format)
+        fitted.listed([summary(result)], context.format)
         raise_if_left(result)
 
 

@@ -164,7 +164,7 @@ def merge(
         done = unite(context.store, theirs, rename_suffix=rename_suffix, note=diagnostics.warn)
     except Contradictory as error:
         rows = [{name: getattr(found, name) for name in CONTRADICTIONS} for found in error.contradictions]
-        render.rows(rows, context.format, CONTRADICTIONS)
+        fitted.listed(rows, context.format, keys=_NAMED, columns=CONTRADICTIONS)
         raise
     for what, there, here in done.renamed:
         diagnostics.note(f"{what} {there} is stored as {here}")
@@ -180,7 +180,7 @@ def merge(
         for taken in done.taken
         if taken.there
     ]
-    render.rows(rows, context.format, MERGED)
+    fitted.listed(rows, context.format, columns=MERGED)
     if done.folders:
         diagnostics.note(f"{done.folders} folders of views and students copied")
     diagnostics.note("merged" if done.new else "nothing new: the store is unchanged")

@@ -150,7 +150,7 @@ def build(context: Context, options: Build) -> None:
     folder = views.folder_of(context.store, view)
     manifest = export.read_manifest(folder)
     diagnostics.note(f"view {view.name}: {folder}")
-    render.rows([_view_row(manifest, str(folder))], context.format)
+    fitted.listed([_view_row(manifest, str(folder))], context.format)
 
 
 def _view_row(manifest: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def listed(
     data: Sequence[Row],
     format: Format,
     *,
-    keys: Sequence[str],
+    keys: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     empty: str | None = None,
 ) -> None:
@@ -64,7 +64,7 @@ def listed(
     A table that is too wide has the columns that fit, and the other values of a row on lines under it.
 
     Args:
-        keys: columns that name a row; they are in the table.
+        keys: columns that name a row; they are in the table. By default the first column.
         columns: the columns in order, of all formats; by default those of the first row.
         empty: as in :func:`cli.output.render.rows`.
     """
@@ -72,6 +72,7 @@ def listed(
         render.rows(data, format, columns, empty)
         return
     names = list(columns or data[0])
+    keys = names[:1] if keys is None else keys
     data = [{n: _minute(row.get(n)) for n in names} for row in data]
     if _width(data, names) <= WIDTH:
         render.rows(data, format, names)

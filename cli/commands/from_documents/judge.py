@@ -8,7 +8,7 @@ import typer
 from cli.command import Context, command
 from cli.commands.from_documents.asking import AskingOptions, DryRun, summary
 from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from teachers.generate.single.wanted import WantedGrades
 
 
@@ -64,7 +64,7 @@ def judge(
         "left": max(made.left, 0),
         **summary(made.done.figures, made.done.cost),
     }
-    render.rows([row], context.format)
+    fitted.listed([row], context.format)
     for reason, (n, example) in made.pooled.count.drops.items():
         diagnostics.note(f"{n:,} pairs are left out: {reason}, e.g. {example}")
     if (partly := made.partly_done()) is not None:

@@ -76,7 +76,7 @@ def generate(
     settings = with_engine_arguments(asking, engine_arg)
     if dry_run:
         bills = job.bills(context.store, wanted, settings, note=diagnostics.note)
-        render.rows([bill.row() for bill in bills], context.format)
+        fitted.listed([bill.row() for bill in bills], context.format)
         return
     with asking_progress("generating", "passages") as progress:
         made = job.generate(context.store, wanted, settings, note=diagnostics.note, progress=progress)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 import usual_names
@@ -53,6 +54,34 @@ def test_lists_fit_and_lose_nothing(usual: LabelStore, words: str) -> None:
                 assert "".join(value.split()) in flat, (name, value)
     table = list(csv.DictReader(io.StringIO(msft(usual, *words.split(), "--format", "csv", code=code).out)))
     assert [list(row) for row in table] == [list(row) for row in found]
+
+
+def test_what_commands_made_fits_too(tmp_path: Path) -> None:
+    """A merge, an import, a mining, a view and a comparison tell of names of usual length within the width."""
+    store = usual_names.make(tmp_path / "s.duckdb")
+    other = usual_names.make(tmp_path / "other.duckdb")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "corpus.jsonl").write_text(
+        "".join(f'{{"_id": "d{n}", "text": "thing {n}"}}\n' for n in range(3)) + '{"_id": ""}\n'
+    )
+    (corpus / "queries.jsonl").write_text('{"_id": "q1", "text": "which thing"}\n')
+    run = tmp_path / "dense-retriever-msmarco-distilbert-base.run"
+    run.write_text("q1 Q0 d1 1 2.0 t\nq1 Q0 d2 2 1.0 t\nq1 Q0 absent-passage-00001 3 0.5 t\n")
+    lists = ("--dataset", usual_names.TRAIN, "--run", usual_names.RUN)
+    for words in (
+        ("data", "add", "passages-of-our-own-engine/train", "--from", str(corpus), "--skip-bad-lines", "1"),
+        ("data", "show", "passages-of-our-own-engine/train"),
+        ("runs", "import", str(run), "--dataset", "passages-of-our-own-engine/train", "--skip-unknown"),
+        ("negatives", "mine", *lists, "--per-query", "4", "--depth", "20", "--name", usual_names.NEGATIVES + "-2"),
+        ("views", "build", "--kind", "contrastive", *lists, "--name", "msmarco-passage-train-cl-uniform5of20"),
+        ("teachers", "compare", usual_names.LABELS),
+        ("merge", str(other.path)),
+    ):  # fmt: skip
+        shown = msft(store, *words).out
+        assert shown
+        lines = [line for line in shown.splitlines() if str(tmp_path) not in line]  # a path is never broken
+        assert max(map(len, lines)) <= 80, shown
 
 
 def test_a_list_that_fits_is_a_plain_table(capsys: pytest.CaptureFixture[str]) -> None:
