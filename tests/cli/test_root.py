@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import forked
 import made_store
 import pytest
 
@@ -15,11 +16,9 @@ from labelstore.store.label_store import LabelStore
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def msft(
-    *words: str, folder: Path = ROOT, umask: int = -1, **environment: str
-) -> "subprocess.CompletedProcess[str]":
+def msft(*words: str, folder: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", *words], cwd=folder, capture_output=True, text=True, umask=umask,
+        [sys.executable, "-m", "cli.main", *words], cwd=folder, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment},
     )  # fmt: skip
 
@@ -102,7 +101,10 @@ def test_what_commands_write_is_readable_as_the_umask_says(
         ("views", "export", "kd", "-o", "out/view"),
     ):
         (tmp_path / "out").mkdir(exist_ok=True)
-        done = msft(*words, "--store", str(store.path), folder=tmp_path, umask=umask)
+        done = forked.run(
+            [sys.executable, "-m", "cli.main", *words, "--store", str(store.path)], cwd=tmp_path, capture_output=True, text=True,
+            umask=umask,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert len(written) >= 10

@@ -1,11 +1,7 @@
-"""The wheel outside of the checkout: every file of the packages is in it, and an empty environment walks the demo."""
+"""The wheel and the sdist have every file; test_demo walks the demo in an empty environment of the wheel."""
 
-import json
-import os
 import re
 import shutil
-import site
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -13,35 +9,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("msft", "labelstore", "teachers", "students", "cli")
+from built_wheel import PACKAGES, ROOT, build, run
 
 pytestmark = pytest.mark.test_all
 
 
-def run(*command: str, where: Path, **env: str) -> str:
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True, env=clean | env, timeout=1000)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build it from a copy, so that the checkout stays as it is."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
-    for name in (*PACKAGES, "pyproject.toml", "README.md"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, source / name)
-    run(
-        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source),
-        where=folder,
-    )  # fmt: skip
-    (found,) = folder.glob("msft-*.whl")
-    return found
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 def test_every_file_of_the_packages_is_in_it(wheel: Path) -> None:
@@ -93,37 +68,3 @@ def test_the_versions_declared_are_those_of_the_workflows_matrix() -> None:
     (matrix,) = re.findall(r"python: \[(.*)\]", workflow.read_text())
     assert [text.strip(' "') for text in matrix.split(",")] == versions
     assert versions[0] == "3.11"
-
-
-def test_an_empty_environment_walks_the_short_demo(wheel: Path, tmp_path: Path) -> None:
-    """The environment has the wheel alone; the libraries come from the test's own environment."""
-    run(sys.executable, "-m", "venv", "--without-pip", "env", where=tmp_path)
-    python = str(tmp_path / "env" / "bin" / "python")
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "-q",
-        "--no-deps",
-        "--no-index",
-        str(wheel),
-        where=tmp_path,
-    )
-    place = run(
-        python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", where=tmp_path
-    ).strip()
-    # paths in a .pth are added, but the .pth files in them are not read: the checkout stays out of reach
-    Path(place, "libraries.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    home = run(python, "-c", "import msft, cli; print(msft.__file__, cli.__file__)", where=tmp_path)
-    assert str(ROOT) not in home
-    shown = run(
-        str(tmp_path / "env" / "bin" / "msft"), "demo", "--profile", "short", "--format", "json", "-q",
-        where=tmp_path, HF_HUB_OFFLINE="1", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
-    )  # fmt: skip
-    rows = json.loads(shown)
-    assert {row["kind"] for row in rows if "kind" in row} >= {"first_stage", "student", "fused"}
-    version = run(str(tmp_path / "env" / "bin" / "msft"), "--version", where=tmp_path)
-    assert version.startswith("msft ")

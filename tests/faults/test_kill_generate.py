@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from benchmarks.labelling_store import make
@@ -53,9 +54,9 @@ def rows(store: LabelStore, sql: str) -> list[tuple[Any, ...]]:
 
 def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+    return forked.Popen(
+        [sys.executable, "-c", script, *arguments], forked.VLLM if '"vllm"' in script else forked.HEAVY, cwd=ROOT,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 from test_kill_generate import ROOT, SCRIPTED, calls_written, start
 
@@ -24,7 +25,7 @@ ASKED = 3
 def msft(store: Path, *arguments: str) -> "subprocess.Popen[str]":
     """A command of msft that is under way; it waits 20 s at most for the store."""
     environment = {**os.environ, "MSFT_STORE": str(store), "MSFT_LOCK_WAIT": "20", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    return forked.Popen(
         [sys.executable, "-m", "cli.main", *arguments], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip

@@ -1,12 +1,14 @@
-"""`msft demo --profile short`: the whole path in a process of its own, as a newcomer runs it."""
+"""`msft demo --profile short`: the whole path, from a wheel in an empty environment, as a newcomer runs it."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import built_wheel
 import pytest
 from chromium import Browser
 
@@ -16,21 +18,36 @@ from labelstore.store.label_store import LabelStore
 pytestmark = pytest.mark.test_all
 
 
-def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MSFT_STORE": str(folder / "not-used.duckdb")}
+CHECKOUT = (sys.executable, "-m", "cli.main")
+
+
+def demo(folder: Path, *arguments: str, msft: Sequence[str] = CHECKOUT) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} if msft != CHECKOUT else os.environ
+    environment = {**clean, "HF_HUB_OFFLINE": "1", "MSFT_STORE": str(folder / "not-used.duckdb")}
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", "demo", "--folder", str(folder / "demo"), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=580,
-    )
+        [*msft, "demo", "--folder", str(folder / "demo"), *arguments],
+        capture_output=True, text=True, env=environment, timeout=1000,
+        cwd=folder if msft != CHECKOUT else None,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def msft(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The command of a wheel in an empty environment."""
+    folder = tmp_path_factory.mktemp("wheel")
+    return str(built_wheel.installed(built_wheel.build(folder), folder) / "msft")
+
+
+@pytest.fixture(scope="module")
+def done(
+    msft: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("demo")
-    return folder, demo(folder, "--profile", "short", "--format", "json")
+    return folder, demo(folder, "--profile", "short", "--format", "json", msft=(msft,))
+
+
+def test_the_wheel_says_its_version(msft: str, tmp_path: Path) -> None:
+    assert built_wheel.run(msft, "--version", where=tmp_path).startswith("msft ")
 
 
 def test_the_short_demo_ends_with_an_honest_table(
@@ -91,7 +108,9 @@ def test_again_it_repeats_nothing_and_says_the_same(
     done: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, ran = done
-    again = demo(folder, "--profile", "short", "--format", "json")
+    again = demo(
+        folder, "--profile", "short", "--format", "json"
+    )  # of the checkout: another installation goes on
     assert again.returncode == 0, again.stderr
     assert again.stdout == ran.stdout
     assert again.stderr.count("is trained already") == 2

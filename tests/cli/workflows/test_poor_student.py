@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 from made_words import WORDS
 from runner import ROOT, Done, Shell
@@ -72,7 +73,7 @@ def test_the_export_and_its_card_say_it(shell: Shell, folder: Path) -> None:
 
 def test_the_server_says_it_before_its_first_request(shell: Shell, folder: Path) -> None:
     _msft(shell, "eval", "--dataset", "c/dev", "--measure", "nDCG@10")
-    server = subprocess.Popen(
+    server = forked.Popen(
         [sys.executable, "-m", "cli.main", "students", "serve", "poor", "--port", "0"],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "MSFT_STORE": str(folder / "s.duckdb")},
     )  # fmt: skip

@@ -36,11 +36,11 @@ def make(path: Path, students: dict[str, Trained], base: str = "tiny") -> LabelS
                 parameters=json.dumps({"depth": report_store.DEPTH}), depth=report_store.DEPTH, n_queries=report_store.N_TEST,
                 n_candidates=report_store.N_TEST * report_store.DEPTH, content_hash="", job=1,
             )  # fmt: skip
-            for query in range(report_store.N_TEST):
-                for rank, document in enumerate(report_store._ranked(query, skill + (query + seed) % 2), 1):
-                    con.execute(
-                        "INSERT INTO candidates VALUES (?, ?, ?, ?, ?)", [key, query, rank, document, -rank]
-                    )
+            rankings = {
+                query: report_store._ranked(query, skill + (query + seed) % 2)
+                for query in range(report_store.N_TEST)
+            }
+            report_store.candidates(con, key, rankings)
             con.execute("UPDATE runs SET content_hash = ? WHERE run = ?", [run_hash(con, key), key])
     evaluation.evaluate(store, "toy/test", measures=report_store.MEASURES)
     return store

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import forked
 import made_store
 import pytest
 from shelves import msft
@@ -27,7 +28,7 @@ with getattr(LabelStore(sys.argv[1]), sys.argv[2])():
 @contextmanager
 def held(store: LabelStore, way: str, seconds: float) -> Iterator[int]:
     """Hold the store in another process; yields its PID."""
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-c", HOLD, str(store.path), way, str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
@@ -53,7 +54,7 @@ def store(tmp_path: Path) -> LabelStore:
 )  # fmt: skip
 def test_a_wait_of_any_command_is_told_with_its_holder(store: LabelStore, way: str, words: str) -> None:
     with held(store, way, 120) as holder:
-        waiting = subprocess.Popen(
+        waiting = forked.Popen(
             [sys.executable, "-m", "cli.main", *words.split(), "--store", str(store.path)], cwd=store.path.parent,
             env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -80,7 +81,7 @@ def test_a_reader_behind_a_waiting_writer_is_told_too(store: LabelStore) -> None
     LabelStore.tell = staticmethod(told.append)
     try:
         with held(store, "read", 4):
-            writer = subprocess.Popen(
+            writer = forked.Popen(
                 [sys.executable, "-c", HOLD, str(store.path), "write", "0"], cwd=ROOT, stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )  # fmt: skip

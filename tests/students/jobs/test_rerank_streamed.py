@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import made_store
 import numpy as np
 import pyarrow as pa
@@ -190,7 +191,7 @@ def rows(store: LabelStore) -> list[tuple]:
 
 
 def command(store: LabelStore) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+    return forked.Popen(
         [sys.executable, "-m", "cli.main", "students", "rerank", "tiny", "--run", "first", "--dataset", "c/train",
          "--precision", "fp32", "--store", str(store.path)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

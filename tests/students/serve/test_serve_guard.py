@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import httpx
 import pytest
 
@@ -37,7 +38,7 @@ def start():
     processes = []
 
     def begin(limit=1024, **env):
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, "-c", SERVER, str(limit)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, **env},
         )  # fmt: skip

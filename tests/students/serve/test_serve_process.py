@@ -1,9 +1,9 @@
 """`msft students serve` as a user starts it: a process, a port, clients of every kind, the scores that `rerank` stores."""
 
 import os
-import subprocess
 import sys
 
+import forked
 import httpx
 import made_store
 import numpy as np
@@ -29,7 +29,7 @@ def store(tmp_path_factory) -> LabelStore:
     model = tiny_models.make("electra", folder / "model")
     made = made_store.make(folder / "s.duckdb", n_queries=40, n_documents=150, labels=False)
     add_student(made, str(model), name="tiny", max_length=64)
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-m", "cli.main", "students", "rerank", "tiny", "--dataset", "c/train", "--run", "first",
          "--precision", "fp32", "--store", str(made.path)],
         cwd=serve.ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -94,7 +94,7 @@ def test_a_wrong_answer_would_be_seen(store, requests):
 def test_a_port_in_use_is_said(store):
     with serving("tiny", "fp32", "--store", str(store.path)) as server:
         port = httpx.URL(server.url).port
-        done = subprocess.run(
+        done = forked.run(
             [sys.executable, "-m", "cli.main", "students", "serve", "tiny", "--port", str(port), "--store", str(store.path)],
             cwd=serve.ROOT, capture_output=True, text=True, timeout=120,
         )  # fmt: skip

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import httpx
 import made_store
 import numpy as np
@@ -55,7 +56,7 @@ def served(store: LabelStore, *arguments: str) -> Iterator[tuple[str, "subproces
     """The address of the command's server, its process, and the file of what it says."""
     said = store.path.with_suffix(".said")
     with said.open("w") as file:
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, "-m", "cli.main", "students", "serve", *arguments, "--port", "0", "--precision", "fp32",
              "--store", str(store.path)],
             cwd=serve.ROOT, stderr=file, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},

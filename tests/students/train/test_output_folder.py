@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_models
 import tiny_views
@@ -44,7 +45,8 @@ def environment() -> dict[str, str]:
 
 
 def run(command: list[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    start = forked.run if command[0] == sys.executable else subprocess.run
+    return start(
         command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=900
     )  # fmt: skip
 
@@ -61,7 +63,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_a_second_training_in_one_folder_is_told_who_holds_it_and_goes_on_after_a_kill(made, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "link").symlink_to(out)
-    first = subprocess.Popen(
+    first = forked.Popen(
         words(made, out, "--set", "epochs=2000"),
         cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

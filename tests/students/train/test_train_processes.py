@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_decoders
 import tiny_models
@@ -65,7 +66,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def finish(arguments: list[str], **more: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
+    start = (
+        forked.run if arguments[0] == "-m" else subprocess.run
+    )  # what `-c` runs looks at what was imported
+    done = start(
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
@@ -88,7 +92,7 @@ def outcome(out: Path) -> tuple[bytes, list[dict], list[dict]]:
 
 def kill_at(arguments: list[str], out: Path, stage: int, step: int, delay: float) -> bool:
     """Start a training and SIGKILL it ``delay`` seconds after its checkpoint of that step or a later one is there."""
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -214,7 +218,7 @@ def test_the_command_says_what_is_wrong_without_a_traceback(folders, tmp_path):
     chosen = recipe(folders, tmp_path / "recipe.toml")
 
     def fails(arguments: list[str]) -> tuple[int, str]:
-        done = subprocess.run(
+        done = forked.run(
             [sys.executable, *arguments], capture_output=True, text=True, env=environment(), cwd=ROOT
         )
         assert "Traceback" not in done.stderr

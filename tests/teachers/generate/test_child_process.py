@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from benchmarks.labelling_store import make
@@ -129,7 +130,7 @@ def test_a_merge_that_outlives_its_job_is_waited_for(tmp_path: Path, monkeypatch
         patch.setattr(child_process, "merge_small_or_large", lambda *_: MergedJournal())
         generate(store, SETTINGS, engine=ScriptedEngine(hashed_order))
     assert journal.segments(folder)
-    orphan = subprocess.Popen(
+    orphan = forked.Popen(
         [sys.executable, "-c", MERGING, str(store.path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert orphan.stdout is not None

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from benchmarks.labelling_store import make
@@ -219,7 +220,7 @@ def test_after_sigkill_no_completed_call_is_repeated(tmp_path: Path, what: str) 
 
 
 def start(store: LabelStore, asked: Path, what: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+    return forked.Popen(
         [sys.executable, "-c", KILLED, str(store.path), str(asked), what], cwd=ROOT, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "helpers")))},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from benchmarks.labelling_store import make
@@ -48,7 +49,7 @@ print(generate(LabelStore(path), Settings(model=model, engine=kind, canaries=0),
 
 def label(store: LabelStore, model: Path, kind: str, log: Path) -> "subprocess.Popen[str]":
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
+    return forked.Popen(
         [sys.executable, "-c", LABEL, str(store.path), str(model), kind, str(log)], cwd=ROOT, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from openai_servers import Answer, Server, good, serving
 
@@ -25,7 +26,7 @@ def start(store: LabelStore, server: Server, name: str, *more: str) -> "subproce
         "--engine", "openai", "--base-url", server.url, "--canaries", "0", "--name", name, "--max-in-flight", "1", *more,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    return forked.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
