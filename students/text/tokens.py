@@ -209,27 +209,32 @@ class PairFormat:
         return Joined(ids, types, lengths, cut)
 
     def _prove(self, tokenizer: Any) -> None:
-        short, long = "What is it?", "Rocks, (2) sand & clay: 14.5 % é — a naïve list of words. " * 4
-        samples = [(short, long), (long, short), (long, long), (short, short), ("a", "b")]
-        queries = tokenise(tokenizer, [q for q, _ in samples])
-        passages = tokenise(tokenizer, [p for _, p in samples])
-        each = np.arange(len(samples))
-        limits = {self.max_length, self.n_special + 9, self.n_special + 12}
+        """Compare pairs with the tokenizer's, at this limit and at two that cut them.
+
+        Raises:
+            StudentError: they differ.
+        """
+        short, long = "What is it?", "Rocks, (2) sand & clay: 14.5 % é — a naïve list of words. "
+        # What is cut off, the tokenizer makes into further pairs, a number that grows with the square of the lengths.
+        limits = {self.n_special + 9: long, self.n_special + 12: long, self.max_length: long * 4}
         if self.passage_first:  # the tokenizer cuts the longer text first
-            limits = {self.n_special + int(queries.lengths.max() + passages.lengths.max())}
-        for limit in sorted(limits):
+            limits = {10**6: long * 4}
+        for limit, passage in sorted(limits.items()):
+            samples = [(short, passage), (passage, short), (passage, passage), (short, short), ("a", "b")]
+            pairs = [list(texts) for texts in zip(*samples, strict=True)]
+            queries, passages = (tokenise(tokenizer, texts) for texts in pairs)
+            each = np.arange(len(samples))
             joined = PairFormat(**{**self.__dict__, "max_length": limit}).join(queries, passages, each, each)
             ends = np.cumsum(joined.lengths)
-            for i, (query, passage) in enumerate(samples):
-                real = tokenizer(query, passage, truncation=True, max_length=limit, verbose=False)
+            real = tokenizer(*pairs, truncation=True, max_length=limit, verbose=False)
+            for i in range(len(samples)):
                 mine = joined.ids[ends[i] - joined.lengths[i] : ends[i]].tolist()
                 kinds = joined.types[ends[i] - joined.lengths[i] : ends[i]].tolist()
-                if mine != list(real["input_ids"]) or (
-                    self.has_types and kinds != list(real["token_type_ids"])
-                ):
+                theirs = list(real["input_ids"][i])
+                if mine != theirs or (self.has_types and kinds != list(real["token_type_ids"][i])):
                     raise StudentError(
                         f"{type(tokenizer).__name__} does not build a pair from its two texts' own tokens "
-                        f"(max_length {limit}: {list(real['input_ids'])} against {mine})",
+                        f"(max_length {limit}: {theirs} against {mine})",
                         hint="use a model with a fast BERT-, RoBERTa- or ModernBERT-style tokenizer that truncates "
                         "on the right",
                     )

@@ -217,12 +217,13 @@ def test_many_ends_halfway_leave_nothing(tmp_path):
 def end_halfway(tmp_path, times):
     """SIGINT says so and ends with 130, SIGKILL with nothing said; in both cases the store is as it was."""
     model = tiny_models.make("bert", tmp_path / "model", layers=4, hidden=128)
-    store = filled(tmp_path, model, 160, "what does water cause " * 8)
+    store = filled(tmp_path, model, 60, "what does water cause " * 8)
+    forked.run([sys.executable, "-c", ""])  # the time below is that of the work
     started = time.monotonic()
     whole = command(store)
     whole.communicate()
     seconds, expected = time.monotonic() - started, rows(store)
-    assert len(expected) == 4_800
+    assert len(expected) == 1_800
     forget_run(store)
     rng = random.Random(1)
     to_send = [signal.SIGINT, signal.SIGKILL] * times
