@@ -38,8 +38,16 @@ def learnt(encoder: CrossEncoder, pairs: PairBatch) -> tuple[torch.Tensor, dict[
 
 
 @pytest.mark.needs("compiler")
-@pytest.mark.parametrize("attention", [None, "packed_varlen"])
-@pytest.mark.parametrize("architecture", ["electra", "modernbert"])
+@pytest.mark.parametrize(
+    ("architecture", "attention"),
+    [
+        ("electra", None),
+        ("modernbert", "packed_varlen"),
+        # A minute each without a cache, and no code that the two above do not compile.
+        pytest.param("electra", "packed_varlen", marks=pytest.mark.slow),
+        pytest.param("modernbert", None, marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_layers_compute_the_same(tiny: Any, architecture: str, attention: str | None) -> None:
     from torch._dynamo.utils import counters
 
