@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.real_students import MEASURE, Commands
 
 EASY, STRATIFIED = ("--easy", "3"), ("--stratified", "5")  # as `--recipe auto` makes lists
+HELD_OUT = ("--valid-fraction", "0.1")  # the same for all, or a stage could not be reused
 REGIMES = ("cl", "kd", "cl,kd", "kd,cl")  # a regime can reuse the stages of an earlier one
 LABELS = ("rankzephyr-7b@pisa-bm25-100", "rankzephyr-7b@tct-colbert-hnp-100", "rankzephyr-training", "tfrank")
 TESTS = {"dl19": "bm25", "nfcorpus/test": "bm25s"}  # dataset -> first stage
@@ -95,7 +96,7 @@ def train(msft: Commands, seeds: list[int], pairs: int, *, retrieved: bool) -> N
             msft(
                 "students", "train", "--recipe", "small", "--regime", regime, *(judged if "cl" in objectives else []), *labelled, *EASY,
                 "--name", student_name(regime, seed), "--seed", str(seed), "--set", f"max_pairs={pairs}",
-                "--set", "valid_every=100",
+                "--set", "valid_every=100", *HELD_OUT,
             )  # fmt: skip
 
 

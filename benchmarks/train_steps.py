@@ -7,6 +7,7 @@ share. A way has the settings of the ways before it and one more. Seconds come f
 """
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -20,7 +21,8 @@ import torch
 from benchmarks import train_lists
 from benchmarks.train_lists import Work
 
-WARM_UP, TIMED, PROFILED = 10, 50, 4  # steps
+TIMED = int(os.environ.get("STEPS", "50"))  # fewer for a trial of the script on a CPU
+WARM_UP, PROFILED = min(10, TIMED), min(4, TIMED)
 OLD_PIECES = 32_768  # tokens of a piece before pieces were even and larger
 
 # Kinds of work by parts of the names of kernels (GPU) or operations (CPU); the first kind that matches counts.

@@ -120,6 +120,12 @@ def announce(spec: "Spec", plan: "Plan", *, dry: bool) -> None:
     )
     if any(step.key[0] == "student" and not step.done for step in plan.steps) and spec.needs_gpu:
         diagnostics.note(plans.describe_cost(spec))
+    kinds = {t.recipe.regime for t in spec.trainings}
+    if len(kinds) > 1 and not spec.published and "valid_fraction" not in spec.views:
+        diagnostics.note(
+            "[evaluate.views] sets no valid_fraction: over few queries regimes then hold out different shares, and no stage that"
+            " one has trained serves another; 0.1 is usual"
+        )
     if dry:
         for step in [*ready, *plans.evaluations(spec, reachable)]:
             diagnostics.note(f"  $ {step}")

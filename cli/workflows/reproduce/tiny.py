@@ -89,6 +89,7 @@ def stand_ins(spec: Spec, folder: Path, size: Size = Size()) -> Spec:
         ),
         depth=size.depth,
         needs_gpu=False,
+        views={"valid_fraction": 0.2, **spec.views},
         settings=_settings(spec, size),
         note=NOTE,
     )

@@ -257,7 +257,7 @@ def test_the_script_for_a_gpu_prints_one_table(tmp_path):
     """All of its parts on the CPU, in small shapes."""
     root = Path(__file__).resolve().parents[3]
     small = {"DEVICE": "cpu", "SHAPE": "tiny", "DECODER": "qwen3-tiny", "LISTS": "2", "PER_LIST": "4", "QUERIES": "2",
-             "PAIRS": "16", "PYTHON": sys.executable}  # fmt: skip
+             "PAIRS": "16", "STEPS": "4", "SLOWER": "4", "PYTHON": sys.executable}  # fmt: skip
     results = tmp_path / "results.jsonl"
     done = subprocess.run(
         [root / "benchmarks/gpu.sh", results],
