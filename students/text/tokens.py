@@ -215,10 +215,11 @@ class PairFormat:
             StudentError: they differ.
         """
         short, long = "What is it?", "Rocks, (2) sand & clay: 14.5 % é — a naïve list of words. "
-        # What is cut off, the tokenizer makes into further pairs, a number that grows with the square of the lengths.
+        # The tokenizer makes further pairs of what it cuts off, and their number grows with the square of the lengths.
         limits = {self.n_special + 9: long, self.n_special + 12: long, self.max_length: long * 4}
         if self.passage_first:  # the tokenizer cuts the longer text first
-            limits = {10**6: long * 4}
+            (length,) = tokenise(tokenizer, [long * 4]).lengths
+            limits = {self.n_special + 2 * int(length): long * 4}
         for limit, passage in sorted(limits.items()):
             samples = [(short, passage), (passage, short), (passage, passage), (short, short), ("a", "b")]
             pairs = [list(texts) for texts in zip(*samples, strict=True)]
