@@ -56,9 +56,12 @@ def add_folder(
         BadInput: a line is wrong, and the message has file:line; the store is not changed.
     """
     if folder is not None and not folder.is_dir():
-        raise DataMissing(
-            f"folder not found: {folder}", hint="name a folder with docs.jsonl and queries.tsv: --from FOLDER"
-        )
+        hint = "name a folder with docs.jsonl and queries.tsv: --from FOLDER"
+        if folder.exists():
+            raise DataMissing(
+                f"{folder} is not a folder", hint=f"{hint}; a file of triples needs --layout triples"
+            )
+        raise DataMissing(f"folder not found: {folder}", hint=hint)
     documents = find_file(folder, _DOCUMENTS) if folder else None
     queries = find_file(folder, _QUERIES) if folder else None
     if qrels is not None:

@@ -233,6 +233,9 @@ def test_other_judgments_need_update(store: LabelStore, tmp_path: Path) -> None:
 def test_files_that_are_not_there(store: LabelStore, tmp_path: Path) -> None:
     with pytest.raises(DataMissing, match="folder not found"):
         add_folder(store, tmp_path / "none", NewDataset("mine"))
+    (tmp_path / "file").touch()
+    with pytest.raises(DataMissing, match="file is not a folder"):
+        add_folder(store, tmp_path / "file", NewDataset("mine"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataMissing, match="has none of"):
         add_folder(store, tmp_path / "empty", NewDataset("mine"))
