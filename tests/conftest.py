@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["quick", "rest"],
         help="run the tests of `make test`, or those that `make test-all` adds",
     )
+    parser.addoption(
+        "--until",
+        type=float,
+        default=float("inf"),
+        help="begin no test after this time, in seconds since 1970; what is left is reported as skipped",
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -117,6 +124,8 @@ def _is_beyond_quick(item: pytest.Item) -> bool:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time.time() > item.config.getoption("--until"):
+        pytest.skip("NOT RUN for want of time (--until): run it with `make test-all`")
     for marker in item.iter_markers("needs"):
         for need in marker.args:
             present, why = NEEDS[need]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, latex, render
+from cli.output import diagnostics, fitted, latex, render
 from cli.output.origins import with_origins
 from cli.output.render import Format
 
@@ -21,9 +21,18 @@ COLUMNS = (
 )  # fmt: skip
 # The columns of the formats for people; json and csv have all columns.
 SHOWN = (
-    "dataset", "measure", "system", "baseline", "value", "difference", "ci90_low", "ci90_high", "p_holm", "tost_p",
-    "wins", "ties", "losses", "margin_shown", "margin_showable", "verdict",
+    "dataset", "measure", "system", "baseline", "verdict", "value", "difference", "p_holm", "ci90_low", "ci90_high", "tost_p",
+    "wins", "ties", "losses", "margin_shown", "margin_showable",
 )  # fmt: skip
+_PAIR = SHOWN[:4]  # these columns name a row
+_ABOUT = {
+    "difference": "value of the system less that of the baseline; ci90_low to ci90_high is its 90 % interval",
+    "p_holm": "p of the difference, corrected by Holm over the rows of its family",
+    "p_bh": "p of the difference, corrected by Benjamini and Hochberg over the rows of its family",
+    "tost_p": "p of equivalence within the margin",
+    "margin_shown": "the smallest margin within which the result would be equivalent",
+    "margin_showable": "the margin that these queries can show with 80 % power",
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,10 @@ def compare(
         render.text(latex.comparison(rows, comparison.CORRECTIONS[by.correction], name))
     else:
         told = ["queries_by"] if rows and "queries_by" in rows[0] else []
-        render.rows(rows, context.format, [*columns(context.format, by.correction), *told])
+        names = [*columns(context.format, by.correction), *told]
+        keys = [n for n in _PAIR if n == "system" or len({row[n] for row in rows}) > 1]
+        shown = [{n: row.get(n) for n in names} for row in rows]
+        fitted.rows(shown, context.format, keys=keys, about=_ABOUT)
     for line in summary(rows):
         diagnostics.note(line)
 

@@ -253,8 +253,9 @@ def test_kinds_of_work():
     assert kinds == ["attention", "products", "products", "products", "elementwise", "copies", "elementwise"]
 
 
+@pytest.mark.slow
 def test_the_script_for_a_gpu_prints_one_table(tmp_path):
-    """All of its parts on the CPU, in small shapes."""
+    """All of its parts on the CPU, in small shapes; each part has a test of its own above."""
     root = Path(__file__).resolve().parents[3]
     small = {"DEVICE": "cpu", "SHAPE": "tiny", "DECODER": "qwen3-tiny", "LISTS": "2", "PER_LIST": "4", "QUERIES": "2",
              "PAIRS": "16", "STEPS": "4", "SLOWER": "4", "PYTHON": sys.executable}  # fmt: skip

@@ -132,7 +132,13 @@ def test_a_killed_training_resumes_to_the_same_bits(folders, tmp_path):
     assert kill_and_compare(folders, tmp_path, [(1, 12, 0.11), (2, 6, 0.02)]) == 2
 
 
-@pytest.mark.parametrize("lora", [None, pytest.param("r=4,dropout=0.1", marks=pytest.mark.needs("peft"))])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        pytest.param(None, marks=pytest.mark.slow),  # adapters resume by the same code, and more of it
+        pytest.param("r=4,dropout=0.1", marks=pytest.mark.needs("peft")),
+    ],
+)
 def test_a_killed_training_of_a_decoder_resumes_to_the_same_bits(folders, tmp_path, lora):
     base = tiny_decoders.make("qwen3", tmp_path / "base", attention_dropout=0.1)
     settings = {"base": str(base), "frame": "qwen3-reranker", "max_length": 130, "epochs": 2}
