@@ -100,13 +100,16 @@ class VllmEngine:
     def _live(
         self, loaded: "Future[None]", model: str, context: int | None, settings: dict[str, Any]
     ) -> None:
+        import torch
+
+        before, set_num_threads = sys.getswitchinterval(), torch.set_num_threads
         try:
             self._load(model, context, settings)
         except BaseException as error:  # noqa: BLE001  (raised again by the constructor)
+            torch.set_num_threads = set_num_threads
             loaded.set_exception(error)
             return
         loaded.set_result(None)
-        before = sys.getswitchinterval()
         sys.setswitchinterval(min(before, _SWITCH_SECONDS))
         try:
             self._serve()
@@ -120,6 +123,8 @@ class VllmEngine:
             )
         finally:
             sys.setswitchinterval(before)
+            # vLLM's CPU worker puts a function that does nothing in its place; what this process trains next needs threads.
+            torch.set_num_threads = set_num_threads
 
     def _load(self, model: str, context: int | None, settings: dict[str, Any]) -> None:
         llm_class = _vllm()

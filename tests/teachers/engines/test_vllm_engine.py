@@ -66,6 +66,23 @@ def test_formats_that_read_pickled_weights_are_refused(folder: Path, load_format
     assert caught.value.exit_code == ExitCode.USAGE
 
 
+def test_after_its_end_torch_takes_another_number_of_threads_again(folder: Path) -> None:
+    """Before the shared engine is made, whose worker makes a setting of threads do nothing."""
+    import torch
+
+    from teachers.engines.base import Sampling
+    from teachers.engines.vllm import VllmEngine
+
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    before = torch.get_num_threads()
+    VllmEngine(str(folder), Sampling(), max_num_seqs=8).close()
+    try:
+        torch.set_num_threads(before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_cpu_without_bf16_computes_in_fp32(engine: Any) -> None:
     import torch
 
