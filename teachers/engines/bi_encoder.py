@@ -1,8 +1,8 @@
 """Use any embedding model as a teacher: score = cosine of query and passage.
 
-Texts of all requests in flight are embedded in batches, and passage vectors are cached. A text is padded to its length
-rounded up to a multiple of eight and is batched only with texts of that width. So an embedding depends neither on the
-batch nor on the cache. On the CPU it was bit-identical for every batch, in fp32 and in bf16. If a library picks its
+Texts of all requests in flight are embedded in batches, and passage vectors are cached, in memory and beside the store
+(`teachers.engines.passage_vectors`). A text is padded to its length rounded up to a multiple of eight and is batched only
+with texts of that width. So an embedding depends neither on the batch nor on the cache. On the CPU it was bit-identical for every batch, in fp32 and in bf16. If a library picks its
 kernel by the number of rows, only rounding can differ.
 """
 
@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,21 +24,14 @@ from students.model.encoder import QuietLoading
 from students.model.hub import local_only
 from students.rerank.reranker import resolve_precision
 from teachers.engines.base import Completion, Request
+from teachers.engines.passage_vectors import Embedded, PassageVectors, Vectors
 from teachers.errors import ExitCode, TeacherError
 
-Vectors = NDArray[np.float32]
 States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # ids, mask -> states of all tokens
 WIDTH = 8  # texts are padded to a multiple of this
 CPU_BATCH_TOKENS, CUDA_BATCH_TOKENS = 1024, 65_536  # tokens per batch, with padding; on a CPU per core
 CPU_CHUNK, CUDA_CHUNK = 256, 16_384  # new texts per round; an interruption loses one round, some seconds
 REMEMBERED_BYTES = 64 << 20  # for passage vectors: about 40,000 of 384 dimensions
-
-
-class Embedded(NamedTuple):
-    """Hold a text's unit vector and its length in tokens after truncation."""
-
-    vector: Vectors
-    n_tokens: int
 
 
 class BiEncoderEngine:
@@ -48,7 +41,8 @@ class BiEncoderEngine:
         model: Hugging Face id or folder, in sentence-transformers' layout or plain.
         precision: auto, fp32 or bf16, as for students.
         max_length: tokens per text; by default the folder's limit, at most 512.
-        remembered_bytes: limit on the cached passage vectors.
+        remembered_bytes: limit on the passage vectors that are cached in memory.
+        vectors: folder of this model's passage vectors that are kept on disk; by default none are.
 
     Raises:
         MsftError: if the model is not found (exit code 4), its pooling is not supported, or the precision is
@@ -68,6 +62,7 @@ class BiEncoderEngine:
         max_length: int | None = None,
         capacity: int = 64,
         remembered_bytes: int = REMEMBERED_BYTES,
+        vectors: Path | None = None,
     ) -> None:
         from transformers import AutoModel, AutoTokenizer
 
@@ -105,6 +100,10 @@ class BiEncoderEngine:
         self._waiting: deque[Request] = deque()
         self._known: OrderedDict[bytes, Embedded] = OrderedDict()
         self._most_known = max(remembered_bytes // (4 * self._dimensions), 1)
+        self._kept: PassageVectors | None = None
+        if vectors is not None:
+            way = f"{self._device.type}-{self.precision}-{self._max_length}-{torch.backends.cpu.get_cpu_capability()}-{torch.__version__}"
+            self._kept = PassageVectors(vectors / way, self._dimensions)
         self.n_embedded = 0
 
     def submit(self, requests: Sequence[Request]) -> None:
@@ -119,8 +118,11 @@ class BiEncoderEngine:
             return []
         queries = [self._query_prefix + request.query for request in chunk]
         embedded = self.embed([*new.values(), *queries])
-        passages.update(zip(new, embedded, strict=False))
-        self._remember({digest: passages[digest] for digest in new})
+        made = dict(zip(new, embedded, strict=False))
+        passages.update(made)
+        self._remember(made)
+        if self._kept is not None:
+            self._kept.add(made)
         seconds = (time.monotonic() - began) / len(chunk)
         return [
             _scored(request, query, [passages[_digest(text)] for text in request.passages], seconds)
@@ -198,6 +200,11 @@ class BiEncoderEngine:
                 else:
                     self._known.move_to_end(digest)
                     passages[digest] = known
+        if self._kept is not None:
+            kept = self._kept.find(list(new))
+            passages.update(kept)
+            self._remember(kept)
+            new = {digest: text for digest, text in new.items() if digest not in kept}
         return chunk, passages, new
 
     def _remember(self, new: dict[bytes, Embedded]) -> None:

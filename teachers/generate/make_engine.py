@@ -23,7 +23,7 @@ class Plan(Protocol):
     @property
     def pointwise(self) -> bool: ...
     @property
-    def batches(self) -> Path | None: ...
+    def files(self) -> Path | None: ...
     @property
     def settings(self) -> Any: ...
 
@@ -76,7 +76,7 @@ def build(plan: Plan) -> Engine:
             plan.location,
             settings.base_urls[0],
             plan.teacher.sampling,
-            folder=plan.batches or Path("batches"),
+            folder=(plan.files or Path()) / "batches",
             in_flight=settings.max_in_flight,
             timeout=settings.timeout,
             tokenizer=tokenizer(plan),
@@ -98,7 +98,8 @@ def build(plan: Plan) -> Engine:
     if plan.engine == "bi-encoder":
         from teachers.engines.bi_encoder import BiEncoderEngine
 
-        return BiEncoderEngine(plan.location)
+        kept = None if plan.files is None else plan.files / "vectors" / plan.teacher.revision
+        return BiEncoderEngine(plan.location, vectors=kept)
     raise TeacherError(
         f"the engine {plan.engine} does not run in this process", exit_code=ExitCode.TEACHER_ENGINE
     )

@@ -56,7 +56,7 @@ class Plan:
     depth: int
     parameters: Mapping[str, Any]
     context: int | None
-    batches: Path | None = None  # folder of the record of provider batches
+    files: Path | None = None  # the store's companion folder
     head_of: lookup.Labeling | None = (
         None  # the labeling whose first passages are labelled, in place of the run's
     )
@@ -169,7 +169,7 @@ def plan(store: LabelStore, settings: Settings, *, engine_name: str | None = Non
         parameters=_parameters(settings, strategy),
         context=model.context,
         head_of=head_of,
-        batches=store.files / "batches",
+        files=store.files,
     )
     with store.read() as con:
         _check_labeling(con, made)

@@ -30,7 +30,7 @@ class Asked:
     row: TeacherRow
     context: int | None
     pointwise: bool = False
-    batches: Path | None = None
+    files: Path | None = None
 
     def header(self, collection: str) -> Record:
         """Return the header of each journal segment: calls can be merged from it alone."""

@@ -1,0 +1,93 @@
+"""Keep passages' vectors on disk, so that the next labeling of a store does not embed the same passages again.
+
+A folder holds the vectors of one model and one way to compute them. Each process appends to two files of its own:
+``NAME.f32`` has the vectors, then ``NAME.keys`` gets 32 bytes for each. So a process that is killed leaves only whole
+rows that count, and processes never wait for each other. The same passage in two files does no harm. All of it can be
+removed at any time: it is computed again.
+"""
+
+import os
+import secrets
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+MOST_BYTES = 2 << 30  # of all files of a folder: 1.3 million vectors of 384 dimensions
+_KEY = np.dtype([("digest", "V16"), ("tokens", "<i8"), ("check", "<u4"), ("unused", "<u4")])
+
+
+class Embedded(NamedTuple):
+    """Hold a text's unit vector and its length in tokens after truncation."""
+
+    vector: Vectors
+    n_tokens: int
+
+
+class PassageVectors:
+    """The vectors of passages that this and earlier processes embedded, found by a digest of 16 bytes.
+
+    Args:
+        folder: of one model and precision; it is made at the first write.
+        dimensions: of a vector.
+    """
+
+    def __init__(self, folder: Path, dimensions: int) -> None:
+        self._folder, self._dimensions = folder, dimensions
+        self._row_bytes = 4 * dimensions
+        self._parts: list[tuple[NDArray[np.void], Vectors]] = []
+        self._at: dict[bytes, tuple[int, int]] = {}  # digest -> part, row
+        self._own = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._writes = True
+        self._bytes = 0
+        for file in sorted(folder.glob("*.keys")):
+            self._load(file)
+
+    def find(self, digests: Sequence[bytes]) -> dict[bytes, Embedded]:
+        """Return those that are kept; a row that was damaged is not."""
+        found = {}
+        for digest in digests:
+            if digest in self._at:
+                part, row = self._at[digest]
+                keys, vectors = self._parts[part]
+                vector = np.array(vectors[row])
+                if zlib.crc32(vector.tobytes()) == keys["check"][row]:
+                    found[digest] = Embedded(vector, int(keys["tokens"][row]))
+        return found
+
+    def add(self, new: Mapping[bytes, Embedded]) -> None:
+        """Append vectors. Without room on the disk or in :data:`MOST_BYTES`, these and later ones are not kept."""
+        added = len(new) * (self._row_bytes + _KEY.itemsize)
+        if not new or not self._writes or self._bytes + added > MOST_BYTES:
+            return
+        rows = np.stack([own.vector for own in new.values()]).astype("<f4", copy=False)
+        keys = np.zeros(len(new), dtype=_KEY)
+        keys["digest"] = [np.void(digest) for digest in new]
+        keys["tokens"] = [own.n_tokens for own in new.values()]
+        keys["check"] = [zlib.crc32(row.tobytes()) for row in rows]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for ending, array in ((".f32", rows), (".keys", keys)):
+                with self._own.with_suffix(ending).open("ab") as file:
+                    file.write(array.tobytes())
+        except OSError:  # a full disk must not end a labeling, whose results need less room
+            self._writes = False
+        self._bytes += added
+
+    def _load(self, file: Path) -> None:
+        try:
+            keys = np.fromfile(file, dtype=_KEY)
+            n = min(len(keys), file.with_suffix(".f32").stat().st_size // self._row_bytes)
+            if not n:
+                return
+            mapped = np.memmap(file.with_suffix(".f32"), dtype="<f4", mode="r", shape=(n, self._dimensions))
+        except OSError:  # removed during the look, or another user's
+            return
+        self._bytes += n * (self._row_bytes + _KEY.itemsize)
+        for row, digest in enumerate(keys["digest"][:n].tolist()):
+            self._at[digest] = (len(self._parts), row)
+        self._parts.append((keys[:n], np.asarray(mapped)))
