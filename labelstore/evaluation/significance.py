@@ -7,7 +7,7 @@ test.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -136,22 +136,28 @@ def wins_ties_losses(difference: np.ndarray) -> tuple[int, int, int]:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Apply Holm's step-down correction over one family. NaN stays NaN and does not count."""
-    return _corrected(p_values, "holm")
+
+    def correct(values: np.ndarray) -> np.ndarray:
+        # statsmodels' multipletests collects garbage at each call: .15 s in a process that has torch
+        order = np.argsort(values)
+        corrected = np.empty_like(values)
+        corrected[order] = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+        return np.minimum(corrected, 1.0)
+
+    return _corrected(p_values, correct)
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Apply Benjamini and Hochberg's false-discovery-rate correction over one family."""
-    return _corrected(p_values, "fdr_bh")
+    """Apply Benjamini and Hochberg's false-discovery-rate correction over one family. NaN stays NaN and does not count."""
+    return _corrected(p_values, stats.false_discovery_control)
 
 
-def _corrected(p_values: Sequence[float], method: str) -> list[float]:
-    from statsmodels.stats.multitest import multipletests
-
+def _corrected(p_values: Sequence[float], correct: Callable[[np.ndarray], np.ndarray]) -> list[float]:
     values = np.asarray(p_values, float)
     known = ~np.isnan(values)
     corrected = np.full(len(values), math.nan)
     if known.any():
-        corrected[known] = multipletests(values[known], alpha=ALPHA, method=method)[1]
+        corrected[known] = correct(values[known])
     return [float(p) for p in corrected]
 
 
