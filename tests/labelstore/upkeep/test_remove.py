@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import made_store
 import pytest
 from shelves import msft
@@ -277,7 +277,7 @@ MOMENTS = {
 def test_a_kill_leaves_nothing_half(store: LabelStore, kind: str, name: str, moment: str, goes: bool) -> None:
     planned = removing.plan(store, kind, name)
     before, was = folders(store), hash_of(store)
-    process = subprocess.run(
+    process = forked.run(
         [sys.executable, "-c", KILLED, str(store.path), kind, name, moment], cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip

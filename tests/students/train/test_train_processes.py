@@ -141,7 +141,7 @@ def test_a_killed_training_resumes_to_the_same_bits(folders, tmp_path):
 )
 def test_a_killed_training_of_a_decoder_resumes_to_the_same_bits(folders, tmp_path, lora):
     base = tiny_decoders.make("qwen3", tmp_path / "base", attention_dropout=0.1)
-    settings = {"base": str(base), "frame": "qwen3-reranker", "max_length": 130, "epochs": 2}
+    settings = {"base": str(base), "frame": "qwen3-reranker", "max_length": 130, "epochs": 1}
     settings |= {"lora": lora} if lora else {}
     assert kill_and_compare(folders, tmp_path, [(1, 6, 0.05), (2, 3, 0.02)], **settings) == 2
 

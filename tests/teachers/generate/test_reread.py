@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import forked
 import pytest
 from typer.testing import CliRunner
 
@@ -234,8 +234,8 @@ from teachers.generate.reread import reread
 write.{at} = lambda *a, **k: os.kill(os.getpid(), 9)
 reread(LabelStore(Path(sys.argv[1])), {LABELS!r})
 """
-    ended = subprocess.run([sys.executable, "-c", script, store.path], capture_output=True, check=False)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    ended = forked.run([sys.executable, "-c", script, str(store.path)], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert content(store) == before
     assert reread(store, LABELS).changes
     assert changed_readings(store) == ([], set())
