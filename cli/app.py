@@ -1,11 +1,13 @@
 """The root of the command tree; `cli.main` adds the commands to it."""
 
 import difflib
+import functools
 from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 
 class HelpByDefault(TyperGroup):
@@ -65,3 +67,9 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+@functools.cache
+def command_tree() -> Any:
+    """Build the commands' parsers, once a process: it takes a tenth of a second. `cli.main` must have added the commands."""
+    return get_command(app)

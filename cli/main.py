@@ -2,9 +2,7 @@
 
 import sys
 
-from typer.main import get_command
-
-from cli.app import app
+from cli.app import app, command_tree
 from cli.output import diagnostics
 from cli.workflows import config_file
 
@@ -51,7 +49,7 @@ def _assemble() -> None:
 def run(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code."""
     try:
-        root = get_command(app)
+        root = command_tree()
         defaults = config_file.read(root).defaults
         code = root.main(args=arguments, prog_name="msft", standalone_mode=False, default_map=defaults)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one place that turns errors into codes

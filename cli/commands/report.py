@@ -1,7 +1,7 @@
 """`msft report`: write the store's content as one HTML page; `msft mcp`: serve it to agents; `msft help`: pages offline."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -83,12 +83,10 @@ def show_help(
     ] = None,
 ) -> None:
     """Show a page of help, without a network: a topic, or a command's options. Without TOPIC it lists the topics."""
-    from typer.main import get_command
-
-    from cli.app import app
+    from cli.app import command_tree
     from cli.workflows import help_topics
 
-    root: Any = get_command(app)
+    root = command_tree()
     words = list(topic or ())
     if not words:
         render.text(help_topics.topics())

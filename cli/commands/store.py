@@ -164,12 +164,10 @@ def _stale(context: Context) -> None:
 
 def _settings() -> list[dict[str, Any]]:
     """List what the configuration file sets."""
-    from typer.main import get_command
-
-    from cli.app import app
+    from cli.app import command_tree
     from cli.workflows import config_file
 
-    found = config_file.read(get_command(app))
+    found = config_file.read(command_tree())
     return [
         {
             "what": "setting",
