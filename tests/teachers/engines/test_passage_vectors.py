@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 
 from benchmarks.labelling_store import make
+from labelstore.upkeep.verify.verify import verify
 from teachers.engines import passage_vectors
 from teachers.engines.base import Request
 from teachers.engines.bi_encoder import BiEncoderEngine
@@ -131,3 +132,4 @@ def test_a_second_labeling_embeds_only_what_is_new_and_a_changed_model_embeds_al
     tiny_models.make("bert", folder, seed=8)
     assert set(label("changed", 20)).isdisjoint(twenty)
     assert embedded[-1] == 10 + passages
+    assert verify(store).findings == []
