@@ -2,8 +2,8 @@
 
 Texts of all requests in flight are embedded in batches, and passage vectors are cached, in memory and beside the store
 (`teachers.engines.passage_vectors`). A text is padded to its length rounded up to a multiple of eight and is batched only
-with texts of that width. So an embedding depends neither on the batch nor on the cache. On the CPU it was bit-identical for every batch, in fp32 and in bf16. If a library picks its
-kernel by the number of rows, only rounding can differ.
+with texts of that width. So an embedding depends neither on the batch nor on the cache. On the CPU it was bit-identical
+for every batch, in fp32 and in bf16. If a library picks its kernel by the number of rows, only rounding can differ.
 """
 
 import hashlib
@@ -102,8 +102,16 @@ class BiEncoderEngine:
         self._most_known = max(remembered_bytes // (4 * self._dimensions), 1)
         self._kept: PassageVectors | None = None
         if vectors is not None:
-            way = f"{self._device.type}-{self.precision}-{self._max_length}-{torch.backends.cpu.get_cpu_capability()}-{torch.__version__}"
-            self._kept = PassageVectors(vectors / way, self._dimensions)
+            # What changes a vector's last bits, so that vectors from two machines are not mixed.
+            machine = torch.cuda.get_device_name() if self._cuda else torch.backends.cpu.get_cpu_capability()
+            way = (
+                self._device.type,
+                machine.replace(" ", "_"),
+                torch.__version__,
+                self.precision,
+                self._max_length,
+            )
+            self._kept = PassageVectors(vectors / "-".join(map(str, way)), self._dimensions)
         self.n_embedded = 0
 
     def submit(self, requests: Sequence[Request]) -> None:

@@ -28,6 +28,15 @@ class Embedded(NamedTuple):
     n_tokens: int
 
 
+class _Part(NamedTuple):
+    """The files of one process: rows in the order of the beginnings of their digests, and what each row holds."""
+
+    beginnings: NDArray[np.uint64]
+    rows: NDArray[np.intp]
+    keys: NDArray[np.void]
+    vectors: Vectors
+
+
 class PassageVectors:
     """The vectors of passages that this and earlier processes embedded, found by a digest of 16 bytes.
 
@@ -39,8 +48,7 @@ class PassageVectors:
     def __init__(self, folder: Path, dimensions: int) -> None:
         self._folder, self._dimensions = folder, dimensions
         self._row_bytes = 4 * dimensions
-        self._parts: list[tuple[NDArray[np.void], Vectors]] = []
-        self._at: dict[bytes, tuple[int, int]] = {}  # digest -> part, row
+        self._parts: list[_Part] = []
         self._own = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
         self._writes = True
         self._bytes = 0
@@ -49,14 +57,18 @@ class PassageVectors:
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, Embedded]:
         """Return those that are kept; a row that was damaged is not."""
-        found = {}
-        for digest in digests:
-            if digest in self._at:
-                part, row = self._at[digest]
-                keys, vectors = self._parts[part]
-                vector = np.array(vectors[row])
-                if zlib.crc32(vector.tobytes()) == keys["check"][row]:
-                    found[digest] = Embedded(vector, int(keys["tokens"][row]))
+        found: dict[bytes, Embedded] = {}
+        if not digests:
+            return found
+        wanted = _beginnings(np.frombuffer(b"".join(digests), dtype="V16"))
+        for part in self._parts:
+            at = np.minimum(np.searchsorted(part.beginnings, wanted), len(part.rows) - 1)
+            for k in map(int, np.flatnonzero(part.beginnings[at] == wanted)):
+                row = part.rows[at[k]]
+                vector = np.array(part.vectors[row])
+                whole = bytes(part.keys["digest"][row]) == digests[k]
+                if whole and zlib.crc32(vector.tobytes()) == part.keys["check"][row]:
+                    found[digests[k]] = Embedded(vector, int(part.keys["tokens"][row]))
         return found
 
     def add(self, new: Mapping[bytes, Embedded]) -> None:
@@ -88,6 +100,11 @@ class PassageVectors:
         except OSError:  # removed during the look, or another user's
             return
         self._bytes += n * (self._row_bytes + _KEY.itemsize)
-        for row, digest in enumerate(keys["digest"][:n].tolist()):
-            self._at[digest] = (len(self._parts), row)
-        self._parts.append((keys[:n], np.asarray(mapped)))
+        beginnings = _beginnings(keys["digest"][:n])
+        rows = np.argsort(beginnings)
+        self._parts.append(_Part(beginnings[rows], rows, keys, np.asarray(mapped)))
+
+
+def _beginnings(digests: NDArray[np.void]) -> NDArray[np.uint64]:
+    """The first eight bytes of each digest as a number."""
+    return np.ascontiguousarray(digests).view("<u8")[::2]

@@ -39,6 +39,7 @@ def test_what_one_process_added_another_finds(tmp_path: Path) -> None:
     beside.add(dict(list(wanted.items())[3:]))
     assert same(PassageVectors(tmp_path / "v", 6).find(DIGESTS), wanted)
     assert len(list((tmp_path / "v").glob("*.keys"))) == 2, "each process has its own files"
+    assert PassageVectors(tmp_path / "v", 6).find([]) == {}
 
 
 def test_a_digest_with_zeros_at_its_end_is_found(tmp_path: Path) -> None:
