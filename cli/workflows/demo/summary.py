@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.output import diagnostics, render
+from cli.output import diagnostics, fitted, render
 from cli.output.render import Format
 
 if TYPE_CHECKING:
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 MEASURE = "RR@10"
+_ABOUT = {
+    "p_value": "two-sided paired t-test against the first stage, of RR@10",
+    "depth": "candidates per query",
+    "recall": "recall of the candidates, which no re-ranking can exceed",
+}
 
 QUESTIONS = {
     "How good is each regime over its first stage?": f"""
@@ -21,7 +26,7 @@ QUESTIONS = {
         SELECT teacher, status, count(*) AS calls, sum(tokens_in) AS tokens_in, sum(seconds) AS seconds
         FROM teacher_calls GROUP BY ALL ORDER BY calls DESC""",
     "Which view and labels stand behind each student?": """
-        SELECT student, stage, objective, loss, view_hash, made_from, source, teacher, prompt
+        SELECT student, stage, objective, left(view_hash, 8) AS view, made_from, source, teacher
         FROM student_sources ORDER BY student, stage, made_from""",
 }
 
@@ -65,12 +70,12 @@ def table(rows: Sequence[Row]) -> list[Row]:
 
 def show(rows: Sequence[Row], found: dict[str, list[Row]], format: Format) -> None:
     """Print the table. In the formats for people, the questions and answers follow."""
-    render.rows(table(rows), format)
+    fitted.rows(table(rows), format, keys=("system",), about=_ABOUT)
     if format not in (Format.table, Format.md):
         return
     for question, answer in found.items():
         render.text(f"\n{'### ' if format is Format.md else ''}{question}\n")
-        render.rows(answer, format)
+        fitted.rows(answer, format, keys=list(answer[0])[:1] if answer else (), about={})
 
 
 def conclude(rows: Sequence[Row], minutes: float, folder: Path) -> None:
