@@ -1,4 +1,4 @@
-"""What tests need beyond the core is skipped by name; under MSFT_REQUIRE_ALL=1 a skip is a failure (a GPU's excepted)."""
+"""What tests need beyond the core is skipped by name; under MSFT_REQUIRE_ALL=1 that is a failure (but for a GPU)."""
 
 import importlib.util
 import os

@@ -1,8 +1,8 @@
 """Keep passages' vectors on disk, so that the next labeling of a store does not embed the same passages again.
 
 A folder holds the vectors of one model and one way to compute them. Each process appends to two files of its own:
-``NAME.f32`` has the vectors, then ``NAME.keys`` gets 32 bytes for each. So a process that is killed leaves only whole
-rows that count, and processes never wait for each other. The same passage in two files does no harm. All of it can be
+``NAME.f32`` gets the vectors, and then ``NAME.keys`` gets 24 bytes for each: its digest, its tokens, its checksum. So only
+whole rows count after a kill, and processes never wait for each other. The same passage in two files does no harm. All of it can be
 removed at any time: it is computed again.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
-MOST_BYTES = 2 << 30  # of all files of a folder: 1.3 million vectors of 384 dimensions
-_KEY = np.dtype([("digest", "V16"), ("tokens", "<i8"), ("check", "<u4"), ("unused", "<u4")])
+MOST_BYTES = 2 << 30  # in all files of a folder; 1.3 million vectors of 384 dimensions fit
+_KEY = np.dtype([("digest", "V16"), ("tokens", "<u4"), ("check", "<u4")])
 
 
 class Embedded(NamedTuple):
@@ -29,7 +29,7 @@ class Embedded(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The files of one process: rows in the order of the beginnings of their digests, and what each row holds."""
+    """The two files of one process, and an index: sorted beginnings of digests, and the row of each."""
 
     beginnings: NDArray[np.uint64]
     rows: NDArray[np.intp]
@@ -56,7 +56,7 @@ class PassageVectors:
             self._load(file)
 
     def find(self, digests: Sequence[bytes]) -> dict[bytes, Embedded]:
-        """Return those that are kept; a row that was damaged is not."""
+        """Return the vectors that are kept. A row that does not match its checksum is left out."""
         found: dict[bytes, Embedded] = {}
         if not digests:
             return found
@@ -97,7 +97,7 @@ class PassageVectors:
             if not n:
                 return
             mapped = np.memmap(file.with_suffix(".f32"), dtype="<f4", mode="r", shape=(n, self._dimensions))
-        except OSError:  # removed during the look, or another user's
+        except OSError:  # another process removed the files, or they belong to another user
             return
         self._bytes += n * (self._row_bytes + _KEY.itemsize)
         beginnings = _beginnings(keys["digest"][:n])

@@ -48,15 +48,14 @@ def test_a_digest_with_zeros_at_its_end_is_found(tmp_path: Path) -> None:
     assert list(PassageVectors(tmp_path, 2).find([digest, bytes(16)])) == [digest]
 
 
-@pytest.mark.parametrize("cut", [1, 31, 32, 33])
+@pytest.mark.parametrize("cut", [1, 23, 24, 25])
 @pytest.mark.parametrize("ending", [".f32", ".keys"])
 def test_a_file_that_was_cut_short_keeps_its_whole_rows(tmp_path: Path, ending: str, cut: int) -> None:
     wanted = made()
     PassageVectors(tmp_path, 6).add(wanted)
     (file,) = tmp_path.glob(f"*{ending}")
-    row = {".f32": 24, ".keys": 32}[ending]
     file.write_bytes(file.read_bytes()[:-cut])
-    left = 8 - -(-cut // row)
+    left = 8 - -(-cut // 24)  # both files have rows of 24 bytes here
     assert same(PassageVectors(tmp_path, 6).find(DIGESTS), dict(list(wanted.items())[:left]))
 
 
@@ -70,7 +69,7 @@ def test_a_damaged_row_is_not_found(tmp_path: Path) -> None:
 
 
 def test_no_more_is_kept_than_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passage_vectors, "MOST_BYTES", 8 * 56)
+    monkeypatch.setattr(passage_vectors, "MOST_BYTES", 8 * 48)
     full = PassageVectors(tmp_path, 6)
     full.add(made(5))
     full.add(made(4))
