@@ -42,6 +42,11 @@ class Trial:
     easy: int = 1
     judged_first: bool = False
     sentences: int = 300  # pseudo-queries beside the real ones, which are few
+    warm_up: bool = (
+        False  # half of the pairs on pseudo-queries first, then the real ones, in the place of both at once
+    )
+    regime: str = "kd"
+    denoise: bool = False  # mined negatives without those that the labels rank above the judged passage
     settings: dict[str, Any] = field(
         default_factory=lambda: {
             "lr": 2e-4,
@@ -76,11 +81,19 @@ TRIALS: dict[str, Trial] = {
     "lr-4e-4": BASE.of(lr=4e-4),
     "listmle": BASE.of(loss="listmle"),
     "kl": BASE.of(loss="kl"),
+    "kl-scores": replace(BASE.of(loss="kl", teacher_temperature=0.2), easy=0, stratified=8),
+    "margin-mse": replace(BASE.of(loss="margin_mse"), easy=0, stratified=8),
     "lambda": BASE.of(loss="lambda"),
     "64-tokens": BASE.of(max_length=64),
     "256-tokens": BASE.of(max_length=256),
     "freeze-2": BASE.of(freeze='["embeddings", "layers:0-1"]'),
     "layers-3": BASE.of(layers=3),
+    "warm-up": replace(BASE, warm_up=True),
+    # Mined negatives exist for judged queries alone. The cl stage has a third of the pairs, the kd stage the rest.
+    "cl": replace(BASE.of(**{"cl.lr": 1e-4, "cl.lists": 8}), regime="cl"),
+    "cl-denoised": replace(BASE.of(**{"cl.lr": 1e-4, "cl.lists": 8}), regime="cl", denoise=True),
+    "kd-cl": replace(BASE.of(**{"cl.lr": 1e-4, "cl.lists": 8}), regime="kd,cl"),
+    "cl-kd": replace(BASE.of(**{"cl.lr": 1e-4, "cl.lists": 8}), regime="cl,kd"),
 }
 
 
@@ -153,17 +166,53 @@ def labelled(msft: Commands, name: str, trial: Trial) -> list[str]:
     return [labels for _, labels in wanted]
 
 
+def mined(msft: Commands, name: str, trial: Trial, labels: str) -> str:
+    """Mine negatives for the judged training queries among the candidates; return the name of the mining."""
+    mining = f"hard-{labels}" if trial.denoise else "hard"
+    # A third call of a sweep finds the mining made; to make it again costs little.
+    msft(
+        "negatives", "mine", "--dataset", f"{name}/train", "--run", BM25, "--depth", str(DEPTH), "--name", mining,
+        "--replace", *(["--denoise", labels] if trial.denoise else []),
+    )  # fmt: skip
+    return mining
+
+
+def train(msft: Commands, trial: Trial, seed: int, sources: list[str]) -> None:
+    """Train one student from its sources, with a trial's lists and settings."""
+    msft(
+        "students", "train", "--recipe", "small", "--regime", trial.regime, *sources,
+        *(["--stratified", str(trial.stratified)] if "kd" in trial.regime else []),
+        *(["--easy", str(trial.easy)] if trial.easy else []),
+        *(["--judged-first"] if trial.judged_first else []), "--seed", str(seed),
+        *(a for k, v in trial.settings.items() for a in ("--set", f"{k}={v}")),
+    )  # fmt: skip
+
+
 def run(msft: Commands, name: str, key: str, trial: Trial, seed: int, pairs: int) -> Row:
     """Train one student and measure it, alone and fused, on development queries."""
     labels = labelled(msft, name, trial)
     student = f"{key}-s{seed}-p{pairs}"
     began = time.monotonic()
-    msft(
-        "students", "train", "--recipe", "small", "--regime", "kd", *(a for own in labels for a in ("--labels", own)),
-        "--stratified", str(trial.stratified), *(["--easy", str(trial.easy)] if trial.easy else []),
-        *(["--judged-first"] if trial.judged_first else []), "--name", student, "--seed", str(seed),
-        *(a for k, v in {**trial.settings, "max_pairs": pairs}.items() for a in ("--set", f"{k}={v}")),
-    )  # fmt: skip
+    if trial.warm_up:
+        warm = ["--labels", labels[1], "--name", f"{student}-warm"]
+        train(msft, trial, seed, [*warm, "--set", f"max_pairs={pairs // 2}"])
+        own = [
+            "--labels",
+            labels[0],
+            "--base",
+            f"student:{student}-warm",
+            "--set",
+            f"max_pairs={pairs - pairs // 2}",
+        ]
+        train(msft, trial.of(head_scale=1.0, head_identity="false"), seed, [*own, "--name", student])
+    else:
+        sources = [a for own in labels for a in ("--labels", own)] if "kd" in trial.regime else []
+        if "cl" in trial.regime:
+            sources += ["--dataset", f"{name}/train", "--negatives", mined(msft, name, trial, labels[0])]
+        stages = trial.regime.split(",")
+        parts = {"cl": pairs // 3, "kd": pairs - pairs // 3} if len(stages) > 1 else {trial.regime: pairs}
+        bounds = [a for stage, n in parts.items() for a in ("--set", f"{stage}.max_pairs={n}")]
+        train(msft, trial, seed, [*sources, *bounds, "--name", student])
     seconds = time.monotonic() - began
     rows = msft.rows(
         "eval", "--dataset", f"{name}/dev", "--student", student, "--depth", str(DEPTH), "--fuse",
