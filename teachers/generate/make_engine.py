@@ -34,7 +34,16 @@ def require(plan: Plan) -> None:
     Raises:
         MsftError: if it is missing (exit code 4).
     """
-    extra = plan.engine.removesuffix("-batch")  # a provider's batches need what its calls need
+    require_engine(plan.engine)
+
+
+def require_engine(name: str) -> None:
+    """Check that the extra of an engine is installed.
+
+    Raises:
+        MsftError: if it is missing (exit code 4).
+    """
+    extra = name.removesuffix("-batch")  # a provider's batches need what its calls need
     if extra in extras.EXTRAS:
         extras.require(extra)
 

@@ -77,6 +77,7 @@ def demo(
 
     if profile not in PROFILES:
         raise UsageError(f"no profile {profile!r}", hint=f"--profile {' | '.join(PROFILES)}")
+    _require(teacher)
     began = time.monotonic()
     if fresh and (folder / "demo.json").is_file():
         shutil.rmtree(folder)
@@ -88,6 +89,21 @@ def demo(
     minutes = (time.monotonic() - began) / 60
     demo_report.show(rows, found, context.format)
     demo_report.conclude(rows, minutes, folder)
+
+
+def _require(teacher: str | None) -> None:
+    """Check that all steps have what they need: MiniLM, and the engine of a named teacher.
+
+    Raises:
+        MsftError: an extra is missing (exit code 4). TeacherError: the teacher is not known.
+    """
+    from msft.host import extras
+    from teachers import models
+    from teachers.generate import make_engine
+
+    extras.require("demo")
+    if teacher is not None:
+        make_engine.require_engine(models.resolve(teacher).engine)
 
 
 def run(steps: "Steps", folder: Path, profile_name: str, teacher: str | None) -> list[dict[str, Any]]:

