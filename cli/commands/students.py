@@ -303,7 +303,7 @@ def export(
             warn=diagnostics.warn,
         )
         rows[0]["folder"] = str(folder or pushed.push)
-    render.rows(rows)
+    fitted.listed(rows, Format.table)
 
 
 def serve(

@@ -246,7 +246,7 @@ def import_labels(
         diagnostics.note(f"  {line}")
     if not done.changed:
         diagnostics.note("nothing new: the store is unchanged")
-    render.rows(
+    fitted.listed(
         [
             {
                 "labeling": x.name,
@@ -261,6 +261,7 @@ def import_labels(
             for x in done.labelings
         ],
         context.format,
+        keys=("labeling",),
     )
     if done.n_faulty:
         raise PartlyDone(

@@ -1,6 +1,9 @@
 """ONNX: a student as one graph for onnxruntime, in fp32 or with int8 matrix products."""
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,8 @@ from students.rerank.graph import FILES, Example, Inputs, Run, cannot_export, sa
 
 FILE = FILES["onnx"]
 OPSET = 18
+# torch's list of operators: it warns of each of torchvision's, which no re-ranker has
+_OPERATORS = logging.getLogger("torch.onnx._internal.exporter._registration")
 
 
 def export_onnx(source: Path, folder: Path, *, max_length: int | None, int8: bool = False) -> Path:
@@ -54,7 +59,7 @@ def export_onnx(source: Path, folder: Path, *, max_length: int | None, int8: boo
 
 
 def _export(encoder: CrossEncoder, example: Example, path: Path) -> None:
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), _without_torchvision(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -71,6 +76,20 @@ def _export(encoder: CrossEncoder, example: Example, path: Path) -> None:
             )
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise cannot_export(encoder, error) from error
+
+
+@contextmanager
+def _without_torchvision() -> Iterator[None]:
+    """Silence the exporter's warnings that torchvision is not installed, and no others."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("torchvision is not installed")
+
+    _OPERATORS.addFilter(other)
+    try:
+        yield
+    finally:
+        _OPERATORS.removeFilter(other)
 
 
 def _quantise(plain: Path, path: Path) -> None:

@@ -8,7 +8,7 @@ import typer
 from cli.command import Context, command
 from cli.commands.from_documents.asking import AskingOptions, DryRun, summary
 from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
-from cli.output import diagnostics, fitted, render
+from cli.output import diagnostics, fitted
 from teachers.generate.single.wanted import WantedGrades
 
 
@@ -50,7 +50,7 @@ def judge(
 
     settings = with_engine_arguments(asking, engine_arg)
     if dry_run:
-        render.rows([bill(context.store, wanted, settings, note=diagnostics.note).row()], context.format)
+        fitted.listed([bill(context.store, wanted, settings, note=diagnostics.note).row()], context.format)
         return
     with asking_progress("judging", "passages") as progress:
         made = ask(context.store, wanted, settings, note=diagnostics.note, progress=progress)
@@ -97,10 +97,11 @@ def agreement(
                WHERE d.name = ? AND t.model IS NOT NULL ORDER BY l.name""",
             [found.dataset],
         ).fetchall()
-    render.rows(
+    fitted.listed(
         [{"judging": judging, **row} for row in found.rows],
         context.format,
-        ("judging", "what", "of", "value", "low", "high", "n"),
+        keys=("what", "of"),
+        columns=("judging", "what", "of", "value", "low", "high", "n"),
     )
     for line in found.warnings:
         diagnostics.warn(line)

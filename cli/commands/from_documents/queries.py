@@ -8,7 +8,7 @@ import typer
 from cli.command import Context, command, group
 from cli.commands.from_documents.asking import AskingOptions, DryRun, summary
 from cli.commands.teachers_generate import EngineArg, asking_progress, with_engine_arguments
-from cli.output import diagnostics, fitted, render
+from cli.output import diagnostics, fitted
 from cli.parameters import After, given
 from teachers.generate.single.wanted import Wanted as WantedQueries
 
@@ -88,7 +88,7 @@ def generate(
         "left_out": _reasons(made.stored.drops),
         **summary(made.done.figures, made.done.cost),
     }
-    render.rows([row], context.format)
+    fitted.listed([row], context.format)
     if (partly := made.partly_done()) is not None:
         raise partly
 
@@ -124,7 +124,7 @@ def _from_sentences(context: Context, wanted: Wanted, asking: AskingOptions, dry
         "queries": made.n_queries,
         "left_out": _reasons(made.drops, examples=False),
     }
-    render.rows([row], context.format)
+    fitted.listed([row], context.format)
 
 
 def _reasons(drops: dict[str, tuple[int, str | None]], examples: bool = True) -> str | None:
@@ -192,7 +192,7 @@ def filter_queries(
     if undo:
         back = filtering.undo(context.store, dataset, undo)
         diagnostics.note(f"{dataset}: {back:,} queries are back")
-        render.rows([{"dataset": dataset, "undone": ", ".join(undo), "back": back}], context.format)
+        fitted.listed([{"dataset": dataset, "undone": ", ".join(undo), "back": back}], context.format)
         return
     if not asked:
         raise UsageError(
@@ -200,7 +200,7 @@ def filter_queries(
         )
     tests = _tests(context, dataset, filters)
     done = filtering.apply(context.store, dataset, tests)
-    render.rows(
+    fitted.listed(
         [
             {
                 "dataset": dataset,
@@ -212,6 +212,7 @@ def filter_queries(
             for one in done
         ],
         context.format,
+        keys=("filter",),
     )
     if not any(one.new for one in done):
         diagnostics.note("nothing new: the store is as it was")

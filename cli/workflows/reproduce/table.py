@@ -1,6 +1,7 @@
 """Compare the study's table with the store's values, and test whether one stage is on par with two."""
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,7 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
             diagnostics.note(sentence)
         return
     if spec.note:
-        render.text(f"{_COMMENT.get(format, '')}{spec.note}: these values say nothing about the study")
+        _say(f"{spec.note}: these values say nothing about the study", format)
         render.write("")
     _write(
         beside(spec, found),
@@ -210,22 +211,36 @@ def show(spec: Spec, found: Sequence[Row], format: Format) -> None:
     )
     each = seed_rows(spec, found)
     if each:
-        render.text(f"\n{_COMMENT.get(format, '')}Each seed")
+        render.write("")
+        _say("Each seed", format)
         render.write("")
         _write(each, format, ("first_stage", "student", "regime", "seed"), "Values of each seed")
     for sentence in warned:
-        render.text(f"\n{_COMMENT.get(format, '')}{sentence}")
+        render.write("")
+        _say(sentence, format)
     judged = on_par(spec, found)
     if judged:
-        render.text(f"\n{_COMMENT.get(format, '')}{QUESTIONS[spec.verdicts]}")
+        render.write("")
+        _say(QUESTIONS[spec.verdicts], format)
         render.write("")
         _write(judged, format, ("student", "regimes", "setting"), "Differences to a single contrastive stage")
         for sentence in hardly_trained(judged):
-            render.text(f"\n{_COMMENT.get(format, '')}{sentence}")
+            render.write("")
+            _say(sentence, format)
+
+
+def _say(sentence: str, format: Format) -> None:
+    """Print a sentence between tables: on a terminal within its width, otherwise as a heading or a comment."""
+    if format is Format.table:
+        render.text(textwrap.fill(sentence, fitted.WIDTH))
+    else:
+        render.text(f"{_COMMENT[format]}{sentence}")
 
 
 def _write(rows: Sequence[Row], format: Format, keys: Sequence[str], caption: str) -> None:
-    """Print one of the tables: in LaTeX with a caption, on a terminal within its width."""
+    """Print one of the tables, without columns that have no value: in LaTeX with a caption, on a terminal within its width."""
+    filled = [name for name in (rows[0] if rows else ()) if any(row.get(name) is not None for row in rows)]
+    rows = [{name: row.get(name) for name in filled} for row in rows]
     if format is Format.latex and rows:
         render.text(_latex(rows, caption))
     else:

@@ -68,6 +68,8 @@ def test_what_commands_made_fits_too(tmp_path: Path) -> None:
     (corpus / "queries.jsonl").write_text('{"_id": "q1", "text": "which thing"}\n')
     run = tmp_path / "dense-retriever-msmarco-distilbert-base.run"
     run.write_text("q1 Q0 d1 1 2.0 t\nq1 Q0 d2 2 1.0 t\nq1 Q0 absent-passage-00001 3 0.5 t\n")
+    labels = tmp_path / "orders.run"
+    labels.write_text("".join(f"q0 Q0 d{n} {n + 1} {9 - n}.0 rank-zephyr-7b-v1-full\n" for n in range(4)))
     lists = ("--dataset", usual_names.TRAIN, "--run", usual_names.RUN)
     for words in (
         ("data", "add", "passages-of-our-own-engine/train", "--from", str(corpus), "--skip-bad-lines", "1"),
@@ -75,6 +77,7 @@ def test_what_commands_made_fits_too(tmp_path: Path) -> None:
         ("runs", "import", str(run), "--dataset", "passages-of-our-own-engine/train", "--skip-unknown"),
         ("negatives", "mine", *lists, "--per-query", "4", "--depth", "20", "--name", usual_names.NEGATIVES + "-2"),
         ("views", "build", "--kind", "contrastive", *lists, "--name", "msmarco-passage-train-cl-uniform5of20"),
+        ("teachers", "import", str(labels), *lists),
         ("teachers", "compare", usual_names.LABELS),
         ("merge", str(other.path)),
     ):  # fmt: skip

@@ -1,5 +1,6 @@
 """The table of a grid of one's own: every measure, every seed, and a word on students that are far below their first stage."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,44 @@ def test_a_grid_in_latex_can_be_printed(grid: spec.Spec, capsys: pytest.CaptureF
         assert left not in out
 
 
+def test_the_tables_fit_80_columns(
+    grid: spec.Spec, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = rows(grid, {"cl": 0.2, "kd": 0.3, "bm25": 0.45})
+    kd = next(row for row in found if row["regime"] == "kd")
+    kd |= dict.fromkeys(("ci90_low", "ci90_high"), 0.05) | {
+        "verdict": "worse", "p_holm": 2e-5, "tost_p": 0.9, "margin_showable": 0.03, "weights_moved": 1e-9,
+        "single_stage": "cl", "single_difference": 0.1,
+    }  # fmt: skip
+    table.show(grid, found, Format.table)
+    (tmp_path / "varied.toml").write_text(of_teachers())
+    varied = spec.read(str(tmp_path / "varied.toml"))
+    table.show(varied, table.rows(varied, plan.Plan(()), {}, {}), Format.table)
+    shown = capsys.readouterr().out
+    assert "which is not a training" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80, shown
+
+
+@pytest.mark.parametrize("recipe", ["pezzuti2025", "pezzuti2025-lr", "teachers-2026"])
+def test_a_dry_run_shows_no_empty_column(
+    recipe: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Nothing is measured yet: the values of the study stand alone, with what the rows are."""
+    from labelstore.store.label_store import LabelStore
+
+    read = spec.read(recipe)
+    made = plan.make(LabelStore(tmp_path / "none.duckdb"), read, prepared=False)
+    found = table.rows(read, made, {}, {})
+    table.show(read, found, Format.table)
+    shown = capsys.readouterr().out
+    assert shown.startswith("status: missing\n")
+    assert "@10" not in shown
+    assert ("dl19 study" in shown) is bool(read.published)
+    assert max(map(len, shown.splitlines())) <= 80, shown
+    table.show(read, found, Format.json)
+    assert json.loads(capsys.readouterr().out) == found
+
+
 @pytest.mark.parametrize(("best", "says"), [(0.3, True), (0.42, True), (0.44, False), (0.6, False)])
 def test_students_that_are_all_far_below_their_first_stage_are_said(
     grid: spec.Spec, capsys: pytest.CaptureFixture[str], best: float, says: bool
@@ -99,7 +138,7 @@ def test_students_that_are_all_far_below_their_first_stage_are_said(
         table.show(grid, found, format)
         captured = capsys.readouterr()
         where = captured.err if format is Format.json else captured.out
-        assert ("every student is far below bm25" in where) is says
+        assert ("every student is far below bm25" in " ".join(where.split())) is says
     if says:
         assert f"nDCG@10 {best:.3f} at best, and 0.450" in told[0]
 

@@ -1,11 +1,16 @@
 """The exported graph gives the student's scores: equal in fp32, near in int8, and the difference is measured."""
 
+import logging
+import sys
 from pathlib import Path
 
+import forked
 import made_store
 import numpy as np
 import pytest
+import tiny_families
 import tiny_models
+import usual_names
 from torch.torch_version import TorchVersion
 
 from labelstore.errors import BadInput, UsageError
@@ -15,6 +20,7 @@ from students.jobs.export import export_student
 from students.jobs.export_check import slower_than_student
 from students.jobs.register import add_student
 from students.jobs.rerank import rerank_run
+from students.rerank import onnx
 from students.rerank.onnx import FILE, export_onnx
 from students.rerank.reranker import Reranker
 
@@ -68,6 +74,31 @@ def test_the_export_carries_its_measured_difference_and_card(tiny, tmp_path):
     (row,) = export_student(store, "tiny", tmp_path / "hf", form="hf")
     assert "max_difference" not in row
     assert (tmp_path / "hf" / "model.safetensors").is_file()
+
+
+@pytest.mark.test_all
+def test_an_export_prints_a_table_that_fits_and_no_warning_of_torchvision(tmp_path: Path) -> None:
+    """A process of its own: torch writes to the stderr that it began with."""
+    store = usual_names.make(tmp_path / "s.duckdb")
+    name = f"{usual_names.STUDENT}-untrained"
+    add_student(store, str(tiny_families.make("bert", tmp_path / "source")), name=name, max_length=48)
+    words = ["students", "export", name, "--format", "onnx", "-o", f"{name}-onnx", "--store", str(store.path)]
+    done = forked.run(
+        [sys.executable, "-m", "cli.main", *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80, done.stdout
+    assert "export_pairs_per_second" in done.stdout
+    assert "torchvision" not in done.stderr
+
+
+def test_other_warnings_of_the_exporter_are_kept(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    with onnx._without_torchvision():
+        logger.warning("torchvision is not installed. Skipping %s", "torchvision::nms")
+        logger.warning("an operator is unknown")
+    logger.warning("torchvision is not installed, later")
+    assert caplog.messages == ["an operator is unknown", "torchvision is not installed, later"]
 
 
 def test_a_torch_that_cannot_export_is_said_to_be_too_old(tiny, tmp_path, monkeypatch):

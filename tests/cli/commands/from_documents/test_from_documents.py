@@ -9,6 +9,7 @@ from typing import Any
 
 import made_store
 import pytest
+import usual_names
 from openai_servers import Server, good, serving
 from runner import Done, commands
 
@@ -110,6 +111,28 @@ def test_from_documents_to_a_judged_ranking(store: LabelStore, server: Server) -
     assert rows(store, "sql", "SELECT count(*) AS n FROM llm_judgments") == [{"n": 0}]
     assert rows(store, "eval", "--dataset", "c/test", "--measure", "nDCG@10") == plain
     assert msft(store, "verify").code == 0
+
+
+def test_names_of_usual_length_fit_80_columns(tmp_path: Path, server: Server) -> None:
+    store = usual_names.make(tmp_path / "s.duckdb")
+    asking = ("--engine", "openai", "--base-url", server.url, "--model", "tiny")
+    made = "msmarco-passage/synthetic"
+    judging = f"gpt-4o-mini-2024-07-18@{usual_names.TEST}"
+    grading = ("teachers", "judge", *asking, "--dataset", usual_names.TEST, "--name", judging)
+    for words in (
+        ("queries", "generate", *asking, "--collection", "msmarco-passage", "--n", "6", "--dry-run"),
+        ("queries", "generate", *asking, "--collection", "msmarco-passage", "--n", "6"),
+        ("queries", "generate", "--model", "sentences", "--collection", "msmarco-passage", "--n", "10"),
+        ("queries", "filter", made, "--words", "3-40", "--copied", "--near-duplicates", "0.8"),
+        ("queries", "filter", made, "--undo", "length", "--undo", "duplicate"),
+        (*grading, "--dry-run"),
+        grading,
+        ("teachers", "agreement", judging),
+    ):
+        done = msft(store, *words)
+        assert done.code == 0, done.err
+        assert done.out, words
+        assert max(map(len, done.out.splitlines())) <= 80, done.out
 
 
 def test_generated_queries_as_a_test_set_are_warned_of(store: LabelStore, server: Server) -> None:
