@@ -413,7 +413,7 @@ CREATE TABLE students (
     max_length    INTEGER NOT NULL,           -- tokens per pair
     seed          BIGINT NOT NULL,            -- training seed
     recipe        JSON,                       -- the recipe as run
-    licence       VARCHAR,                    -- terms inherited from labels
+    licence       VARCHAR,                    -- terms of its base and its labels
     job           INTEGER                     -- provenance.job
 );
 COMMENT ON TABLE students IS 'A trained cross-encoder';

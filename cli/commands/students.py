@@ -76,7 +76,9 @@ def add(
     ] = "none",
     max_length: Annotated[int | None, "The most tokens per pair."] = None,
     seed: Annotated[int, "The seed of the new head, if the model has no head."] = 42,
-    licence: Annotated[str | None, "The licence of the model."] = None,
+    licence: Annotated[
+        str | None, "The licence of the model; by default that of `msft students bases`."
+    ] = None,
     frame: FrameOption = "",
     instruction: InstructionOption = "",
 ) -> None:

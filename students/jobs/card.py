@@ -64,6 +64,7 @@ class CardFacts:
     frame: str | None = None  # name of a decoder's text frame
     instruction: str = ""
     long: str = "first"  # how msft scores passages beyond max_length
+    base_licence: str | None = None
     calibration: Mapping[str, Any] | None = None  # as an export's config.json keeps it
 
 
@@ -123,7 +124,7 @@ def _metadata(facts: CardFacts) -> "ModelCardData":
         library_name="sentence-transformers",
         pipeline_tag="text-ranking",
         license=spdx or ("other" if facts.licence else None),
-        license_name="inherited-from-labels" if facts.licence and not spdx else None,
+        license_name="inherited-from-base-and-labels" if facts.licence and not spdx else None,
         base_model=facts.base if is_hub_id(facts.base) else None,
         tags=["cross-encoder", "reranker", "msft", facts.architecture, f"regime:{facts.regime}"],
         msft_sources=sorted({source for stage in facts.stages for source in stage.sources}) or None,

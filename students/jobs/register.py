@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from labelstore.store.keys import file_hash
 from labelstore.store.label_store import LabelStore, next_id
 from labelstore.store.rows import fetch
 from students.jobs.card import CardFacts, Measured, StageFacts, write_card
+from students.model.bases import licence_of
 from students.text.frames import Framing
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def add_student(
         model: a folder, a Hugging Face id, or an alias such as ``minilm``.
         name: by default the model's last path component.
         regime: how it was trained elsewhere; by default not at all.
+        licence: terms of the weights; by default those that `msft students bases` lists.
         framing: a decoder's text frame, if it is not the one that its name says.
 
     Raises:
@@ -79,7 +82,7 @@ def add_student(
                 weights_hash=hash_,
                 seed=seed,
                 recipe=None,
-                licence=licence,
+                licence=licence or licence_of(model),
             )
             clear(folder, hash_)
             staged.rename(folder)
@@ -134,6 +137,26 @@ def insert_student(
         ],
     )
     return lookup.student(con, name)
+
+
+def base_licence(con: "duckdb.DuckDBPyConnection", base: str) -> str | None:
+    """Return the terms of a student's base, a student of the store among them; None if they are not on record."""
+    if not base.startswith("student:"):
+        return licence_of(base)
+    found = con.execute(
+        "SELECT licence FROM students WHERE name = ?", [base.removeprefix("student:")]
+    ).fetchall()
+    return found[0][0] if found else None
+
+
+def inherited(labels: Sequence[str | None], base: str | None) -> str | None:
+    """Join the terms of a student's labels and of its base; None if those of no label are known, because then the base's
+    alone would say too much."""
+    known = [terms for terms in labels if terms]
+    if not known:
+        return None
+    held = known if base is None else [*known, base]
+    return "; ".join(dict.fromkeys(term for terms in held for term in terms.split("; ")))
 
 
 def base_revision(model: str, encoder: "CrossEncoder | None" = None) -> str | None:
@@ -239,6 +262,7 @@ def card_facts(con: "duckdb.DuckDBPyConnection", student: lookup.Student) -> Car
         max_length=student.max_length,
         seed=seed,
         licence=student.licence,
+        base_licence=base_licence(con, student.base),
         weights_hash=student.weights_hash,
         stages=[
             StageFacts(

@@ -31,7 +31,7 @@ from students.jobs.plan import (
     plan_training,
     recipe_of,
 )
-from students.jobs.register import base_revision, card_facts, clear, insert_student
+from students.jobs.register import base_licence, base_revision, card_facts, clear, inherited, insert_student
 from students.jobs.rerank import Note, Tick, student_folder
 from students.recipes.auto import AUTO, Plan
 from students.recipes.recipe import KINDS, Recipe
@@ -264,7 +264,7 @@ def _store_student(
     trained = work / "model"
     encoder = CrossEncoder.load(trained, max_length=recipe.max_length, precision="fp32", device="cpu")
     hash_ = file_hash(trained / "model.safetensors")
-    licences = sorted({view.licence for view in built.values() if view.licence})
+    terms = sorted({view.licence for view in built.values() if view.licence})
     by_hash = {view.view_hash: view.view for view in built.values()}
     with store.write() as con, provenance.recorded_in(con, "students.train", clock) as job:
         student = insert_student(
@@ -278,7 +278,7 @@ def _store_student(
             weights_hash=hash_,
             seed=recipe.seed,
             recipe=identity,
-            licence="; ".join(licences) or None,
+            licence=inherited(terms, base_licence(con, recipe.base)),
         )
         _insert_stages(con, student.student, stages, by_hash)
         _insert_log(con, student.student, log)

@@ -63,3 +63,8 @@ TABLE = (
     Base("xlm-r", "FacebookAI/xlm-roberta-base", ENCODER, 278, GPU, "MIT"),
 )
 BASES = {base.base: base.model for base in TABLE if base.base != "minilm"}  # minilm: the folder of its wheel
+
+
+def licence_of(base: str) -> str | None:
+    """Return the licence of a base by its short name or its id on the Hub; None if it is not in the table."""
+    return next((known.licence for known in TABLE if base in (known.base, known.model)), None)

@@ -9,7 +9,8 @@ import yaml
 from labelstore.store import lookup
 from labelstore.views import build as views
 from students.jobs.card import CardFacts, Measured, StageFacts, card, write_card
-from students.jobs.register import card_facts
+from students.jobs.register import card_facts, inherited
+from students.model.bases import licence_of
 
 STAGE = StageFacts(
     "kd",
@@ -148,7 +149,45 @@ def test_the_hubs_library_reads_every_measure_back(rows):
 def test_a_known_licence_of_labels_is_its_spdx_id(licence: str, hub: str) -> None:
     metadata = yaml.safe_load(card(facts(licence=licence)).split("---")[1])
     assert metadata["license"] == hub
-    assert metadata.get("license_name") == ("inherited-from-labels" if hub == "other" else None)
+    assert metadata.get("license_name") == ("inherited-from-base-and-labels" if hub == "other" else None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "base", "terms"),
+    [
+        (["research only"], "MIT", "research only; MIT"),
+        (["Apache-2.0", "MIT (model); distilled from GPT-4"], "Apache-2.0", "Apache-2.0; MIT (model); distilled from GPT-4"),
+        (["Apache-2.0", None], None, "Apache-2.0"),
+        ([None], "MIT", None),  # the base's alone would say too much
+        ([], None, None),
+    ],
+)  # fmt: skip
+def test_the_terms_of_base_and_labels_are_joined(
+    labels: list[str | None], base: str | None, terms: str | None
+) -> None:
+    assert inherited(labels, base) == terms
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"licence": "research only"}, "base and its labels: research only (those of its base are not recorded)"),
+        ({"licence": "MIT", "base_licence": "MIT"}, "base and its labels: MIT\n"),
+        ({"licence": "MIT", "base_licence": "MIT", "stages": []}, "- Terms: MIT\n"),
+        ({"licence": None, "base_licence": "MIT"}, "- Terms of its base: MIT\n- The terms of its labels are not recorded"),
+        ({"licence": None}, "- The terms of its base and its labels are not recorded"),
+    ],
+)  # fmt: skip
+def test_a_card_says_whose_terms_are_on_record(known: dict, said: str) -> None:
+    assert said in card(facts(**known))
+
+
+def test_the_terms_of_a_known_base_are_on_record() -> None:
+    assert (
+        licence_of("ms-marco-MiniLM-L6") == licence_of("cross-encoder/ms-marco-MiniLM-L6-v2") == "Apache-2.0"
+    )
+    assert licence_of("bge-reranker-base") == "MIT"
+    assert licence_of("/a/folder") is None
 
 
 @pytest.mark.parametrize("dataset", ["c/train", "c/test"])

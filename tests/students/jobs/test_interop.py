@@ -1,5 +1,6 @@
 """A student's folder is an ordinary one: sentence-transformers and transformers load it and give equal scores."""
 
+import re
 from pathlib import Path
 
 import made_store
@@ -8,7 +9,7 @@ import pytest
 import tiny_models
 import torch
 
-from labelstore.errors import DataMissing
+from labelstore.errors import DataMissing, UsageError
 from labelstore.evaluation import scores as evaluation
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
@@ -19,7 +20,7 @@ from students.jobs.train import Sources, train_student
 from students.rerank.reranker import Reranker
 
 
-def trained(store: LabelStore, base: Path) -> lookup.Student:
+def trained(store: LabelStore, base: Path | str) -> lookup.Student:
     """A few steps of distillation: enough to move every weight."""
     return train_student(
         store, regime="kd", base=str(base), sources=Sources(labels=["teacher@first"]), name="tiny",
@@ -60,6 +61,23 @@ def test_sentence_transformers_and_transformers_give_a_trained_students_scores(t
 
 
 @pytest.mark.test_all
+def test_a_trained_student_has_the_terms_of_its_base_and_its_labels(tiny, tmp_path):
+    """MIT of the base that was added, and the labels' own terms, as in the message that refuses other terms."""
+    store = made_store.make(tmp_path / "s.duckdb")
+    add_student(store, str(tiny("bert")), name="published", licence="MIT")
+    student = trained(store, "student:published")
+    with store.read() as con:
+        ((labels,),) = con.execute("SELECT DISTINCT licence FROM views").fetchall()
+    assert labels
+    assert student.licence == f"{labels}; MIT"
+    with pytest.raises(UsageError, match=f"under {re.escape(labels)}; MIT, of its base or its labels"):
+        export_student(store, "tiny", tmp_path / "out", licence="apache-2.0")
+    export_student(store, "tiny", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert f"- Terms inherited from its base and its labels: {labels}; MIT\n" in text
+
+
+@pytest.mark.test_all
 def test_the_hubs_own_reader_takes_the_card_of_a_trained_and_measured_student(tiny, tmp_path):
     from huggingface_hub import ModelCard, metadata_load
 
@@ -79,7 +97,7 @@ def test_the_hubs_own_reader_takes_the_card_of_a_trained_and_measured_student(ti
     assert max(found.values()) > 0
     assert all("over first" in r.dataset_name for r in card.data.eval_results)
     assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", "text-ranking")
-    assert (card.data.license, card.data.license_name) == ("other", "inherited-from-labels")
+    assert (card.data.license, card.data.license_name) == ("other", "inherited-from-base-and-labels")
     with store.read() as con:
         ((view_hash, licence),) = con.execute(
             "SELECT g.view_hash, s.licence FROM stages g JOIN students s USING (student)"
