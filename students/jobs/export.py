@@ -15,10 +15,12 @@ from msft.host.permissions import as_umask
 from students.jobs.candidates import Tick
 from students.jobs.card import CardFacts, write_card
 from students.jobs.export_check import calibration_lists, compare, sample, slower_than_student
-from students.jobs.register import card_facts
+from students.jobs.register import card_facts, warnings_of
 from students.jobs.rerank import Note, student_folder
 
-CALIBRATION = "msft_calibration"  # its key in an exported config.json
+# keys in an exported config.json, which `msft students serve FOLDER` reads
+CALIBRATION = "msft_calibration"
+WARNINGS = "msft_warnings"
 _GRAPHS = {  # by form: the backend, and whether in int8
     "onnx": ("onnx", False),
     "int8": ("onnx", True),
@@ -77,6 +79,7 @@ def export_student(
         student = lookup.student(con, name)
         facts = _with_licence(card_facts(con, student), licence)
         calibrated = calibration.of_student(con, student)
+        poor = warnings_of(con, name)
         on = sample(con, dataset, run, note) if check and form not in _AS_IS else None
         calibrate = calibration_lists(con) if form == "openvino-int8" else None
     if warn is not None:
@@ -101,8 +104,9 @@ def export_student(
                 row |= compare(source, staged, student.max_length, on, progress)
                 if int8 and warn is not None and (slower := slower_than_student(row)):
                     warn(slower)
-        if calibrated is not None and form != "adapter":  # an adapter has no config.json of its own
-            _keep_calibration(staged / "config.json", calibrated.settings())
+        if form != "adapter":  # it has no config.json of its own
+            found = {CALIBRATION: calibrated.settings() if calibrated else None, WARNINGS: poor or None}
+            _keep(staged / "config.json", found)
         write_card(staged, facts)
         as_umask(staged)
         row["megabytes"] = round(sum(f.stat().st_size for f in staged.rglob("*") if f.is_file()) / 1e6, 1)
@@ -128,10 +132,15 @@ def _with_licence(facts: CardFacts, licence: str | None) -> CardFacts:
     return replace_fields(facts, licence=licence)
 
 
-def _keep_calibration(file: Path, settings: dict[str, Any]) -> None:
-    """Add the map from logit to probability to a model's configuration."""
+def _keep(file: Path, found: dict[str, Any]) -> None:
+    """Write what the store knows of a student to its configuration. What is None is left out.
+
+    A student that was trained from an export has the export's values in its configuration; they are not its own.
+    """
     held = json.loads(file.read_text("utf-8"))
-    file.write_text(json.dumps(held | {CALIBRATION: settings}, indent=2) + "\n", encoding="utf-8")
+    kept = {key: value for key, value in (held | found).items() if key not in found or value is not None}
+    if kept != held:
+        file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_form(form: str) -> None:

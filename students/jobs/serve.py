@@ -17,7 +17,7 @@ from labelstore.store.label_store import LabelStore
 from msft.errors import MsftError
 from msft.host import extras
 from students.errors import StudentError
-from students.jobs.export import CALIBRATION
+from students.jobs.export import CALIBRATION, WARNINGS
 from students.jobs.register import warnings_of
 from students.jobs.rerank import Note, load_reranker, student_folder
 
@@ -149,12 +149,18 @@ class _Loader:
                 _find(self._store, name)
 
     def warn_of_poor(self) -> None:
-        """Warn of students that are worse than their first stage."""
+        """Warn of students that are worse than their first stage: by the store, or by their exported folder."""
         for name in self._names:
-            if not name.startswith(TEACHER) and _find(self._store, name)[2]:
+            if name.startswith(TEACHER):
+                continue
+            folder, _, stored = _find(self._store, name)
+            if stored:
                 with self._store.read() as con:
-                    for warning in warnings_of(con, name.removeprefix("student:")):
-                        self._warn(warning)
+                    found = warnings_of(con, name.removeprefix("student:"))
+            else:
+                found = warnings_in(Path(folder))
+            for warning in found:
+                self._warn(warning)
 
     def load(self) -> "list[Model]":
         """Load every model.
@@ -261,10 +267,20 @@ class _Loader:
 
 def settings_of(folder: Path) -> dict[str, Any] | None:
     """Read the calibration in an exported folder; None without one, or for an id of the hub."""
-    if not (folder / "config.json").is_file():
-        return None
-    found = json.loads((folder / "config.json").read_text("utf-8")).get(CALIBRATION)
+    found = _kept(folder).get(CALIBRATION)
     return found if isinstance(found, dict) else None
+
+
+def warnings_in(folder: Path) -> list[str]:
+    """Read the warnings that an exported folder keeps of its student; none for an id of the hub."""
+    found = _kept(folder).get(WARNINGS)
+    return [str(warning) for warning in found] if isinstance(found, list) else []
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    config = folder / "config.json"
+    found = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def served_name(name: str) -> str:

@@ -71,11 +71,17 @@ def test_the_export_and_its_card_say_it(shell: Shell, folder: Path) -> None:
     assert "use bm25s" in card
 
 
-def test_the_server_says_it_before_its_first_request(shell: Shell, folder: Path) -> None:
+@pytest.mark.parametrize("exported", [False, True])
+def test_the_server_says_it_before_its_first_request(shell: Shell, folder: Path, exported: bool) -> None:
+    """Of a student of the store, and of its exported folder on a machine without the store."""
     _msft(shell, "eval", "--dataset", "c/dev", "--measure", "nDCG@10")
+    store = folder / ("none.duckdb" if exported else "s.duckdb")
+    if exported:
+        _msft(shell, "students", "export", "poor", "-o", "served")
+    served = str(folder / "served") if exported else "poor"
     server = forked.Popen(
-        [sys.executable, "-m", "cli.main", "students", "serve", "poor", "--port", "0"],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "MSFT_STORE": str(folder / "s.duckdb")},
+        [sys.executable, "-m", "cli.main", "students", "serve", served, "--port", "0"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "MSFT_STORE": str(store)},
     )  # fmt: skip
     assert server.stderr is not None
     try:

@@ -1,5 +1,6 @@
 """The exported graph gives the student's scores: equal in fp32, near in int8, and the difference is measured."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from students.jobs.export import export_student
 from students.jobs.export_check import slower_than_student
 from students.jobs.register import add_student
 from students.jobs.rerank import rerank_run
+from students.jobs.serve import warnings_in
 from students.rerank import onnx
 from students.rerank.onnx import FILE, export_onnx
 from students.rerank.reranker import Reranker
@@ -163,3 +165,12 @@ def test_a_student_that_is_worse_is_exported_with_a_warning_and_a_card_that_says
     assert told[0].startswith("tiny alone is worse than first on c/train: nDCG@10 0.")
     assert "use first" in told[0]
     assert f"> **Warning:** {told[0]}." in (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))["msft_warnings"] == told
+    assert warnings_in(tmp_path / "out") == told
+
+    # a student that was made from the export has its own verdict: none yet
+    add_student(store, str(tmp_path / "out"), name="from-export", max_length=48)
+    again: list[str] = []
+    export_student(store, "from-export", tmp_path / "again", warn=again.append)
+    assert again == warnings_in(tmp_path / "again") == []
+    assert "msft_warnings" not in (tmp_path / "again" / "config.json").read_text("utf-8")
