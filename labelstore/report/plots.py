@@ -11,6 +11,9 @@ COLOURS = 8  # the style sheet has as many series colours, s0 … s7
 MARKER_ROOM = 16.0  # pixels; a numbered marker hides what is nearer than this
 MARKER_WIDTH = 4.0  # the same across, in per cent of the plot
 HEIGHT = 260  # pixels; the style sheet's
+LABEL_ROOM = 9.0  # pixels between a stack and its label
+CHARACTER = 2.2  # width of a label's character on a phone, in per cent of the plot
+PHONE = 300  # pixels of the plot's width on a phone
 MAX_STACKED = 4  # numbers that a stack's label lists
 MAX_NAMED = 16  # marks that a legend names; only the table names more
 
@@ -125,10 +128,10 @@ def scatter(
             )
         )
         parts.append(element("text", base.label, class_="tick", x="100%", y=at, dx="7", dy="4"))
-    for stack in _stacks(points, across, up):
+    stacks = _stacks(points, across, up)
+    for stack in stacks:
         parts += [_marker(p, across, up, alone=len(stack) == 1) for p in stack]
-        if len(stack) > 1:
-            parts.append(_stack_label(stack, across, up))
+    parts += _stack_labels(stacks, across, up)
     named = [*points, *baselines]
     return Figure(
         key, title, about, _canvas(parts, f"{title}. {about}".strip()), x_label, y_label,
@@ -250,21 +253,60 @@ def _marker(point: Point, across: Scale, up: Scale, *, alone: bool) -> Markup:
     )  # fmt: skip
 
 
-def _stack_label(stack: Sequence[Point], across: Scale, up: Scale) -> Markup:
-    """List a stack's numbers from the highest mark to the lowest, at the side where the plot has room."""
-    top = max(stack, key=lambda p: p.y)
-    place = across.at(top.x)
-    numbers = [p.label for p in sorted(stack, key=lambda p: -p.y)]
-    shown = (
-        numbers
-        if len(numbers) <= MAX_STACKED
-        else [*numbers[: MAX_STACKED - 1], f"+{len(numbers) - MAX_STACKED + 1}"]
-    )
-    side = {"dx": "9", "text_anchor": "start"} if place < 60 else {"dx": "-9", "text_anchor": "end"}
-    return element(
-        "text", " · ".join(shown), class_="stack", x=percent(place), y=percent(100 - up.at(top.y)), dy="4",
-        data_stack=" ".join(numbers), **side,
-    )  # fmt: skip
+def _stack_labels(stacks: Sequence[Sequence[Point]], across: Scale, up: Scale) -> list[Markup]:
+    """List each stack's numbers from the highest mark to the lowest, at the side where they hide least."""
+    labels = []
+    drawn: list[tuple[float, float]] = []  # labels so far: per cent across, pixels up
+    for stack in stacks:
+        if len(stack) == 1:
+            continue
+        top = max(stack, key=lambda p: p.y)
+        numbers = [p.label for p in sorted(stack, key=lambda p: -p.y)]
+        more = len(numbers) - MAX_STACKED + 1
+        shown = numbers if len(numbers) <= MAX_STACKED else [*numbers[: MAX_STACKED - 1], f"+{more}"]
+        text = " · ".join(shown)
+        place, height = across.at(top.x), up.at(top.y) / 100 * HEIGHT
+        wide = 100 * LABEL_ROOM / PHONE + CHARACTER * len(text)
+        others = [
+            (across.at(p.x), up.at(p.y) / 100 * HEIGHT)
+            for other in stacks
+            if other is not stack
+            for p in other
+        ]
+        right = _right_is_better(place, height, wide, [*others, *drawn])
+        ends = [place + share * wide * (1 if right else -1) for share in (0.25, 0.5, 0.75, 1)]
+        drawn += [(end, height) for end in ends]
+        side = (
+            {"dx": f"{LABEL_ROOM:g}", "text_anchor": "start"}
+            if right
+            else {"dx": f"{-LABEL_ROOM:g}", "text_anchor": "end"}
+        )
+        labels.append(
+            element(
+                "text", text, class_="stack", x=percent(place), y=percent(100 - up.at(top.y)), dy="4",
+                data_stack=" ".join(numbers), **side,
+            )
+        )  # fmt: skip
+    return labels
+
+
+def _right_is_better(place: float, height: float, wide: float, marks: Sequence[tuple[float, float]]) -> bool:
+    """Choose the side of a label: within the plot, then over few marks, then to the right, but for the plot's last part.
+
+    Args:
+        place, wide: of the label, in per cent across; `height` in pixels up, as `marks`.
+    """
+
+    def faults(right: bool) -> tuple[bool, int, bool]:
+        low, high = (place, place + wide) if right else (place - wide, place)
+        hidden = [
+            x
+            for x, y in marks
+            if low - MARKER_WIDTH < x < high + MARKER_WIDTH and abs(y - height) < MARKER_ROOM
+        ]
+        return low < 0 or high > 100, len(hidden), right != (place < 60)
+
+    return faults(True) <= faults(False)
 
 
 def _stacks(points: Sequence[Point], across: Scale, up: Scale) -> list[list[Point]]:

@@ -87,6 +87,22 @@ def test_what_commands_made_fits_too(tmp_path: Path) -> None:
         assert max(map(len, lines)) <= 80, shown
 
 
+def test_a_currency_stands_beside_costs(usual: LabelStore) -> None:
+    """Of prices in the registry, and of what a job would cost at most; none beside what has no price."""
+    registry = json.loads(msft(usual, "teachers", "list", "--registry", "--format", "json").out)
+    assert {row["input_price"] is None: row["currency"] for row in registry} == {True: None, False: "USD"}
+    for words in (
+        f"teachers generate --model gpt-4o-mini --dataset {usual_names.TRAIN} --dry-run",
+        f"teachers judge --model gpt-4o-mini --dataset {usual_names.TRAIN} --dry-run",
+        "queries generate --model gpt-4o-mini --collection msmarco-passage --n 10 --dry-run",
+    ):
+        asked = [*words.split(), "--engine", "openai", "--base-url", "http://127.0.0.1:1"]
+        (row,) = json.loads(msft(usual, *asked, "--format", "json").out)
+        assert row["cost_most"] > 0
+        assert row["currency"] == "USD"
+        assert "currency: USD" in " ".join(msft(usual, *asked).out.split())
+
+
 def test_a_list_that_fits_is_a_plain_table(capsys: pytest.CaptureFixture[str]) -> None:
     fitted.listed([{"run": "a", "depth": 1}, {"run": "b", "depth": 1}], Format.table, keys=("run",))
     assert capsys.readouterr().out == "run  depth\n---  -----\na        1\nb        1\n"

@@ -298,6 +298,47 @@ def test_marks_that_hide_each_other_are_stacked_where_their_values_are() -> None
     assert len({y for _, y, _ in circles}) == 3
 
 
+@pytest.mark.parametrize(
+    ("others", "side"),
+    [
+        ([], "start"),
+        ([(380.0, 0.452)], "end"),  # a mark at the right, where the label would be
+        ([(380.0, 0.452), (200.0, 0.447)], "start"),  # one at each side: no reason to leave the usual one
+        ([(380.0, 0.49)], "start"),  # far above
+        ([(380.0, 0.452), (900.0, 0.4), (-400.0, 0.4)], "end"),
+    ],
+)
+def test_a_stacks_label_hides_no_other_mark_if_a_side_is_free(
+    others: list[tuple[float, float]], side: str
+) -> None:
+    values = [(265.0, 0.447), (275.0, 0.445), (880.0, 0.47), (0.0, 0.42), *others]
+    points = [
+        plots.Point(str(n + 10), f"s{n}", "student", x, y, y - 0.03, y + 0.03, "")
+        for n, (x, y) in enumerate(values)
+    ]
+    drawing = plots.scatter("k", "title", "", points, "x", "y", []).drawing
+    assert re.findall(r'data-stack="10 11"', drawing)
+    (label,) = re.findall(r'<text [^>]*class="stack"[^>]*>', drawing)
+    assert f'text-anchor="{side}"' in label
+
+
+def test_labels_of_two_stacks_do_not_meet() -> None:
+    """They stand at one height; the first would go to the right, and the second to the left."""
+    places = (50.0, 50.5, 62.0, 62.5, 0.0, 100.0)
+    points = [
+        plots.Point(str(n + 10), f"s{n}", "student", x, 0.5, 0.4, 0.6, "") for n, x in enumerate(places)
+    ]
+    drawing = plots.scatter("k", "title", "", points, "x", "y", []).drawing
+    assert re.findall(
+        r'text-anchor="(\w+)"[^>]*data-stack|data-stack="[^"]*"[^>]*text-anchor="(\w+)"', drawing
+    )
+    sides = [
+        re.search(r'text-anchor="(\w+)"', label)[1]
+        for label in re.findall(r'<text [^>]*class="stack"[^>]*>', drawing)
+    ]  # type: ignore[index]
+    assert sides == ["end", "start"]
+
+
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 20])
 def test_a_stack_lists_a_few_numbers_and_counts_the_rest(n: int) -> None:
     points = [plots.Point(str(k), f"s{k}", "student", 5.0, 0.5, 0.4, 0.6, "") for k in range(n)]
@@ -333,6 +374,36 @@ def test_a_cost_is_plotted_where_it_differs(
 def test_prices_have_their_currency(store: LabelStore, tmp_path: Path) -> None:
     html = page.write(store, tmp_path / "a.html").path.read_text("utf-8")
     assert re.search(r'>price <span class="unit">USD</span></th>', html)
+
+
+def test_the_explorers_legend_says_where_things_are(store: LabelStore, tmp_path: Path) -> None:
+    html = page.write(store, tmp_path / "a.html").path.read_text("utf-8")
+    legend = re.search(r'<ul class="quiet where">(.*?)</ul>', html, re.DOTALL)
+    assert legend is not None
+    text = " ".join(re.sub(r"<[^>]+>", "", legend[1]).split())
+    for part in (
+        "Queries stand at the left", "Rankings stand at the right", "A passage has its rank, its grade in a box",
+        "Judgments stand in the last column",
+    ):  # fmt: skip
+        assert part in text
+    empty = LabelStore(tmp_path / "empty.duckdb")
+    with empty.write():
+        pass
+    assert 'class="quiet where"' not in page.write(empty, tmp_path / "b.html").path.read_text("utf-8")
+
+
+def test_calls_of_a_bi_encoder_are_model_calls(tmp_path: Path) -> None:
+    store = report_store.make(tmp_path / "toy.duckdb")
+    with store.write() as con:
+        con.execute(
+            "UPDATE teachers SET engine = 'bi-encoder', model = 'sentence-transformers/all-MiniLM-L6-v2'"
+        )
+        ((calls,),) = con.execute("SELECT count(*) FROM calls").fetchall()
+    html = page.write(store, tmp_path / "a.html").path.read_text("utf-8")
+    assert calls > 0
+    totals = html.partition('<dl class="totals">')[2].partition("</dl>")[0]
+    assert "model calls" in totals
+    assert "LLM calls" not in html
 
 
 def test_commands_name_what_the_store_holds_in_its_sizes(tmp_path: Path) -> None:

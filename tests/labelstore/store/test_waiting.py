@@ -13,6 +13,7 @@ import made_store
 import pytest
 from shelves import msft
 
+from labelstore.store import label_store
 from labelstore.store.label_store import LabelStore
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,6 +66,23 @@ def test_a_wait_of_any_command_is_told_with_its_holder(store: LabelStore, way: s
     assert f"(PID {holder})" in told
     assert str(store.path) in told
     assert "waiting for " not in rest
+
+
+def test_a_wait_is_told_once_after_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that the test moves, so that no machine is too slow."""
+    now, told = [100.0], []
+    monkeypatch.setattr(label_store.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(label_store.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(LabelStore, "tell", staticmethod(told.append))
+    wait = label_store._Wait(Path("s.duckdb"), 60)
+    for seconds, n in ((0, 0), (1.99, 0), (2, 1), (30, 1), (59, 1)):
+        now[0] = 100 + seconds
+        wait.on("msft eval (PID 7)")
+        assert len(told) == n, seconds
+        assert not wait.over
+    assert told == ["waiting for s.duckdb: held by msft eval (PID 7), for 60 s at most"]
+    now[0] = 160
+    assert wait.over
 
 
 @pytest.mark.parametrize("words", ["data list", "negatives list", "runs list"])

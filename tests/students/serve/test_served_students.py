@@ -279,6 +279,26 @@ def test_a_teacher_of_the_store_is_found_by_its_name(store: LabelStore, embedder
     assert about["engine"] == "bi-encoder"
 
 
+@pytest.mark.test_all
+def test_a_teacher_of_the_store_is_served_by_the_command(store: LabelStore, embedder: Path) -> None:
+    """It opens in its process and scores as its engine does."""
+    with store.write() as con:
+        con.execute(
+            "INSERT INTO teachers (teacher, teacher_key, name, model, engine) VALUES (78, 'k78', 'embedder', ?, 'bi-encoder')",
+            [str(embedder)],
+        )
+    texts = tiny_models.sentences(6, 5, 30)
+    engine = BiEncoderEngine(str(embedder), precision="fp32")
+    (query,) = engine.embed(["query which water is it"])
+    expected = [float(query.vector @ own.vector) for own in engine.embed(texts)]
+    with served(store, "teacher:embedder") as (url, _, said):
+        found = dict(ranked(url, documents=texts))
+        assert [found[i] for i in range(6)] == pytest.approx(expected, abs=1e-5)
+        info = httpx.get(f"{url}/info").json()
+        assert (info["model_id"], info["engine"]) == ("teacher:embedder", "bi-encoder")
+        assert "Traceback" not in said.read_text()
+
+
 def test_a_cross_encoder_teacher_is_served_like_a_student(store: LabelStore) -> None:
     scorer, about = open_teacher(store, str(store.files / "students" / "two"), "fp32")
     texts = tiny_models.sentences(5, 2)
