@@ -1,14 +1,14 @@
 """Run a small real grid on a CPU: MiniLM in four regimes and several seeds, from human judgments and LLM rankings.
 
     python -m benchmarks.grid [--data ../shared/data] [--store FILE] [--seeds 1,2,3] [--pairs 6000]
-        [--depths 50,20] [--retrieved]
+        [--depths 50,20] [--retrieved | --no-retrieved]
 
-`cl` learns from nfcorpus's human judgments over negatives mined from BM25. With ``--retrieved`` it uses only the judged
-passages in BM25's top 100, where all negatives come from. `kd` learns from one view across three collections:
-RankZephyr's rankings of DL21's queries, RankZephyr's training labels, and TFRank's graded labels, which hold ties. The
-recipe is `small`. A list has three random passages, and in `kd` five from across the teacher's order. The tests are DL19
-over Anserini's BM25 and nfcorpus's test queries over bm25s. A stage that another student of the same seed has trained
-is reused. Every step is an `msft` command, and the same call continues.
+`cl` learns from nfcorpus's human judgments over negatives mined from BM25. It uses only the judged passages in BM25's
+top 100, where all negatives come from, because most are not there; ``--no-retrieved`` uses all. `kd` learns from one
+view across three collections: RankZephyr's rankings of DL21's queries, RankZephyr's training labels, and TFRank's graded
+labels, which hold ties. The recipe is `small`. A list has three random passages, and in `kd` five from across the
+teacher's order. The tests are DL19 over Anserini's BM25 and nfcorpus's test queries over bm25s. A stage that another
+student of the same seed has trained is reused. Every step is an `msft` command, and the same call continues.
 
 The benchmark prints a table, the verdicts of `msft compare`, the commands, and one JSON object in the last line. The
 margin of equivalence is msft's default of .01. No regime is expected to win.
@@ -78,7 +78,7 @@ def student_name(regime: str, seed: int) -> str:
     return f"{regime.replace(',', '-')}-s{seed}"
 
 
-def train(msft: Commands, seeds: list[int], pairs: int, *, retrieved: bool) -> None:
+def train(msft: Commands, seeds: list[int], pairs: int, *, retrieved: bool | None) -> None:
     """Train every regime with every seed, and add the untrained model."""
     msft("students", "add", "minilm", "--name", UNTRAINED, "--max-length", "128", "--seed", str(seeds[0]))
     for seed in seeds:
@@ -89,7 +89,7 @@ def train(msft: Commands, seeds: list[int], pairs: int, *, retrieved: bool) -> N
                 "nfcorpus/train",
                 "--negatives",
                 "hard",
-                *(["--retrieved"] if retrieved else []),
+                *([] if retrieved is None else ["--retrieved" if retrieved else "--no-retrieved"]),
             ]
             labelled = [a for name in LABELS for a in ("--labels", name)] if "kd" in objectives else []
             labelled += STRATIFIED if labelled else ()
@@ -171,7 +171,11 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--pairs", type=int, default=6_000, help="pairs of each stage")
     parser.add_argument("--depths", default="50,20", help="candidates re-ranked: DL19's, nfcorpus's")
-    parser.add_argument("--retrieved", action="store_true", help="cl: only positives that BM25 ranks")
+    parser.add_argument(
+        "--retrieved",
+        action=argparse.BooleanOptionalAction,
+        help="cl: only positives that BM25 ranks, or all; by default as `msft students train` decides",
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]

@@ -79,7 +79,7 @@ def contrastive(
     )
     msft(
         "students", "train", *PLAIN, "--regime", "cl", "--base", "minilm", "--dataset", "nfcorpus/train", "--negatives", "hard",
-        *(["--retrieved"] if retrieved else []), "--name", name, "--lr", "1e-4", "--batch", "8", "--group-size", "8", "--max-length", "160",
+        "--retrieved" if retrieved else "--no-retrieved", "--name", name, "--lr", "1e-4", "--batch", "8", "--group-size", "8", "--max-length", "160",
         "--epochs", "0", "--max-steps", "200", "--max-minutes", str(minutes), "--seed", str(SEED),
         "--set", 'freeze=["embeddings"]', "--set", "keep=last",
     )  # fmt: skip

@@ -73,9 +73,16 @@ def gathered(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[st
 
 
 def given(group: Any) -> dict[str, Any]:
-    """Return the fields of a group that the user gave: neither None nor a switch that is off."""
-    values = {field.name: getattr(group, field.name) for field in fields(group)}
-    return {name: value for name, value in values.items() if value is not None and value is not False}
+    """Return the fields of a group that the user gave: neither None nor a switch that is off.
+
+    A switch whose default is None has three values, and its ``--no-`` form counts as given.
+    """
+    values = {field.name: (getattr(group, field.name), field.default) for field in fields(group)}
+    return {
+        name: value
+        for name, (value, default) in values.items()
+        if value is not None and (value is not False or default is None)
+    }
 
 
 def _own(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.command import Context, command
-from cli.output import diagnostics, fitted
+from cli.output import diagnostics, fitted, render
 from cli.parameters import given
 
 if TYPE_CHECKING:
@@ -85,7 +85,10 @@ class ViewParameters:
     graded: Annotated[
         bool, "Use the grades of all positives of a query in one list (cl, with an order loss)."
     ] = False
-    retrieved: Annotated[bool, "Use only positives that the negatives' runs rank (cl)."] = False
+    retrieved: Annotated[
+        bool | None,
+        "Use only positives that the negatives' runs rank, or all [only those if fewer than half are] (cl).",
+    ] = None
     judged_first: Annotated[bool, "Put passages judged relevant at the top of the teacher's lists (kd)."] = (
         False
     )
@@ -184,6 +187,9 @@ def _show_plan(
                 f"{objective} has no list to learn from ({lists.names})",
                 hint="msft views build with these sources says what it leaves out, and why",
             )
-    fitted.listed([choice.row() for choice in plan.choices], context.format, keys=("stage", "choice"))
+    if context.format is render.Format.table:
+        render.text("\n".join(plan.lines))
+    else:
+        render.rows([choice.row() for choice in plan.choices], context.format)
     if plan.few_pairs is not None:
         diagnostics.note(plan.few_pairs)

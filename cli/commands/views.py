@@ -89,7 +89,10 @@ class Parameters:
     graded: Annotated[
         bool, "Put all positives of a query into one list, with their grades (contrastive)."
     ] = False
-    retrieved: Annotated[bool, "Use only positives that the negatives' runs rank (contrastive)."] = False
+    retrieved: Annotated[
+        bool | None,
+        "Use only positives that the negatives' runs rank, or all [only those if fewer than half are] (contrastive).",
+    ] = None
     scores: Annotated[bool, "Add the runs' scores to the lists (contrastive)."] = False
     max_repairs: Annotated[
         int | None, "The most repairs of a permutation that is used [10] (distillation)."

@@ -12,7 +12,7 @@ folder beside it, and holds the store again only to record the view.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,16 @@ from labelstore.store.rows import fetch
 from labelstore.store.sql_steps import Filter, filters, reasons, set_variables, sql_file
 from labelstore.views import folder as export
 from labelstore.views import leakage
-from labelstore.views.parameters import ENOUGH_VALID, MOST_VALID, USUAL_FRACTION, make_parameters
+from labelstore.views.parameters import (
+    ENOUGH_RETRIEVED,
+    ENOUGH_VALID,
+    MOST_VALID,
+    MOSTLY_RETRIEVED,
+    USUAL_FRACTION,
+    Contrastive,
+    make_parameters,
+)
+from labelstore.views.positives import Positives, read_positives
 from labelstore.views.sources import ViewSource, resolve
 
 NO_LIMIT = 1_000_000_000
@@ -79,6 +88,7 @@ def build(
             )
             _say_grades(con, chosen, options, say)
             sql = select(con, kind, chosen, sources, options, seed)
+            options = _decided(con, options, say)
             ending, counts = finish(con, kind)
             _require_lists(con, kind, counts)
             held_out = _held_out(con)
@@ -146,6 +156,16 @@ def _say_grades(
         )
 
 
+def _decided(con: duckdb.DuckDBPyConnection, options: Any, say: Callable[[str], None]) -> Any:
+    """Replace the parameter that the SQL decided, and tell the decision."""
+    if not isinstance(options, Contrastive) or options.retrieved is not None:
+        return options
+    positives = read_positives(con)
+    if told := positives.note():
+        say(told)
+    return replace(options, retrieved=positives.only_retrieved)
+
+
 def _held_out(con: duckdb.DuckDBPyConnection) -> float:
     return float(con.execute("SELECT getvariable('held_out')").fetchall()[0][0])
 
@@ -207,6 +227,40 @@ def select(
     Returns:
         The SQL that ran.
     """
+    _prepare(con, kind, datasets, sources, options, seed)
+    before = ("contrastive_positives", "own_passages") if kind == "contrastive" else ()
+    text = "".join(sql_file(part) for part in ("sampling", *before, kind))
+    if getattr(options, "scores", False):
+        text += sql_file("contrastive_scores")
+    con.execute(text)
+    return text
+
+
+def select_positives(
+    con: duckdb.DuckDBPyConnection,
+    datasets: Sequence[lookup.Dataset],
+    sources: Sequence[ViewSource],
+    options: Contrastive,
+    seed: int = DEFAULT_SEED,
+) -> Positives:
+    """Run the part of a contrastive view's SQL that selects its positives, and return what it decided.
+
+    The temporary tables positives and pool are there afterwards, as `select` would have them.
+    """
+    _prepare(con, "contrastive", datasets, sources, options, seed)
+    con.execute(sql_file("sampling") + sql_file("contrastive_positives"))
+    return read_positives(con)
+
+
+def _prepare(
+    con: duckdb.DuckDBPyConnection,
+    kind: str,
+    datasets: Sequence[lookup.Dataset],
+    sources: Sequence[ViewSource],
+    options: Any,
+    seed: int,
+) -> None:
+    """Make the tables and set the variables that a kind's SQL reads."""
     leakage.protect(con, allow_overlap=getattr(options, "allow_overlap", True))
     _table(con, "chosen_datasets", "dataset INTEGER", [(d.dataset,) for d in datasets])
     _table(con, "chosen_labelings", "labeling INTEGER", [(s.key,) for s in sources if s.kind == "labeling"])
@@ -224,18 +278,13 @@ def select(
     variables.setdefault("min_passages", 2 if kind == "contrastive" else 1)
     variables.setdefault("valid_fraction", 0.0)
     variables |= {"usual_fraction": USUAL_FRACTION, "enough_valid": ENOUGH_VALID, "most_valid": MOST_VALID}
+    variables |= {"mostly_retrieved": MOSTLY_RETRIEVED, "enough_retrieved": ENOUGH_RETRIEVED}
     variables.setdefault("max_lists", None)
     variables.setdefault("easy", 0)
     for key in ("depth", "per_query", "max_positives"):
         if key in variables and variables[key] is None:
             variables[key] = NO_LIMIT
     set_variables(con, variables)
-    before = ("contrastive_asked", "own_passages") if kind == "contrastive" else ()
-    text = "".join(sql_file(part) for part in ("sampling", *before, kind))
-    if getattr(options, "scores", False):
-        text += sql_file("contrastive_scores")
-    con.execute(text)
-    return text
 
 
 def finish(con: duckdb.DuckDBPyConnection, kind: str) -> tuple[str, list[Filter]]:

@@ -10,6 +10,10 @@ MOST_EASY = 1000  # random passages per list
 USUAL_FRACTION = 0.01  # of the queries validate …
 ENOUGH_VALID = 50  # … or more, if that gives fewer lists than this …
 MOST_VALID = 0.2  # … but at most this share of the lists
+MOSTLY_RETRIEVED = 0.5  # if a smaller share of the positives is retrieved, only those are used …
+ENOUGH_RETRIEVED = (
+    200  # … unless fewer remain: lists of eight, five times, are the pairs that a small model needs
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Contrastive:
         judging: an LLM judge whose grades count where people have not judged; refused for a test set that it judges.
         graded: all positives of a query in one list, with their grades as labels, for losses that learn an order.
         retrieved: use only positives that a run of the negatives ranks; otherwise a student may learn to recognise
-            retrieved passages instead of relevant ones.
+            retrieved passages instead of relevant ones. None does so if fewer than half of the positives are retrieved,
+            and at least 200 of them. The view records what was decided.
         scores: put the runs' scores into the lists (for layouts with scores); lists are left out
             if no run ranks their positive.
         easy: random passages of the collection in each list, as further negatives.
@@ -43,7 +48,7 @@ class Contrastive:
     min_relevance: int = 1
     judging: str | None = None
     graded: bool = False
-    retrieved: bool = False
+    retrieved: bool | None = None
     scores: bool = False
     easy: int = 0
     max_lists: int | None = None
@@ -121,6 +126,11 @@ def make_parameters(kind: str, given: Mapping[str, Any]) -> Any:
     if isinstance(options, Contrastive) and options.positives not in ("each", "one", "all", "generated"):
         raise UsageError(
             f"positives is {options.positives!r}", hint="--positives each | one | all | generated"
+        )
+    retrieved = getattr(options, "retrieved", None)
+    if retrieved not in (None, True, False):
+        raise UsageError(
+            f"retrieved is {retrieved!r}: it must be true or false", hint="--retrieved or --no-retrieved"
         )
     share = getattr(options, "valid_fraction", None)
     if share is not None and not 0 <= share < 1:

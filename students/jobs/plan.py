@@ -14,7 +14,7 @@ from labelstore.store.label_store import LabelStore
 from labelstore.views import build as views
 from labelstore.views import leakage
 from labelstore.views import parameters as parameters_module
-from labelstore.views.parameters import Distillation, make_parameters
+from labelstore.views.parameters import Contrastive, Distillation, make_parameters
 from labelstore.views.sources import ViewSource, resolve
 from msft.host import extras
 from students.jobs.rerank import student_folder
@@ -148,7 +148,8 @@ def plan_training(
         lists, _ = _lists(store, chosen.regime, sources)
         base = _base(store, chosen.base, device)
         found = auto.Facts(device, base, chosen.regime, "given", lists, 0, given=given, given_views=of_views)
-        return auto.describe(chosen, found, of_views), sources
+        positives, reasons = auto.choose_positives(found)
+        return auto.describe(chosen, found, {**of_views, **positives}, reasons), sources
     regime, why = given.get("regime"), "given"
     if regime is None:
         regime, why, sources = _regime(store, sources)
@@ -254,7 +255,7 @@ def _lists(store: LabelStore, regime: str, sources: Sources) -> tuple[dict[str, 
             if isinstance(options, Distillation):
                 found[objective] = _labelled(con, keys, own)
             else:
-                found[objective] = _contrasted(con, keys, own, options)
+                found[objective] = _contrasted(con, datasets, own, options)
             tokens = max(tokens, _tokens(con))
     return found, tokens
 
@@ -285,31 +286,34 @@ def _labelled(
 
 
 def _contrasted(
-    con: "duckdb.DuckDBPyConnection", datasets: Sequence[int], sources: Sequence[ViewSource], options: Any
+    con: "duckdb.DuckDBPyConnection",
+    datasets: Sequence[lookup.Dataset],
+    sources: Sequence[ViewSource],
+    options: Contrastive,
 ) -> auto.Lists:
-    """Count a list for each positive whose query has negatives."""
+    """Count the lists of the positives whose query has negatives."""
+    positives = views.select_positives(con, datasets, sources, options)
     con.execute(
         """CREATE OR REPLACE TEMP TABLE planned AS
-           SELECT query AS list, query, document FROM negatives WHERE list_contains(?, mining) AND label = 0
-           UNION SELECT query, query, document FROM candidates WHERE list_contains(?, run) AND rank <= 200""",
-        [[s.key for s in sources if s.kind == "mining"], [s.key for s in sources if s.kind == "run"]],
+           SELECT DISTINCT query AS list, query, document FROM pool WHERE label = 0"""
     )
-    (n,) = con.execute(
-        """SELECT count(DISTINCT (query, document)) FROM (
-               SELECT dataset, query, document FROM qrels WHERE relevance >= ?
-               UNION ALL SELECT dataset, query, document FROM query_origins WHERE ? = 'generated'
-               UNION ALL SELECT dataset, query, document FROM llm_judgments JOIN judgings j USING (judging)
-                         WHERE j.name = ? AND grade >= ?
-           ) JOIN queries USING (query)
-           WHERE list_contains(?, dataset) AND query IN (SELECT query FROM planned)
-             AND normal_hash NOT IN (SELECT normal_hash FROM protected)""",
-        [options.min_relevance, options.positives, options.judging, options.min_relevance, datasets],
+    n, n_queries, grades = con.execute(
+        """SELECT count(*), count(DISTINCT query),
+                  list(DISTINCT relevance ORDER BY relevance) FILTER (relevance > 0)
+           FROM positives WHERE reason IS NULL AND query IN (SELECT query FROM planned)"""
     ).fetchall()[0]
     (depth,) = con.execute(
         "SELECT median(n) FROM (SELECT count(*) AS n FROM planned GROUP BY list)"
     ).fetchall()[0]
     what = "negatives" if any(s.kind == "mining" for s in sources) else "runs"
-    return auto.Lists(_names(what, sources), n, 1 + int(depth or 0))
+    return auto.Lists(
+        _names(what, sources),
+        n_queries if options.positives == "all" else n,
+        1 + int(depth or 0),
+        grades=tuple(grades or ()),
+        positives=positives.reason if positives.n else "",
+        retrieved=positives.only_retrieved,
+    )
 
 
 def _names(what: str, sources: Sequence[ViewSource]) -> str:

@@ -117,7 +117,7 @@ def _say_plan(plan: Plan, progress: Tick | None, note: Note | None) -> Tick | No
     """Print a plan; returns the progress that also looks at the speed."""
     if note is None:
         return progress
-    note("\n".join(["plan:", *(f"  {choice}" for choice in plan.choices)]))
+    note("\n".join(["plan:", *plan.lines]))
     if plan.few_pairs is not None:
         note(plan.few_pairs)
     return SpeedWatch(plan, note, progress)

@@ -6,11 +6,12 @@ the trials in `benchmarks/results/students.md` and the recipes `demo`, `small` a
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from students.errors import ExitCode, StudentError
 from students.losses import LOSSES
+from students.recipes.choices import Choice, as_table
 from students.recipes.read import make_recipe
 from students.recipes.recipe import DEFAULT_LOSS, Objective, Recipe, Stage, parse_regime
 
@@ -69,6 +70,8 @@ class Lists:
         names: of the labelings, minings or runs. depth: median number of passages.
         scored: whether the teacher scored all passages. judged: whether a passage is judged relevant.
         spread: mean standard deviation of the teacher's scores within a list.
+        grades: of the positives. positives: how many of them are retrieved, in words. retrieved: whether only those are
+            used.
     """
 
     names: str
@@ -77,6 +80,9 @@ class Lists:
     scored: bool = False
     judged: bool = False
     spread: float = 0.0
+    grades: tuple[int, ...] = ()
+    positives: str = ""
+    retrieved: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,29 +119,6 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A line of a plan: what was chosen (for a stage or for all) and what it was taken from."""
-
-    stage: str | None
-    choice: str
-    value: Any
-    taken_from: str
-
-    def __str__(self) -> str:
-        stage = f"stage {self.stage}, " if self.stage else ""
-        return f"{stage}{self.choice}: {self.value} ({self.taken_from})"
-
-    def row(self) -> dict[str, Any]:
-        """Make the flat row that `--dry-run` prints."""
-        return {
-            "stage": self.stage,
-            "choice": self.choice,
-            "value": self.value,
-            "taken_from": self.taken_from,
-        }
-
-
-@dataclass(frozen=True)
 class Plan:
     """A training that is planned: its recipe, the parameters of its views, and the reasons."""
 
@@ -149,6 +132,11 @@ class Plan:
     @property
     def minutes(self) -> float:
         return self.pairs / self.pairs_per_second / 60
+
+    @property
+    def lines(self) -> list[str]:
+        """The plan as the lines of a table."""
+        return as_table(self.choices)
 
     @property
     def few_pairs(self) -> str | None:
@@ -195,20 +183,17 @@ def describe(
         Choice(None, "regime", recipe.regime, told("regime")),
         Choice(None, "max_length", recipe.max_length, told("max_length")),
         Choice(None, "pairs_per_second", round(speed), facts.device.measured),
+        *_asked_for(recipe, facts, told),
         *(Choice(None, f"view: {name}", value, told(name)) for name, value in views.items()),
     ]
-    total = 0
-    for stage in recipe.stages:
-        pairs = stage_pairs(stage, facts.lists, speed)
+    planned = [stage_pairs(stage, facts.lists, speed) for stage in recipe.stages]
+    for stage, pairs in zip(recipe.stages, planned, strict=True):
         choices += _of_stage(stage, facts, pairs, speed, told)
-        total += pairs or 0
-    if facts.minutes is not None or recipe.name == AUTO:
-        choices.append(
-            Choice(None, "minutes", facts.minutes or facts.device.minutes, told("minutes") + "; pairs decide")
-        )
+    plan = Plan(recipe, views, (), facts.lists, speed, sum(pairs or 0 for pairs in planned))
+    choices += _planned(plan, bounded=None not in planned)
     if recipe.name == AUTO:
-        choices.append(Choice(None, "re-rank", "top 10 alone, top 20 fused", _TRIALS))
-    return Plan(recipe, views, tuple(choices), facts.lists, speed, total)
+        choices.append(Choice(None, "re-rank top", "10 alone, 20 fused", _TRIALS))
+    return replace(plan, choices=tuple(choices))
 
 
 @dataclass(frozen=True)
@@ -222,6 +207,29 @@ class _Reasons:
         if name in self.facts.given or name in self.facts.given_views or name in (inner or ()):
             return "given"
         return self.found.get(f"{table}.{name}") or self.found.get(name) or self.otherwise
+
+
+def _asked_for(recipe: Recipe, facts: Facts, told: _Reasons) -> list[Choice]:
+    """Name the minutes that the pairs were chosen for, unless other bounds replace them."""
+    if recipe.name != AUTO:
+        return []
+    minutes = facts.minutes or facts.device.minutes
+    bound = next((b for b in _BOUNDS if b in facts.given), None)
+    return [
+        Choice(
+            None, "minutes asked for", minutes, told("minutes") + (f", but {bound} bounds" if bound else "")
+        )
+    ]
+
+
+def _planned(plan: Plan, *, bounded: bool) -> list[Choice]:
+    """Add up the stages."""
+    if not bounded:
+        return [Choice(None, "pairs planned", None, "a stage has no bound on its pairs")]
+    return [
+        Choice(None, "pairs planned", plan.pairs, "sum of the stages; bounds the training"),
+        Choice(None, "minutes planned", round(plan.minutes, 1), "pairs and pairs_per_second"),
+    ]
 
 
 def _of_stage(stage: Stage, facts: Facts, pairs: int | None, speed: float, told: _Reasons) -> list[Choice]:
@@ -275,7 +283,8 @@ def stage_pairs(stage: Stage, lists: Mapping[str, Lists], speed: float) -> int |
 # -------------------------------------------------------------------------------------------------------- the choices
 def _views(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
     """Choose the parameters of views that the user left open."""
-    chosen, why = dict(facts.given_views), {}
+    positives, why = choose_positives(facts)
+    chosen = {**facts.given_views, **positives}
     labelled = facts.lists.get("kd")
     scored = labelled is not None and uses_scores(facts.given, labelled)
     if "easy" not in chosen and not scored:
@@ -288,6 +297,14 @@ def _views(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
     if "judged_first" not in chosen and labelled.judged and not scored:
         chosen["judged_first"], why["judged_first"] = True, f"labels hold judged passages; {_TRIALS}"
     return chosen, why
+
+
+def choose_positives(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
+    """Name what the view decides about positives that are not retrieved, unless the user did."""
+    contrasted = facts.lists.get("cl")
+    if contrasted is None or not contrasted.positives or "retrieved" in facts.given_views:
+        return {}, {}
+    return {"retrieved": contrasted.retrieved}, {"retrieved": contrasted.positives}
 
 
 def uses_scores(given: Mapping[str, Any], labelled: Lists) -> bool:
@@ -312,7 +329,7 @@ def _settings(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
     why = {
         "base": facts.base.why,
         "regime": facts.regime_why,
-        "minutes": f"usual for {facts.device.name}" if facts.minutes is None else "given",
+        "minutes": f"the default for {facts.device.name}" if facts.minutes is None else "given",
         "group_size": _TRIALS,
         "teacher_temperature": "the spread of the teacher's scores in a list",
         "max_pairs": f"{minutes:g} minutes, at most {MOST_EPOCHS} epochs",
@@ -352,8 +369,23 @@ def _settings(facts: Facts) -> tuple[dict[str, Any], dict[str, str]]:
     labelled = facts.lists.get("kd")
     if labelled is not None and labelled.spread > 0 and labelled.scored and _loss_of(facts.given) == "kl":
         settings.setdefault("kd", {})["teacher_temperature"] = float(f"{labelled.spread:.2g}")
-    why |= {f"{o}.loss": "the default of its objective" for o in DEFAULT_LOSS}
-    return settings, why
+    return settings, why | {f"{name}.loss": _loss_why(name, facts) for name in DEFAULT_LOSS}
+
+
+def _loss_why(objective: str, facts: Facts) -> str:
+    """Say why an objective has its default loss, and what another one would learn."""
+    lists = facts.lists.get(objective)
+    if objective == "kd" and lists is not None:
+        if not lists.scored:
+            return "learns the order; not all passages have a score"
+        return f"learns the order (.382); kl on the scores was no better (.380, {_TRIALS})"
+    if lists is not None and len(lists.grades) > 1:
+        found = ", ".join(map(str, lists.grades))
+        used = "" if facts.given_views.get("graded") else "--graded with "
+        return (
+            f"grades {found} count alike; {used}--set cl.loss=lambda learns them (no trial compares the two)"
+        )
+    return "the default of its objective"
 
 
 def _length(facts: Facts) -> int:

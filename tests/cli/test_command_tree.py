@@ -23,6 +23,9 @@ CHANGED = {
     " · commands · msft students export · --output/-o": "-o, --output <path>",
     " · commands · msft sql · --limit": "--limit <int>",  # 1,000 rows on stdout as before; all of them with -o
     ' · ends · sql "DELETE FROM qrels"': 2,  # a usage error, for --write is missing
+    # now a switch of three values, with --no-retrieved; the option itself is as before
+    " · commands · msft students train · --retrieved": None,
+    " · commands · msft views build · --retrieved": None,
     # By whom it was judged: null for people, as in every row before.
     " · json_keys · eval --dataset mini/test --measure nDCG@10": "dataset system kind first_stage measure value"
     " n_queries p_value regime judged depth recall judge",

@@ -196,6 +196,23 @@ def test_zero_is_given_and_a_switch_that_is_off_is_not(group: Any, expected: dic
     assert given(group) == expected
 
 
+@dataclass(frozen=True)
+class ThreeValued:
+    kept: Annotated[bool | None, "Whether to keep; None decides."] = None
+
+
+def decide(context: Context, options: ThreeValued) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [([], {}), (["--kept"], {"kept": True}), (["--no-kept"], {"kept": False})],
+)
+def test_a_switch_of_three_values_can_be_given_as_off(arguments: list[str], expected: dict[str, Any]) -> None:
+    got, _ = _run(decide, *arguments)
+    assert given(got["options"]) == expected
+
+
 def test_what_typer_parsed_makes_the_same_instance_as_python() -> None:
     values = {p.name: p.default for p in shown(flat)} | {"model": "m"}
     assert json.dumps(asdict(gathered(flat, values)["options"])) == json.dumps(asdict(Asked("m")))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.output import diagnostics
 from cli.workflows.reproduce.sources import Teacher
-from cli.workflows.reproduce.spec import FirstStage, Spec, Training
+from cli.workflows.reproduce.spec import THREE_VALUED, FirstStage, Spec, Training
 
 if TYPE_CHECKING:
     import duckdb
@@ -299,8 +299,11 @@ def _view_options(views: Mapping[str, Any]) -> list[str]:
     """Make the options of `students train` for ``[evaluate.views]``."""
     found: list[str] = []
     for key, value in views.items():
-        option = f"--{key.replace('_', '-')}"
-        found += ([option] if value else []) if isinstance(value, bool) else [option, str(value)]
+        option = key.replace("_", "-")
+        if value is False:
+            found += [f"--no-{option}"] if key in THREE_VALUED else []
+        else:
+            found += [f"--{option}"] if value is True else [f"--{option}", str(value)]
     return found
 
 

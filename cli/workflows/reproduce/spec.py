@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 VIEW_OPTIONS = {
     "valid_fraction", "per_query", "graded", "retrieved", "judged_first", "stratified", "easy", "max_lists", "allow_overlap",
 }  # fmt: skip
+THREE_VALUED = {"retrieved"}  # switches whose default is neither on nor off
 RETRIEVER_OPTIONS = ("k1", "b", "language", "index", "model")
 _KEYS = {
     "depth", "margin", "needs_gpu", "pairs_per_second", "verdicts", "first_stages", "datasets", "like", "views", "cl", "kd",

@@ -153,8 +153,29 @@ def test_the_views_of_a_grid_are_options_of_each_training(grid: spec.Spec, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("line", "option"),
+    [("retrieved = true", "--retrieved"), ("retrieved = false", "--no-retrieved"), ("graded = false", None)],
+)
+def test_a_switch_of_views_can_be_off(tmp_path: Path, line: str, option: str | None) -> None:
+    from labelstore.store.label_store import LabelStore
+
+    path = tmp_path / "grid.toml"
+    path.write_text(GRID.replace("easy = 3", line))
+    made = plan.make(LabelStore(tmp_path / "none.duckdb"), spec.read(str(path)), prepared=True)
+    (command, *_) = [step.command for step in made.steps if step.key[0] == "student"]
+    given = {word for word in command if word.endswith(("retrieved", "graded"))}
+    assert given == ({option} if option else set())
+
+
+@pytest.mark.parametrize("recipe", ["pezzuti2025", "pezzuti2025-lr", "teachers-2026"])
+def test_the_shipped_grids_keep_all_positives(recipe: str) -> None:
+    assert spec.read(recipe).views["retrieved"] is False
+
+
+@pytest.mark.parametrize(
     ("line", "says"),
     [
+        ("retrieved = 'mostly'", "retrieved is 'mostly'"),
         ("esay = 3", "unknown setting 'esay'"),
         ("easy = -1", "easy is -1"),
         ("valid_fraction = 2", "valid_fraction is 2"),

@@ -190,27 +190,6 @@ def test_graded_lists_are_those_of_all_positives(store: LabelStore) -> None:
         views.build(store, "contrastive", datasets=["c/train"], graded=True, positives="one")
 
 
-@pytest.mark.parametrize("mined", [False, True])
-def test_positives_that_no_run_ranks_are_left_out_when_asked(store: LabelStore, mined: bool) -> None:
-    with store.write() as con:  # q1's run ranks d3 … d32, q2's d6 … d35; q0's begins with its positive
-        con.execute("INSERT INTO qrels VALUES (1, 1, 20, 1), (1, 2, 7, 1)")
-    source: dict[str, object] = {"runs": ["first"], "depth": 10}
-    if mined:
-        negatives.mine(store, dataset="c/train", runs=["first"], depth=10, per_query=5, name="hard")
-        source = {"negatives": ["hard"]}
-    manifest, lists, docs, queries = read(
-        store, views.build(store, "contrastive", datasets=["c/train"], retrieved=True, **source)
-    )
-    positives = {(queries[row["query"]], docs[row["passages"][0]]): row["ranks"][0] for row in lists}
-    # d20 is at rank 18: within the mining's run, not within the ten taken straight from it
-    assert positives.keys() == {("q0", "d0"), ("q2", "d7")} | ({("q1", "d20")} if mined else set())
-    assert manifest["more_counts"]["positives"]["dropped"]["positive not retrieved"] == 11 - mined
-    assert manifest["counts"]["dropped"] == {
-        "positive not retrieved": 9 - mined,
-        "stands in a test set": 1,
-    }
-
-
 def test_distillation_filters_by_status_repairs_and_text(store: LabelStore) -> None:
     with store.write() as con:
         con.execute(
@@ -351,7 +330,7 @@ def test_validation_split_follows_the_query(tmp_path: Path) -> None:
 def test_few_validation_lists_take_a_larger_share(tmp_path: Path, n_queries: int, wanted: int | None) -> None:
     """50 lists or 20 %, whichever is less; 1 % where that is enough. Fewer than twenty lists hold out nothing more."""
     store = made_store.make(tmp_path / "s.duckdb", n_queries=n_queries, n_documents=40, depth=4, labels=False)
-    named = {"datasets": ["c/train"], "runs": ["first"], "allow_overlap": True}
+    named = {"datasets": ["c/train"], "runs": ["first"], "allow_overlap": True, "retrieved": False}
     notes: list[str] = []
     view = views.build(store, "contrastive", note=notes.append, **named)
     manifest, lists, _, queries = read(store, view)

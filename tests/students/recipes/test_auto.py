@@ -184,3 +184,51 @@ def test_the_pairs_of_any_recipe_can_be_told(settings: dict[str, Any], pairs: in
 
     stage = make_recipe({"regime": "kd", **settings}).stages[0]
     assert auto.stage_pairs(stage, {"kd": LABELS}, speed=1.0) == pairs
+
+
+def test_the_positives_of_cl_are_chosen_and_the_reason_is_told() -> None:
+    counts = "16,686 of 110,484 positives are retrieved"
+    lists = {"cl": replace(NEGATIVES, positives=counts, retrieved=True)}
+    plan = auto.choose(replace(FACTS, regime="cl", lists=lists))
+    assert plan.view_parameters["retrieved"] is True
+    assert rows(plan)[None, "view: retrieved"] == (True, counts)
+    given = auto.choose(replace(FACTS, regime="cl", lists=lists, given_views={"retrieved": False}))
+    assert given.view_parameters["retrieved"] is False
+    assert rows(given)[None, "view: retrieved"] == (False, "given")
+
+
+def test_the_default_losses_have_their_reasons() -> None:
+    scored = {
+        "kd": replace(LABELS, scored=True), "cl": replace(NEGATIVES, grades=(1, 2)),
+    }  # fmt: skip
+    found = rows(auto.choose(replace(FACTS, lists=scored)))
+    value, reason = found["1 kd", "loss"]
+    assert value == "ranknet"
+    assert "kl on the scores was no better (.380, results/students.md)" in reason
+    value, reason = found["2 cl", "loss"]
+    assert value == "lce"
+    assert reason.startswith("grades 1, 2 count alike; --graded with --set cl.loss=lambda")
+    plain = rows(auto.choose(FACTS))
+    assert plain["1 kd", "loss"][1] == "learns the order; not all passages have a score"
+    assert plain["2 cl", "loss"][1] == "the default of its objective"
+
+
+def test_minutes_asked_for_and_planned_are_told_apart() -> None:
+    found = rows(auto.choose(replace(FACTS, minutes=10, lists={"kd": replace(LABELS, n=50)}, regime="kd")))
+    assert found[None, "minutes asked for"] == (10, "given")
+    assert found[None, "pairs planned"][0] == 2_000
+    assert found[None, "minutes planned"][0] == found["1 kd", "minutes"][0] == 1.0
+    bounded = rows(auto.choose(replace(FACTS, given={"max_pairs": 77})))
+    assert bounded[None, "minutes asked for"] == (10, "the default for cpu, but max_pairs bounds")
+
+
+def test_lines_of_a_plan_stay_within_80_columns() -> None:
+    long = "labels " + ", ".join(f"teacher-{k}@first-stage" for k in range(8))
+    plan = auto.choose(
+        replace(FACTS, lists={"kd": replace(LABELS, names=long), "cl": NEGATIVES}, regime_why=long)
+    )
+    assert max(map(len, plan.lines)) <= 80
+    assert "stage 1 kd" in plan.lines
+    path = "/a/" + "long/" * 16 + "folder"
+    kept = auto.choose(replace(FACTS, base=Base(path, 23, True, "given"))).lines
+    assert any(path in line for line in kept), "a path stays whole"
