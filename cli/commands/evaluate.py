@@ -37,6 +37,15 @@ class Beside:
     teacher: Annotated[
         bool, "Let the students' offline teachers label the queries, and measure them too."
     ] = True
+    untrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--untrained/--no-untrained",
+            help="Measure the base that each student began from, with --untrained also an encoder, whose head is"
+            " random numbers until it is trained; by default only a base that ranks as it is.",
+            show_default=False,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ def evaluate(
         suite=suite,
         rerank=machines if rerank else False,
         basis=Basis(on.judge, on.exclude_self, on.protocol),
+        untrained=beside.untrained,
         talk=talk,
     )
     rows = with_origins(context.store, done.rows)
@@ -132,9 +142,8 @@ def evaluate(
     if on.protocol != "standard":
         diagnostics.note(f"protocol {on.protocol}: these values are not stored, and no advice rests on them")
     for each in advice.from_rows(done.rows) if on.protocol == "standard" else ():
-        diagnostics.note(
-            each.sentence() if on.judge is None else f"by the judge {on.judge}: {each.sentence()}"
-        )
+        sentence = each.sentence(fused=beside.fuse)
+        diagnostics.note(sentence if on.judge is None else f"by the judge {on.judge}: {sentence}")
     if done.missing:
         raise PartlyDone(
             f"{len(done.missing)} of {done.n_datasets} datasets are missing: {', '.join(done.missing)}",

@@ -20,6 +20,7 @@ from labelstore.evaluation import measures as measuring
 from labelstore.evaluation import scores as evaluation
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from students.jobs.bases.rank import base_runs, choose
 from students.jobs.candidates import Tick, candidates, score
 from students.jobs.protocols.rows import rows as by_protocol
 from students.jobs.rerank import DEFAULT_DEPTH, check_depth, load_reranker, rerank_run
@@ -60,8 +61,8 @@ class Evaluated:
 
     Attributes:
         rows: a flat row for each dataset, system and measure: dataset, system, kind (first_stage, teacher, student,
-            fused), first_stage, measure, judge (None: human judgments), value, n_queries, p_value (two-sided paired t-test against the first stage),
-            regime, judged (Judged@10), depth, recall (at that depth).
+            base, untrained, fused), first_stage, measure, judge (None: human judgments), value, n_queries, p_value
+            (two-sided paired t-test against the first stage), base (the system of a student's base), base_p_value, regime, judged (Judged@10), depth, recall (at that depth).
         missing: datasets of the suite that are neither in the store nor in ir_datasets.
         n_datasets: number of datasets requested.
     """
@@ -84,6 +85,7 @@ def evaluate(
     suite: str | None = None,
     rerank: bool | Machines = True,
     basis: systems.Basis = systems.Basis(),
+    untrained: bool | None = None,
     talk: Talk = Talk(),
 ) -> Evaluated:
     """Measure first stages, labelings and students; values are kept per query in the store and reused.
@@ -101,6 +103,8 @@ def evaluate(
         rerank: False measures only existing rankings. `Machines(gpus=2)` says where students re-rank.
         basis: an LLM judge instead of the human judgments, whether passages with their query's id are left out, and the
             protocol. Values by another basis than the usual one are not kept.
+        untrained: whether the base that a student began from has a row of its own. None: if it is a re-ranker as it is,
+            or a student. True: also if it is an encoder, whose head is drawn from the seed. Its scores are kept.
         talk: where messages and progress go, e.g. ``Talk(note=print)``.
 
     Raises:
@@ -112,25 +116,32 @@ def evaluate(
     machines.check()
     protocols.check(basis.protocol, judge=basis.judge, fuse=fuse)
     present, missing = _present(store, _names(store, datasets, suite, talk), suite, talk)
+    chosen = choose(store, students, untrained, talk)
     rows: list[Row] = []
     for name in present:
         wanted = _measures(store, name, measures, basis.judge)
         ensure_first_stage(store, name, depth, talk)
         over = first_stages(store, name, runs)
         if rerank:
-            rerank_pending(store, name, pending(store, name, students, over, depth), depth, talk, machines)
+            rerank_pending(
+                store, name, pending(store, name, chosen.students, over, depth), depth, talk, machines
+            )
+        began = base_runs(store, name, chosen.bases, over, depth, machines if rerank else None, talk)
         if fuse:
             fuse_students(store, name, students, over, wanted[0], fuse, talk)
         if basis.protocol != protocols.STANDARD:
-            rows += by_protocol(store, name, over, students, wanted, depth, basis.protocol, talk.note)
+            rows += by_protocol(
+                store, name, over, chosen.students, wanted, depth, basis.protocol, talk.note, began
+            )
             continue
         rows += evaluation.evaluate(
             store,
             name,
             runs=runs,
             labelings=labels,
-            students=students,
+            students=chosen.students,
             measures=wanted,
+            base_runs=began,
             kinds=systems.KINDS if fuse else tuple(k for k in systems.KINDS if k != "fused"),
             exclude_self=basis.exclude_self,
             judge=basis.judge,
@@ -294,7 +305,7 @@ def _minutes(store: LabelStore, pairs: int) -> str:
     with store.read() as con:
         ((done, seconds),) = con.execute(
             """SELECT sum(r.n_candidates), sum(p.seconds) FROM runs r JOIN provenance p USING (job)
-               WHERE r.kind = 'student' AND p.kind = 'students.rerank' AND p.seconds > 0"""
+               WHERE r.kind IN ('student', 'base', 'untrained') AND p.kind = 'students.rerank' AND p.seconds > 0"""
         ).fetchall()
     if not done:
         return "time unknown until the first one is done"
