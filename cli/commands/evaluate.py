@@ -215,13 +215,14 @@ def _note_grades(context: Context, rows: "Sequence[Row]") -> None:
 
 
 def _print(rows: "Sequence[Row]", format: Format) -> None:
-    if format is Format.table and rows:
-        fitted.rows(wide(rows), format, keys=("system",), about=ABOUT)
+    if rows and format in FOR_PEOPLE:
+        if format is Format.latex:
+            render.text(latex.scores(rows))
+        else:
+            fitted.rows(wide(rows), format, keys=("system",), about=ABOUT)
         _tell_of_depths(rows)
-    elif format is Format.latex and rows:
-        render.text(latex.scores(rows))
     elif rows:
-        render.rows(wide(rows) if format in FOR_PEOPLE else rows, format)
+        render.rows(rows, format)
     elif format not in FOR_PEOPLE:
         columns = [
             "dataset",
