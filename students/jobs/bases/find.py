@@ -60,18 +60,14 @@ def folder_of(store: LabelStore, start: Start) -> Path:
     model = BASES.get(start.base, start.base)
     if Path(model).is_dir():
         return Path(model)
-    found = None
-    if _may_be_an_id(model):
-        import huggingface_hub
-
-        found = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=start.revision)
-    if not isinstance(found, str):
+    found = _cached(model, start.revision)
+    if found is None:
         raise StudentError(
             f"{start.base} is not on this machine",
             hint="put it where it was when the student began, or leave its row out with --no-untrained",
             exit_code=ExitCode.DATA_MISSING,
         )
-    return Path(found).parent
+    return found
 
 
 def check_unchanged(folder: Path, start: Start) -> None:
@@ -99,8 +95,15 @@ def framing_of(start: Start) -> Framing:
     return Framing(frame, start.instruction, start.answers, start.instructions)
 
 
-def _may_be_an_id(model: str) -> bool:
-    return model.count("/") <= 1 and not model.startswith((".", "/", "~"))
+def _cached(model: str, revision: str | None) -> Path | None:
+    """Find the folder of a revision in the Hub's cache; None if the cache lacks it, or the name cannot be an id."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision)
+    except ValueError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _has_head(folder: Path, start: Start) -> bool:

@@ -14,7 +14,8 @@ from labelstore.evaluation.systems import Basis
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore, next_id
 from labelstore.upkeep.verify.verify import verify
-from students.jobs.bases import find, rank
+from students.errors import StudentError
+from students.jobs.bases import find
 from students.jobs.evaluate import Talk, evaluate
 from students.jobs.register import add_student
 from students.jobs.train import Sources, train_student
@@ -223,10 +224,35 @@ def test_the_table_of_bases_says_which_rank_as_they_are(store: LabelStore) -> No
             assert find.short_name(name) == entry.base
 
 
-def test_nothing_is_asked_of_the_hub(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A base that came from the Hub is taken from its cache, in the revision that the student began from."""
+def test_a_base_of_the_hub_is_taken_from_its_cache_in_the_revision_of_the_student(
+    store: LabelStore, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, commit = tmp_path / "hub", "0123456789" * 4
+    shutil.copytree(models / "ranker", cache / "models--nobody--ranker" / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("socket.create_connection", None)  # nothing is asked of the Hub
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    start = stored.Start("nobody/never-cached", "0" * 40, 64, 42)
-    with pytest.raises(Exception, match="nobody/never-cached is not on this machine"):
+    like(store, "of-ranker", "of-hub", base="nobody/ranker", base_revision=commit)
+    like(store, "of-ranker", "of-older", base="nobody/ranker", base_revision="f" * 40)
+    found, said = measured(store)
+    assert found["student", "of-hub"]["base"] == "base-ranker-len48"  # base-ranker is that of the folder
+    assert found["student", "of-older"]["base"] is None
+    assert (
+        sum("no row for the base nobody/ranker: nobody/ranker is not on this machine" in s for s in said) == 1
+    )
+    assert find.kind_of(store, stored.Start("nobody/ranker", commit, 48, 42)) == stored.BASE
+
+
+@pytest.mark.parametrize("name", ["nobody/never-cached", "not an id", "../gone", "/gone", "a/b/c"])
+def test_a_base_that_is_nowhere_is_named(store: LabelStore, name: str) -> None:
+    start = stored.Start(name, "0" * 40, 64, 42)
+    with pytest.raises(StudentError, match=f"{name} is not on this machine"):
         find.folder_of(store, start)
-    assert rank.Wanted(start, stored.BASE).name == "base-never-cached"
+
+
+def test_suites_and_several_datasets_have_its_row(store: LabelStore, tmp_path: Path) -> None:
+    (tmp_path / "both.txt").write_text("c/test\nc/train\n")
+    rows = evaluate(store, suite=str(tmp_path / "both.txt"), measures=["nDCG@10"], depth=30).rows
+    own = [row for row in rows if row["kind"] == "base"]
+    assert [row["system"] for row in own] == ["base-ranker"] * 3
+    assert {"c/test", "c/train"} < {row["dataset"] for row in own}
