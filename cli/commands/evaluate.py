@@ -122,11 +122,10 @@ def evaluate(
         labels=labels,
         measures=measure or (),
         depth=depth,
-        fuse=(beside.fuse_on or True) if beside.fuse else False,
+        beside=job.Beside((beside.fuse_on or True) if beside.fuse else False, beside.untrained),
         suite=suite,
         rerank=machines if rerank else False,
         basis=Basis(on.judge, on.exclude_self, on.protocol),
-        untrained=beside.untrained,
         talk=talk,
     )
     rows = with_origins(context.store, done.rows)

@@ -56,6 +56,21 @@ class Talk:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What is measured beside first stages, teachers and students.
+
+    Attributes:
+        fuse: also measure each student interpolated with its first stage. The weight is chosen on the queries of a
+            dev set, or of the dataset named here.
+        untrained: whether the base that a student began from has a row of its own. None: if it is a re-ranker as it is,
+            or a student. True: also if it is an encoder, whose head is drawn from the seed. Its scores are kept.
+    """
+
+    fuse: bool | str = False
+    untrained: bool | None = None
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """The results of an evaluation.
 
@@ -81,11 +96,10 @@ def evaluate(
     labels: Sequence[str] | None = None,
     measures: Sequence[str] = (),
     depth: int = DEFAULT_DEPTH,
-    fuse: bool | str = False,
+    beside: Beside = Beside(),
     suite: str | None = None,
     rerank: bool | Machines = True,
     basis: systems.Basis = systems.Basis(),
-    untrained: bool | None = None,
     talk: Talk = Talk(),
 ) -> Evaluated:
     """Measure first stages, labelings and students; values are kept per query in the store and reused.
@@ -97,14 +111,11 @@ def evaluate(
         labels: labelings; by default every one.
         measures: names of ir-measures; by default those that the literature uses for the dataset.
         depth: candidates per query that students re-rank, at least 1.
-        fuse: also measure each student interpolated with its first stage. The weight is chosen on the queries of a
-            dev set, or of the dataset named here.
+        beside: fused systems, and the bases that students began from.
         suite: dl, beir, nano-beir, bright, or a file of datasets; adds the macro mean. It replaces `datasets`.
         rerank: False measures only existing rankings. `Machines(gpus=2)` says where students re-rank.
         basis: an LLM judge instead of the human judgments, whether passages with their query's id are left out, and the
             protocol. Values by another basis than the usual one are not kept.
-        untrained: whether the base that a student began from has a row of its own. None: if it is a re-ranker as it is,
-            or a student. True: also if it is an encoder, whose head is drawn from the seed. Its scores are kept.
         talk: where messages and progress go, e.g. ``Talk(note=print)``.
 
     Raises:
@@ -114,9 +125,9 @@ def evaluate(
     check_depth(depth)
     machines = rerank if isinstance(rerank, Machines) else Machines()
     machines.check()
-    protocols.check(basis.protocol, judge=basis.judge, fuse=fuse)
+    protocols.check(basis.protocol, judge=basis.judge, fuse=beside.fuse)
     present, missing = _present(store, _names(store, datasets, suite, talk), suite, talk)
-    chosen = choose(store, students, untrained, talk)
+    chosen = choose(store, students, beside.untrained, talk)
     rows: list[Row] = []
     for name in present:
         wanted = _measures(store, name, measures, basis.judge)
@@ -127,8 +138,8 @@ def evaluate(
                 store, name, pending(store, name, chosen.students, over, depth), depth, talk, machines
             )
         began = base_runs(store, name, chosen.bases, over, depth, machines if rerank else None, talk)
-        if fuse:
-            fuse_students(store, name, students, over, wanted[0], fuse, talk)
+        if beside.fuse:
+            fuse_students(store, name, students, over, wanted[0], beside.fuse, talk)
         if basis.protocol != protocols.STANDARD:
             rows += by_protocol(
                 store, name, over, chosen.students, wanted, depth, basis.protocol, talk.note, began
@@ -142,7 +153,7 @@ def evaluate(
             students=chosen.students,
             measures=wanted,
             base_runs=began,
-            kinds=systems.KINDS if fuse else tuple(k for k in systems.KINDS if k != "fused"),
+            kinds=systems.KINDS if beside.fuse else tuple(k for k in systems.KINDS if k != "fused"),
             exclude_self=basis.exclude_self,
             judge=basis.judge,
             note=talk.note,

@@ -16,7 +16,7 @@ from labelstore.store.label_store import LabelStore, next_id
 from labelstore.upkeep.verify.verify import verify
 from students.errors import StudentError
 from students.jobs.bases import find
-from students.jobs.evaluate import Talk, evaluate
+from students.jobs.evaluate import Beside, Talk, evaluate
 from students.jobs.register import add_student
 from students.jobs.train import Sources, train_student
 from students.model.bases import RERANKER, TABLE
@@ -81,11 +81,19 @@ def like(store: LabelStore, student: str, name: str, **changes: Any) -> None:
     shutil.copytree(store.files / "students" / student, store.files / "students" / name)
 
 
-def measured(store: LabelStore, **options: Any) -> tuple[dict[tuple[str, str], dict[str, Any]], list[str]]:
+def measured(
+    store: LabelStore, untrained: bool | None = None, **options: Any
+) -> tuple[dict[tuple[str, str], dict[str, Any]], list[str]]:
     """The rows by kind and system, and what was said."""
     said: list[str] = []
     rows = evaluate(
-        store, "c/test", measures=["nDCG@10"], depth=10, talk=Talk(said.append, said.append), **options
+        store,
+        "c/test",
+        measures=["nDCG@10"],
+        depth=10,
+        beside=Beside(untrained=untrained),
+        talk=Talk(said.append, said.append),
+        **options,
     ).rows
     found = {(row["kind"], row["system"]): row for row in rows}
     assert len(found) == len(rows)
