@@ -99,7 +99,7 @@ class Advice:
             fused: whether fused systems were measured. Otherwise the sentence names the option that does it, if a
                 student is not better alone.
         """
-        parts = [self._use(), *self._against_bases()]
+        parts = [self._use(), *self._against_bases("worse")]
         if self.worse:
             verb = "is" if len(self.worse) == 1 else "are"
             parts.append(
@@ -108,6 +108,7 @@ class Advice:
             )
         if self.unclear:
             parts.append(f"these queries do not tell {_names(self.unclear)} alone from {self.first_stage}")
+        parts += self._against_bases("better", "inconclusive")
         if not fused and (self.worse or self.unclear):
             parts.append(f"--fuse shows whether a student and {self.first_stage} together are better")
         return f"{self.dataset}: {'; '.join(parts)}"
@@ -140,26 +141,24 @@ class Advice:
             name = f"the base {_name_of_base(name, best.kind)} as it is"
         return f"use {name} ({self.measure} {best.value:.3f}, {self.first_stage} {self.base:.3f}, {_p(best.p_value)})"
 
-    def _against_bases(self) -> list[str]:
-        """Say for each base which students are worse, better, or not told from it by these queries."""
+    def _against_bases(self, *verdicts: str) -> list[str]:
+        """Say for each base which students have these verdicts against it."""
         parts = []
         for base, kind in dict.fromkeys((b.base, b.kind) for b in self.began):
             own = [b for b in self.began if b.base == base]
-            what = f"{'untrained ' if kind == bases.UNTRAINED else ''}base {own[0].name}"
-            by = {
-                verdict: [b.student for b in own if b.student.verdict == verdict]
-                for verdict in ("worse", "better", "inconclusive")
-            }
-            if worse := by["worse"]:
-                which = "student" if len(worse) == 1 else "students"
-                p = _p(max(s.p_value for s in worse))
-                parts.append(f"the {what} is better than your {which} {_names(worse)}, {p}")
-            if better := by["better"]:
-                verb = "is" if len(better) == 1 else "are"
-                p = _p(max(s.p_value for s in better))
-                parts.append(f"{_names(better)} {verb} better than the {what}, {p}")
-            if unclear := by["inconclusive"]:
-                parts.append(f"these queries do not tell {_names(unclear)} from the {what}")
+            what = f"the {'untrained ' if kind == bases.UNTRAINED else ''}base {own[0].name}"
+            for verdict in verdicts:
+                found = [b.student for b in own if b.student.verdict == verdict]
+                if not found:
+                    continue
+                names, p = _names(found), _p(max(s.p_value for s in found))
+                several = len(found) > 1
+                said = {
+                    "worse": f"{what} is better than your student{'s' if several else ''} {names}, {p}",
+                    "better": f"{names} {'are' if several else 'is'} better than {what}, {p}",
+                    "inconclusive": f"these queries do not tell {names} from {what}",
+                }
+                parts.append(said[verdict])
         return parts
 
 
