@@ -116,7 +116,7 @@ CREATE TABLE runs (
     run          INTEGER PRIMARY KEY,         -- surrogate key
     name         VARCHAR NOT NULL,            -- unique in its dataset: bm25, splade-pp-ed, a student's name …
     dataset      INTEGER NOT NULL,            -- datasets.dataset
-    kind         VARCHAR NOT NULL,            -- first_stage, student, teacher, fused, imported
+    kind         VARCHAR NOT NULL,            -- first_stage, student, base, untrained, teacher, fused, imported
     system       VARCHAR NOT NULL,            -- what ranked: bm25s, anserini, colbert, student:NAME, the file's tag …
     source_run   INTEGER,                     -- runs.run that was re-ranked; NULL for a first stage
     student      INTEGER,                     -- students.student that re-ranked

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from msft import on_first_use
 
 if TYPE_CHECKING:
-    from students.jobs.evaluate import Talk, evaluate
+    from students.jobs.evaluate import Beside, Talk, evaluate
     from students.jobs.export import export_student
     from students.jobs.plan import Sources
     from students.jobs.register import add_student
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from students.rerank.reranker import Reranker
 
 __all__ = [
+    "Beside",
     "Reranker",
     "Sources",
     "Talk",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Beside": "jobs.evaluate:Beside",
     "Reranker": "rerank.reranker:Reranker",
     "Sources": "jobs.plan:Sources",
     "Talk": "jobs.evaluate:Talk",

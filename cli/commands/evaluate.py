@@ -37,6 +37,15 @@ class Beside:
     teacher: Annotated[
         bool, "Let the students' offline teachers label the queries, and measure them too."
     ] = True
+    untrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--untrained/--no-untrained",
+            help="Measure the base that each student began from, with --untrained also an encoder, whose head is"
+            " random numbers until it is trained; by default only a base that ranks as it is.",
+            show_default=False,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,7 @@ def evaluate(
         labels=labels,
         measures=measure or (),
         depth=depth,
-        fuse=(beside.fuse_on or True) if beside.fuse else False,
+        beside=job.Beside((beside.fuse_on or True) if beside.fuse else False, beside.untrained),
         suite=suite,
         rerank=machines if rerank else False,
         basis=Basis(on.judge, on.exclude_self, on.protocol),
@@ -132,9 +141,8 @@ def evaluate(
     if on.protocol != "standard":
         diagnostics.note(f"protocol {on.protocol}: these values are not stored, and no advice rests on them")
     for each in advice.from_rows(done.rows) if on.protocol == "standard" else ():
-        diagnostics.note(
-            each.sentence() if on.judge is None else f"by the judge {on.judge}: {each.sentence()}"
-        )
+        sentence = each.sentence(fused=beside.fuse)
+        diagnostics.note(sentence if on.judge is None else f"by the judge {on.judge}: {sentence}")
     if done.missing:
         raise PartlyDone(
             f"{len(done.missing)} of {done.n_datasets} datasets are missing: {', '.join(done.missing)}",
@@ -206,13 +214,14 @@ def _note_grades(context: Context, rows: "Sequence[Row]") -> None:
 
 
 def _print(rows: "Sequence[Row]", format: Format) -> None:
-    if format is Format.table and rows:
-        fitted.rows(wide(rows), format, keys=("system",), about=ABOUT)
+    if rows and format in FOR_PEOPLE:
+        if format is Format.latex:
+            render.text(latex.scores(rows))
+        else:
+            fitted.rows(wide(rows), format, keys=("system",), about=ABOUT)
         _tell_of_depths(rows)
-    elif format is Format.latex and rows:
-        render.text(latex.scores(rows))
     elif rows:
-        render.rows(wide(rows) if format in FOR_PEOPLE else rows, format)
+        render.rows(rows, format)
     elif format not in FOR_PEOPLE:
         columns = [
             "dataset",

@@ -397,7 +397,7 @@ def compare(
     from labelstore.evaluation import teachers
 
     rows = teachers.compare(context.store, labels or None, **vars(options), note=diagnostics.note)
-    if context.format is Format.table:
+    if context.format in (Format.table, Format.md):
         told = [{name: row[name] for name in COMPARED} for row in rows]
         fitted.rows(told, context.format, keys=("labeling",), about=ABOUT_COMPARED)
     else:

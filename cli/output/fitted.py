@@ -28,10 +28,12 @@ def rows(data: Sequence[Row], format: Format, *, keys: Sequence[str], about: Map
 
     Args:
         keys: columns that name a row; each part of a wide table begins with them.
-        about: what columns mean, for the note below.
+        about: what columns mean, for the note below a table or a Markdown table.
     """
     if format is not Format.table or not data:
         render.rows(data, format)
+        if data and format is Format.md:
+            _tell(list(data[0]), about)
         return
     names = list(data[0])
     once = _shared(data, names, keys)
@@ -46,6 +48,10 @@ def rows(data: Sequence[Row], format: Format, *, keys: Sequence[str], about: Map
         head = " ".join(_text(row.get(key)) for key in keys)
         for n in (n for n in long if row.get(n) is not None):
             render.write("\n" + "\n".join(_lines(n, f"{head} {n}: {_text(row[n])}")))
+    _tell(names, about)
+
+
+def _tell(names: Sequence[str], about: Mapping[str, str]) -> None:
     told = [f"{n}: {about[n]}" for n in names if n in about]
     if told:
         diagnostics.note("\n".join(_wrapped(told)))

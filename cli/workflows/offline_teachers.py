@@ -74,12 +74,16 @@ def label_tests(
         with store.read() as con:
             of = lookup.dataset(con, own)
             asked = [
-                (teacher, _settings(con, teacher, of, run, min(depth, run.depth)))
+                (teacher, run)
                 for teacher in known
                 for run in over
                 if of.qrels_hash is not None and not _labelled(con, teacher, of, run, min(depth, run.depth))
             ]
-        for teacher, settings in asked:
+        for teacher, run in asked:
+            with (
+                store.read() as con
+            ):  # a name that was free can be taken by the labels over another first stage
+                settings = _settings(con, teacher, of, run, min(depth, run.depth))
             try:
                 _label(store, teacher, settings)
             except MsftError as error:

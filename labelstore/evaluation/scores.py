@@ -13,8 +13,8 @@ import polars as pl
 
 from labelstore.datasets import catalog
 from labelstore.errors import NoRoom, NotWritable
+from labelstore.evaluation import bases, significance
 from labelstore.evaluation import measures as measuring
-from labelstore.evaluation import significance
 from labelstore.evaluation.measures import Scores
 from labelstore.evaluation.systems import KINDS, Basis, System, qrels, ranking, select
 from labelstore.provenance import record as provenance
@@ -38,6 +38,7 @@ def evaluate(
     students: Sequence[str] | None = None,
     measures: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
+    base_runs: Sequence[int] | None = None,
     exclude_self: bool = False,
     judge: str | None = None,
     note: Callable[[str], None] | None = None,
@@ -51,12 +52,14 @@ def evaluate(
         students: names of students. None: all.
         measures: ir-measures names. None: the catalog's for this dataset.
         kinds: which kinds of system.
+        base_runs: the runs of students' bases. None: all.
         exclude_self, judge: see :func:`scores`.
 
     Returns:
         rows with dataset, system, kind, first_stage, measure, judge (None: human judgments), value, n_queries, p_value (two-sided paired t-test
-        against the first stage; None for a first stage, or if the store lacks it), regime, judged (Judged@10),
-        depth and recall (of the candidates that were ordered: the ceiling of a re-ranking).
+        against the first stage; None for a first stage, or if the store lacks it), base (the system that shows a
+        student's base before training, if it was measured), base_p_value (the same test against that system), regime,
+        judged (Judged@10), depth and recall (of the candidates that were ordered: the ceiling of a re-ranking).
 
     Raises:
         DataMissing: the dataset has no judgments, or no ranking.
@@ -65,9 +68,10 @@ def evaluate(
     with store.read() as con:
         of = lookup.dataset(con, dataset)
         names = [measuring.canonical(m) for m in measures] if measures else default_measures(of)
-        chosen = select(con, of, runs, labelings, students, kinds)
+        chosen = select(con, of, runs, labelings, students, kinds, base_runs)
+        began = bases.runs(con, of, [s.student for s in chosen if s.student is not None])
     scored = scores(store, of, chosen, names, Basis(judge, exclude_self), note=note, warn=warn)
-    return rows(of, chosen, names, scored, judge)
+    return rows(of, chosen, names, scored, judge, began)
 
 
 def scores(
@@ -161,22 +165,22 @@ def rows(
     measures: Sequence[str],
     scored: dict[tuple[System, str], Scores],
     judge: str | None = None,
+    began: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Row]:
-    """Make a row per system and measure, grouped by first stage, best first within each kind."""
+    """Make a row per system and measure, grouped by first stage, best first within each kind.
+
+    Args:
+        began: the runs of each student's base (`labelstore.evaluation.bases.runs`).
+    """
     by_run = {s.run: s for s in chosen if s.run is not None}
     level = measuring.relevance_level(measures)
     made = []
     for system in _ordered(chosen, measures[0], scored):
         judged, recall = companions(system, level)
-        base = by_run.get(system.source_run) if system.source_run is not None else None
+        first = by_run.get(system.source_run) if system.source_run is not None else None
+        base = base_of(system, chosen, began or {})
         for name in measures:
             values = scored[system, name]
-            p_value = None
-            if base is not None:
-                queries = sorted(values)
-                p_value = significance.paired_t(
-                    np.array([values[q] for q in queries]), np.array([scored[base, name][q] for q in queries])
-                ).p_value
             made.append(
                 {
                     "dataset": of.name,
@@ -186,7 +190,9 @@ def rows(
                     "measure": name,
                     "value": measuring.mean(values),
                     "n_queries": len(values),
-                    "p_value": p_value,
+                    "p_value": None if first is None else p_value(values, scored[first, name]),
+                    "base": None if base is None else base.name,
+                    "base_p_value": None if base is None else p_value(values, scored[base, name]),
                     "regime": system.regime,
                     "judged": measuring.mean(scored[system, judged]),
                     "depth": system.depth,
@@ -195,6 +201,22 @@ def rows(
                 }
             )
     return made
+
+
+def base_of(system: System, chosen: Sequence[System], began: Mapping[str, Sequence[int]]) -> System | None:
+    """Find the system that shows a student's base over the same candidates."""
+    if system.kind != "student" or system.student is None:
+        return None
+    own = began.get(system.student, ())
+    found = [s for s in chosen if s.run in own and s.source_run == system.source_run]
+    return min(found, key=lambda s: (abs(s.depth - system.depth), s.run or 0), default=None)
+
+
+def p_value(values: Scores, others: Scores) -> float:
+    queries = sorted(values)
+    return significance.paired_t(
+        np.array([values[q] for q in queries]), np.array([others[q] for q in queries])
+    ).p_value
 
 
 def _ordered(

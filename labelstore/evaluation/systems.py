@@ -8,10 +8,11 @@ import duckdb
 import numpy as np
 
 from labelstore.errors import DataMissing, UsageError
+from labelstore.evaluation import bases
 from labelstore.evaluation.measures import Qrels, Ranking
 from labelstore.store import keys, lookup
 
-KINDS = ("first_stage", "teacher", "student", "fused")  # the order in which they are shown
+KINDS = ("first_stage", "teacher", *bases.KINDS, "student", "fused")  # the order in which they are shown
 CEILING_DEPTH = 100  # depth of a first stage's recall, or the run's depth if that is smaller
 _KIND_OF_RUN = {"imported": "first_stage"}
 _OWN = """SELECT q.query, d.document FROM queries q
@@ -53,18 +54,26 @@ def _run_systems(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[Sys
         [of.dataset],
     ).fetchall()
     students = [(row[5], row[4]) for row in found if row[2] == "student"]
+    of_bases = [(row[2], _alone(row[1], row[4])) for row in found if row[2] in bases.KINDS]
     made = []
     for run, name, kind, source, source_name, student, regime, content_hash, held, asked in found:
         kind = _KIND_OF_RUN.get(kind, kind)
         own_name = name
         if kind == "student" and student and students.count((student, source_name)) == 1:
             own_name = student
+        if kind in bases.KINDS and of_bases.count((kind, _alone(name, source_name))) == 1:
+            own_name = _alone(name, source_name)
         first_stage = source_name or (name if kind == "first_stage" else None)
         depth = min(held, asked or held) if source else min(held, CEILING_DEPTH)
         made.append(
             System(own_name, kind, run, None, first_stage, source, student, regime, depth, content_hash)
         )
     return made
+
+
+def _alone(run: str, source: str | None) -> str:
+    """Return a base's name without the first stage that its run re-ranks."""
+    return run.rpartition(f"@{source}")[0] or run
 
 
 def _labeling_systems(con: duckdb.DuckDBPyConnection, of: lookup.Dataset) -> list[System]:
@@ -187,8 +196,12 @@ def select(
     labelings: Sequence[str] | None = None,
     students: Sequence[str] | None = None,
     kinds: Sequence[str] = KINDS,
+    base_runs: Sequence[int] | None = None,
 ) -> list[System]:
     """Select the systems that the options name, and the first stages of chosen re-rankings.
+
+    Args:
+        base_runs: the runs of students' bases. None: all.
 
     Raises:
         DataMissing: a name is not found, or no system fits.
@@ -209,6 +222,8 @@ def select(
             return system.name in labelings
         if system.student is not None and students is not None:
             return system.student in students and over
+        if system.kind in bases.KINDS and base_runs is not None:
+            return system.run in base_runs and over
         return over
 
     chosen = [s for s in known if s.kind in kinds and fits(s)]

@@ -20,6 +20,7 @@ from labelstore.evaluation import measures as measuring
 from labelstore.evaluation import scores as evaluation
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from students.jobs.bases.rank import base_runs, choose
 from students.jobs.candidates import Tick, candidates, score
 from students.jobs.protocols.rows import rows as by_protocol
 from students.jobs.rerank import DEFAULT_DEPTH, check_depth, load_reranker, rerank_run
@@ -55,13 +56,28 @@ class Talk:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What is measured beside first stages, teachers and students.
+
+    Attributes:
+        fuse: also measure each student interpolated with its first stage. The weight is chosen on the queries of a
+            dev set, or of the dataset named here.
+        untrained: whether the base that a student began from has a row of its own. None: if it is a re-ranker as it is,
+            or a student. True: also if it is an encoder, whose head is drawn from the seed. Its scores are kept.
+    """
+
+    fuse: bool | str = False
+    untrained: bool | None = None
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """The results of an evaluation.
 
     Attributes:
         rows: a flat row for each dataset, system and measure: dataset, system, kind (first_stage, teacher, student,
-            fused), first_stage, measure, judge (None: human judgments), value, n_queries, p_value (two-sided paired t-test against the first stage),
-            regime, judged (Judged@10), depth, recall (at that depth).
+            base, untrained, fused), first_stage, measure, judge (None: human judgments), value, n_queries, p_value
+            (two-sided paired t-test against the first stage), base (the system of a student's base), base_p_value, regime, judged (Judged@10), depth, recall (at that depth).
         missing: datasets of the suite that are neither in the store nor in ir_datasets.
         n_datasets: number of datasets requested.
     """
@@ -80,7 +96,7 @@ def evaluate(
     labels: Sequence[str] | None = None,
     measures: Sequence[str] = (),
     depth: int = DEFAULT_DEPTH,
-    fuse: bool | str = False,
+    beside: Beside = Beside(),
     suite: str | None = None,
     rerank: bool | Machines = True,
     basis: systems.Basis = systems.Basis(),
@@ -95,8 +111,7 @@ def evaluate(
         labels: labelings; by default every one.
         measures: names of ir-measures; by default those that the literature uses for the dataset.
         depth: candidates per query that students re-rank, at least 1.
-        fuse: also measure each student interpolated with its first stage. The weight is chosen on the queries of a
-            dev set, or of the dataset named here.
+        beside: fused systems, and the bases that students began from.
         suite: dl, beir, nano-beir, bright, or a file of datasets; adds the macro mean. It replaces `datasets`.
         rerank: False measures only existing rankings. `Machines(gpus=2)` says where students re-rank.
         basis: an LLM judge instead of the human judgments, whether passages with their query's id are left out, and the
@@ -110,28 +125,35 @@ def evaluate(
     check_depth(depth)
     machines = rerank if isinstance(rerank, Machines) else Machines()
     machines.check()
-    protocols.check(basis.protocol, judge=basis.judge, fuse=fuse)
+    protocols.check(basis.protocol, judge=basis.judge, fuse=beside.fuse)
     present, missing = _present(store, _names(store, datasets, suite, talk), suite, talk)
+    chosen = choose(store, students, beside.untrained, talk)
     rows: list[Row] = []
     for name in present:
         wanted = _measures(store, name, measures, basis.judge)
         ensure_first_stage(store, name, depth, talk)
         over = first_stages(store, name, runs)
         if rerank:
-            rerank_pending(store, name, pending(store, name, students, over, depth), depth, talk, machines)
-        if fuse:
-            fuse_students(store, name, students, over, wanted[0], fuse, talk)
+            rerank_pending(
+                store, name, pending(store, name, chosen.students, over, depth), depth, talk, machines
+            )
+        began = base_runs(store, name, chosen.bases, over, depth, machines if rerank else None, talk)
+        if beside.fuse:
+            fuse_students(store, name, students, over, wanted[0], beside.fuse, talk)
         if basis.protocol != protocols.STANDARD:
-            rows += by_protocol(store, name, over, students, wanted, depth, basis.protocol, talk.note)
+            rows += by_protocol(
+                store, name, over, chosen.students, wanted, depth, basis.protocol, talk.note, began
+            )
             continue
         rows += evaluation.evaluate(
             store,
             name,
             runs=runs,
             labelings=labels,
-            students=students,
+            students=chosen.students,
             measures=wanted,
-            kinds=systems.KINDS if fuse else tuple(k for k in systems.KINDS if k != "fused"),
+            base_runs=began,
+            kinds=systems.KINDS if beside.fuse else tuple(k for k in systems.KINDS if k != "fused"),
             exclude_self=basis.exclude_self,
             judge=basis.judge,
             note=talk.note,
@@ -294,7 +316,7 @@ def _minutes(store: LabelStore, pairs: int) -> str:
     with store.read() as con:
         ((done, seconds),) = con.execute(
             """SELECT sum(r.n_candidates), sum(p.seconds) FROM runs r JOIN provenance p USING (job)
-               WHERE r.kind = 'student' AND p.kind = 'students.rerank' AND p.seconds > 0"""
+               WHERE r.kind IN ('student', 'base', 'untrained') AND p.kind = 'students.rerank' AND p.seconds > 0"""
         ).fetchall()
     if not done:
         return "time unknown until the first one is done"

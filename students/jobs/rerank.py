@@ -125,9 +125,26 @@ def opened(
         )
         return
     folder = student_folder(store, found)
+    with opened_folder(
+        folder, max_length=found.max_length, n_pairs=n_pairs, precision=precision, scoring=scoring, note=note
+    ) as reranker:
+        yield reranker
+
+
+@contextmanager
+def opened_folder(
+    folder: Path,
+    *,
+    max_length: int,
+    n_pairs: int,
+    precision: str = "auto",
+    scoring: Scoring = Scoring(),
+    note: Note | None = None,
+) -> Iterator["Reranker"]:
+    """Load a model's folder, as :func:`opened` loads a student."""
     options: dict[str, Any] = {
         "precision": precision,
-        "max_length": found.max_length,
+        "max_length": max_length,
         "batch_tokens": scoring.batch_tokens,
         "long": scoring.long or "",
         "instruction": scoring.instruction or "",
@@ -210,9 +227,7 @@ def rerank_run(
             return _reused(same, note)
         if not replace:
             _check_free(name, of, runs)
-        if "instruction" not in reranker.changed:
-            reranker.encoder.form = reranker.encoder.form_for([of.name])
-        frame = _frame(found, score(store, reranker, found, progress=progress))
+        frame = ranked(store, reranker, of, found, progress)
         if reranker.pipelined:
             _say(note, f"the GPU waited {reranker.device_time.share_waited:.1%} of the time between batches")
     name = name or _run_name(by, source, depth, runs)
@@ -223,6 +238,20 @@ def rerank_run(
         made = store_run(con, job, new, "reranked", replace=replace)
         job.count(con, "rerank", f"{of.name}/{name}", found.n_pairs)
         return made
+
+
+def ranked(
+    store: LabelStore, reranker: "Reranker", of: lookup.Dataset, found: Candidates, progress: Tick | None
+) -> pl.DataFrame:
+    """Score candidates of a dataset; returns rows of query, document, score and rank.
+
+    Raises:
+        StudentError: the model gives a score that is not finite.
+        BadInput: a text was changed in the meantime.
+    """
+    if "instruction" not in reranker.changed:
+        reranker.encoder.form = reranker.encoder.form_for([of.name])
+    return _frame(found, score(store, reranker, found, progress=progress))
 
 
 def _reused(run: lookup.Run, note: Note | None) -> lookup.Run:

@@ -459,7 +459,7 @@ def evaluations(spec: Spec, there: set[tuple[str, ...]]) -> list[PlannedCommand]
         runs = [s.run for s in spec.first_stages if ("run", test_set.dataset, s.run) in there]
         if not runs:
             continue
-        command = ["eval", "--dataset", test_set.dataset, "--depth", str(spec.depth)]
+        command = ["eval", "--dataset", test_set.dataset, "--depth", str(spec.depth), "--no-untrained"]
         command += [a for run in runs for a in ("--run", run)]
         command += [a for measure in test_set.measures for a in ("--measure", measure)]
         command += [a for name in students for a in ("--student", name)] or ["--no-rerank"]

@@ -1,21 +1,25 @@
 """Measure students by the protocols of re-ranking benchmarks (`labelstore.evaluation.protocols`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from labelstore.errors import DataMissing
+from labelstore.errors import DataMissing, MsftError
+from labelstore.evaluation import bases, protocols, significance, systems
 from labelstore.evaluation import measures as measuring
-from labelstore.evaluation import protocols, significance, systems
 from labelstore.evaluation.measures import Scores
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
+from students.jobs.bases.rank import of_run, opened
 from students.jobs.rerank import Note, load_reranker
 
 if TYPE_CHECKING:
     import duckdb
+
+    from students.rerank.reranker import Reranker
 
 Row = dict[str, Any]
 
@@ -29,13 +33,15 @@ def rows(
     depth: int,
     protocol: str,
     note: Note,
+    base_runs: Sequence[int] = (),
 ) -> list[Row]:
-    """Measure first stages and the students that re-ranked them; nothing is stored.
+    """Measure first stages and the students that re-ranked them, with their bases; nothing is stored.
 
     Scores of stored runs are used. Only relevant passages that a first stage missed are scored anew.
 
     Args:
         depth: candidates per query.
+        base_runs: the runs of the students' bases that are measured too.
 
     Returns:
         Rows as those of `labelstore.evaluation.scores.evaluate`, with the protocol.
@@ -43,7 +49,7 @@ def rows(
     with store.read() as con:
         of = lookup.dataset(con, dataset)
         relevant = protocols.positives(systems.qrels(con, of))
-        re_ranked = lookup.runs(con, of, ("student",))
+        re_ranked = lookup.runs(con, of, ("student", *bases.KINDS))
     made: list[Row] = []
     for run in first_stages:
         asked = min(depth, run.depth)
@@ -55,20 +61,30 @@ def rows(
         for other in re_ranked:
             if other.source_run != run.run or other.parameters.get("probabilities"):
                 continue
+            if other.kind in bases.KINDS and other.run not in base_runs:
+                continue
             with store.read() as con:
-                by = _student(con, other)
+                by = _student(con, other) if other.kind == "student" else None
                 scored = _scores(con, other, other.depth)
-            if students and by.name not in students:
+            if students and by is not None and by.name not in students:
                 continue
             if other.depth < asked:
                 note(f"{other.name} is left out: it has {other.depth} of {asked} candidates per query")
                 continue
             scored = {query: {d: own[d] for d in lists[query]} for query, own in scored.items()}
             if protocol == protocols.POSITIVES_IN and lacking:
-                for query, own in _score(store, by.name, other, lacking).items():
+                try:
+                    found = _score(store, of, by, other, lacking)
+                except MsftError as error:
+                    if by is not None:
+                        raise
+                    note(f"{other.name} is left out: {error.message}")
+                    continue
+                for query, own in found.items():
                     scored.setdefault(query, {}).update(own)
             values = protocols.student(scored, lists, relevant, protocol, measures)
-            made += _rows(of.name, other.name, "student", run, asked, protocol, values, base, by.regime)
+            regime = by.regime if by is not None else None
+            made += _rows(of.name, other.name, other.kind, run, asked, protocol, values, base, regime)
     return made
 
 
@@ -89,24 +105,45 @@ def _scores(con: "duckdb.DuckDBPyConnection", run: lookup.Run, depth: int) -> di
 
 
 def _score(
-    store: LabelStore, student: str, run: lookup.Run, pairs: protocols.Lists
+    store: LabelStore,
+    of: lookup.Dataset,
+    student: lookup.Student | None,
+    run: lookup.Run,
+    pairs: protocols.Lists,
 ) -> dict[int, dict[int, float]]:
     """Score passages as a run's were scored.
 
+    Args:
+        student: None: the run is that of a base.
+
     Raises:
         DataMissing: a passage has no text.
+        MsftError: the base is not on this machine.
     """
-    settings = {
-        key: run.parameters[key] for key in ("long", "instruction", "backend") if key in run.parameters
-    }
-    reranker = load_reranker(store, student, precision=run.parameters.get("precision", "auto"), **settings)
     with store.read() as con:
         texts = _texts(con, pairs)
-    scores = reranker.scores([(query, list(own.values())) for query, own in texts.values()])
+    with _reranker(store, of, student, run) as reranker:
+        scores = reranker.scores([(query, list(own.values())) for query, own in texts.values()])
     return {
         key: dict(zip(own, np.asarray(part).tolist(), strict=True))
         for (key, (_, own)), part in zip(texts.items(), scores, strict=True)
     }
+
+
+@contextmanager
+def _reranker(
+    store: LabelStore, of: lookup.Dataset, student: lookup.Student | None, run: lookup.Run
+) -> "Iterator[Reranker]":
+    """Load what made a run."""
+    precision = run.parameters.get("precision", "auto")
+    if student is None:
+        with opened(store, of_run(store, run), of.name, precision) as reranker:
+            yield reranker
+        return
+    settings = {
+        key: run.parameters[key] for key in ("long", "instruction", "backend") if key in run.parameters
+    }
+    yield load_reranker(store, student.name, precision=precision, **settings)
 
 
 def _texts(con: "duckdb.DuckDBPyConnection", pairs: protocols.Lists) -> dict[int, tuple[str, dict[int, str]]]:

@@ -42,6 +42,23 @@ def test_tables_fit_and_explain_their_columns(small: Small, words: str) -> None:
     assert named in " ".join(done.err.split())
 
 
+@pytest.mark.parametrize("form", ["table", "md", "latex"])
+def test_every_format_for_people_has_its_notes(small: Small, form: str) -> None:
+    done = msft(small.store, "eval", "--no-rerank", "--measure", "R@100", "--format", form)
+    assert "R@100 over lists of 12: nothing below rank 12 counts, so it is R@12" in done.err
+    assert ("recall: recall of the candidates" in " ".join(done.err.split())) == (form != "latex")
+    assert "over lists of 12" not in done.out
+    shown = msft(small.store, "students", "show", "cl-student", "--format", form)
+    assert ("weights_moved: how far" in " ".join(shown.err.split())) == (form != "latex")
+
+
+@pytest.mark.parametrize("form", ["json", "csv"])
+def test_formats_for_programs_have_none(small: Small, form: str) -> None:
+    done = msft(small.store, "eval", "--no-rerank", "--measure", "R@100", "--format", form)
+    assert "over lists of" not in done.err
+    assert "recall of the candidates" not in done.err
+
+
 def test_nothing_is_lost_on_the_way(small: Small) -> None:
     rows = json.loads(msft(small.store, "students", "show", "cl-student", "--format", "json").out)
     shown = " ".join(msft(small.store, "students", "show", "cl-student").out.split())

@@ -1,0 +1,1 @@
+"""Measure the bases that students began from, so that an evaluation shows what the training changed."""
