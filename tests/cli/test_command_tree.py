@@ -23,9 +23,9 @@ CHANGED = {
     " · commands · msft students export · --output/-o": "-o, --output <path>",
     " · commands · msft sql · --limit": "--limit <int>",  # 1,000 rows on stdout as before; all of them with -o
     ' · ends · sql "DELETE FROM qrels"': 2,  # a usage error, for --write is missing
-    # By whom it was judged: null for people, as in every row before.
+    # By whom it was judged: null for people, as in every row before. A student's base, and the test against it.
     " · json_keys · eval --dataset mini/test --measure nDCG@10": "dataset system kind first_stage measure value"
-    " n_queries p_value regime judged depth recall judge",
+    " n_queries p_value regime judged depth recall judge base base_p_value",
 }
 NOT_RUN = {
     "msft demo",
