@@ -122,7 +122,7 @@ def evaluate(
         labels=labels,
         measures=measure or (),
         depth=depth,
-        beside=job.Beside((beside.fuse_on or True) if beside.fuse else False, beside.untrained),
+        fuse=job.Beside((beside.fuse_on or True) if beside.fuse else False, beside.untrained),
         suite=suite,
         rerank=machines if rerank else False,
         basis=Basis(on.judge, on.exclude_self, on.protocol),

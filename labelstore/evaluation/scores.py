@@ -191,13 +191,13 @@ def rows(
                     "value": measuring.mean(values),
                     "n_queries": len(values),
                     "p_value": None if first is None else p_value(values, scored[first, name]),
-                    "base": None if base is None else base.name,
-                    "base_p_value": None if base is None else p_value(values, scored[base, name]),
                     "regime": system.regime,
                     "judged": measuring.mean(scored[system, judged]),
                     "depth": system.depth,
                     "recall": measuring.mean(scored[system, recall]),
                     "judge": judge,
+                    "base": None if base is None else base.name,
+                    "base_p_value": None if base is None else p_value(values, scored[base, name]),
                 }
             )
     return made

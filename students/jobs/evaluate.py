@@ -96,7 +96,7 @@ def evaluate(
     labels: Sequence[str] | None = None,
     measures: Sequence[str] = (),
     depth: int = DEFAULT_DEPTH,
-    beside: Beside = Beside(),
+    fuse: bool | str | Beside = False,
     suite: str | None = None,
     rerank: bool | Machines = True,
     basis: systems.Basis = systems.Basis(),
@@ -111,7 +111,8 @@ def evaluate(
         labels: labelings; by default every one.
         measures: names of ir-measures; by default those that the literature uses for the dataset.
         depth: candidates per query that students re-rank, at least 1.
-        beside: fused systems, and the bases that students began from.
+        fuse: also measure each student interpolated with its first stage. The weight is chosen on the queries of a dev
+            set, or of the dataset named here. `Beside(fuse=…, untrained=…)` also says which bases have a row.
         suite: dl, beir, nano-beir, bright, or a file of datasets; adds the macro mean. It replaces `datasets`.
         rerank: False measures only existing rankings. `Machines(gpus=2)` says where students re-rank.
         basis: an LLM judge instead of the human judgments, whether passages with their query's id are left out, and the
@@ -125,6 +126,7 @@ def evaluate(
     check_depth(depth)
     machines = rerank if isinstance(rerank, Machines) else Machines()
     machines.check()
+    beside = fuse if isinstance(fuse, Beside) else Beside(fuse)
     protocols.check(basis.protocol, judge=basis.judge, fuse=beside.fuse)
     present, missing = _present(store, _names(store, datasets, suite, talk), suite, talk)
     chosen = choose(store, students, beside.untrained, talk)

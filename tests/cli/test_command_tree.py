@@ -26,9 +26,9 @@ CHANGED = {
     # now a switch of three values, with --no-retrieved; the option itself is as before
     " · commands · msft students train · --retrieved": None,
     " · commands · msft views build · --retrieved": None,
-    # By whom it was judged: null for people, as in every row before.
+    # By whom it was judged: null for people, as in every row before. A student's base, and the test against it.
     " · json_keys · eval --dataset mini/test --measure nDCG@10": "dataset system kind first_stage measure value"
-    " n_queries p_value regime judged depth recall judge",
+    " n_queries p_value regime judged depth recall judge base base_p_value",
 }
 NOT_RUN = {
     "msft demo",

@@ -18,7 +18,7 @@ from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 from labelstore.store.row_hashes import qrels_hash
 from students.jobs.calibrate import calibrate_student, probability_run
-from students.jobs.evaluate import Beside, evaluate
+from students.jobs.evaluate import evaluate
 from students.jobs.export import CALIBRATION, export_student
 from students.jobs.register import add_student
 from students.jobs.rerank import rerank_run
@@ -155,7 +155,7 @@ def test_rerank_stores_probabilities_in_the_logits_order(store: LabelStore) -> N
     assert all(same for same, *_ in rows)
     expected = calibrated(store).map.of(np.array([s for _, s, _ in rows], dtype=np.float64))
     assert [p for *_, p in rows] == pytest.approx(expected.tolist(), abs=1e-6)
-    fused = evaluate(store, "c/test", students=["tiny"], measures=["nDCG@10"], beside=Beside("c/dev")).rows
+    fused = evaluate(store, "c/test", students=["tiny"], measures=["nDCG@10"], fuse="c/dev").rows
     assert [row["system"] for row in fused if row["kind"] == "fused"] == ["tiny+first"]
 
 

@@ -24,7 +24,7 @@ from labelstore.evaluation import fusion
 from labelstore.store import lookup
 from labelstore.store.label_store import LabelStore
 from labelstore.store.row_hashes import qrels_hash
-from students.jobs.evaluate import Beside, evaluate, scorer
+from students.jobs.evaluate import evaluate, scorer
 from students.jobs.register import add_student
 from students.jobs.rerank import load_reranker
 from students.jobs.serve import Fusion, serve_students
@@ -93,7 +93,7 @@ def ranked(url: str, **body) -> list[tuple[int, float]]:
 @pytest.mark.test_all
 def test_a_served_student_is_fused_by_the_weight_of_eval(store: LabelStore) -> None:
     """In the precision of both: near ties can order otherwise in another, and another weight then fits."""
-    evaluate(store, "c/test", students=["one"], measures=["nDCG@10"], beside=Beside("c/dev"))
+    evaluate(store, "c/test", students=["one"], measures=["nDCG@10"], fuse="c/dev")
     with store.read() as con:
         ((weight,),) = con.execute("SELECT parameters->>'weight' FROM runs WHERE kind = 'fused'").fetchall()
     found = fusion.weight_for_use(store, "one", "first", scorer(store, "one"))

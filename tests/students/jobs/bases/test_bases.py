@@ -91,7 +91,7 @@ def measured(
         "c/test",
         measures=["nDCG@10"],
         depth=10,
-        beside=Beside(untrained=untrained),
+        fuse=Beside(untrained=untrained),
         talk=Talk(said.append, said.append),
         **options,
     ).rows
