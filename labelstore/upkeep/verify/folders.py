@@ -129,7 +129,11 @@ def _rebuild(folder: Path, name: str, kind: str, parameters: Any, seed: int) -> 
         if value != default and isinstance(
             value, int | float | str
         ):  # None and lists cannot be given on the command line
-            words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
+            option = key.replace("_", "-")
+            if value is False:  # a switch whose default is neither on nor off
+                words.append(f"--no-{option}")
+            else:
+                words += [f"--{option}", *([] if value is True else [str(value)])]
     build = shlex.join([*words, "--seed", str(seed), "--name", name])
     return f"rm -rf {shlex.quote(str(folder))}, then `{build}`"
 
