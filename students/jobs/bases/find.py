@@ -82,8 +82,9 @@ def check_unchanged(folder: Path, start: Start) -> None:
     if not folder.is_dir():
         raise DataMissing(f"{folder} is not a folder")
     found = base_revision(str(folder))
-    is_hash = found is not None and start.revision is not None and len(found) == len(start.revision)
-    if is_hash and found != start.revision:
+    # A revision of the Hub is a commit, of another length than a hash of weights. The two cannot be compared.
+    comparable = found is not None and start.revision is not None and len(found) == len(start.revision)
+    if comparable and found != start.revision:
         raise UsageError(f"{start.base} has other weights now than when the student began from it")
 
 
